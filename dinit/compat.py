@@ -1,0 +1,59 @@
+"""Make `import torchvision` possible where its compiled operators cannot be loaded.
+
+The registry's torchvision wheel is built for CUDA. Beside a CPU-only torch its library does not load, and the
+Python half then fails on import with `operator torchvision::nms does not exist`, because it registers shape
+functions for two operators that were never declared. diffusers and torch-fidelity import torchvision, so they
+fail with it. Declaring the two schemas is enough: nothing in dinit calls them. Where the compiled library does
+load this module does nothing, so that a healthy installation keeps its own operators.
+"""
+
+from __future__ import annotations
+
+import importlib.machinery
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+_SCHEMAS = {
+    "nms": "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    "qnms": "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+}
+_library: Any = None  # a torch.library.Library undoes its definitions when it is collected, so it is kept
+
+
+def ensure_torchvision() -> bool:
+    """Declare torchvision's missing operator schemas if, and only if, its compiled library cannot be loaded.
+
+    Call before the first import of torchvision. Returns True where the schemas were declared by this call.
+    """
+    global _library
+    if _library is not None or "torchvision" in sys.modules:
+        return False
+    spec = importlib.util.find_spec("torchvision")
+    if spec is None or spec.origin is None:
+        return False
+    if _compiled_operators_load(Path(spec.origin).parent):
+        return False
+    import torch
+
+    _library = torch.library.Library("torchvision", "DEF")
+    for name, schema in _SCHEMAS.items():
+        if not hasattr(torch.ops.torchvision, name):
+            _library.define(schema)
+    return True
+
+
+def _compiled_operators_load(package: Path) -> bool:
+    """Whether the package's `_C` extension loads, tried the way torchvision itself does it."""
+    import torch
+
+    suffixes = importlib.machinery.EXTENSION_SUFFIXES
+    files = [package / f"_C{suffix}" for suffix in suffixes if (package / f"_C{suffix}").exists()]
+    if not files:
+        return False
+    try:
+        torch.ops.load_library(str(files[0]))
+    except OSError:
+        return False
+    return hasattr(torch.ops.torchvision, "nms")

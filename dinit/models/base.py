@@ -1,0 +1,52 @@
+"""What every backbone is: a diffusers model that embeds labels and maps (x, noise label, condition) to output."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from diffusers.configuration_utils import ConfigMixin
+from diffusers.models.modeling_utils import ModelMixin
+from torch import Tensor
+
+from dinit.registry import Registry, suggest
+
+BACKBONES: Registry[type[Backbone]] = Registry("backbone", "dinit.models")
+
+
+class Backbone(ModelMixin, ConfigMixin):
+    """Base class. A subclass has `@register_to_config` on `__init__` and sets the attributes below.
+
+    in_channels: channels of x. out_channels: in_channels, or twice that where a variance is learned.
+    num_classes: labels run 0 .. num_classes - 1 and `num_classes` is the null label; 0 is unconditional.
+    image_size: height = width that it was configured for. size_multiple: any height and width must be
+    a multiple of this.
+    """
+
+    _supports_gradient_checkpointing: ClassVar[bool] = True
+    presets: ClassVar[dict[str, dict[str, Any]]] = {}
+
+    in_channels: int
+    out_channels: int
+    num_classes: int
+    image_size: int
+    size_multiple: int = 1
+
+    def embed(self, labels: Tensor) -> Tensor:
+        """Embeds labels, (B,) int64 in 0..num_classes (num_classes is null), to the condition (B, D)."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, noise_label: Tensor, cond: Tensor) -> Tensor:
+        """x (B, in_channels, H, W), noise_label (B,) or (1,) float, cond (B, D) -> (B, out_channels, H, W)."""
+        raise NotImplementedError
+
+    @classmethod
+    def preset(cls, name: str, **overrides: Any) -> Backbone:
+        """The published size `name`. overrides replace single arguments. ValueError for an unknown name."""
+        if name not in cls.presets:
+            raise ValueError(f"unknown {cls.__name__} preset {name!r}{suggest(name, list(cls.presets))}")
+        return cls(**{**cls.presets[name], **overrides})
+
+    def null_labels(self, batch: int, device: torch.device | None = None) -> Tensor:
+        """(batch,) int64 filled with the null label."""
+        return torch.full((batch,), self.num_classes, dtype=torch.int64, device=device)
