@@ -1,0 +1,92 @@
+"""What every data set is: images in [-1, 1] with integer labels, and an identity to write in a manifest."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from dinit.data.order import hash_words
+from dinit.data.pixels import from_uint8, to_uint8
+from dinit.registry import Registry
+
+DATASETS: Registry[type[ImageData]] = Registry("data set", "dinit.data")
+
+
+class ImageData(Dataset[tuple[Tensor, int]]):
+    """Base class, map-style. A subclass sets the attributes and gives `image` and `fingerprint`.
+
+    labels: (N,) int64, 0 .. num_classes - 1. num_classes: 0 is unconditional, and then every label is 0.
+    class_names: one a class. image_size: height = width. channels: 1 or 3 (or what the file has).
+    horizontal_flip: whether `sample` mirrors about half of the images.
+    """
+
+    labels: NDArray[np.int64]
+    num_classes: int
+    class_names: tuple[str, ...]
+    image_size: int
+    channels: int
+    horizontal_flip: bool = False
+
+    def image(self, index: int) -> Tensor:
+        """(C, H, W) float32 in [-1, 1], without augmentation."""
+        raise NotImplementedError
+
+    def fingerprint(self) -> str:
+        """Hexadecimal hash of the contents and of the options that change them."""
+        raise NotImplementedError
+
+    def sample(self, index: int, key: int | None = None) -> tuple[Tensor, int]:
+        """Image (C, H, W) float32 in [-1, 1] and label. `key` decides the augmentation; None is without.
+
+        A pure function: the same (index, key) is the same tensor in every process. IndexError past the end.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"index must be in 0 .. {len(self) - 1}, got {index}")
+        image = self.image(index)
+        if self.horizontal_flip and key is not None and hash_words(key, index) & 1:
+            image = image.flip(-1)
+        return image, int(self.labels[index])
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.sample(index)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def uint8_images(self, indices: list[int] | None = None) -> Tensor:
+        """The images as metrics want them, (N, C, H, W) uint8; all of them, or those at `indices`."""
+        chosen = range(len(self)) if indices is None else indices
+        return torch.stack([to_uint8(self.image(int(i))) for i in chosen])
+
+
+class InMemory(ImageData):
+    """A data set held in one array, (N, C, H, W), uint8 in 0 .. 255 or float in [-1, 1]."""
+
+    def __init__(
+        self, images: NDArray, labels: NDArray[np.int64], class_names: tuple[str, ...], horizontal_flip: bool
+    ) -> None:
+        self._images = images
+        self.labels = labels
+        self.class_names = class_names
+        self.num_classes = len(class_names)
+        self.channels, self.image_size = int(images.shape[1]), int(images.shape[2])
+        self.horizontal_flip = horizontal_flip
+
+    def image(self, index: int) -> Tensor:
+        pixels = np.array(self._images[index])  # a copy: the array may be a read-only map of a file
+        if pixels.dtype == np.uint8:
+            return from_uint8(torch.from_numpy(pixels))
+        return torch.from_numpy(pixels.astype(np.float32))
+
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256(f"{self._images.shape} {self._images.dtype} {self.horizontal_flip}".encode())
+        for start in range(0, len(self._images), 4096):  # in pieces: the array may be larger than memory
+            digest.update(np.ascontiguousarray(self._images[start : start + 4096]).tobytes())
+        digest.update(self.labels.tobytes())
+        digest.update("\0".join(self.class_names).encode())
+        return digest.hexdigest()[:32]

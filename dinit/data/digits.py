@@ -1,0 +1,44 @@
+"""The embedded default: real handwritten digits that come with scikit-learn, so nothing is downloaded."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dinit.data.base import DATASETS, InMemory
+from dinit.data.order import epoch_order
+
+SPLITS = ("train", "test", "all")
+_TEST_SHARE = 0.2
+_SPLIT_SEED = 0  # part of the data set's definition: figures in model cards rest on it
+
+
+@DATASETS.register("digits")
+class Digits(InMemory):
+    """1,797 handwritten digits, 8×8, grey, ten classes (scikit-learn's copy of the UCI optdigits test set).
+
+    split: "train" (80 % of each class), "test" (the rest; the same images in every run), or "all".
+    Pixel values 0 .. 16 become [-1, 1] exactly. ValueError for another split.
+    """
+
+    def __init__(self, split: str = "train") -> None:
+        if split not in SPLITS:
+            raise ValueError(f"the digits have the splits {', '.join(SPLITS)}, got {split!r}")
+        from sklearn.datasets import load_digits  # here: it takes a second to import
+
+        bunch = load_digits()
+        labels = np.asarray(bunch.target, dtype=np.int64)
+        chosen = split_indices(labels, split)
+        images = (np.asarray(bunch.images, dtype=np.float32) / 8.0 - 1.0)[:, None]
+        super().__init__(images[chosen], labels[chosen], tuple("0123456789"), horizontal_flip=False)
+        self.split = split
+
+
+def split_indices(labels: NDArray[np.int64], split: str) -> NDArray[np.int64]:
+    """Sorted indices of a split that holds the same share of every class. labels: (N,). Returns (n,) int64."""
+    test = np.zeros(len(labels), dtype=bool)
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        order = epoch_order(_SPLIT_SEED, int(label), len(members))
+        test[members[order[: round(_TEST_SHARE * len(members))]]] = True
+    return np.flatnonzero({"train": ~test, "test": test, "all": np.ones_like(test)}[split])

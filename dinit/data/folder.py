@@ -1,0 +1,138 @@
+"""A folder of images, one sub-folder a class."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from dinit.data.base import DATASETS, ImageData
+from dinit.data.images import read_image, readable_suffixes
+from dinit.data.pixels import from_uint8
+
+_LAYOUT = "wanted: one sub-folder a class with images in it, as in FOLDER/cat/1.jpg, FOLDER/dog/2.png"
+_HASHED_BYTES = 1 << 16
+
+
+class CorruptImages(ValueError):
+    """Images that cannot be read. `problems` is a list of (path, reason)."""
+
+    def __init__(self, problems: list[tuple[Path, str]]) -> None:
+        self.problems = problems
+        lines = "\n".join(f"  {path}: {reason}" for path, reason in problems)
+        count = "1 image cannot" if len(problems) == 1 else f"{len(problems)} images cannot"
+        super().__init__(f"{count} be read; remove or replace:\n{lines}")
+
+
+@DATASETS.register("folder")
+class ImageFolder(ImageData):
+    """Images in FOLDER/class-name/: any format Pillow reads, upright by EXIF, centre-cropped and scaled.
+
+    Classes are the sub-folders' names, sorted; images deeper inside belong to their top sub-folder. Hidden
+    files and files that are not images by their suffix are passed over.
+    size: height = width. channels: 3 (RGB) or 1 (grey). horizontal_flip: see ImageData.sample.
+    check: decode every image once now and raise CorruptImages (a ValueError) naming all that are broken.
+    ValueError for a folder of another layout, size < 1 or channels other than 1 and 3.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        size: int,
+        channels: int = 3,
+        horizontal_flip: bool = False,
+        check: bool = True,
+    ) -> None:
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise ValueError(f"size must be a whole number of pixels >= 1, got {size!r}")
+        if channels not in (1, 3):
+            raise ValueError(f"channels must be 3 (RGB) or 1 (grey), got {channels!r}")
+        self.root = Path(path)
+        self.image_size, self.channels, self.horizontal_flip = size, channels, horizontal_flip
+        folders = class_folders(self.root)
+        self.class_names = tuple(folder.name for folder in folders)
+        self.num_classes = len(folders)
+        files = [list(image_files(folder)) for folder in folders]
+        empty = [folder.name for folder, found in zip(folders, files, strict=True) if not found]
+        if empty:
+            raise ValueError(f"no images in class {', '.join(map(repr, empty))} of {self.root}; {_LAYOUT}")
+        self.files = [file for found in files for file in found]
+        self.labels = np.repeat(np.arange(len(files), dtype=np.int64), [len(found) for found in files])
+        if check:
+            self.verify()
+
+    def image(self, index: int) -> Tensor:
+        file = self.files[index]
+        try:
+            pixels = read_image(file, self.image_size, self.channels)
+        except Exception as error:
+            raise CorruptImages([(file, _reason(error))]) from error
+        return from_uint8(torch.from_numpy(pixels))
+
+    def verify(self) -> None:
+        """Decodes every image, on several threads. Raises one CorruptImages that names each broken file."""
+        with ThreadPoolExecutor() as pool:
+            found = pool.map(self._problem, self.files)
+            problems = [(file, reason) for file, reason in zip(self.files, found, strict=True) if reason]
+        if problems:
+            raise CorruptImages(problems)
+
+    def fingerprint(self) -> str:
+        """Hash of the options and of each file's name, size, and first and last 64 KiB.
+
+        Not of all bytes: a manifest must not cost an hour on a large set.
+        """
+        options = f"{self.image_size} {self.channels} {self.horizontal_flip}"
+        digest = hashlib.sha256(options.encode())
+        for file in self.files:
+            length = file.stat().st_size
+            digest.update(f"\0{file.relative_to(self.root).as_posix()}\0{length}\0".encode())
+            with file.open("rb") as stream:
+                digest.update(stream.read(_HASHED_BYTES))
+                stream.seek(max(0, length - _HASHED_BYTES))
+                digest.update(stream.read())
+        return digest.hexdigest()[:32]
+
+    def _problem(self, file: Path) -> str | None:
+        try:
+            read_image(file, self.image_size, self.channels)
+        except Exception as error:  # Pillow's plugins raise many kinds; whatever it is, the file is named
+            return _reason(error)
+        return None
+
+
+def class_folders(root: Path) -> list[Path]:
+    """The class folders, sorted by name. ValueError where `root` is not a folder or has no sub-folders."""
+    if not root.is_dir():
+        what = "is a file" if root.exists() else "does not exist"
+        raise ValueError(f"{root} {what}; {_LAYOUT}")
+    try:
+        folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    except OSError as error:
+        raise ValueError(f"{root} cannot be listed ({error.strerror}); check its permissions") from error
+    if not folders:
+        has_images = next(image_files(root), None) is not None
+        found = "images but no sub-folders" if has_images else "no sub-folders"
+        raise ValueError(f"{root} has {found}; {_LAYOUT}")
+    return folders
+
+
+def image_files(folder: Path) -> Iterator[Path]:
+    """Image files anywhere below `folder`, sorted by path; hidden ones and their folders left out."""
+    suffixes = readable_suffixes()
+    for file in sorted(folder.rglob("*")):
+        hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
+        if not hidden and file.suffix.lower() in suffixes and file.is_file():
+            yield file
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "not an image in any format Pillow knows"
+    return str(error) or type(error).__name__

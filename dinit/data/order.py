@@ -1,0 +1,94 @@
+"""Which image is read when: pure functions of (seed, position), so that a resumed run reads on exactly.
+
+Nothing here is drawn from a generator with a state to save. The k-th sample of a run, counted from 0 over all
+epochs, is known from the seed and k alone, on every platform and with every number of workers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+_WORD = (1 << 64) - 1
+_GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: the increment of SplitMix64
+
+
+def mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """SplitMix64's output function, a bijection of 64-bit words. Steele, Lea & Flood 2014. Any shape.
+
+    numpy's and torch's own generators may change their streams between versions; this one cannot.
+    """
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def hash_words(*words: int) -> int:
+    """One 64-bit word out of several integers (taken modulo 2^64); their order matters."""
+    state = 0
+    for word in words:
+        state = (state + _GOLDEN) & _WORD
+        state = int(mix(np.array([state ^ (word & _WORD)], dtype=np.uint64))[0])
+    return state
+
+
+@lru_cache(maxsize=4)
+def epoch_order(seed: int, epoch: int, n: int) -> NDArray[np.int64]:
+    """The permutation of 0 .. n - 1 in which epoch `epoch` reads n samples. (n,) int64, read-only.
+
+    ValueError for n < 1 or a negative epoch.
+    """
+    if n < 1 or epoch < 0:
+        raise ValueError(f"an epoch's order needs n >= 1 samples and epoch >= 0, got n={n}, epoch={epoch}")
+    start = np.uint64(hash_words(seed, epoch))
+    keys = mix(start + np.arange(1, n + 1, dtype=np.uint64) * np.uint64(_GOLDEN))
+    order = np.argsort(keys, kind="stable")  # keys of one epoch are distinct: `mix` is a bijection
+    order.flags.writeable = False
+    return order
+
+
+def sample_indices(seed: int, start: int, count: int, n: int) -> list[int]:
+    """Data-set indices of the samples start .. start + count - 1 of a run over n images.
+
+    Sample k is entry k % n of epoch k // n, so each epoch reads every image once.
+    ValueError for n < 1, or a negative start or count.
+    """
+    if start < 0 or count < 0:
+        raise ValueError(f"start and count must be >= 0, got start={start}, count={count}")
+    indices: list[int] = []
+    while len(indices) < count:
+        epoch, offset = divmod(start + len(indices), n) if n > 0 else (0, 0)
+        indices += epoch_order(seed, epoch, n)[offset : offset + count - len(indices)].tolist()
+    return indices
+
+
+def sample_key(seed: int, position: int) -> int:
+    """The augmentation key of a run's sample `position`, for `ImageData.sample(index, key)`."""
+    return hash_words(seed, position, 1)  # the 1 keeps it apart from epoch_order's words
+
+
+@dataclass(frozen=True)
+class IndexStream:
+    """The endless sequence of (index, key) from sample `position` on: an iterable without a state of its own.
+
+    n: images in the data set. To resume after k samples, take IndexStream(n, seed, position=k).
+    """
+
+    n: int
+    seed: int
+    position: int = 0
+
+    def __post_init__(self) -> None:
+        if self.n < 1 or self.position < 0:
+            raise ValueError(f"needs n >= 1 and position >= 0, got n={self.n}, position={self.position}")
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        k = self.position
+        while True:
+            epoch, offset = divmod(k, self.n)
+            yield int(epoch_order(self.seed, epoch, self.n)[offset]), sample_key(self.seed, k)
+            k += 1
