@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from dinit.data.base import DATASETS, InMemory
 
 _IMAGES, _LABELS = ("images", "arr_0"), ("labels", "arr_1")
 _CHANNELS = (1, 2, 3, 4)
-_WANTED = "wanted: a .npz with 'images' and, for classes, 'labels' (or arr_0, arr_1), or a .npy of images"
+_UNREADABLE = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error)
+_WANTED = "wanted: a .npz with 'images' and, for classes, 'labels' (or arr_0, arr_1), or a .npy of images; not pickled"
 
 
 @DATASETS.register("npz")
@@ -38,9 +40,7 @@ class NpzImages(InMemory):
         images = channels_first(images, layout)
         check_values(images)
         if labels is None and (num_classes or class_names):
-            raise ValueError(
-                f"{path} has no labels, so num_classes and class_names cannot be given; {_WANTED}"
-            )
+            raise ValueError(f"num_classes and class_names need labels, and {path} has none; {_WANTED}")
         if labels is None:
             names, labels = (), np.zeros(len(images), dtype=np.int64)
         else:
@@ -61,10 +61,8 @@ def load_arrays(path: Path) -> tuple[NDArray, NDArray | None]:
             labels = next((loaded[key] for key in _LABELS if key in loaded.files), None)
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist; {_WANTED}") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(
-            f"{path} cannot be read as numpy arrays ({error}); {_WANTED}, not pickled"
-        ) from error
+    except _UNREADABLE as error:
+        raise ValueError(f"{path} cannot be read as numpy arrays ({error}); {_WANTED}") from error
     if images is None:
         raise ValueError(f"{path} has the arrays {', '.join(loaded.files) or '(none)'}; {_WANTED}")
     return images, labels

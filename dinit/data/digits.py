@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -26,7 +28,7 @@ class Digits(InMemory):
             raise ValueError(f"the digits have the splits {', '.join(SPLITS)}, got {split!r}")
         from sklearn.datasets import load_digits  # here: it takes a second to import
 
-        bunch = load_digits()
+        bunch: Any = load_digits()
         labels = np.asarray(bunch.target, dtype=np.int64)
         chosen = split_indices(labels, split)
         images = (np.asarray(bunch.images, dtype=np.float32) / 8.0 - 1.0)[:, None]
@@ -35,7 +37,7 @@ class Digits(InMemory):
 
 
 def split_indices(labels: NDArray[np.int64], split: str) -> NDArray[np.int64]:
-    """Sorted indices of a split that holds the same share of every class. labels: (N,). Returns (n,) int64."""
+    """Sorted indices of a split that holds the same share of every class, (n,). labels: (N,)."""
     test = np.zeros(len(labels), dtype=bool)
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)

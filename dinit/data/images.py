@@ -24,7 +24,7 @@ def read_image(path: Path, size: int, channels: int) -> NDArray[np.uint8]:
     """Reads, turns upright (EXIF), converts, crops and scales one image. Returns (channels, size, size).
 
     channels: 3 is RGB, 1 is grey. Transparent pixels show white. 16-bit grey is scaled to 8 bits.
-    Raises OSError or another of Pillow's errors for a broken file, ValueError for pixels without a known range.
+    Raises OSError or another of Pillow's errors for a broken file, ValueError for pixels of no known range.
     """
     with Image.open(path) as file:
         file.load()
@@ -53,7 +53,7 @@ def to_8_bit(image: Image.Image) -> Image.Image:
 
 
 def square(image: Image.Image, size: int) -> Image.Image:
-    """The central square, scaled to size × size with antialiasing, as Dhariwal & Nichol 2021 prepare ImageNet.
+    """The central square, scaled to size × size antialiased, as Dhariwal & Nichol 2021 prepare ImageNet.
 
     Halved with a box filter while at least twice too large, then scaled (bicubic) so that the short side
     fits, then cropped. Small images are enlarged.
