@@ -1,0 +1,81 @@
+"""Key maps: how the names in a foreign checkpoint become the names in ours, as a table and not as code."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Rule:
+    """`pattern`, a regular expression for a whole foreign key, becomes `target` (with \\1, \\2 for its groups).
+
+    A target of None drops the entry: a fixed table that our model computes from its configuration.
+    """
+
+    pattern: str
+    target: str | None
+
+
+KeyMap = Sequence[Rule]
+
+
+def map_keys(state: Mapping[str, Tensor], rules: KeyMap) -> dict[str, Tensor]:
+    """The state under our names. The first rule that matches a key decides.
+
+    Raises ValueError for keys that no rule knows, and for two keys that would become one.
+    """
+    mapped: dict[str, Tensor] = {}
+    unknown: list[str] = []
+    for key, tensor in state.items():
+        target = _target(key, rules)
+        if target is _UNKNOWN:
+            unknown.append(key)
+        elif isinstance(target, str):
+            if target in mapped:
+                raise ValueError(f"the key map sends {key!r} and another key to {target!r}; correct its rules")
+            mapped[target] = tensor
+    if unknown:
+        raise ValueError(
+            f"{len(unknown)} of {len(state)} keys have no place in this model, first {unknown[0]!r}; "
+            "the checkpoint is of another family or variant"
+        )
+    return mapped
+
+
+def load_mapped(model: nn.Module, state: Mapping[str, Tensor], rules: KeyMap) -> None:
+    """Load a foreign state into the model, strictly: every weight of the model must be given, in its shape.
+
+    Raises ValueError that names the first key that is unknown or missing, or whose shape differs.
+    """
+    mapped = map_keys(state, rules)
+    own = model.state_dict()
+    missing = sorted(own.keys() - mapped.keys())
+    extra = sorted(mapped.keys() - own.keys())
+    if missing or extra:
+        raise ValueError(
+            f"the checkpoint does not fit this {type(model).__name__}: missing {missing[:3]} "
+            f"({len(missing)} in all), not in the model {extra[:3]} ({len(extra)} in all); compare depth and classes"
+        )
+    for key, tensor in mapped.items():
+        if tensor.shape != own[key].shape:
+            raise ValueError(
+                f"{key} has shape {tuple(tensor.shape)} in the checkpoint and {tuple(own[key].shape)} in this "
+                f"{type(model).__name__}; build it with the checkpoint's sizes"
+            )
+    model.load_state_dict(mapped, strict=True)
+
+
+_UNKNOWN = object()
+
+
+def _target(key: str, rules: KeyMap) -> str | None | object:
+    """The new name of a key, None to drop it, or _UNKNOWN."""
+    for rule in rules:
+        match = re.fullmatch(rule.pattern, key)
+        if match:
+            return None if rule.target is None else match.expand(rule.target)
+    return _UNKNOWN

@@ -1,0 +1,167 @@
+"""DiCo: a U-shaped convolutional diffusion model with channel attention. Ai et al. 2025, arXiv:2505.11196."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor, nn
+
+from dinit.models.base import BACKBONES, Backbone
+from dinit.models.layers.blocks import run_blocks
+from dinit.models.layers.checks import check_common, check_conditioning, check_input
+from dinit.models.layers.embedding import LabelEmbedding, TimeEmbedding
+from dinit.models.layers.modulation import ChannelLayerNorm, Modulation, modulate
+from dinit.models.layers.resample import ShuffleDown, ShuffleUp
+
+_IMAGENET = {"image_size": 32, "in_channels": 4, "num_classes": 1000, "learn_sigma": True}
+_SIZES = {
+    "S": {"hidden_size": 128, "depth": (5, 4, 4, 4, 4), "mlp_ratio": 2.0},
+    "B": {"hidden_size": 256, "depth": (5, 4, 4, 4, 4), "mlp_ratio": 2.0},
+    "L": {"hidden_size": 352, "depth": (9, 8, 9, 8, 9), "mlp_ratio": 2.0},
+    "XL": {"hidden_size": 416, "depth": (9, 9, 10, 9, 9), "mlp_ratio": 2.0},
+    "H": {"hidden_size": 416, "depth": (14, 12, 10, 12, 14), "mlp_ratio": 4.0},
+}
+_TINY = {"image_size": 8, "in_channels": 1, "hidden_size": 16, "depth": (1, 1, 1, 1, 1), "num_classes": 10}
+
+
+class ChannelAttention(nn.Module):
+    """Scales every channel by a sigmoid of a 1x1 convolution of the global average."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(dim, dim, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, dim, H, W) -> (B, dim, H, W)."""
+        return x * self.conv(x.mean((2, 3), keepdim=True)).sigmoid()
+
+
+class DiCoBlock(nn.Module):
+    """Depthwise convolution with channel attention, then a 1x1 MLP; each modulated before and gated after."""
+
+    def __init__(self, dim: int, mlp_ratio: float, dropout: float) -> None:
+        super().__init__()
+        hidden = int(dim * mlp_ratio)
+        self.modulation = Modulation(dim, dim, chunks=6)
+        self.norm = ChannelLayerNorm(dim)
+        self.conv_in = nn.Conv2d(dim, dim, 1)
+        self.conv_depthwise = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
+        self.channel_attention = ChannelAttention(dim)
+        self.conv_out = nn.Conv2d(dim, dim, 1)
+        self.mlp_in = nn.Conv2d(dim, hidden, 1)
+        self.mlp_out = nn.Conv2d(hidden, dim, 1)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        """x (B, dim, H, W), c (B, dim) -> (B, dim, H, W)."""
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation.maps(c)
+        h = self.conv_in(modulate(self.norm(x), shift_a, scale_a))
+        h = self.conv_out(self.channel_attention(F.gelu(self.conv_depthwise(h))))
+        x = x + gate_a * self.dropout(h)
+        h = self.dropout(F.gelu(self.mlp_in(modulate(self.norm(x), shift_m, scale_m))))
+        return x + gate_m * self.dropout(self.mlp_out(h))
+
+
+class DiCoHead(nn.Module):
+    """Modulated norm and a 3x3 convolution to the output channels; zero at the start."""
+
+    def __init__(self, dim: int, out_channels: int) -> None:
+        super().__init__()
+        self.modulation = Modulation(dim, dim, chunks=2)
+        self.norm = ChannelLayerNorm(dim)
+        self.conv = nn.Conv2d(dim, out_channels, 3, padding=1)
+        nn.init.zeros_(self.conv.weight)
+        nn.init.zeros_(self.conv.bias)  # pyright: ignore[reportArgumentType]
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        """x (B, dim, H, W), c (B, dim) -> (B, out_channels, H, W)."""
+        shift, scale = self.modulation.maps(c)
+        return self.conv(modulate(self.norm(x), shift, scale))
+
+
+@BACKBONES.register("dico")
+class DiCo(Backbone):
+    """Diffusion ConvNet with compact channel attention (Ai et al. 2025); presets S, B, L, XL, H.
+
+    Three resolutions of hidden_size, 2 and 4 times hidden_size channels; the way up stays at twice hidden_size.
+    Fully convolutional: any height and width that are multiples of 4. hidden_size: even. depth: blocks in
+    the five stages (down 1, down 2, bottom, up 2, up 1). dropout: at the end of both branches and inside the
+    MLP. learn_sigma: in_channels more output channels for a learned variance.
+
+    The condition is the three levels' label embeddings side by side, (B, 7 * hidden_size).
+    """
+
+    size_multiple = 4
+    presets = {"tiny": _TINY, **{name: {**_IMAGENET, **size} for name, size in _SIZES.items()}}
+
+    @register_to_config
+    def __init__(
+        self,
+        image_size: int = 32,
+        in_channels: int = 4,
+        hidden_size: int = 128,
+        depth: Sequence[int] = (5, 4, 4, 4, 4),
+        mlp_ratio: float = 2.0,
+        num_classes: int = 1000,
+        learn_sigma: bool = False,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        check_common("DiCo", image_size, self.size_multiple, in_channels=in_channels, hidden_size=hidden_size)
+        check_conditioning("DiCo", num_classes, dropout)
+        if hidden_size % 2:
+            raise ValueError(f"DiCo: hidden_size must be even (downsampling halves it), got {hidden_size}")
+        if len(depth) != 5 or min(depth) < 1:
+            raise ValueError(f"DiCo: depth must be five positive numbers of blocks, got {tuple(depth)}")
+        self.in_channels = in_channels
+        self.out_channels = in_channels * 2 if learn_sigma else in_channels
+        self.num_classes = num_classes
+        self.image_size = image_size
+        self.gradient_checkpointing = False
+        self.widths = (hidden_size, 2 * hidden_size, 4 * hidden_size)
+
+        def stage(count: int, dim: int) -> nn.ModuleList:
+            return nn.ModuleList(DiCoBlock(dim, mlp_ratio, dropout) for _ in range(count))
+
+        narrow, middle, wide = self.widths
+        self.stem = nn.Conv2d(in_channels, narrow, 3, padding=1)
+        self.time_embeddings = nn.ModuleList(TimeEmbedding(width) for width in self.widths)
+        self.label_embeddings = nn.ModuleList(LabelEmbedding(num_classes, width) for width in self.widths)
+        self.encoder_1 = stage(depth[0], narrow)
+        self.down_1 = ShuffleDown(narrow, middle)
+        self.encoder_2 = stage(depth[1], middle)
+        self.down_2 = ShuffleDown(middle, wide)
+        self.bottom = stage(depth[2], wide)
+        self.up_2 = ShuffleUp(wide, middle)
+        self.merge_2 = nn.Conv2d(2 * middle, middle, 1)
+        self.decoder_2 = stage(depth[3], middle)
+        self.up_1 = ShuffleUp(middle, narrow)
+        self.merge_1 = nn.Conv2d(2 * narrow, middle, 1)
+        self.decoder_1 = stage(depth[4], middle)
+        self.head = DiCoHead(middle, self.out_channels)
+        # The published start: the stem as a Linear on 3x3 patches, other convolutions as PyTorch makes them.
+        nn.init.xavier_uniform_(self.stem.weight.detach().flatten(1))
+        nn.init.zeros_(self.stem.bias)  # pyright: ignore[reportArgumentType]
+
+    def embed(self, labels: Tensor) -> Tensor:
+        """labels (B,) int64 in 0..num_classes -> (B, 7 * hidden_size), one part a level."""
+        return torch.cat([table(labels) for table in self.label_embeddings], dim=-1)
+
+    def forward(self, x: Tensor, noise_label: Tensor, cond: Tensor) -> Tensor:
+        """x (B, in_channels, H, W), noise_label (B,) or (1,), cond (B, D) -> (B, out_channels, H, W)."""
+        check_input("DiCo", x, self.in_channels, self.size_multiple)
+        times = [embedding(noise_label, x.dtype) for embedding in self.time_embeddings]
+        c1, c2, c3 = (time + part for time, part in zip(times, cond.split(self.widths, dim=-1), strict=True))
+
+        x = self.stem(x.contiguous(memory_format=torch.channels_last))
+        skip_1 = x = run_blocks(self, self.encoder_1, x, c1)
+        skip_2 = x = run_blocks(self, self.encoder_2, self.down_1(x), c2)
+        x = run_blocks(self, self.bottom, self.down_2(x), c3)
+        x = self.merge_2(torch.cat([self.up_2(x), skip_2], dim=1))
+        x = run_blocks(self, self.decoder_2, x, c2)
+        x = self.merge_1(torch.cat([self.up_1(x), skip_1], dim=1))
+        x = run_blocks(self, self.decoder_1, x, c2)  # twice hidden_size wide, so it shares level 2's condition
+        return self.head(x, c2)

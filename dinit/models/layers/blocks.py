@@ -1,0 +1,27 @@
+"""Running a list of blocks, with or without activation checkpointing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from dinit.models.base import Backbone
+
+
+def run_block(model: Backbone, block: nn.Module, x: Tensor, *args: Any) -> Tensor:
+    """block(x, *args), recomputed in the backward pass where `model.enable_gradient_checkpointing()` was called."""
+    if model.gradient_checkpointing and torch.is_grad_enabled():
+        return model._gradient_checkpointing_func(block, x, *args)  # set by diffusers' ModelMixin
+    return block(x, *args)
+
+
+def run_blocks(model: Backbone, blocks: Iterable[nn.Module], x: Tensor, c: Tensor) -> Tensor:
+    """Every block in turn: x <- block(x, c)."""
+    for block in blocks:
+        x = run_block(model, block, x, c)
+    return x

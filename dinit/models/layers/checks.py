@@ -1,0 +1,43 @@
+"""Checks at the border of a backbone: on Python integers only, so that they cost nothing and compile away."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def check_input(name: str, x: Tensor, in_channels: int, size_multiple: int) -> None:
+    """ValueError unless x is (B, in_channels, H, W) with H and W positive multiples of size_multiple."""
+    if x.ndim != 4 or x.shape[1] != in_channels:
+        raise ValueError(
+            f"{name} was built for x of shape (B, {in_channels}, H, W), got {tuple(x.shape)}; "
+            f"pass {in_channels}-channel images or build it with another in_channels"
+        )
+    height, width = x.shape[2:]
+    if height % size_multiple or width % size_multiple or not height or not width:
+        raise ValueError(
+            f"{name} takes heights and widths that are multiples of {size_multiple}, got {height} x {width}; "
+            "pad or resize the images"
+        )
+
+
+def check_common(name: str, image_size: int, size_multiple: int, **positive: int) -> None:
+    """ValueError unless image_size is a multiple of size_multiple and the other sizes are positive."""
+    for argument, value in {"image_size": image_size, **positive}.items():
+        if value < 1:
+            raise ValueError(f"{name}: {argument} must be at least 1, got {value}")
+    if image_size % size_multiple:
+        raise ValueError(f"{name}: image_size must be a multiple of {size_multiple}, got {image_size}")
+
+
+def check_divides(name: str, part: str, divisor: int, whole: str, value: int) -> None:
+    """ValueError unless `divisor` (the argument called part) divides `value` (the one called whole)."""
+    if divisor < 1 or value % divisor:
+        raise ValueError(f"{name}: {part} must divide {whole}, got {part} = {divisor} and {whole} = {value}")
+
+
+def check_conditioning(name: str, num_classes: int, dropout: float) -> None:
+    """ValueError unless num_classes >= 0 and dropout is in [0, 1)."""
+    if num_classes < 0:
+        raise ValueError(f"{name}: num_classes must be at least 0 (0 is unconditional), got {num_classes}")
+    if not 0.0 <= dropout < 1.0:
+        raise ValueError(f"{name}: dropout must be in [0, 1), got {dropout}")

@@ -1,0 +1,73 @@
+"""Embeddings of the noise label, the class label and token positions."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+def sinusoid(noise_label: Tensor, features: int = 256, max_period: float = 1e4) -> Tensor:
+    """[cos, sin] of the label times geometric frequencies max_period^(-i/half), half = features // 2.
+
+    noise_label (B,) float, unscaled -> (B, features) in the label's dtype. Vaswani et al. 2017, in the
+    arrangement of Dhariwal & Nichol 2021 that DiT and its descendants kept.
+    """
+    half = features // 2
+    index = torch.arange(half, dtype=noise_label.dtype, device=noise_label.device)
+    angles = noise_label[:, None] * torch.exp(index * (-math.log(max_period) / half))
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+class TimeEmbedding(nn.Module):
+    """Noise label -> sinusoid -> Linear, SiLU, Linear."""
+
+    def __init__(self, dim: int, features: int = 256) -> None:
+        super().__init__()
+        self.features = features
+        self.mlp = nn.Sequential(nn.Linear(features, dim), nn.SiLU(), nn.Linear(dim, dim))
+        for linear in (self.mlp[0], self.mlp[2]):
+            nn.init.normal_(linear.weight, std=0.02)
+            nn.init.zeros_(linear.bias)
+
+    def forward(self, noise_label: Tensor, dtype: torch.dtype) -> Tensor:
+        """noise_label (B,) or (1,) -> (B, dim) or (1, dim), for activations of the given dtype.
+
+        The sinusoid is float32 at least: bf16 cannot tell step 998 from step 999.
+        """
+        label = noise_label.to(torch.promote_types(dtype, torch.float32))
+        return self.mlp(sinusoid(label, self.features).to(dtype))
+
+
+class LabelEmbedding(nn.Module):
+    """A table of num_classes + 1 rows; the last one is the null label's."""
+
+    def __init__(self, num_classes: int, dim: int) -> None:
+        super().__init__()
+        self.table = nn.Embedding(num_classes + 1, dim)
+        nn.init.normal_(self.table.weight, std=0.02)
+
+    def forward(self, labels: Tensor) -> Tensor:
+        """labels (B,) int64 in 0..num_classes -> (B, dim)."""
+        return self.table(labels)
+
+
+def sincos_positions(dim: int, height: int, width: int, device: torch.device | None = None) -> Tensor:
+    """Fixed 2-d sin-cos position table of DiT: (height * width, dim) float32, tokens row by row.
+
+    The first half of the channels encodes the column, the second half the row; each half is [sin, cos].
+    dim must be a multiple of 4. Computed in float64, except on devices that have none (MPS).
+    """
+    dtype = torch.float32 if device is not None and device.type == "mps" else torch.float64
+    quarter = dim // 4
+    index = torch.arange(quarter, dtype=dtype, device=device)
+    frequency = torch.exp(index * (-math.log(1e4) / quarter))
+
+    def encode(count: int) -> Tensor:
+        angles = torch.arange(count, dtype=dtype, device=device)[:, None] * frequency
+        return torch.cat([angles.sin(), angles.cos()], dim=-1)  # (count, dim // 2)
+
+    columns = encode(width)[None, :, :].expand(height, width, dim // 2)
+    rows = encode(height)[:, None, :].expand(height, width, dim // 2)
+    return torch.cat([columns, rows], dim=-1).reshape(height * width, dim).float()

@@ -1,0 +1,58 @@
+"""Patch embedding, attention and MLP: what transformer backbones are made of."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class PatchEmbed(nn.Module):
+    """One token a patch: a convolution whose stride is its kernel."""
+
+    def __init__(self, in_channels: int, dim: int, patch_size: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(in_channels, dim, patch_size, stride=patch_size)
+        nn.init.xavier_uniform_(self.proj.weight.detach().flatten(1))
+        nn.init.zeros_(self.proj.bias)  # pyright: ignore[reportArgumentType]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, C, H, W) -> (B, H/p * W/p, dim), row by row."""
+        return self.proj(x).flatten(2).transpose(1, 2)
+
+
+def unpatchify(tokens: Tensor, rows: int, columns: int, patch_size: int) -> Tensor:
+    """(B, rows * columns, p * p * C), features ordered (p_row, p_column, C) -> (B, C, rows * p, columns * p)."""
+    p = patch_size
+    patches = tokens.unflatten(1, (rows, columns)).unflatten(-1, (p, p, -1))  # (B, rows, columns, p, p, C)
+    return patches.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention; the qkv features are ordered (q | k | v) x head x head_dim."""
+
+    def __init__(self, dim: int, num_heads: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, N, dim) -> (B, N, dim)."""
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, N, d)
+        mixed = F.scaled_dot_product_attention(q, k, v)
+        return self.dropout(self.proj(mixed.transpose(1, 2).flatten(2)))
+
+
+class Mlp(nn.Module):
+    """Linear, GELU (its tanh approximation), Linear."""
+
+    def __init__(self, dim: int, hidden: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, N, dim) -> (B, N, dim)."""
+        return self.dropout(self.fc2(self.dropout(F.gelu(self.fc1(x), approximate="tanh"))))

@@ -1,0 +1,246 @@
+"""A convolutional U-Net with self-attention, conditioned by scale and shift of its group norms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor, nn
+
+from dinit.models.base import BACKBONES, Backbone
+from dinit.models.layers.blocks import run_block
+from dinit.models.layers.checks import check_common, check_conditioning, check_divides, check_input
+from dinit.models.layers.embedding import LabelEmbedding, TimeEmbedding
+from dinit.models.layers.modulation import modulate
+from dinit.models.layers.transformer import Attention
+
+_TINY = {
+    "image_size": 8,
+    "in_channels": 1,
+    "channels": 16,
+    "channel_mult": (1, 2),
+    "blocks_per_level": 1,
+    "attention_resolutions": (4,),
+    "num_groups": 4,
+    "num_heads": 2,
+    "num_classes": 10,
+}
+
+
+class ResBlock(nn.Module):
+    """Norm, SiLU, conv, norm scaled and shifted by the condition, SiLU, conv; added to the input.
+
+    Ho et al. 2020 with the adaptive group norm of Dhariwal & Nichol 2021. The last convolution starts at zero.
+    """
+
+    def __init__(self, in_width: int, width: int, cond_dim: int, num_groups: int, dropout: float) -> None:
+        super().__init__()
+        self.norm_1 = nn.GroupNorm(num_groups, in_width)
+        self.conv_1 = nn.Conv2d(in_width, width, 3, padding=1)
+        self.condition = nn.Linear(cond_dim, 2 * width)
+        self.norm_2 = nn.GroupNorm(num_groups, width)
+        self.dropout = nn.Dropout(dropout)
+        self.conv_2 = _zeroed(nn.Conv2d(width, width, 3, padding=1))
+        self.shortcut = nn.Identity() if in_width == width else nn.Conv2d(in_width, width, 1)
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        """x (B, in_width, H, W), c (B, cond_dim) -> (B, width, H, W)."""
+        shift, scale = self.condition(F.silu(c))[:, :, None, None].chunk(2, dim=1)
+        h = self.conv_1(F.silu(self.norm_1(x)))
+        h = self.conv_2(self.dropout(F.silu(modulate(self.norm_2(h), shift, scale))))
+        return self.shortcut(x) + h
+
+
+class SpatialAttention(nn.Module):
+    """Self-attention over the pixels of a feature map, added to it. Its projection starts at zero."""
+
+    def __init__(self, width: int, num_heads: int, num_groups: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(num_groups, width)
+        self.attention = Attention(width, num_heads)
+        _zeroed(self.attention.proj)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, width, H, W) -> the same shape."""
+        tokens = self.norm(x).flatten(2).transpose(1, 2)  # (B, H * W, width)
+        return x + self.attention(tokens).transpose(1, 2).unflatten(2, x.shape[2:])
+
+
+class Downsample(nn.Module):
+    """3x3 convolution of stride 2."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        """x (B, width, H, W) -> (B, width, H/2, W/2). c is not used."""
+        return self.conv(x)
+
+
+class Upsample(nn.Module):
+    """Nearest-neighbour doubling and a 3x3 convolution."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, width, H, W) -> (B, width, 2H, 2W)."""
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class UNetBlock(nn.Module):
+    """A ResBlock, then attention and a doubling of the resolution where asked for."""
+
+    def __init__(self, res: ResBlock, attention: SpatialAttention | None, upsample: Upsample | None = None) -> None:
+        super().__init__()
+        self.res = res
+        self.attention = attention if attention is not None else nn.Identity()
+        self.upsample = upsample if upsample is not None else nn.Identity()
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        """x (B, in_width, H, W), c (B, cond_dim) -> (B, width, H, W), or (B, width, 2H, 2W) with upsample."""
+        return self.upsample(self.attention(self.res(x, c)))
+
+
+class UNetHead(nn.Module):
+    """Norm, SiLU and a 3x3 convolution to the output channels; zero at the start."""
+
+    def __init__(self, width: int, out_channels: int, num_groups: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(num_groups, width)
+        self.conv = _zeroed(nn.Conv2d(width, out_channels, 3, padding=1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, width, H, W) -> (B, out_channels, H, W)."""
+        return self.conv(F.silu(self.norm(x)))
+
+
+@BACKBONES.register("unet")
+class UNet(Backbone):
+    """Convolutional U-Net with self-attention; residual blocks scaled and shifted by time and label.
+
+    image_size: height = width it is configured for; others work if they are multiples of size_multiple, which
+    is 2^(levels - 1). channels: width of the first level; channel_mult: each level's multiple of it, halving
+    the resolution between levels. blocks_per_level: on the way down; one more on the way up.
+    attention_resolutions: sides of the feature maps, at image_size, that have attention (the bottom is one
+    of them if its side is listed). num_groups, of the group norms, and num_heads divide the widths they act
+    on. dropout: before the last convolution of a block. learn_sigma: in_channels more output channels for a
+    learned variance. ValueError for sizes that do not fit together.
+    """
+
+    presets = {"tiny": _TINY}
+
+    @register_to_config
+    def __init__(
+        self,
+        image_size: int = 32,
+        in_channels: int = 3,
+        channels: int = 128,
+        channel_mult: Sequence[int] = (1, 2, 2, 2),
+        blocks_per_level: int = 2,
+        attention_resolutions: Sequence[int] = (16,),
+        num_groups: int = 32,
+        num_heads: int = 4,
+        num_classes: int = 10,
+        learn_sigma: bool = False,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        sides = [image_size >> level for level in range(len(channel_mult))]
+        widths = [channels * multiple for multiple in channel_mult]
+        _check_levels(sides, channels, widths, attention_resolutions, num_groups, num_heads)
+        self.size_multiple = 2 ** (len(widths) - 1)
+        check_common("UNet", image_size, self.size_multiple, in_channels=in_channels, blocks=blocks_per_level)
+        check_conditioning("UNet", num_classes, dropout)
+        self.in_channels = in_channels
+        self.out_channels = in_channels * 2 if learn_sigma else in_channels
+        self.num_classes = num_classes
+        self.image_size = image_size
+        self.gradient_checkpointing = False
+
+        cond_dim = 4 * channels
+
+        def block(in_width: int, level: int, up: bool = False) -> UNetBlock:
+            width, attend = widths[level], sides[level] in attention_resolutions
+            return UNetBlock(
+                ResBlock(in_width, width, cond_dim, num_groups, dropout),
+                SpatialAttention(width, num_heads, num_groups) if attend else None,
+                Upsample(width) if up else None,
+            )
+
+        self.stem = nn.Conv2d(in_channels, channels, 3, padding=1)
+        self.time_embedding = TimeEmbedding(cond_dim)
+        self.label_embedding = LabelEmbedding(num_classes, cond_dim)
+        self.encoder, skips = _build_encoder(block, widths, channels, blocks_per_level)
+        bottom = len(widths) - 1
+        self.middle = nn.ModuleList(block(widths[bottom], bottom) for _ in range(2))
+        self.decoder = _build_decoder(block, widths, skips, blocks_per_level)
+        self.head = UNetHead(widths[0], self.out_channels, num_groups)
+
+    def embed(self, labels: Tensor) -> Tensor:
+        """labels (B,) int64 in 0..num_classes -> (B, 4 * channels)."""
+        return self.label_embedding(labels)
+
+    def forward(self, x: Tensor, noise_label: Tensor, cond: Tensor) -> Tensor:
+        """x (B, in_channels, H, W), noise_label (B,) or (1,), cond (B, D) -> (B, out_channels, H, W)."""
+        check_input("UNet", x, self.in_channels, self.size_multiple)
+        c = self.time_embedding(noise_label, x.dtype) + cond  # (B, D)
+        x = self.stem(x.contiguous(memory_format=torch.channels_last))
+        skips = [x]
+        for block in self.encoder:
+            x = run_block(self, block, x, c)
+            skips.append(x)
+        for block in self.middle:
+            x = run_block(self, block, x, c)
+        for block in self.decoder:
+            x = run_block(self, block, torch.cat([x, skips.pop()], dim=1), c)
+        return self.head(x)
+
+
+def _build_encoder(block, widths: list[int], channels: int, count: int) -> tuple[nn.ModuleList, list[int]]:
+    """The way down and the widths of what it leaves for the way up, the stem's output first."""
+    blocks, skips = nn.ModuleList(), [channels]
+    for level, width in enumerate(widths):
+        for _ in range(count):
+            blocks.append(block(skips[-1], level))
+            skips.append(width)
+        if level < len(widths) - 1:
+            blocks.append(Downsample(width))
+            skips.append(width)
+    return blocks, skips
+
+
+def _build_decoder(block, widths: list[int], skips: list[int], count: int) -> nn.ModuleList:
+    """The way up: count + 1 blocks a level, each fed what came from below and one skip, last in first out."""
+    blocks, width, skips = nn.ModuleList(), widths[-1], list(skips)
+    for level in reversed(range(len(widths))):
+        for index in range(count + 1):
+            blocks.append(block(width + skips.pop(), level, up=index == count and level > 0))
+            width = widths[level]
+    return blocks
+
+
+def _check_levels(
+    sides: list[int], channels: int, widths: list[int], attention: Sequence[int], num_groups: int, num_heads: int
+) -> None:
+    """ValueError where widths, groups, heads and attention resolutions do not fit together."""
+    if not widths or min(widths) < 1:
+        raise ValueError(f"UNet: channels * channel_mult must be one or more positive widths, got {widths}")
+    unknown = sorted(set(attention) - set(sides))
+    if unknown:
+        raise ValueError(f"UNet: attention_resolutions must be among the levels' sides {sides}, got {unknown}")
+    check_divides("UNet", "num_groups", num_groups, "channels", channels)
+    for side, width in zip(sides, widths, strict=True):
+        if side in attention:
+            check_divides("UNet", "num_heads", num_heads, "the width of every level with attention", width)
+
+
+def _zeroed(layer):
+    """The layer with zero weights and biases."""
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
