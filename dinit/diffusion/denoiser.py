@@ -1,0 +1,179 @@
+"""A network of any origin, read as the posterior mean E[x0 | x_t]."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dinit.diffusion.condition import Condition
+from dinit.diffusion.parameterization import Parameterization, check_pair
+from dinit.diffusion.process import Process, Scales
+
+
+@dataclass(frozen=True)
+class Denoised:
+    """What is known of a noisy batch once it has been denoised.
+
+    x_t, x0: (B, C, H, W); x0 is the posterior mean E[x0 | x_t]. scales: broadcastable to x_t.
+    variance_fraction: (B, C, H, W) in [0, 1] where the network learned its variance (Nichol & Dhariwal 2021):
+    the weight of the upper bound log beta against the lower bound log beta-tilde.
+    """
+
+    x_t: Tensor
+    x0: Tensor
+    scales: Scales
+    variance_fraction: Tensor | None = None
+
+    @property
+    def eps(self) -> Tensor:
+        """The posterior mean of the noise. Needs sigma > 0."""
+        return (self.x_t - self.scales.alpha * self.x0) / self.scales.sigma
+
+    @property
+    def score(self) -> Tensor:
+        """The gradient of log p_t at x_t: -eps / sigma."""
+        return -self.eps / self.scales.sigma
+
+    @property
+    def velocity(self) -> Tensor:
+        """dx/dt of the probability-flow ODE: alpha' x0 + sigma' eps."""
+        return self.scales.d_alpha * self.x0 + self.scales.d_sigma * self.eps
+
+    def log_variance(self, s: Scales) -> Tensor:
+        """log of the learned variance of x_s given x_t, (B, C, H, W). Nichol & Dhariwal 2021, Eq. 15.
+
+        ValueError where the network learned none.
+        """
+        if self.variance_fraction is None:
+            raise ValueError("this network has no learned variance: choose 'fixed-small' or 'fixed-large'")
+        t = self.scales
+        upper = (t.sigma**2 - (t.alpha / s.alpha * s.sigma) ** 2).log()
+        lower = upper + 2 * (s.sigma.log() - t.sigma.log())
+        return self.variance_fraction * upper + (1 - self.variance_fraction) * lower
+
+    def halves(self) -> tuple[Denoised, Denoised]:
+        """The first and the second half of the batch."""
+        n = self.x_t.shape[0] // 2
+        per_sample = self.scales.t.ndim > 0
+        return tuple(  # type: ignore[return-value]
+            Denoised(
+                self.x_t[part],
+                self.x0[part],
+                self.scales.map(lambda v, part=part: v[part]) if per_sample else self.scales,
+                None if self.variance_fraction is None else self.variance_fraction[part],
+            )
+            for part in (slice(None, n), slice(n, None))
+        )
+
+
+class Denoiser(ABC):
+    """(x_t, t, condition) -> Denoised. Solvers and guidance know networks only as this.
+
+    process: the path that x_t lies on. num_classes: labels run 0 .. num_classes - 1, num_classes is null.
+    t_min, t_max: the range of times at which it may be asked.
+    """
+
+    process: Process
+    num_classes: int
+    t_min: float
+    t_max: float = 1.0
+
+    @abstractmethod
+    def __call__(self, x_t: Tensor, t: Scales | Tensor | float, cond: Condition) -> Denoised:
+        """x_t (B, C, H, W) at time t: its Scales, a number, or one time per sample (B,)."""
+
+    @abstractmethod
+    def embed(self, labels: Tensor) -> Tensor:
+        """(B,) int64 labels in 0 .. num_classes -> (B, D)."""
+
+    def condition(
+        self, labels: Tensor | Sequence[int] | None, batch: int, device: torch.device | None = None
+    ) -> Condition:
+        """The embedded condition of `batch` samples; None is the null class for all.
+
+        ValueError for labels outside 0 .. num_classes (num_classes is null) or a wrong number of them.
+        """
+        null = torch.tensor([self.num_classes], device=device)
+        if labels is None:
+            labels = null.expand(batch)
+        labels = torch.as_tensor(labels, dtype=torch.int64).to(null.device)
+        if labels.shape != (batch,):
+            raise ValueError(f"expected {batch} labels, one per sample, got shape {tuple(labels.shape)}")
+        if batch and not (int(labels.min()) >= 0 and int(labels.max()) <= self.num_classes):
+            raise ValueError(
+                f"labels must be in 0 .. {self.num_classes - 1}, or {self.num_classes} for the null class; "
+                f"got {sorted(set(labels.tolist()))}"
+            )
+        return Condition(self.embed(labels), self.embed(null), labels == self.num_classes)
+
+    def scales(self, t: Scales | Tensor | float) -> Scales:
+        """The process's scales at t, unless t is scales already."""
+        return t if isinstance(t, Scales) else self.process.scales(t)
+
+    def given(self, labels: Tensor | Sequence[int]) -> Denoiser:
+        """This denoiser with its labels filled in: `condition(None, ...)` then means these labels."""
+        return _Given(self, torch.as_tensor(labels, dtype=torch.int64))
+
+
+class _Given(Denoiser):
+    """A denoiser whose default labels are fixed."""
+
+    def __init__(self, denoiser: Denoiser, labels: Tensor) -> None:
+        self.inner, self.labels = denoiser, labels
+        self.process, self.num_classes = denoiser.process, denoiser.num_classes
+        self.t_min, self.t_max = denoiser.t_min, denoiser.t_max
+
+    def __call__(self, x_t: Tensor, t: Scales | Tensor | float, cond: Condition) -> Denoised:
+        return self.inner(x_t, t, cond)
+
+    def embed(self, labels: Tensor) -> Tensor:
+        return self.inner.embed(labels)
+
+    def condition(
+        self, labels: Tensor | Sequence[int] | None, batch: int, device: torch.device | None = None
+    ) -> Condition:
+        return self.inner.condition(self.labels if labels is None else labels, batch, device)
+
+
+class BackboneDenoiser(Denoiser):
+    """A backbone, the process it was trained on, and what its output means.
+
+    backbone: has `num_classes`, `in_channels`, `out_channels` (twice in_channels where a variance is learned),
+    `embed(labels)` and `forward(x, noise_label, cond)`. t_max: below 1 where the pair is singular at t = 1.
+    Raises ValueError for a singular pair.
+    """
+
+    def __init__(
+        self, backbone: Any, process: Process, parameterization: Parameterization, t_max: float = 1.0
+    ) -> None:
+        check_pair(process, parameterization, t_max)
+        self.backbone, self.process, self.parameterization = backbone, process, parameterization
+        self.num_classes = backbone.num_classes
+        self.t_min, self.t_max = process.t_min, t_max
+
+    def embed(self, labels: Tensor) -> Tensor:
+        return self.backbone.embed(labels)
+
+    def __call__(self, x_t: Tensor, t: Scales | Tensor | float, cond: Condition) -> Denoised:
+        scales = self.scales(t)
+        # A 0-dimensional CPU tensor enters a kernel as a number: no copy to the device, no synchronisation.
+        label = torch.zeros(scales.t.numel(), device=x_t.device) + self.process.noise_label(scales)
+        k = scales.like(x_t)
+        dtype = getattr(self.backbone, "dtype", x_t.dtype)
+        x_in = (x_t * self.parameterization.input_scale(k)).to(dtype)
+        output = self.backbone(x_in, label, cond.embedding.to(dtype)).to(x_t.dtype)
+        fraction = None
+        if self.backbone.out_channels == 2 * self.backbone.in_channels:
+            output, interpolation = output.chunk(2, dim=1)
+            fraction = (interpolation + 1) / 2
+        return Denoised(x_t, self.parameterization.posterior_mean(output, x_t, k), k, fraction)
+
+
+def with_x0(denoised: Denoised, x0: Tensor) -> Denoised:
+    """The same batch with another posterior mean, as guidance makes it."""
+    return replace(denoised, x0=x0)

@@ -1,0 +1,160 @@
+"""VP with a table of betas (DDPM), read continuously in t by interpolating log alpha between the levels."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dinit.diffusion.process import PROCESSES, Process, Scales, as_time
+from dinit.registry import suggest
+
+Schedule = Literal["linear", "scaled-linear", "cosine", "squared-cosine"]
+_SCHEDULES = ["linear", "scaled-linear", "cosine", "squared-cosine"]
+
+
+def beta_schedule(
+    schedule: Schedule, num_steps: int, beta_start: float | None = None, beta_end: float | None = None
+) -> Tensor:
+    """The betas of a DDPM noise schedule, (num_steps,) float64 in (0, 1).
+
+    linear: Ho et al. 2020, equally spaced; the default ends are 1e-4 and 0.02 at 1000 steps and scale with
+    1000 / num_steps. scaled-linear: linear in the square root (latent diffusion), 0.00085 to 0.012.
+    cosine, also called squared-cosine: Nichol & Dhariwal 2021, Eq. 17, each beta at most 0.999.
+    ValueError for an unknown schedule, num_steps < 1, or betas outside (0, 1).
+    """
+    if schedule not in _SCHEDULES:
+        raise ValueError(f"unknown beta schedule {schedule!r}{suggest(str(schedule), _SCHEDULES)}")
+    if num_steps < 1:
+        raise ValueError(f"num_steps must be at least 1, got {num_steps}")
+    if schedule in ("cosine", "squared-cosine"):
+        if beta_start is not None or beta_end is not None:
+            raise ValueError(f"the {schedule} schedule has no beta_start and beta_end")
+        i = torch.arange(num_steps + 1, dtype=torch.float64) / num_steps
+        alpha_bar = torch.cos((i + 0.008) / 1.008 * math.pi / 2) ** 2
+        return (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=0.999)
+    if schedule == "linear":
+        scale = 1000 / num_steps
+        start, end = beta_start or 1e-4 * scale, beta_end or 0.02 * scale
+        betas = torch.linspace(start, end, num_steps, dtype=torch.float64)
+    else:
+        start, end = beta_start or 0.00085, beta_end or 0.012
+        betas = torch.linspace(math.sqrt(start), math.sqrt(end), num_steps, dtype=torch.float64) ** 2
+    if not (betas.min() > 0 and betas.max() < 1):
+        raise ValueError(
+            f"betas must lie in (0, 1); {schedule} with {num_steps} steps from {start:g} to {end:g} does not"
+        )
+    return betas
+
+
+@PROCESSES.register("vp-discrete")
+@dataclass(frozen=True)
+class VPDiscrete(Process):
+    """DDPM's variance-preserving chain of num_steps levels. Ho et al. 2020.
+
+    Level i = 0 .. num_steps - 1 stands at t = (i + 1) / num_steps, and t = 0 is clean data (alpha = 1), so a
+    step onto t = 0 is the chain's last one. Between levels log alpha is a monotone cubic (Fritsch & Carlson
+    1980) in t: it meets every level exactly and has the continuous derivative that second-order solvers need.
+
+    zero_terminal_snr: rescale so that alpha is exactly 0 at t = 1. Lin et al. 2023, Algorithm 1. In the last
+    interval alpha itself is then linear in t, since log alpha ends at -inf.
+    """
+
+    schedule: Schedule = "linear"
+    num_steps: int = 1000  # type: ignore[assignment]
+    beta_start: float | None = None
+    beta_end: float | None = None
+    zero_terminal_snr: bool = False
+
+    def __post_init__(self) -> None:
+        beta_schedule(self.schedule, self.num_steps, self.beta_start, self.beta_end)
+        if self.zero_terminal_snr and self.num_steps < 2:
+            raise ValueError("zero_terminal_snr needs at least 2 levels")
+
+    @cached_property
+    def alphas(self) -> Tensor:
+        """alpha at the levels, (num_steps,) float64, decreasing (the square root of DDPM's alpha-bar)."""
+        betas = beta_schedule(self.schedule, self.num_steps, self.beta_start, self.beta_end)
+        alphas = (torch.log1p(-betas).cumsum(0) / 2).exp()
+        if self.zero_terminal_snr:
+            alphas = (alphas - alphas[-1]) * alphas[0] / (alphas[0] - alphas[-1])
+        return alphas
+
+    @cached_property
+    def _knots(self) -> tuple[Tensor, Tensor]:
+        """log alpha and its slope per level at t = 0, 1/T, .., over the levels where alpha is positive."""
+        alphas = self.alphas[:-1] if self.zero_terminal_snr else self.alphas
+        values = torch.cat([torch.zeros(1, dtype=torch.float64), alphas.log()])
+        return values, _monotone_slopes(values)
+
+    def scales(self, t: Tensor | float) -> Scales:
+        t = as_time(t)
+        values, slopes = (v.to(t.device) for v in self._knots)
+        position = t * self.num_steps
+        left = position.floor().clamp(0, len(values) - 2).long()
+        log_alpha, d_log_alpha = _hermite(values, slopes, left, position - left)
+        alpha = log_alpha.exp()
+        d_alpha = self.num_steps * d_log_alpha * alpha
+        if self.zero_terminal_snr:
+            tail = position > self.num_steps - 1
+            last = values[-1].exp()
+            alpha = torch.where(tail, last * (self.num_steps - position), alpha)
+            d_alpha = torch.where(tail, -last * self.num_steps, d_alpha)
+            log_alpha = alpha.log()
+        sigma = torch.expm1(2 * log_alpha).abs().sqrt()
+        return Scales(t, alpha, sigma, d_alpha, -alpha * d_alpha / sigma)
+
+    def time_of(self, log_snr: Tensor) -> Tensor:
+        target = -F.softplus(-as_time(log_snr), threshold=700) / 2  # log alpha
+        values, slopes = (v.to(target.device) for v in self._knots)
+        left = (torch.searchsorted(-values, -target, right=True) - 1).clamp(0, len(values) - 2)
+        low, high = torch.zeros_like(target), torch.ones_like(target)
+        for _ in range(60):  # bisection: the cubic is monotone, and 2**-60 of a level is below float64
+            middle = (low + high) / 2
+            above = _hermite(values, slopes, left, middle)[0] > target
+            low, high = torch.where(above, middle, low), torch.where(above, high, middle)
+        position = left + (low + high) / 2
+        if self.zero_terminal_snr:
+            tail = self.num_steps - target.exp() / values[-1].exp()
+            position = torch.where(target < values[-1], tail, position)
+        return position / self.num_steps
+
+    def prior_std(self, k: Scales) -> Tensor:
+        return torch.ones_like(k.sigma)
+
+    def noise_label(self, k: Scales) -> Tensor:
+        """The level's index, 0 .. num_steps - 1 (fractional between levels)."""
+        return k.t * self.num_steps - 1
+
+    @property
+    def t_min(self) -> float:
+        return 1 / self.num_steps
+
+
+def _hermite(values: Tensor, slopes: Tensor, left: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    """Value and derivative at left + u of the cubic through (values, slopes) at left and left + 1; u in [0, 1]."""
+    y0, y1 = torch.take(values, left), torch.take(values, left + 1)
+    m0, m1 = torch.take(slopes, left), torch.take(slopes, left + 1)
+    rise = y1 - y0
+    # y0 + u m0 + u^2 (3 rise - 2 m0 - m1) + u^3 (m0 + m1 - 2 rise)
+    square, cube = 3 * rise - 2 * m0 - m1, m0 + m1 - 2 * rise
+    # At a right knot the exact value is returned: solvers rely on the published level, not on it ± 1 ulp.
+    value = torch.where(u == 1, y1, y0 + u * (m0 + u * (square + u * cube)))
+    return value, m0 + u * (2 * square + 3 * u * cube)
+
+
+def _monotone_slopes(values: Tensor) -> Tensor:
+    """Knot slopes of the monotone cubic on unit spacing: the harmonic mean of the two neighbouring secants."""
+    secants = values.diff()
+    if len(secants) == 1:
+        return secants.expand(2).clone()
+    inner = 2 * secants[1:] * secants[:-1] / (secants[1:] + secants[:-1])
+    ends = [(3 * a - b) / 2 for a, b in ((secants[0], secants[1]), (secants[-1], secants[-2]))]
+    # A one-sided slope stays between 0 and three secants, which keeps the end intervals monotone.
+    ends = [torch.clamp(e, min=3 * s, max=0.0) for e, s in zip(ends, (secants[0], secants[-1]), strict=True)]
+    return torch.cat([ends[0][None], inner, ends[1][None]])

@@ -1,0 +1,148 @@
+"""What a network's output means: a pair of coefficients (p, q) with output = p x0 + q eps.
+
+With x_t = alpha x0 + sigma eps that is two equations in two unknowns, so one solve reads any output as the
+posterior mean. Its determinant q alpha - p sigma is zero where the output says nothing about x0.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dinit.diffusion.process import Process, Scales, positive
+from dinit.registry import Registry
+
+PARAMETERIZATIONS: Registry[type[Parameterization]] = Registry("parameterization", "dinit.diffusion")
+
+Pair = tuple[Tensor, Tensor]
+
+
+class Parameterization(ABC):
+    """A pair of coefficients that depends on the scales of a time, and the network's input scale."""
+
+    @abstractmethod
+    def coefficients(self, k: Scales) -> Pair:
+        """(p, q) with output = p x0 + q eps, each of k.t's shape."""
+
+    def input_scale(self, k: Scales) -> Tensor:
+        """The factor on x_t before it enters the network."""
+        return torch.ones_like(k.alpha)
+
+    def target(self, x0: Tensor, eps: Tensor, k: Scales) -> Tensor:
+        """What the network should say, (B, C, H, W); k from `Scales.like(x0)`."""
+        p, q = self.coefficients(k)
+        return p * x0 + q * eps
+
+    def posterior_mean_coefficients(self, k: Scales) -> Pair:
+        """(a, b) with x0 = a x_t + b output: the solution of the 2×2 system.
+
+        At sigma = 0 it is (1 / alpha, 0) for every pair: x_t is alpha x0 there, whatever the network says.
+        """
+        p, q = self.coefficients(k)
+        determinant = q * k.alpha - p * k.sigma
+        clean = k.sigma == 0
+        a = torch.where(clean, 1 / k.alpha, q / determinant)
+        return a, torch.where(clean, torch.zeros_like(k.sigma), -k.sigma / determinant)
+
+    def posterior_mean(self, output: Tensor, x_t: Tensor, k: Scales) -> Tensor:
+        """E[x0 | x_t] from the network's output, (B, C, H, W); k from `Scales.like(x_t)`."""
+        a, b = self.posterior_mean_coefficients(k)
+        return a * x_t + b * output
+
+    def singular(self, k: Scales) -> bool:
+        """Whether the output cannot be read as a posterior mean at the scales k (any of them)."""
+        a, b = self.posterior_mean_coefficients(k)
+        return not bool((a.isfinite() & b.isfinite()).all())
+
+    def to_config(self) -> dict[str, Any]:
+        """A mapping of plain values that `PARAMETERIZATIONS.create` turns back into this object."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
+        return {"name": self.registry_name, **fields}  # type: ignore[attr-defined]
+
+
+@PARAMETERIZATIONS.register("epsilon")
+@dataclass(frozen=True)
+class Epsilon(Parameterization):
+    """The noise: (0, 1). Ho et al. 2020. Singular where alpha = 0."""
+
+    def coefficients(self, k: Scales) -> Pair:
+        return torch.zeros_like(k.alpha), torch.ones_like(k.alpha)
+
+
+@PARAMETERIZATIONS.register("x0")
+@dataclass(frozen=True)
+class X0(Parameterization):
+    """The clean image: (1, 0). Never singular for sigma > 0."""
+
+    def coefficients(self, k: Scales) -> Pair:
+        return torch.ones_like(k.alpha), torch.zeros_like(k.alpha)
+
+
+@PARAMETERIZATIONS.register("v")
+@dataclass(frozen=True)
+class V(Parameterization):
+    """v = alpha eps - sigma x0: (-sigma, alpha). Salimans & Ho 2022. Never singular."""
+
+    def coefficients(self, k: Scales) -> Pair:
+        return -k.sigma, k.alpha
+
+
+@PARAMETERIZATIONS.register("velocity")
+@dataclass(frozen=True)
+class Velocity(Parameterization):
+    """The path's time derivative: (alpha', sigma'). Lipman et al. 2023. Regular wherever log-SNR falls."""
+
+    def coefficients(self, k: Scales) -> Pair:
+        return k.d_alpha, k.d_sigma
+
+
+@PARAMETERIZATIONS.register("score")
+@dataclass(frozen=True)
+class Score(Parameterization):
+    """The gradient of log p_t: (0, -1 / sigma). Song et al. 2021. Singular where alpha = 0."""
+
+    def coefficients(self, k: Scales) -> Pair:
+        return torch.zeros_like(k.alpha), -1 / k.sigma
+
+
+@PARAMETERIZATIONS.register("edm")
+@dataclass(frozen=True)
+class EDMPreconditioning(Parameterization):
+    """F of Karras et al. 2022, Table 1, written for any path: output and input have unit variance at every t.
+
+    With V = sigma^2 + alpha^2 sigma_data^2: c_in = V^-1/2, c_skip = alpha sigma_data^2 / V,
+    c_out = sigma sigma_data V^-1/2, which at alpha = 1 is the table. F = (x0 - c_skip x_t) / c_out is the pair
+    (sigma / sigma_data, -alpha sigma_data) V^-1/2. Never singular.
+
+    sigma_data: standard deviation of the data, positive.
+    """
+
+    sigma_data: float = 0.5
+
+    def __post_init__(self) -> None:
+        positive("edm parameterization", sigma_data=self.sigma_data)
+
+    def coefficients(self, k: Scales) -> Pair:
+        c_in = self.input_scale(k)
+        return c_in * k.sigma / self.sigma_data, -c_in * k.alpha * self.sigma_data
+
+    def input_scale(self, k: Scales) -> Tensor:
+        return (k.sigma**2 + k.alpha**2 * self.sigma_data**2).rsqrt()
+
+
+def check_pair(process: Process, parameterization: Parameterization, t_max: float = 1.0) -> None:
+    """ValueError where the network's output cannot be read at the noisy end t_max of the process."""
+    if not 0 < t_max <= 1:
+        raise ValueError(f"t_max must be in (0, 1], got {t_max}")
+    if parameterization.singular(process.scales(t_max)):
+        name = getattr(parameterization, "registry_name", type(parameterization).__name__)
+        raise ValueError(
+            f"parameterization {name!r} is singular at t = {t_max:g} of {process}: x_t holds no signal there "
+            f"(alpha = 0), so {name} says nothing about x0. Use 'v', 'x0', 'velocity' or 'edm', or stop short "
+            "of pure noise with t_max = 0.999"
+        )

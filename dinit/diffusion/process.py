@@ -1,0 +1,129 @@
+"""The Gaussian path x_t = alpha_t x0 + sigma_t eps: what every noise process has to say about itself."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dinit.registry import Registry
+
+PROCESSES: Registry[type[Process]] = Registry("process", "dinit.diffusion")
+
+
+@dataclass(frozen=True)
+class Scales:
+    """The path at one time (0-dimensional tensors) or at one time per sample ((B,) tensors).
+
+    While sampling they are float64 on the CPU: arithmetic with an image tensor then costs no transfer and no
+    host-device synchronisation, because 0-dimensional CPU tensors enter a kernel as plain numbers.
+    """
+
+    t: Tensor
+    alpha: Tensor
+    sigma: Tensor
+    d_alpha: Tensor
+    d_sigma: Tensor
+
+    @property
+    def log_snr(self) -> Tensor:
+        """log (alpha / sigma)^2, +inf where sigma is 0 and -inf where alpha is 0."""
+        return 2 * (self.alpha.log() - self.sigma.log())
+
+    @property
+    def noise_level(self) -> Tensor:
+        """sigma / alpha, in units of the data; inf where alpha is 0."""
+        return self.sigma / self.alpha
+
+    def like(self, x: Tensor) -> Scales:
+        """The scales in a form that broadcasts against x (B, ...): (B,) becomes (B, 1, ...) in x's dtype."""
+        if self.t.ndim == 0:
+            return self
+        shape = (-1,) + (1,) * (x.ndim - 1)
+        return self.map(lambda v: v.to(device=x.device, dtype=x.dtype).reshape(shape))
+
+    def map(self, function: Any) -> Scales:
+        """The same scales with `function` applied to every tensor."""
+        return Scales(*(function(getattr(self, f.name)) for f in dataclasses.fields(self)))
+
+    def unbind(self) -> list[Scales]:
+        """The scales of each time in turn, from scales of a (N,) tensor of times."""
+        rows = zip(*(getattr(self, f.name).unbind() for f in dataclasses.fields(self)), strict=True)
+        return [Scales(*row) for row in rows]
+
+
+class Process(ABC):
+    """A noise process, read continuously in t. Subclasses are frozen dataclasses of plain numbers and names.
+
+    All methods take a float64 tensor of times in [0, 1] of any shape (a float is accepted) and return float64
+    tensors of that shape. alpha falls and sigma rises with t, so the log-SNR falls strictly.
+    """
+
+    @abstractmethod
+    def scales(self, t: Tensor | float) -> Scales:
+        """alpha, sigma and their time derivatives at t. Derivatives may be infinite at t = 0 (VP: sigma ~ √t)."""
+
+    @abstractmethod
+    def time_of(self, log_snr: Tensor) -> Tensor:
+        """The time at which the log-SNR has the given value: the inverse of `log_snr`."""
+
+    def log_snr(self, t: Tensor | float) -> Tensor:
+        """log (alpha_t / sigma_t)^2."""
+        return self.scales(t).log_snr
+
+    def time_of_noise_level(self, noise_level: Tensor) -> Tensor:
+        """The time at which sigma_t / alpha_t has the given value."""
+        return self.time_of(-2 * as_time(noise_level).log())
+
+    def drift(self, t: Tensor | float) -> Tensor:
+        """f(t) of the forward SDE dx = f(t) x dt + g(t) dw, which is d log(alpha_t) / dt. Kingma et al. 2021."""
+        k = self.scales(t)
+        return k.d_alpha / k.alpha
+
+    def diffusion_squared(self, t: Tensor | float) -> Tensor:
+        """g(t)^2 of the forward SDE: d(sigma_t^2)/dt - 2 f(t) sigma_t^2. Kingma et al. 2021."""
+        return diffusion_squared(self.scales(t))
+
+    def prior_std(self, k: Scales) -> Tensor:
+        """Standard deviation of the noise that a trajectory starts from at the scales k."""
+        return k.sigma
+
+    def noise_label(self, k: Scales) -> Tensor:
+        """What a network of this process is told about the time, by the convention it was published with."""
+        return 1000 * k.t
+
+    @property
+    def t_min(self) -> float:
+        """The smallest time that networks of this process are trained and asked at."""
+        return 1e-3
+
+    @property
+    def num_steps(self) -> int:
+        """Number of discrete levels that timestep spacings (leading, trailing, ...) refer to."""
+        return 1000
+
+    def to_config(self) -> dict[str, Any]:
+        """A mapping of plain values that `PROCESSES.create` turns back into this process."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
+        return {"name": self.registry_name, **fields}  # type: ignore[attr-defined]
+
+
+def as_time(t: Tensor | float) -> Tensor:
+    """t as a float64 tensor, on the device it is on."""
+    return torch.as_tensor(t, dtype=torch.float64) if not isinstance(t, Tensor) else t.double()
+
+
+def diffusion_squared(k: Scales) -> Tensor:
+    """g^2 of the forward SDE at the scales k: 2 sigma sigma' - 2 (alpha' / alpha) sigma^2."""
+    return 2 * k.sigma * (k.d_sigma - k.d_alpha / k.alpha * k.sigma)
+
+
+def positive(owner: str, **values: float) -> None:
+    """ValueError unless every value is a positive number."""
+    for name, value in values.items():
+        if not value > 0:
+            raise ValueError(f"{owner}: {name} must be positive, got {value}")

@@ -1,0 +1,123 @@
+"""Denoisers in closed form: Gaussian data and class-conditional Gaussian mixtures.
+
+Everything a sampler is judged by is known of them at every t: posterior mean, score, log-likelihood, marginals,
+and for the Gaussian the probability-flow ODE itself. Use them to test a sampler of your own.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from dinit.diffusion import Condition, Denoised, Denoiser, Process, Scales
+
+# The log-weight of a component outside the class. exp(-60) vanishes beside 1 in float64, and unlike -inf it
+# stays finite under the condition noise of CADS.
+_ABSENT = -60.0
+
+
+class MixtureDenoiser(Denoiser):
+    """Exact for x0 ~ sum_k w_k N(mu_k, diag v_k), where each component k belongs to one class.
+
+    means, variances: (K, *shape), variances >= 0; weights: (K,), positive, summing to 1 (made to);
+    component_class: (K,) int64 in 0 .. num_classes - 1, or None for unconditional data (one class).
+    The null label stands for the whole mixture. A condition is embedded as component log-weights, (B, K).
+    ValueError for shapes that do not fit or a class without a component.
+    """
+
+    def __init__(
+        self,
+        process: Process,
+        means: Tensor,
+        variances: Tensor,
+        weights: Tensor | None = None,
+        component_class: Tensor | None = None,
+        t_max: float = 1.0,
+    ) -> None:
+        components = means.shape[0]
+        if variances.shape != means.shape:
+            raise ValueError(
+                f"variances must have the means' shape {tuple(means.shape)}, got {tuple(variances.shape)}"
+            )
+        weights = torch.ones(components, dtype=torch.float64) if weights is None else weights.double()
+        if component_class is None:
+            component_class = torch.zeros(components, dtype=torch.int64)
+        if weights.shape != (components,) or component_class.shape != (components,):
+            raise ValueError(
+                f"weights and component_class need one entry for each of {components} components"
+            )
+        self.process, self.t_min, self.t_max = process, process.t_min, t_max
+        self.means, self.variances = means.double(), variances.double()
+        self.weights = weights / weights.sum()
+        self.component_class = component_class
+        self.num_classes = int(component_class.max()) + 1
+        missing = set(range(self.num_classes)) - set(component_class.tolist())
+        if missing:
+            raise ValueError(f"classes {sorted(missing)} have no component")
+
+    def embed(self, labels: Tensor) -> Tensor:
+        classes = self.component_class.to(labels.device)
+        log_weights = self.weights.to(labels.device).log().expand(len(labels), -1)
+        member = (classes == labels[:, None]) | (labels[:, None] == self.num_classes)
+        return torch.where(member, log_weights, torch.full_like(log_weights, _ABSENT))
+
+    def __call__(self, x_t: Tensor, t: Scales | Tensor | float, cond: Condition) -> Denoised:
+        k = self.scales(t)
+        kx = k.like(x_t)
+        a, s = _components_like(kx, x_t)
+        means, variances = self.means.to(x_t), self.variances.to(x_t)
+        total = a**2 * variances + s**2  # (1 | B, K, *shape)
+        pull = (x_t[:, None] - a * means) / total
+        log_r = self._log_joint(x_t, a, means, total) + cond.embedding.to(x_t)
+        r = torch.softmax(log_r, dim=1).reshape(*log_r.shape, *(1,) * (x_t.ndim - 1))
+        return Denoised(x_t, (r * (means + a * variances * pull)).sum(1), kx)
+
+    def log_prob(self, x_t: Tensor, t: Scales | Tensor | float, cond: Condition | None = None) -> Tensor:
+        """log p_t(x_t | cond) in nats, (B,). cond None is the whole mixture."""
+        cond = cond or self.condition(None, x_t.shape[0])
+        a, s = _components_like(self.scales(t).like(x_t), x_t)
+        means, variances = self.means.to(x_t), self.variances.to(x_t)
+        log_weights = torch.log_softmax(cond.embedding.to(x_t), dim=1)
+        joint = self._log_joint(x_t, a, means, a**2 * variances + s**2)
+        return torch.logsumexp(joint + log_weights, dim=1)
+
+    def sample(self, labels: Tensor, generator: torch.Generator) -> Tensor:
+        """Exact draws of x0 for the labels, (B, *shape) float64."""
+        component = torch.multinomial(self.embed(labels).exp(), 1, generator=generator)[:, 0]
+        noise = torch.randn(len(labels), *self.means.shape[1:], generator=generator, dtype=torch.float64)
+        return self.means[component] + self.variances[component].sqrt() * noise
+
+    @staticmethod
+    def _log_joint(x_t: Tensor, a: Tensor, means: Tensor, total: Tensor) -> Tensor:
+        """log N(x_t; alpha mu_k, V_k) of every component, (B, K)."""
+        terms = (x_t[:, None] - a * means) ** 2 / total + total.log() + math.log(2 * math.pi)
+        return -terms.flatten(2).sum(-1) / 2
+
+
+class GaussianDenoiser(MixtureDenoiser):
+    """Exact for x0 ~ N(mean, std^2) in every pixel: the probability-flow ODE has a closed solution.
+
+    mean: number or (*shape) tensor; std: number >= 0; shape: of one sample.
+    """
+
+    def __init__(
+        self, process: Process, mean: float | Tensor, std: float, shape: tuple[int, ...], t_max: float = 1.0
+    ) -> None:
+        mean = torch.as_tensor(mean, dtype=torch.float64).expand(shape)
+        super().__init__(process, mean[None], torch.full((1, *shape), std**2), t_max=t_max)
+
+    def flow(self, x_t: Tensor, t: Tensor | float, s: Tensor | float) -> Tensor:
+        """The exact solution at time s of the probability-flow ODE through x_t at time t, (B, *shape)."""
+        k, l = self.scales(t), self.scales(s)
+        mean, variance = self.means[0].to(x_t), self.variances[0].to(x_t)
+        stretch = ((l.alpha**2 * variance + l.sigma**2) / (k.alpha**2 * variance + k.sigma**2)).sqrt()
+        return l.alpha * mean + stretch * (x_t - k.alpha * mean)
+
+
+def _components_like(k: Scales, x_t: Tensor) -> tuple[Tensor, Tensor]:
+    """alpha and sigma that broadcast against (B, K, *shape)."""
+    if k.t.ndim == 0:
+        return k.alpha, k.sigma
+    return k.alpha[:, None], k.sigma[:, None]

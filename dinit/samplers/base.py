@@ -1,0 +1,195 @@
+"""What a sampler is, and the one loop that runs all of them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from dinit.diffusion import Condition, Denoised, Denoiser, Process, Scales
+from dinit.diffusion.condition import Draws
+from dinit.registry import Registry
+from dinit.samplers.grids import GRIDS, TimeGrid, default_grid
+from dinit.samplers.noise import NoiseSource
+
+SAMPLERS: Registry[type[Sampler]] = Registry("sampler", "dinit.samplers")
+
+End = Literal["posterior-mean", "state"]
+
+
+@dataclass
+class Denoise:
+    """The denoiser as one step sees it: condition and step number filled in, evaluations counted."""
+
+    denoiser: Denoiser
+    cond: Condition
+    calls: int = 0
+    first: Denoised | None = None
+
+    def __call__(self, x_t: Tensor, t: Scales) -> Denoised:
+        denoised = self.denoiser(x_t, t, self.cond)
+        self.calls += 1
+        self.first = self.first or denoised
+        return denoised
+
+    @property
+    def process(self) -> Process:
+        return self.denoiser.process
+
+    def scales(self, t: Tensor) -> Scales:
+        """The scales of a time between the grid's, a 0-dimensional float64 tensor."""
+        return self.denoiser.process.scales(t)
+
+
+@dataclass(frozen=True)
+class StepNoise:
+    """The noise of one step: `noise(j, like)` is the j-th standard normal draw, j < draws_per_step."""
+
+    source: Draws
+    step: int
+    draws_per_step: int
+
+    def __call__(self, j: int, like: Tensor) -> Tensor:
+        return self.source.normal("step", self.step * self.draws_per_step + j, like)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a trajectory, as `iterate` yields it.
+
+    index: 0 .. total - 1. t: the time that x_t stands at. x0: the posterior mean that the step was taken from,
+    (B, C, H, W). x_s: the state after the step; after the last one it is the sample. nfe: network evaluations
+    per image so far.
+    """
+
+    index: int
+    total: int
+    t: float
+    x_t: Tensor
+    x0: Tensor
+    x_s: Tensor
+    nfe: int
+
+
+@dataclass(frozen=True)
+class Sampler(ABC):
+    """A solver: a frozen dataclass with one pure `step` and its claims, which the tests measure.
+
+    order: of convergence to the probability-flow ODE's solution (deterministic) or of the distribution
+    (stochastic, weak order 1). nfe_per_step: network evaluations in one step. draws_per_step: normal draws in
+    one step, 0 for a deterministic solver.
+    """
+
+    order: ClassVar[int] = 1
+    nfe_per_step: ClassVar[int] = 1
+    draws_per_step: ClassVar[int] = 0
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether the steps put noise back."""
+        return self.draws_per_step > 0
+
+    @abstractmethod
+    def step(
+        self, denoise: Denoise, x_t: Tensor, t: Scales, s: Scales, state: Any, noise: StepNoise
+    ) -> tuple[Tensor, Any]:
+        """From x_t at t to x_s at s < t. Scalars are float64 CPU tensors; nothing is kept on self.
+
+        state: what the previous step returned, None at the first. Returns (x_s, state).
+        """
+
+    def check(self, denoiser: Denoiser, grid: list[Scales]) -> None:
+        """ValueError, before the first evaluation, where this sampler cannot run on these times."""
+
+    def iterate(
+        self,
+        denoiser: Denoiser,
+        noise: Tensor | NoiseSource,
+        steps: int | None = None,
+        *,
+        labels: Tensor | Sequence[int] | None = None,
+        grid: TimeGrid | str | Tensor | None = None,
+        initial: Tensor | None = None,
+        draws: Draws | None = None,
+        seed: int = 0,
+        end: End = "posterior-mean",
+    ) -> Iterator[Step]:
+        """Runs the sampler, yielding every step.
+
+        noise: (B, C, H, W) standard normal, scaled here to the prior of the first time; its dtype (float32 or
+        float64) is the state's. steps: network levels, at least 1. grid: a TimeGrid, a registered name, or
+        decreasing times; None is the process's usual one. labels: (B,), None for the denoiser's own or null.
+        initial: a state at the first time, in place of noise. draws: the source of the noise that stochastic
+        steps add; None is NoiseSource.from_seed(seed). end: 'posterior-mean' stops at the last time with
+        sigma > 0 and returns E[x0 | x_t] there; 'state' returns x at the grid's last time.
+        Raises ValueError for steps < 1, times that do not decrease, or a pairing that cannot run.
+        """
+        x = noise if initial is None else initial
+        if not isinstance(x, Tensor):
+            raise ValueError(f"noise must be a (B, C, H, W) tensor, got {type(x).__name__}")
+        levels = plan(denoiser, steps, grid, end)
+        self.check(denoiser, levels)
+        if initial is None:
+            x = x * denoiser.process.prior_std(levels[0])
+        source: Draws = draws or NoiseSource.from_seed(seed, x.shape[0])
+        cond = replace(denoiser.condition(labels, x.shape[0], x.device), noise=source)
+        return self._run(denoiser, x, levels, cond, source, end)
+
+    def _run(
+        self, denoiser: Denoiser, x: Tensor, levels: list[Scales], cond: Condition, source: Draws, end: End
+    ) -> Iterator[Step]:
+        times = torch.stack([k.t for k in levels]).tolist()
+        total = len(levels) - 1 + (end == "posterior-mean")
+        state, nfe = None, 0
+        for i, (t, s) in enumerate(zip(levels, levels[1:], strict=False)):
+            denoise = Denoise(denoiser, replace(cond, step=i))
+            x_s, state = self.step(denoise, x, t, s, state, StepNoise(source, i, self.draws_per_step))
+            nfe += denoise.calls
+            assert denoise.first is not None, "a step evaluates the denoiser at least once"
+            yield Step(i, total, times[i], x, denoise.first.x0, x_s, nfe)
+            x = x_s
+        if end == "posterior-mean":
+            x0 = denoiser(x, levels[-1], replace(cond, step=total - 1)).x0
+            yield Step(total - 1, total, times[-1], x, x0, x0, nfe + 1)
+
+    def sample(self, denoiser: Denoiser, noise: Tensor, steps: int | None = None, **options: Any) -> Tensor:
+        """The end of the trajectory, (B, C, H, W). Arguments as `iterate`."""
+        x = noise
+        for step in self.iterate(denoiser, noise, steps, **options):
+            x = step.x_s
+        return x
+
+    def nfe(self, steps: int) -> int:
+        """Network evaluations per image for `steps` levels: the solver steps and the last posterior mean."""
+        return (steps - 1) * self.nfe_per_step + 1
+
+
+def plan(
+    denoiser: Denoiser, steps: int | None, grid: TimeGrid | str | Tensor | None, end: End = "posterior-mean"
+) -> list[Scales]:
+    """The scales of every time of a run, computed once before it. Arguments and errors as `Sampler.iterate`."""
+    if end not in ("posterior-mean", "state"):
+        raise ValueError(f"end must be 'posterior-mean' or 'state', got {end!r}")
+    if isinstance(grid, Tensor):
+        times = grid.detach().double().cpu()
+        if steps is not None and steps != len(times):
+            raise ValueError(f"steps = {steps} contradicts a grid of {len(times)} times; leave steps out")
+    else:
+        if steps is None:
+            raise ValueError("give the number of steps, or a grid of times")
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+            raise ValueError(f"steps must be a whole number, at least 1; got {steps!r}")
+        chosen = default_grid(denoiser.process) if grid is None else GRIDS.create(grid)
+        times = chosen.times(denoiser.process, steps, denoiser.t_min, denoiser.t_max)
+    if times.ndim != 1 or len(times) == 0 or not bool((times.diff() < 0).all()):
+        raise ValueError(f"a grid needs decreasing times, got {times.tolist()}")
+    if not (0 <= float(times[-1]) and float(times[0]) <= denoiser.t_max):
+        raise ValueError(f"times must lie in [0, {denoiser.t_max}], got {times.tolist()}")
+    levels = denoiser.process.scales(times).unbind()
+    if end == "posterior-mean" and len(levels) > 1 and float(levels[-1].sigma) == 0:
+        levels = levels[:-1]
+    return levels

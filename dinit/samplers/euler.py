@@ -1,0 +1,38 @@
+"""Explicit one-step solvers of the probability-flow ODE dx/dt = velocity(x, t). Song et al. 2021, Eq. 13."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from dinit.diffusion import Scales
+from dinit.samplers.base import SAMPLERS, Denoise, Sampler, StepNoise
+
+
+@SAMPLERS.register("euler")
+@dataclass(frozen=True)
+class Euler(Sampler):
+    """Explicit Euler on the probability-flow ODE, in t. On the linear path this is flow-matching Euler."""
+
+    def step(
+        self, denoise: Denoise, x_t: Tensor, t: Scales, s: Scales, state: Any, noise: StepNoise
+    ) -> tuple[Tensor, Any]:
+        return x_t + (s.t - t.t) * denoise(x_t, t).velocity, None
+
+
+@SAMPLERS.register("heun")
+@dataclass(frozen=True)
+class Heun(Sampler):
+    """Explicit trapezoid on the probability-flow ODE, 2 NFE a step. Karras et al. 2022, Algorithm 1, in t."""
+
+    order = 2
+    nfe_per_step = 2
+
+    def step(
+        self, denoise: Denoise, x_t: Tensor, t: Scales, s: Scales, state: Any, noise: StepNoise
+    ) -> tuple[Tensor, Any]:
+        slope = denoise(x_t, t).velocity
+        euler = x_t + (s.t - t.t) * slope
+        return x_t + (s.t - t.t) * (slope + denoise(euler, s).velocity) / 2, None
