@@ -15,7 +15,7 @@ from dinit.data.base import DATASETS, InMemory
 _IMAGES, _LABELS = ("images", "arr_0"), ("labels", "arr_1")
 _CHANNELS = (1, 2, 3, 4)
 _UNREADABLE = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error)
-_WANTED = "wanted: a .npz with 'images' and, for classes, 'labels' (or arr_0, arr_1), or a .npy of images; not pickled"
+_WANTED = "wanted: a .npz with 'images', perhaps 'labels' (or arr_0, arr_1), or a .npy of images; unpickled"
 
 
 @DATASETS.register("npz")

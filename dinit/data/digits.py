@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dinit.data.base import DATASETS, InMemory
-from dinit.data.order import epoch_order
+from dinit.data.order import stratified
 
 SPLITS = ("train", "test", "all")
 _TEST_SHARE = 0.2
@@ -30,17 +29,8 @@ class Digits(InMemory):
 
         bunch: Any = load_digits()
         labels = np.asarray(bunch.target, dtype=np.int64)
-        chosen = split_indices(labels, split)
+        test = stratified(labels, _TEST_SHARE, _SPLIT_SEED)
+        chosen = {"train": ~test, "test": test, "all": np.ones_like(test)}[split]
         images = (np.asarray(bunch.images, dtype=np.float32) / 8.0 - 1.0)[:, None]
         super().__init__(images[chosen], labels[chosen], tuple("0123456789"), horizontal_flip=False)
         self.split = split
-
-
-def split_indices(labels: NDArray[np.int64], split: str) -> NDArray[np.int64]:
-    """Sorted indices of a split that holds the same share of every class, (n,). labels: (N,)."""
-    test = np.zeros(len(labels), dtype=bool)
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
-        order = epoch_order(_SPLIT_SEED, int(label), len(members))
-        test[members[order[: round(_TEST_SHARE * len(members))]]] = True
-    return np.flatnonzero({"train": ~test, "test": test, "all": np.ones_like(test)}[split])

@@ -71,6 +71,15 @@ def sample_key(seed: int, position: int) -> int:
     return hash_words(seed, position, 1)  # the 1 keeps it apart from epoch_order's words
 
 
+def stratified(labels: NDArray[np.int64], share: float, seed: int) -> NDArray[np.bool_]:
+    """Marks round(share · count) samples of each class, a function of the seed. labels: (N,). Returns (N,)."""
+    marked = np.zeros(len(labels), dtype=bool)
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        marked[members[epoch_order(seed, int(label), len(members))[: round(share * len(members))]]] = True
+    return marked
+
+
 @dataclass(frozen=True)
 class IndexStream:
     """The endless sequence of (index, key) from sample `position` on: an iterable without a state of its own.

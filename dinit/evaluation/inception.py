@@ -1,0 +1,57 @@
+"""Inception-v3 as published figures use it, where its weights are on this disk. Nothing is downloaded."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from dinit.evaluation.features import EXTRACTORS, Extractor
+
+WEIGHTS_VARIABLE = "DINIT_INCEPTION_WEIGHTS"
+_FILE = "weights-inception-2015-12-05-6726825d.pth"  # the name under which torch-fidelity publishes them
+
+
+@EXTRACTORS.register("inception-v3")
+@dataclass(frozen=True)
+class Inception(Extractor):
+    """TensorFlow's Inception-v3 of 2015, 2048 features, as torch-fidelity ports it; grey is repeated to RGB.
+
+    weights: the file; otherwise the environment variable DINIT_INCEPTION_WEIGHTS; otherwise torch hub's cache.
+    """
+
+    fidelity_name: ClassVar[str] = "inception-v3-compat"
+    resize: ClassVar[str] = "bilinear to 299×299 as TensorFlow 1 does, grey repeated to RGB"
+
+    def weights_path(self) -> Path:
+        named = self.weights or os.environ.get(WEIGHTS_VARIABLE)
+        path = Path(named) if named else Path(torch.hub.get_dir()) / "checkpoints" / _FILE
+        if not path.is_file():
+            raise ValueError(
+                f"the Inception-v3 weights are not at {path}; put {_FILE} (from torch-fidelity's releases) "
+                f"there, or name the file by the option weights= or the variable {WEIGHTS_VARIABLE}. "
+                "dinit downloads nothing. Digits need no Inception: features='digits-classifier'"
+            )
+        _refuse_pickle(path)
+        return path
+
+    def prepare(self, images: Tensor) -> Tensor:
+        if images.shape[1] not in (1, 3):
+            raise ValueError(f"Inception-v3 reads grey or RGB images, got {images.shape[1]} channels")
+        return images.expand(-1, 3, -1, -1)
+
+
+def _refuse_pickle(path: Path) -> None:
+    """ValueError for a file with more than tensors in it.
+
+    torch-fidelity unpickles the file without restriction; what loads here first can run no code there.
+    """
+    try:
+        torch.load(path, map_location="meta", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        raise ValueError(f"{path} is not a file of tensors and is not loaded ({error})") from error

@@ -1,0 +1,146 @@
+"""A report: scores that carry the protocol they were measured by, the real-against-real row always among them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from dinit.evaluation.files import write_atomically
+
+REAL = "real (train split)"
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """All that must agree before two scores may be compared.
+
+    dataset, reference: what is compared with, and the fingerprint of its contents. features, weights,
+    resize: the extractor. sample_count, real_count, reference_count: images of the model's row, of the real
+    row, of the set both are compared with. labels: "none", "balanced" or "as given".
+    """
+
+    dataset: str
+    reference: str
+    features: str
+    weights: str
+    resize: str
+    statistics: str
+    labels: str
+    sample_count: int
+    real_count: int
+    reference_count: int
+    kid_subset_size: int
+    kid_subsets: int
+    isc_splits: int
+    prc_neighborhood: int
+    seed: int
+    torch_fidelity: str
+
+    def differences(self, other: Protocol) -> list[str]:
+        """One "field: this against that" for each field that differs."""
+        pairs = ((f.name, getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
+        return [f"{name}: {mine!r} against {theirs!r}" for name, mine, theirs in pairs if mine != theirs]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One set of images measured against the reference. metrics: by name, as in `Report.table`."""
+
+    name: str
+    count: int
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Report:
+    """rows: the model's and the real one, both against the same reference. made_by: the call behind the
+    model's row, where it is known. notes: what a reader should know before quoting a figure.
+    """
+
+    protocol: Protocol
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...] = ()
+    made_by: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if REAL not in [row.name for row in self.rows]:
+            raise ValueError(f"a report needs the row {REAL!r} beside the model's")
+
+    @property
+    def real(self) -> Row:
+        """The real-against-real row."""
+        return next(row for row in self.rows if row.name == REAL)
+
+    @property
+    def model(self) -> Row:
+        """The model's row."""
+        return next(row for row in self.rows if row.name != REAL)
+
+    def table(self) -> Table:
+        """For the terminal: a line a row, the protocol and the notes below."""
+        columns = [key for key in self.model.metrics if not key.endswith("_std")]
+        table = Table(title=f"against {self.protocol.reference}", caption=self._caption())
+        table.add_column("images of")
+        for name in ("count", *columns):
+            table.add_column(name.replace("_", " "), justify="right")
+        for row in self.rows:
+            table.add_row(row.name, str(row.count), *(_cell(row.metrics, key) for key in columns))
+        return table
+
+    def _caption(self) -> str:
+        p = self.protocol
+        lines = (
+            f"features {p.features} ({p.weights}); resize {p.resize}; labels {p.labels}; seed {p.seed}",
+            f"{p.reference_count} reference images; torch-fidelity {p.torch_fidelity}",
+            *self.notes,
+        )
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as `report.json` holds them."""
+        return {
+            "protocol": asdict(self.protocol),
+            "rows": [{"name": r.name, "count": r.count, "metrics": dict(r.metrics)} for r in self.rows],
+            "notes": list(self.notes),
+            "made_by": dict(self.made_by),
+        }
+
+    def write_json(self, path: str | Path) -> None:
+        """Writes the file whole or not at all. OSError where the place cannot be written."""
+        text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False)
+        write_atomically(Path(path), text.encode() + b"\n")
+
+    @classmethod
+    def read_json(cls, path: str | Path) -> Report:
+        """What `write_json` wrote. ValueError for anything else."""
+        try:
+            content = json.loads(Path(path).read_text())
+            rows = tuple(Row(**row) for row in content["rows"])
+            protocol = Protocol(**content["protocol"])
+            return cls(protocol, rows, tuple(content["notes"]), content["made_by"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is not a report that dinit wrote ({error})") from error
+
+
+def compare(first: Report, second: Report) -> dict[str, float]:
+    """The second model's metrics less the first's. ValueError where the protocols differ, saying in what."""
+    differences = first.protocol.differences(second.protocol)
+    if differences:
+        raise ValueError(
+            "scores of different protocols are not compared; measure both the same way. They differ in\n  "
+            + "\n  ".join(differences)
+        )
+    ours, theirs = first.model.metrics, second.model.metrics
+    return {key: theirs[key] - ours[key] for key in ours if key in theirs and not key.endswith("_std")}
+
+
+def _cell(metrics: Mapping[str, float], key: str) -> str:
+    if key not in metrics:
+        return "–"
+    text = f"{metrics[key]:.4g}"
+    return f"{text} ± {metrics[key + '_std']:.2g}" if f"{key}_std" in metrics else text
