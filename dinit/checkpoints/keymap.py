@@ -36,7 +36,9 @@ def map_keys(state: Mapping[str, Tensor], rules: KeyMap) -> dict[str, Tensor]:
             unknown.append(key)
         elif isinstance(target, str):
             if target in mapped:
-                raise ValueError(f"the key map sends {key!r} and another key to {target!r}; correct its rules")
+                raise ValueError(
+                    f"the key map sends {key!r} and another key to {target!r}; correct its rules"
+                )
             mapped[target] = tensor
     if unknown:
         raise ValueError(
@@ -72,7 +74,7 @@ def load_mapped(model: nn.Module, state: Mapping[str, Tensor], rules: KeyMap) ->
 _UNKNOWN = object()
 
 
-def _target(key: str, rules: KeyMap) -> str | None | object:
+def _target(key: str, rules: KeyMap) -> str | object | None:
     """The new name of a key, None to drop it, or _UNKNOWN."""
     for rule in rules:
         match = re.fullmatch(rule.pattern, key)

@@ -110,7 +110,14 @@ class DiCo(Backbone):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        check_common("DiCo", image_size, self.size_multiple, in_channels=in_channels, hidden_size=hidden_size)
+        check_common(
+            "DiCo",
+            image_size,
+            self.size_multiple,
+            in_channels=in_channels,
+            hidden_size=hidden_size,
+            **{"hidden_size * mlp_ratio": int(hidden_size * mlp_ratio)},
+        )
         check_conditioning("DiCo", num_classes, dropout)
         if hidden_size % 2:
             raise ValueError(f"DiCo: hidden_size must be even (downsampling halves it), got {hidden_size}")
@@ -163,5 +170,7 @@ class DiCo(Backbone):
         x = self.merge_2(torch.cat([self.up_2(x), skip_2], dim=1))
         x = run_blocks(self, self.decoder_2, x, c2)
         x = self.merge_1(torch.cat([self.up_1(x), skip_1], dim=1))
-        x = run_blocks(self, self.decoder_1, x, c2)  # twice hidden_size wide, so it shares level 2's condition
+        x = run_blocks(
+            self, self.decoder_1, x, c2
+        )  # twice hidden_size wide, so it shares level 2's condition
         return self.head(x, c2)

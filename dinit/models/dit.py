@@ -79,7 +79,11 @@ class DiT(Backbone):
 
     presets = {
         "tiny": _TINY,
-        **{f"{n}/{p}": {**_IMAGENET, **size, "patch_size": p} for n, size in _SIZES.items() for p in (2, 4, 8)},
+        **{
+            f"{n}/{p}": {**_IMAGENET, **size, "patch_size": p}
+            for n, size in _SIZES.items()
+            for p in (2, 4, 8)
+        },
     }
 
     @register_to_config
@@ -97,7 +101,16 @@ class DiT(Backbone):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        check_common("DiT", image_size, patch_size, in_channels=in_channels, hidden_size=hidden_size, depth=depth)
+        check_common(
+            "DiT",
+            image_size,
+            patch_size,
+            patch_size=patch_size,
+            in_channels=in_channels,
+            hidden_size=hidden_size,
+            depth=depth,
+            **{"hidden_size * mlp_ratio": int(hidden_size * mlp_ratio)},
+        )
         check_divides("DiT", "num_heads", num_heads, "hidden_size", hidden_size)
         check_divides("DiT", "4 (of the position table)", 4, "hidden_size", hidden_size)
         check_conditioning("DiT", num_classes, dropout)
@@ -115,7 +128,9 @@ class DiT(Backbone):
         self.register_buffer("positions", sincos_positions(hidden_size, side, side), persistent=False)
         self.time_embedding = TimeEmbedding(hidden_size)
         self.label_embedding = LabelEmbedding(num_classes, hidden_size)
-        self.blocks = nn.ModuleList(DiTBlock(hidden_size, num_heads, mlp_ratio, dropout) for _ in range(depth))
+        self.blocks = nn.ModuleList(
+            DiTBlock(hidden_size, num_heads, mlp_ratio, dropout) for _ in range(depth)
+        )
         self.head = DiTHead(hidden_size, patch_size * patch_size * self.out_channels)
         for block in self.blocks:
             _init_linears(block)

@@ -95,7 +95,9 @@ class Upsample(nn.Module):
 class UNetBlock(nn.Module):
     """A ResBlock, then attention and a doubling of the resolution where asked for."""
 
-    def __init__(self, res: ResBlock, attention: SpatialAttention | None, upsample: Upsample | None = None) -> None:
+    def __init__(
+        self, res: ResBlock, attention: SpatialAttention | None, upsample: Upsample | None = None
+    ) -> None:
         super().__init__()
         self.res = res
         self.attention = attention if attention is not None else nn.Identity()
@@ -150,11 +152,19 @@ class UNet(Backbone):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        self.size_multiple = 2 ** max(len(channel_mult) - 1, 0)
+        check_common(
+            "UNet",
+            image_size,
+            self.size_multiple,
+            in_channels=in_channels,
+            channels=channels,
+            blocks_per_level=blocks_per_level,
+        )
         sides = [image_size >> level for level in range(len(channel_mult))]
         widths = [channels * multiple for multiple in channel_mult]
-        _check_levels(sides, channels, widths, attention_resolutions, num_groups, num_heads)
-        self.size_multiple = 2 ** (len(widths) - 1)
-        check_common("UNet", image_size, self.size_multiple, in_channels=in_channels, blocks=blocks_per_level)
+        _check_levels(sides, widths, attention_resolutions, num_heads)
+        check_divides("UNet", "num_groups", num_groups, "channels", channels)
         check_conditioning("UNet", num_classes, dropout)
         self.in_channels = in_channels
         self.out_channels = in_channels * 2 if learn_sigma else in_channels
@@ -224,16 +234,15 @@ def _build_decoder(block, widths: list[int], skips: list[int], count: int) -> nn
     return blocks
 
 
-def _check_levels(
-    sides: list[int], channels: int, widths: list[int], attention: Sequence[int], num_groups: int, num_heads: int
-) -> None:
-    """ValueError where widths, groups, heads and attention resolutions do not fit together."""
+def _check_levels(sides: list[int], widths: list[int], attention: Sequence[int], num_heads: int) -> None:
+    """ValueError where widths, heads and attention resolutions do not fit together."""
     if not widths or min(widths) < 1:
         raise ValueError(f"UNet: channels * channel_mult must be one or more positive widths, got {widths}")
     unknown = sorted(set(attention) - set(sides))
     if unknown:
-        raise ValueError(f"UNet: attention_resolutions must be among the levels' sides {sides}, got {unknown}")
-    check_divides("UNet", "num_groups", num_groups, "channels", channels)
+        raise ValueError(
+            f"UNet: attention_resolutions must be among the levels' sides {sides}, got {unknown}"
+        )
     for side, width in zip(sides, widths, strict=True):
         if side in attention:
             check_divides("UNet", "num_heads", num_heads, "the width of every level with attention", width)

@@ -1,0 +1,144 @@
+"""What holds for one family: published sizes, identities at the start, arguments that do not fit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dinit.models.dico import DiCo, DiCoBlock
+from dinit.models.dit import DiT, DiTBlock
+from dinit.models.layers.embedding import sinusoid
+from dinit.models.layers.transformer import unpatchify
+from dinit.models.unet import ResBlock, SpatialAttention, UNet
+
+# Counted from the reference implementations: trainable, and with the frozen position table.
+DIT_COUNTS = {
+    "XL/2": (674_834_720, 675_129_632),
+    "XL/4": (675_000_704, 675_074_432),
+    "XL/8": (675_664_640, 675_683_072),
+    "L/2": (457_840_672, 458_102_816),
+    "L/4": (457_988_224, 458_053_760),
+    "L/8": (458_578_432, 458_594_816),
+    "B/2": (130_315_808, 130_512_416),
+    "B/4": (130_426_496, 130_475_648),
+    "B/8": (130_869_248, 130_881_536),
+    "S/2": (32_865_056, 32_963_360),
+    "S/4": (32_920_448, 32_945_024),
+    "S/8": (33_142_016, 33_148_160),
+}
+DICO_COUNTS = {
+    "S": 33_137_672,
+    "B": 129_992_712,
+    "L": 463_897_992,
+    "XL": 701_151_368,
+    "H": 1_037_408_328,
+}
+
+
+@pytest.mark.parametrize("name", sorted(DIT_COUNTS))
+def test_dit_presets_have_the_published_size(name: str) -> None:
+    with torch.device("meta"):
+        model = DiT.preset(name)
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert (trainable, trainable + model.positions.numel()) == DIT_COUNTS[name]
+
+
+@pytest.mark.parametrize("name", sorted(DICO_COUNTS))
+def test_dico_presets_have_the_published_size(name: str) -> None:
+    with torch.device("meta"):
+        model = DiCo.preset(name)
+    assert sum(p.numel() for p in model.parameters()) == DICO_COUNTS[name]
+
+
+def test_every_published_preset_is_counted() -> None:
+    assert set(DiT.presets) - {"tiny"} == set(DIT_COUNTS)
+    assert set(DiCo.presets) - {"tiny"} == set(DICO_COUNTS)
+
+
+def test_fresh_dit_block_is_the_identity() -> None:
+    x, c = torch.randn(2, 5, 16), torch.randn(2, 16)
+    assert torch.equal(DiTBlock(16, 4, 4.0, 0.0)(x, c), x)
+
+
+def test_fresh_dico_block_is_the_identity() -> None:
+    x, c = torch.randn(2, 16, 4, 4), torch.randn(2, 16)
+    assert torch.equal(DiCoBlock(16, 2.0, 0.0)(x, c), x)
+
+
+def test_fresh_unet_blocks_are_the_identity() -> None:
+    x, c = torch.randn(2, 16, 4, 4), torch.randn(2, 12)
+    assert torch.equal(ResBlock(16, 16, 12, 4, 0.0)(x, c), x)
+    assert torch.equal(SpatialAttention(16, 2, 4)(x), x)
+
+
+def test_sinusoid_is_cos_then_sin_of_geometric_frequencies() -> None:
+    features = sinusoid(torch.tensor([0.0, 3.0], dtype=torch.float64))
+    assert features.shape == (2, 256)
+    assert torch.equal(features[0], torch.cat([torch.ones(128), torch.zeros(128)]).double())
+    for i in (0, 1, 64, 127):
+        angle = torch.tensor(3.0 * 10000 ** (-i / 128), dtype=torch.float64)
+        torch.testing.assert_close(features[1, i], angle.cos(), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(features[1, 128 + i], angle.sin(), rtol=1e-12, atol=1e-12)
+
+
+def test_unpatchify_puts_every_pixel_back() -> None:
+    image = torch.arange(2 * 3 * 4 * 6.0).reshape(2, 3, 4, 6)
+    tokens = torch.stack(
+        [
+            image[:, :, 2 * r : 2 * r + 2, 2 * q : 2 * q + 2].permute(0, 2, 3, 1).flatten(1)
+            for r in range(2)
+            for q in range(3)
+        ],
+        dim=1,
+    )
+    assert torch.equal(unpatchify(tokens, 2, 3, 2), image)
+
+
+def test_unet_attends_where_asked() -> None:
+    def attending(**options: object) -> list[str]:
+        model = UNet.preset("tiny", **options)
+        return [name for name, module in model.named_modules() if isinstance(module, SpatialAttention)]
+
+    assert attending(attention_resolutions=()) == []
+    assert len(attending(attention_resolutions=(8,))) == 3  # one on the way down, two on the way up
+    assert len(attending(attention_resolutions=(4,))) == 5  # and two at the bottom
+
+
+def test_unet_attention_reaches_across_the_image() -> None:
+    torch.manual_seed(0)
+    attention = SpatialAttention(8, 2, 4)
+    torch.nn.init.normal_(attention.attention.proj.weight)
+    x = torch.randn(1, 8, 4, 6)
+    permutation = torch.randperm(24)
+    mixed = attention(x.flatten(2)[:, :, permutation].reshape(1, 8, 4, 6))
+    torch.testing.assert_close(mixed.flatten(2), attention(x).flatten(2)[:, :, permutation])
+
+
+@pytest.mark.parametrize(
+    ("cls", "options", "message"),
+    [
+        (
+            DiT,
+            {"hidden_size": 30},
+            "num_heads must divide hidden_size, got num_heads = 4 and hidden_size = 30",
+        ),
+        (DiT, {"hidden_size": 18, "num_heads": 3}, "position table"),
+        (DiT, {"depth": 0}, "depth must be at least 1, got 0"),
+        (DiT, {"patch_size": 3}, "image_size must be a multiple of 3, got 8"),
+        (DiT, {"patch_size": 0}, "patch_size must be at least 1, got 0"),
+        (DiCo, {"hidden_size": 15}, "hidden_size must be even"),
+        (DiCo, {"depth": (1, 1, 1)}, "five positive numbers"),
+        (DiCo, {"depth": (1, 1, 0, 1, 1)}, "five positive numbers"),
+        (UNet, {"channels": 18}, "num_groups must divide channels, got num_groups = 4 and channels = 18"),
+        (UNet, {"num_heads": 3}, "num_heads must divide"),
+        (UNet, {"num_heads": 0}, "num_heads must divide"),
+        (UNet, {"channel_mult": ()}, "positive widths"),
+        (UNet, {"channel_mult": (1, 0)}, "positive widths"),
+        (UNet, {"attention_resolutions": (5,)}, r"sides \[8, 4\], got \[5\]"),
+        (UNet, {"blocks_per_level": 0}, "blocks_per_level must be at least 1, got 0"),
+        (UNet, {"channel_mult": (1, 1, 1, 1, 1), "attention_resolutions": ()}, "multiple of 16, got 8"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused(cls: type, options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        cls.preset("tiny", **options)

@@ -1,0 +1,122 @@
+"""Codecs against diffusers' own numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+from dinit.models.codec import CODECS, AutoencoderKLCodec, IdentityCodec, load_codec
+
+
+def tiny_vae() -> AutoencoderKL:
+    torch.manual_seed(0)
+    return AutoencoderKL(
+        in_channels=3,
+        out_channels=3,
+        down_block_types=("DownEncoderBlock2D", "DownEncoderBlock2D", "DownEncoderBlock2D"),
+        up_block_types=("UpDecoderBlock2D", "UpDecoderBlock2D", "UpDecoderBlock2D"),
+        block_out_channels=(8, 8, 16),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=16,
+        scaling_factor=0.18215,
+        shift_factor=0.25,
+    ).eval()
+
+
+IMAGES = torch.rand(2, 3, 16, 24, generator=torch.Generator().manual_seed(3)) * 2 - 1
+
+
+def test_registry() -> None:
+    assert CODECS.names() == ["autoencoder-kl", "identity"]
+
+
+def test_identity() -> None:
+    codec = IdentityCodec(channels=3)
+    assert torch.equal(codec.encode(IMAGES), IMAGES)
+    assert torch.equal(codec.decode(IMAGES), IMAGES)
+    assert codec.latent_shape(16, 24) == (3, 16, 24)
+    with pytest.raises(ValueError, match=r"expected images \(B, 3, H, W\), got \(2, 1, 8, 8\)"):
+        codec.encode(torch.zeros(2, 1, 8, 8))
+    with pytest.raises(ValueError, match="channels must be at least 1"):
+        IdentityCodec(channels=0)
+
+
+@torch.no_grad()
+def test_encode_is_the_shifted_and_scaled_posterior() -> None:
+    vae = tiny_vae()
+    posterior = vae.encode(IMAGES).latent_dist
+    codec = AutoencoderKLCodec(vae)
+    assert codec.latent_shape(16, 24) == (4, 4, 6) == tuple(posterior.mean.shape[1:])
+    expected = (posterior.mean - 0.25) * 0.18215
+    torch.testing.assert_close(codec.encode(IMAGES), expected, rtol=1e-6, atol=1e-7)
+    noise = torch.randn(posterior.mean.shape, generator=torch.Generator().manual_seed(4))
+    z = posterior.sample(generator=torch.Generator().manual_seed(4))
+    torch.testing.assert_close(codec.encode(IMAGES, noise), (z - 0.25) * 0.18215, rtol=1e-5, atol=1e-6)
+    assert (z - posterior.mean).abs().max() > 0.1  # the noise counts
+
+
+@torch.no_grad()
+def test_decode_undoes_scale_and_shift() -> None:
+    vae = tiny_vae()
+    z = torch.randn(2, 4, 4, 6, generator=torch.Generator().manual_seed(5))
+    expected = vae.decode(z).sample
+    codec = AutoencoderKLCodec(vae)
+    torch.testing.assert_close(codec.decode((z - 0.25) * 0.18215), expected, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_given_factors_replace_those_of_the_config_and_are_saved(tmp_path: Path) -> None:
+    codec = AutoencoderKLCodec(tiny_vae(), scaling_factor=2.0, shift_factor=0.0)
+    latents = codec.encode(IMAGES)
+    plain = tiny_vae().encode(IMAGES).latent_dist.mean
+    torch.testing.assert_close(latents, 2 * plain, rtol=1e-6, atol=1e-7)
+    codec.save_pretrained(tmp_path)
+    assert (tmp_path / "vae" / "config.json").is_file()
+    loaded = load_codec(tmp_path)
+    assert isinstance(loaded, AutoencoderKLCodec)
+    assert (loaded.scaling_factor, loaded.shift_factor) == (2.0, 0.0)
+    assert torch.equal(loaded.encode(IMAGES), latents)
+
+
+def test_a_folder_without_vae_is_pixels(tmp_path: Path) -> None:
+    IdentityCodec(channels=1).save_pretrained(tmp_path)
+    codec = load_codec(tmp_path, channels=1)
+    assert isinstance(codec, IdentityCodec)
+    assert codec.latent_channels == 1
+
+
+def test_missing_shift_is_zero() -> None:
+    vae = tiny_vae()
+    vae.register_to_config(shift_factor=None)
+    assert AutoencoderKLCodec(vae).shift_factor == 0.0
+
+
+def test_autoencoder_stays_frozen_and_in_evaluation_mode() -> None:
+    codec = AutoencoderKLCodec(tiny_vae().train()).train()
+    assert not any(module.training for module in codec.modules())
+    assert not any(parameter.requires_grad for parameter in codec.parameters())
+
+
+@torch.no_grad()
+def test_half_precision_autoencoder_keeps_the_callers_dtype() -> None:
+    codec = AutoencoderKLCodec(tiny_vae().to(torch.bfloat16))
+    latents = codec.encode(IMAGES)
+    images = codec.decode(latents)
+    assert latents.dtype == images.dtype == torch.float32
+    exact = AutoencoderKLCodec(tiny_vae()).encode(IMAGES)
+    assert (latents - exact).abs().mean() < 0.05 * exact.abs().mean()
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    codec = AutoencoderKLCodec(tiny_vae())
+    with pytest.raises(ValueError, match="multiples of 4, got 16 x 18"):
+        codec.encode(torch.zeros(1, 3, 16, 18))
+    with pytest.raises(ValueError, match=r"got \(1, 4, 16, 16\)"):
+        codec.encode(torch.zeros(1, 4, 16, 16))
+    with pytest.raises(ValueError, match="scaling_factor must be positive, got 0"):
+        AutoencoderKLCodec(tiny_vae(), scaling_factor=0.0)
