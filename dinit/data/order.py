@@ -72,7 +72,7 @@ def sample_key(seed: int, position: int) -> int:
 
 
 def stratified(labels: NDArray[np.int64], share: float, seed: int) -> NDArray[np.bool_]:
-    """Marks round(share · count) samples of each class, a function of the seed. labels: (N,). Returns (N,)."""
+    """Marks round(share · count) samples of each class, by the seed. labels: (N,). Returns (N,)."""
     marked = np.zeros(len(labels), dtype=bool)
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)

@@ -22,7 +22,7 @@ _STATISTICS = "mean and unbiased covariance; KID: unbiased MMD², cubic kernel"
 
 @dataclass(frozen=True)
 class RealImages:
-    """Two disjoint sets of real images: `train` for the real row, `test` to compare with. uint8, (N, C, H, W)."""
+    """Two disjoint sets of real images: `train` for the real row, `test` to compare with. (N, C, H, W)."""
 
     train: Tensor
     train_labels: Tensor

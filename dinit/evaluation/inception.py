@@ -22,7 +22,7 @@ _FILE = "weights-inception-2015-12-05-6726825d.pth"  # the name under which torc
 class Inception(Extractor):
     """TensorFlow's Inception-v3 of 2015, 2048 features, as torch-fidelity ports it; grey is repeated to RGB.
 
-    weights: the file; otherwise the environment variable DINIT_INCEPTION_WEIGHTS; otherwise torch hub's cache.
+    weights: the file; without it the variable DINIT_INCEPTION_WEIGHTS, then torch hub's cache.
     """
 
     fidelity_name: ClassVar[str] = "inception-v3-compat"

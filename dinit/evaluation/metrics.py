@@ -86,10 +86,10 @@ def measure(
     metrics: Sequence[str],
     cuda: bool | None = None,
 ) -> dict[str, float]:
-    """The metrics of `samples` against `reference`, both (N, C, H, W) uint8. Class accuracy is not among them.
+    """The metrics of `samples` against `reference`, both (N, C, H, W) uint8; not class accuracy.
 
     fid: Heusel et al. 2017; kid: Bińkowski et al. 2018, cubic kernel; precision, recall: Kynkäänniemi et al.
-    2019; inception_score: Salimans et al. 2016. cuda: where to extract features; None is a GPU if there is one.
+    2019; inception_score: Salimans et al. 2016. cuda: where to extract features; None: a GPU if there is one.
     """
     wanted = [name for name in metrics if name in _RESULTS]
     if not wanted:
@@ -113,4 +113,7 @@ def measure(
         cache=False,  # its cache is unpickled without restriction, and is keyed by name, not content
         verbose=False,
     )
-    return {key: float(found[theirs]) for name in wanted for key, theirs in _RESULTS[name].items()}
+    scores = {key: float(found[theirs]) for name in wanted for key, theirs in _RESULTS[name].items()}
+    if settings.isc_splits == 1:
+        scores.pop("inception_score_std", None)  # the spread over one split says nothing
+    return scores

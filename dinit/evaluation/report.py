@@ -1,4 +1,4 @@
-"""A report: scores that carry the protocol they were measured by, the real-against-real row always among them."""
+"""A report: scores with the protocol they were measured by, the real-against-real row always among them."""
 
 from __future__ import annotations
 
@@ -82,20 +82,22 @@ class Report:
         return next(row for row in self.rows if row.name != REAL)
 
     def table(self) -> Table:
-        """For the terminal: a line a row, the protocol and the notes below."""
-        columns = [key for key in self.model.metrics if not key.endswith("_std")]
+        """For the terminal: a column for each set of images, a line a metric, protocol and notes below."""
         table = Table(title=f"against {self.protocol.reference}", caption=self._caption())
-        table.add_column("images of")
-        for name in ("count", *columns):
-            table.add_column(name.replace("_", " "), justify="right")
+        table.add_column("")
         for row in self.rows:
-            table.add_row(row.name, str(row.count), *(_cell(row.metrics, key) for key in columns))
+            table.add_column(row.name, justify="right")
+        table.add_row("images", *(str(row.count) for row in self.rows))
+        keys = dict.fromkeys(key for row in self.rows for key in row.metrics if not key.endswith("_std"))
+        for key in keys:
+            table.add_row(key.replace("_", " "), *(_cell(row.metrics, key) for row in self.rows))
         return table
 
     def _caption(self) -> str:
         p = self.protocol
         lines = (
-            f"features {p.features} ({p.weights}); resize {p.resize}; labels {p.labels}; seed {p.seed}",
+            f"features {p.features} ({p.weights})",
+            f"resize {p.resize}; labels {p.labels}; seed {p.seed}",
             f"{p.reference_count} reference images; torch-fidelity {p.torch_fidelity}",
             *self.notes,
         )
