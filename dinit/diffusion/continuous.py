@@ -102,9 +102,7 @@ class VE(Process):
         t = as_time(t)
         growth = math.log(self.sigma_max / self.sigma_min)
         # From both ends, so that sigma_min and sigma_max are met exactly.
-        sigma = torch.where(
-            t < 0.5, self.sigma_min * (growth * t).exp(), self.sigma_max * (growth * (t - 1)).exp()
-        )
+        sigma = torch.where(t < 0.5, self.sigma_min * (growth * t).exp(), self.sigma_max * (growth * (t - 1)).exp())
         return Scales(t, torch.ones_like(t), sigma, torch.zeros_like(t), growth * sigma)
 
     def time_of(self, log_snr: Tensor) -> Tensor:

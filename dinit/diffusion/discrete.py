@@ -156,5 +156,7 @@ def _monotone_slopes(values: Tensor) -> Tensor:
     inner = 2 * secants[1:] * secants[:-1] / (secants[1:] + secants[:-1])
     ends = [(3 * a - b) / 2 for a, b in ((secants[0], secants[1]), (secants[-1], secants[-2]))]
     # A one-sided slope stays between 0 and three secants, which keeps the end intervals monotone.
-    ends = [torch.clamp(e, min=3 * s, max=0.0) for e, s in zip(ends, (secants[0], secants[-1]), strict=True)]
+    ends = [
+        torch.minimum(torch.maximum(e, 3 * s), 0 * s) for e, s in zip(ends, (secants[0], secants[-1]), strict=True)
+    ]
     return torch.cat([ends[0][None], inner, ends[1][None]])

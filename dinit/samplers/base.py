@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -102,7 +103,7 @@ class Sampler(ABC):
         state: what the previous step returned, None at the first. Returns (x_s, state).
         """
 
-    def check(self, denoiser: Denoiser, grid: list[Scales]) -> None:
+    def check(self, denoiser: Denoiser, grid: list[Scales]) -> None:  # noqa: B027 (most samplers run anywhere)
         """ValueError, before the first evaluation, where this sampler cannot run on these times."""
 
     def iterate(
@@ -145,7 +146,7 @@ class Sampler(ABC):
         times = torch.stack([k.t for k in levels]).tolist()
         total = len(levels) - 1 + (end == "posterior-mean")
         state, nfe = None, 0
-        for i, (t, s) in enumerate(zip(levels, levels[1:], strict=False)):
+        for i, (t, s) in enumerate(pairwise(levels)):
             denoise = Denoise(denoiser, replace(cond, step=i))
             x_s, state = self.step(denoise, x, t, s, state, StepNoise(source, i, self.draws_per_step))
             nfe += denoise.calls
@@ -187,7 +188,7 @@ def plan(
         times = chosen.times(denoiser.process, steps, denoiser.t_min, denoiser.t_max)
     if times.ndim != 1 or len(times) == 0 or not bool((times.diff() < 0).all()):
         raise ValueError(f"a grid needs decreasing times, got {times.tolist()}")
-    if not (0 <= float(times[-1]) and float(times[0]) <= denoiser.t_max):
+    if float(times[-1]) < 0 or float(times[0]) > denoiser.t_max:
         raise ValueError(f"times must lie in [0, {denoiser.t_max}], got {times.tolist()}")
     levels = denoiser.process.scales(times).unbind()
     if end == "posterior-mean" and len(levels) > 1 and float(levels[-1].sigma) == 0:

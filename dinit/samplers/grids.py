@@ -126,15 +126,13 @@ def _line(start: float | Tensor, end: float | Tensor, count: int) -> Tensor:
     return torch.where(u == 1, end, start + (end - start) * u)
 
 
-def _spaced(process: Process, steps: int, t_min: float, t_max: float, first: float, spacing) -> Tensor:  # noqa: ANN001
+def _spaced(process: Process, steps: int, t_min: float, t_max: float, first: float, spacing) -> Tensor:
     """Times whose log-SNR is spaced by `spacing(low end's, high end's log-SNR, count)`, both ends exact."""
     noiseless = float(process.scales(t_max).alpha) == 0
     start = min(t_max, first) if noiseless else t_max
     count = steps - 1 if noiseless else steps
     ends = process.log_snr(torch.tensor([start, t_min], dtype=torch.float64))
-    times = (
-        process.time_of(spacing(ends[1], ends[0], count)) if count else torch.empty(0, dtype=torch.float64)
-    )
+    times = process.time_of(spacing(ends[1], ends[0], count)) if count else torch.empty(0, dtype=torch.float64)
     if count:
         times[0] = start
     if count > 1:

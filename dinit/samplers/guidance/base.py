@@ -38,7 +38,7 @@ class Guided(Denoiser):
     def embed(self, labels: Tensor) -> Tensor:
         return self.inner.embed(labels)
 
-    def condition(self, labels, batch, device=None) -> Condition:  # noqa: ANN001
+    def condition(self, labels, batch, device=None) -> Condition:
         return self.inner.condition(labels, batch, device)
 
 

@@ -1,0 +1,34 @@
+# make demo: a hundred class-ordered digits in samples.png.   make test: lint, types, tests, notebooks.
+# Both create .venv and install everything on first use. make quick leaves the slow tests out.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+# One thread a process: two test processes share the cores better than threads do.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+.PHONY: demo test quick lint install clean
+
+demo: $(INSTALLED)
+	$(BIN)/dinit generate digits-dico --classes all --per-class 10 --out samples.png --overwrite
+
+test: $(INSTALLED) lint
+	$(PYTEST)
+
+quick: $(INSTALLED)
+	$(PYTEST) -m "not slow and not notebook"
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) samples.png
