@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Rule:
-    """`pattern`, a regular expression for a whole foreign key, becomes `target` (with \\1, \\2 for its groups).
+    """`pattern`, a regular expression for a whole foreign key, becomes `target` (\\1, \\2: its groups).
 
     A target of None drops the entry: a fixed table that our model computes from its configuration.
     """
@@ -60,13 +60,13 @@ def load_mapped(model: nn.Module, state: Mapping[str, Tensor], rules: KeyMap) ->
     if missing or extra:
         raise ValueError(
             f"the checkpoint does not fit this {type(model).__name__}: missing {missing[:3]} "
-            f"({len(missing)} in all), not in the model {extra[:3]} ({len(extra)} in all); compare depth and classes"
+            f"({len(missing)} in all), not in the model {extra[:3]} ({len(extra)} in all); compare the depths"
         )
     for key, tensor in mapped.items():
         if tensor.shape != own[key].shape:
             raise ValueError(
-                f"{key} has shape {tuple(tensor.shape)} in the checkpoint and {tuple(own[key].shape)} in this "
-                f"{type(model).__name__}; build it with the checkpoint's sizes"
+                f"{key} has shape {tuple(tensor.shape)} in the checkpoint and {tuple(own[key].shape)} in "
+                f"this {type(model).__name__}; build it with the checkpoint's sizes"
             )
     model.load_state_dict(mapped, strict=True)
 

@@ -31,7 +31,7 @@ class Codec(nn.Module, ABC):
 
     @abstractmethod
     def encode(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
-        """images -> latents. noise, standard normal in the latents' shape, samples where the codec is random."""
+        """images -> latents. noise: standard normal, in the latents' shape, to sample with."""
 
     @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:
@@ -85,8 +85,8 @@ class IdentityCodec(Codec):
 class AutoencoderKLCodec(Codec):
     """A diffusers AutoencoderKL: latent = (z - shift_factor) * scaling_factor.
 
-    vae: an AutoencoderKL; it is frozen and put into evaluation mode. scaling_factor, shift_factor: in place of
-    those in its config (they are saved with it); a missing shift is 0. ValueError for a scaling factor <= 0.
+    vae: an AutoencoderKL; it is frozen and put into evaluation mode. scaling_factor, shift_factor: in place
+    of those in its config (they are saved with it); a missing shift is 0. ValueError for a scaling factor <= 0.
     """
 
     def __init__(
@@ -97,16 +97,17 @@ class AutoencoderKLCodec(Codec):
             vae.register_to_config(scaling_factor=scaling_factor)
         if shift_factor is not None:
             vae.register_to_config(shift_factor=shift_factor)
-        if not self._config(vae).scaling_factor > 0:
-            raise ValueError(f"scaling_factor must be positive, got {self._config(vae).scaling_factor}")
-        self.vae = vae.requires_grad_(False).eval()
-        self.image_channels = self._config(vae).in_channels
-        self.latent_channels = self._config(vae).latent_channels
-        self.downscale = 2 ** (len(self._config(vae).block_out_channels) - 1)
+        config: Any = vae.config
+        if not config.scaling_factor > 0:
+            raise ValueError(f"scaling_factor must be positive, got {config.scaling_factor}")
+        self.vae: Any = vae.requires_grad_(False).eval()
+        self.image_channels = config.in_channels
+        self.latent_channels = config.latent_channels
+        self.downscale = 2 ** (len(config.block_out_channels) - 1)
 
     @classmethod
     def from_pretrained(cls, path: str | Path, **options: Any) -> AutoencoderKLCodec:
-        """From a diffusers folder or hub id; options go to AutoencoderKL.from_pretrained (subfolder, torch_dtype)."""
+        """From a diffusers folder or hub id; options (subfolder, torch_dtype) go to diffusers."""
         from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
         return cls(AutoencoderKL.from_pretrained(path, **options))
@@ -114,12 +115,12 @@ class AutoencoderKLCodec(Codec):
     @property
     def scaling_factor(self) -> float:
         """What latents are multiplied by, so that their standard deviation is near 1."""
-        return self._config(self.vae).scaling_factor
+        return self.vae.config.scaling_factor
 
     @property
     def shift_factor(self) -> float:
         """What is subtracted from z before scaling."""
-        return self._config(self.vae).shift_factor or 0.0
+        return self.vae.config.shift_factor or 0.0
 
     def encode(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
         """The posterior's mean, or mean + std * noise; in the dtype of the images."""
@@ -129,7 +130,7 @@ class AutoencoderKLCodec(Codec):
         return ((z - self.shift_factor) * self.scaling_factor).to(images.dtype)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """(B, latent_channels, h, w) -> (B, image_channels, h * downscale, w * downscale), dtype of latents."""
+        """(B, latent_channels, h, w) -> images, in the dtype of the latents."""
         z = latents / self.scaling_factor + self.shift_factor
         return self.vae.decode(z.to(self.vae.dtype)).sample.to(latents.dtype)
 
@@ -140,10 +141,6 @@ class AutoencoderKLCodec(Codec):
     def train(self, mode: bool = True) -> AutoencoderKLCodec:
         """Stays in evaluation mode: the autoencoder is frozen."""
         return super().train(False)
-
-    @staticmethod
-    def _config(vae: AutoencoderKL) -> Any:
-        return vae.config
 
 
 def load_codec(folder: str | Path, channels: int = 3, dtype: torch.dtype | None = None) -> Codec:

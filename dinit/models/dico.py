@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,7 @@ from dinit.models.base import BACKBONES, Backbone
 from dinit.models.layers.blocks import run_blocks
 from dinit.models.layers.checks import check_common, check_conditioning, check_input
 from dinit.models.layers.embedding import LabelEmbedding, TimeEmbedding
+from dinit.models.layers.init import xavier, zeroed
 from dinit.models.layers.modulation import ChannelLayerNorm, Modulation, modulate
 from dinit.models.layers.resample import ShuffleDown, ShuffleUp
 
@@ -57,7 +59,7 @@ class DiCoBlock(nn.Module):
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         """x (B, dim, H, W), c (B, dim) -> (B, dim, H, W)."""
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation.maps(c)
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(c, x)
         h = self.conv_in(modulate(self.norm(x), shift_a, scale_a))
         h = self.conv_out(self.channel_attention(F.gelu(self.conv_depthwise(h))))
         x = x + gate_a * self.dropout(h)
@@ -72,13 +74,11 @@ class DiCoHead(nn.Module):
         super().__init__()
         self.modulation = Modulation(dim, dim, chunks=2)
         self.norm = ChannelLayerNorm(dim)
-        self.conv = nn.Conv2d(dim, out_channels, 3, padding=1)
-        nn.init.zeros_(self.conv.weight)
-        nn.init.zeros_(self.conv.bias)  # pyright: ignore[reportArgumentType]
+        self.conv = zeroed(nn.Conv2d(dim, out_channels, 3, padding=1))
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         """x (B, dim, H, W), c (B, dim) -> (B, out_channels, H, W)."""
-        shift, scale = self.modulation.maps(c)
+        shift, scale = self.modulation(c, x)
         return self.conv(modulate(self.norm(x), shift, scale))
 
 
@@ -86,7 +86,7 @@ class DiCoHead(nn.Module):
 class DiCo(Backbone):
     """Diffusion ConvNet with compact channel attention (Ai et al. 2025); presets S, B, L, XL, H.
 
-    Three resolutions of hidden_size, 2 and 4 times hidden_size channels; the way up stays at twice hidden_size.
+    Three resolutions with 1, 2 and 4 times hidden_size channels; the way up stays at twice hidden_size.
     Fully convolutional: any height and width that are multiples of 4. hidden_size: even. depth: blocks in
     the five stages (down 1, down 2, bottom, up 2, up 1). dropout: at the end of both branches and inside the
     MLP. learn_sigma: in_channels more output channels for a learned variance.
@@ -95,7 +95,10 @@ class DiCo(Backbone):
     """
 
     size_multiple = 4
-    presets = {"tiny": _TINY, **{name: {**_IMAGENET, **size} for name, size in _SIZES.items()}}
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "tiny": _TINY,
+        **{name: {**_IMAGENET, **size} for name, size in _SIZES.items()},
+    }
 
     @register_to_config
     def __init__(
@@ -134,7 +137,7 @@ class DiCo(Backbone):
             return nn.ModuleList(DiCoBlock(dim, mlp_ratio, dropout) for _ in range(count))
 
         narrow, middle, wide = self.widths
-        self.stem = nn.Conv2d(in_channels, narrow, 3, padding=1)
+        self.stem = xavier(nn.Conv2d(in_channels, narrow, 3, padding=1))
         self.time_embeddings = nn.ModuleList(TimeEmbedding(width) for width in self.widths)
         self.label_embeddings = nn.ModuleList(LabelEmbedding(num_classes, width) for width in self.widths)
         self.encoder_1 = stage(depth[0], narrow)
@@ -149,9 +152,6 @@ class DiCo(Backbone):
         self.merge_1 = nn.Conv2d(2 * narrow, middle, 1)
         self.decoder_1 = stage(depth[4], middle)
         self.head = DiCoHead(middle, self.out_channels)
-        # The published start: the stem as a Linear on 3x3 patches, other convolutions as PyTorch makes them.
-        nn.init.xavier_uniform_(self.stem.weight.detach().flatten(1))
-        nn.init.zeros_(self.stem.bias)  # pyright: ignore[reportArgumentType]
 
     def embed(self, labels: Tensor) -> Tensor:
         """labels (B,) int64 in 0..num_classes -> (B, 7 * hidden_size), one part a level."""

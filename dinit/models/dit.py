@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 import torch.nn.functional as F
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
@@ -10,6 +12,7 @@ from dinit.models.base import BACKBONES, Backbone
 from dinit.models.layers.blocks import run_blocks
 from dinit.models.layers.checks import check_common, check_conditioning, check_divides, check_input
 from dinit.models.layers.embedding import LabelEmbedding, TimeEmbedding, sincos_positions
+from dinit.models.layers.init import zeroed
 from dinit.models.layers.modulation import Modulation, modulate
 from dinit.models.layers.transformer import Attention, Mlp, PatchEmbed, unpatchify
 
@@ -46,7 +49,7 @@ class DiTBlock(nn.Module):
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         """x (B, N, dim), c (B, dim) -> (B, N, dim)."""
         dim = x.shape[-1:]
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation.tokens(c)
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(c, x)
         x = x + gate_a * self.attention(modulate(F.layer_norm(x, dim, eps=NORM_EPS), shift_a, scale_a))
         return x + gate_m * self.mlp(modulate(F.layer_norm(x, dim, eps=NORM_EPS), shift_m, scale_m))
 
@@ -57,19 +60,17 @@ class DiTHead(nn.Module):
     def __init__(self, dim: int, features: int) -> None:
         super().__init__()
         self.modulation = Modulation(dim, dim, chunks=2)
-        self.linear = nn.Linear(dim, features)
-        nn.init.zeros_(self.linear.weight)
-        nn.init.zeros_(self.linear.bias)
+        self.linear = zeroed(nn.Linear(dim, features))
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         """x (B, N, dim), c (B, dim) -> (B, N, features)."""
-        shift, scale = self.modulation.tokens(c)
+        shift, scale = self.modulation(c, x)
         return self.linear(modulate(F.layer_norm(x, x.shape[-1:], eps=NORM_EPS), shift, scale))
 
 
 @BACKBONES.register("dit")
 class DiT(Backbone):
-    """Diffusion transformer with adaLN-Zero (Peebles & Xie 2023); presets S, B, L, XL with /2, /4, /8 patches.
+    """Diffusion transformer with adaLN-Zero (Peebles & Xie 2023); sizes S to XL, patches 2, 4, 8.
 
     image_size: height = width it is configured for; others work if they are multiples of patch_size, with the
     position table computed for them. in_channels: 4 for Stable Diffusion latents. hidden_size: a multiple of
@@ -77,7 +78,7 @@ class DiT(Backbone):
     channels for a learned variance. ValueError for sizes that do not fit together.
     """
 
-    presets = {
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
         "tiny": _TINY,
         **{
             f"{n}/{p}": {**_IMAGENET, **size, "patch_size": p}
@@ -132,8 +133,6 @@ class DiT(Backbone):
             DiTBlock(hidden_size, num_heads, mlp_ratio, dropout) for _ in range(depth)
         )
         self.head = DiTHead(hidden_size, patch_size * patch_size * self.out_channels)
-        for block in self.blocks:
-            _init_linears(block)
 
     def embed(self, labels: Tensor) -> Tensor:
         """labels (B,) int64 in 0..num_classes -> (B, hidden_size)."""
@@ -155,12 +154,3 @@ class DiT(Backbone):
         if (rows, columns) == (side, side):
             return self.positions
         return sincos_positions(self.hidden_size, rows, columns, self.positions.device)
-
-
-def _init_linears(block: nn.Module) -> None:
-    """Xavier-uniform weights and zero biases, except in the modulation, which stays zero."""
-    for name, module in block.named_modules():
-        if isinstance(module, nn.Linear) and not name.startswith("modulation"):
-            nn.init.xavier_uniform_(module.weight)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,7 @@ from dinit.models.base import BACKBONES, Backbone
 from dinit.models.layers.blocks import run_block
 from dinit.models.layers.checks import check_common, check_conditioning, check_divides, check_input
 from dinit.models.layers.embedding import LabelEmbedding, TimeEmbedding
+from dinit.models.layers.init import zeroed
 from dinit.models.layers.modulation import modulate
 from dinit.models.layers.transformer import Attention
 
@@ -32,7 +34,7 @@ _TINY = {
 class ResBlock(nn.Module):
     """Norm, SiLU, conv, norm scaled and shifted by the condition, SiLU, conv; added to the input.
 
-    Ho et al. 2020 with the adaptive group norm of Dhariwal & Nichol 2021. The last convolution starts at zero.
+    Ho et al. 2020 with the adaptive group norm of Dhariwal & Nichol 2021. conv_2 starts at zero.
     """
 
     def __init__(self, in_width: int, width: int, cond_dim: int, num_groups: int, dropout: float) -> None:
@@ -42,7 +44,7 @@ class ResBlock(nn.Module):
         self.condition = nn.Linear(cond_dim, 2 * width)
         self.norm_2 = nn.GroupNorm(num_groups, width)
         self.dropout = nn.Dropout(dropout)
-        self.conv_2 = _zeroed(nn.Conv2d(width, width, 3, padding=1))
+        self.conv_2 = zeroed(nn.Conv2d(width, width, 3, padding=1))
         self.shortcut = nn.Identity() if in_width == width else nn.Conv2d(in_width, width, 1)
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
@@ -60,7 +62,7 @@ class SpatialAttention(nn.Module):
         super().__init__()
         self.norm = nn.GroupNorm(num_groups, width)
         self.attention = Attention(width, num_heads)
-        _zeroed(self.attention.proj)
+        zeroed(self.attention.proj)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, width, H, W) -> the same shape."""
@@ -114,7 +116,7 @@ class UNetHead(nn.Module):
     def __init__(self, width: int, out_channels: int, num_groups: int) -> None:
         super().__init__()
         self.norm = nn.GroupNorm(num_groups, width)
-        self.conv = _zeroed(nn.Conv2d(width, out_channels, 3, padding=1))
+        self.conv = zeroed(nn.Conv2d(width, out_channels, 3, padding=1))
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, width, H, W) -> (B, out_channels, H, W)."""
@@ -134,7 +136,7 @@ class UNet(Backbone):
     learned variance. ValueError for sizes that do not fit together.
     """
 
-    presets = {"tiny": _TINY}
+    presets: ClassVar[dict[str, dict[str, Any]]] = {"tiny": _TINY}
 
     @register_to_config
     def __init__(
@@ -211,7 +213,9 @@ class UNet(Backbone):
         return self.head(x)
 
 
-def _build_encoder(block, widths: list[int], channels: int, count: int) -> tuple[nn.ModuleList, list[int]]:
+def _build_encoder(
+    block: Callable[..., UNetBlock], widths: list[int], channels: int, count: int
+) -> tuple[nn.ModuleList, list[int]]:
     """The way down and the widths of what it leaves for the way up, the stem's output first."""
     blocks, skips = nn.ModuleList(), [channels]
     for level, width in enumerate(widths):
@@ -224,7 +228,9 @@ def _build_encoder(block, widths: list[int], channels: int, count: int) -> tuple
     return blocks, skips
 
 
-def _build_decoder(block, widths: list[int], skips: list[int], count: int) -> nn.ModuleList:
+def _build_decoder(
+    block: Callable[..., UNetBlock], widths: list[int], skips: list[int], count: int
+) -> nn.ModuleList:
     """The way up: count + 1 blocks a level, each fed what came from below and one skip, last in first out."""
     blocks, width, skips = nn.ModuleList(), widths[-1], list(skips)
     for level in reversed(range(len(widths))):
@@ -246,10 +252,3 @@ def _check_levels(sides: list[int], widths: list[int], attention: Sequence[int],
     for side, width in zip(sides, widths, strict=True):
         if side in attention:
             check_divides("UNet", "num_heads", num_heads, "the width of every level with attention", width)
-
-
-def _zeroed(layer):
-    """The layer with zero weights and biases."""
-    nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)
-    return layer

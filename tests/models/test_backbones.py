@@ -1,4 +1,4 @@
-"""What holds for every backbone, whichever family; the registry is walked, so a new one is tested on arrival."""
+"""What holds for every backbone; the registry is walked, so a new one is tested on arrival."""
 
 from __future__ import annotations
 

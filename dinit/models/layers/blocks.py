@@ -14,9 +14,10 @@ if TYPE_CHECKING:
 
 
 def run_block(model: Backbone, block: nn.Module, x: Tensor, *args: Any) -> Tensor:
-    """block(x, *args), recomputed in the backward pass where `model.enable_gradient_checkpointing()` was called."""
+    """block(x, *args); recomputed in the backward pass after `model.enable_gradient_checkpointing()`."""
     if model.gradient_checkpointing and torch.is_grad_enabled():
-        return model._gradient_checkpointing_func(block, x, *args)  # set by diffusers' ModelMixin
+        checkpoint: Any = model._gradient_checkpointing_func  # set by diffusers' ModelMixin
+        return checkpoint(block, x, *args)
     return block(x, *args)
 
 

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from dinit.models.layers.init import small_normal
+
 
 def sinusoid(noise_label: Tensor, features: int = 256, max_period: float = 1e4) -> Tensor:
     """[cos, sin] of the label times geometric frequencies max_period^(-i/half), half = features // 2.
@@ -26,10 +28,9 @@ class TimeEmbedding(nn.Module):
     def __init__(self, dim: int, features: int = 256) -> None:
         super().__init__()
         self.features = features
-        self.mlp = nn.Sequential(nn.Linear(features, dim), nn.SiLU(), nn.Linear(dim, dim))
-        for linear in (self.mlp[0], self.mlp[2]):
-            nn.init.normal_(linear.weight, std=0.02)
-            nn.init.zeros_(linear.bias)
+        self.mlp = nn.Sequential(
+            small_normal(nn.Linear(features, dim)), nn.SiLU(), small_normal(nn.Linear(dim, dim))
+        )
 
     def forward(self, noise_label: Tensor, dtype: torch.dtype) -> Tensor:
         """noise_label (B,) or (1,) -> (B, dim) or (1, dim), for activations of the given dtype.

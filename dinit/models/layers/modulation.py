@@ -5,32 +5,30 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dinit.models.layers.init import zeroed
+
 
 class Modulation(nn.Module):
     """SiLU and one Linear from the condition to `chunks` vectors; zero at the start.
 
-    With all chunks zero, shift and scale do nothing and a gate closes its branch, so that a fresh block is the
-    identity: adaLN-Zero, Peebles & Xie 2023.
+    With all chunks zero, shift and scale do nothing and a gate closes its branch, so that a fresh block is
+    the identity: adaLN-Zero, Peebles & Xie 2023.
     """
 
     def __init__(self, cond_dim: int, dim: int, chunks: int) -> None:
         super().__init__()
         self.chunks = chunks
-        self.linear = nn.Linear(cond_dim, chunks * dim)
-        nn.init.zeros_(self.linear.weight)
-        nn.init.zeros_(self.linear.bias)
+        self.linear = zeroed(nn.Linear(cond_dim, chunks * dim))
 
-    def forward(self, c: Tensor) -> tuple[Tensor, ...]:
-        """c (B, cond_dim) -> `chunks` tensors (B, dim)."""
-        return self.linear(F.silu(c)).chunk(self.chunks, dim=-1)
+    def forward(self, c: Tensor, x: Tensor) -> tuple[Tensor, ...]:
+        """c (B, cond_dim) -> `chunks` tensors that broadcast to x.
 
-    def tokens(self, c: Tensor) -> tuple[Tensor, ...]:
-        """The same as (B, 1, dim), to act on tokens (B, N, dim)."""
-        return self.linear(F.silu(c))[:, None, :].chunk(self.chunks, dim=-1)
-
-    def maps(self, c: Tensor) -> tuple[Tensor, ...]:
-        """The same as (B, dim, 1, 1), to act on feature maps (B, dim, H, W)."""
-        return self.linear(F.silu(c))[:, :, None, None].chunk(self.chunks, dim=1)
+        x (B, N, dim), tokens: each is (B, 1, dim). x (B, dim, H, W), a feature map: each is (B, dim, 1, 1).
+        """
+        vectors = self.linear(F.silu(c))
+        if x.ndim == 3:
+            return vectors[:, None, :].chunk(self.chunks, dim=-1)
+        return vectors[:, :, None, None].chunk(self.chunks, dim=1)
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

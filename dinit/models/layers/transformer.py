@@ -5,15 +5,15 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dinit.models.layers.init import xavier
+
 
 class PatchEmbed(nn.Module):
     """One token a patch: a convolution whose stride is its kernel."""
 
     def __init__(self, in_channels: int, dim: int, patch_size: int) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(in_channels, dim, patch_size, stride=patch_size)
-        nn.init.xavier_uniform_(self.proj.weight.detach().flatten(1))
-        nn.init.zeros_(self.proj.bias)  # pyright: ignore[reportArgumentType]
+        self.proj = xavier(nn.Conv2d(in_channels, dim, patch_size, stride=patch_size))
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, C, H, W) -> (B, H/p * W/p, dim), row by row."""
@@ -21,7 +21,7 @@ class PatchEmbed(nn.Module):
 
 
 def unpatchify(tokens: Tensor, rows: int, columns: int, patch_size: int) -> Tensor:
-    """(B, rows * columns, p * p * C), features ordered (p_row, p_column, C) -> (B, C, rows * p, columns * p)."""
+    """(B, rows * columns, p * p * C), features ordered (p_row, p_column, C) -> (B, C, H, W)."""
     p = patch_size
     patches = tokens.unflatten(1, (rows, columns)).unflatten(-1, (p, p, -1))  # (B, rows, columns, p, p, C)
     return patches.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
@@ -33,8 +33,8 @@ class Attention(nn.Module):
     def __init__(self, dim: int, num_heads: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
+        self.qkv = xavier(nn.Linear(dim, 3 * dim))
+        self.proj = xavier(nn.Linear(dim, dim))
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -51,8 +51,8 @@ class Mlp(nn.Module):
 
     def __init__(self, dim: int, hidden: int, dropout: float = 0.0) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden)
-        self.fc2 = nn.Linear(hidden, dim)
+        self.fc1 = xavier(nn.Linear(dim, hidden))
+        self.fc2 = xavier(nn.Linear(hidden, dim))
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
