@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dinit.models.base import BACKBONES, Backbone
 from dinit.models.layers.blocks import run_blocks
-from dinit.models.layers.checks import check_common, check_conditioning, check_input
+from dinit.models.layers.checks import check_input, configure
 from dinit.models.layers.embedding import LabelEmbedding, TimeEmbedding
 from dinit.models.layers.init import xavier, zeroed
 from dinit.models.layers.modulation import ChannelLayerNorm, Modulation, modulate
@@ -94,7 +94,6 @@ class DiCo(Backbone):
     The condition is the three levels' label embeddings side by side, (B, 7 * hidden_size).
     """
 
-    size_multiple = 4
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "tiny": _TINY,
         **{name: {**_IMAGENET, **size} for name, size in _SIZES.items()},
@@ -113,24 +112,21 @@ class DiCo(Backbone):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        check_common(
-            "DiCo",
-            image_size,
-            self.size_multiple,
+        configure(
+            self,
+            image_size=image_size,
+            size_multiple=4,
             in_channels=in_channels,
+            num_classes=num_classes,
+            learn_sigma=learn_sigma,
+            dropout=dropout,
             hidden_size=hidden_size,
-            **{"hidden_size * mlp_ratio": int(hidden_size * mlp_ratio)},
+            mlp_width=int(hidden_size * mlp_ratio),
         )
-        check_conditioning("DiCo", num_classes, dropout)
         if hidden_size % 2:
             raise ValueError(f"DiCo: hidden_size must be even (downsampling halves it), got {hidden_size}")
         if len(depth) != 5 or min(depth) < 1:
             raise ValueError(f"DiCo: depth must be five positive numbers of blocks, got {tuple(depth)}")
-        self.in_channels = in_channels
-        self.out_channels = in_channels * 2 if learn_sigma else in_channels
-        self.num_classes = num_classes
-        self.image_size = image_size
-        self.gradient_checkpointing = False
         self.widths = (hidden_size, 2 * hidden_size, 4 * hidden_size)
 
         def stage(count: int, dim: int) -> nn.ModuleList:

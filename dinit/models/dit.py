@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dinit.models.base import BACKBONES, Backbone
 from dinit.models.layers.blocks import run_blocks
-from dinit.models.layers.checks import check_common, check_conditioning, check_divides, check_input
+from dinit.models.layers.checks import check_divides, check_input, configure
 from dinit.models.layers.embedding import LabelEmbedding, TimeEmbedding, sincos_positions
 from dinit.models.layers.init import zeroed
 from dinit.models.layers.modulation import Modulation, modulate
@@ -102,26 +102,23 @@ class DiT(Backbone):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        check_common(
-            "DiT",
-            image_size,
-            patch_size,
-            patch_size=patch_size,
+        configure(
+            self,
+            image_size=image_size,
+            size_multiple=patch_size,
             in_channels=in_channels,
+            num_classes=num_classes,
+            learn_sigma=learn_sigma,
+            dropout=dropout,
+            patch_size=patch_size,
             hidden_size=hidden_size,
             depth=depth,
-            **{"hidden_size * mlp_ratio": int(hidden_size * mlp_ratio)},
+            mlp_width=int(hidden_size * mlp_ratio),
         )
         check_divides("DiT", "num_heads", num_heads, "hidden_size", hidden_size)
         check_divides("DiT", "4 (of the position table)", 4, "hidden_size", hidden_size)
-        check_conditioning("DiT", num_classes, dropout)
-        self.in_channels = in_channels
-        self.out_channels = in_channels * 2 if learn_sigma else in_channels
-        self.num_classes = num_classes
-        self.image_size = image_size
-        self.patch_size = self.size_multiple = patch_size
+        self.patch_size = patch_size
         self.hidden_size = hidden_size
-        self.gradient_checkpointing = False
 
         self.stem = PatchEmbed(in_channels, hidden_size, patch_size)
         side = image_size // patch_size

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dinit.models.base import BACKBONES, Backbone
 from dinit.models.layers.blocks import run_block
-from dinit.models.layers.checks import check_common, check_conditioning, check_divides, check_input
+from dinit.models.layers.checks import check_divides, check_input, configure
 from dinit.models.layers.embedding import LabelEmbedding, TimeEmbedding
 from dinit.models.layers.init import zeroed
 from dinit.models.layers.modulation import modulate
@@ -154,12 +154,14 @@ class UNet(Backbone):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        self.size_multiple = 2 ** max(len(channel_mult) - 1, 0)
-        check_common(
-            "UNet",
-            image_size,
-            self.size_multiple,
+        configure(
+            self,
+            image_size=image_size,
+            size_multiple=2 ** max(len(channel_mult) - 1, 0),
             in_channels=in_channels,
+            num_classes=num_classes,
+            learn_sigma=learn_sigma,
+            dropout=dropout,
             channels=channels,
             blocks_per_level=blocks_per_level,
         )
@@ -167,13 +169,6 @@ class UNet(Backbone):
         widths = [channels * multiple for multiple in channel_mult]
         _check_levels(sides, widths, attention_resolutions, num_heads)
         check_divides("UNet", "num_groups", num_groups, "channels", channels)
-        check_conditioning("UNet", num_classes, dropout)
-        self.in_channels = in_channels
-        self.out_channels = in_channels * 2 if learn_sigma else in_channels
-        self.num_classes = num_classes
-        self.image_size = image_size
-        self.gradient_checkpointing = False
-
         cond_dim = 4 * channels
 
         def block(in_width: int, level: int, up: bool = False) -> UNetBlock:

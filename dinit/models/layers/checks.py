@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from dinit.models.base import Backbone
 
 
 def check_input(name: str, x: Tensor, in_channels: int, size_multiple: int) -> None:
@@ -20,24 +25,41 @@ def check_input(name: str, x: Tensor, in_channels: int, size_multiple: int) -> N
         )
 
 
-def check_common(name: str, image_size: int, size_multiple: int, **positive: int) -> None:
-    """ValueError unless image_size is a multiple of size_multiple and the other sizes are positive."""
-    for argument, value in {"image_size": image_size, **positive}.items():
+def configure(
+    model: Backbone,
+    *,
+    image_size: int,
+    size_multiple: int,
+    in_channels: int,
+    num_classes: int,
+    learn_sigma: bool,
+    dropout: float,
+    **positive: int,
+) -> None:
+    """Check the arguments that every backbone has and set the attributes that Backbone promises.
+
+    positive: further arguments that must be at least 1. ValueError for what does not fit.
+    """
+    name = type(model).__name__
+    sizes = {"image_size": image_size, "size_multiple": size_multiple, "in_channels": in_channels}
+    for argument, value in {**positive, **sizes}.items():
         if value < 1:
             raise ValueError(f"{name}: {argument} must be at least 1, got {value}")
     if image_size % size_multiple:
         raise ValueError(f"{name}: image_size must be a multiple of {size_multiple}, got {image_size}")
+    if num_classes < 0:
+        raise ValueError(f"{name}: num_classes must be at least 0 (0 is unconditional), got {num_classes}")
+    if not 0.0 <= dropout < 1.0:
+        raise ValueError(f"{name}: dropout must be in [0, 1), got {dropout}")
+    model.image_size, model.size_multiple = image_size, size_multiple
+    model.in_channels = in_channels
+    model.out_channels = 2 * in_channels if learn_sigma else in_channels
+    model.num_classes = num_classes
+    # diffusers' enable_gradient_checkpointing() looks for this attribute.
+    model.gradient_checkpointing = False  # pyright: ignore[reportArgumentType]
 
 
 def check_divides(name: str, part: str, divisor: int, whole: str, value: int) -> None:
     """ValueError unless `divisor` (the argument called part) divides `value` (the one called whole)."""
     if divisor < 1 or value % divisor:
         raise ValueError(f"{name}: {part} must divide {whole}, got {part} = {divisor} and {whole} = {value}")
-
-
-def check_conditioning(name: str, num_classes: int, dropout: float) -> None:
-    """ValueError unless num_classes >= 0 and dropout is in [0, 1)."""
-    if num_classes < 0:
-        raise ValueError(f"{name}: num_classes must be at least 0 (0 is unconditional), got {num_classes}")
-    if not 0.0 <= dropout < 1.0:
-        raise ValueError(f"{name}: dropout must be in [0, 1), got {dropout}")
