@@ -1,0 +1,250 @@
+"""The checks that a sampler must pass to stand in the registry, against data whose every marginal is known.
+
+Four closed-form checks, for every entry of the registries:
+order         the slope of the error to the exact probability-flow solution over five step counts (deterministic)
+distribution  mean, standard deviation and component weights of 20,000 samples of a mixture (stochastic)
+grids         on every time grid the error shrinks as steps are added
+pairs         every parameterization gives the sampler the same posterior mean, or is refused with a reason
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from dinit.diffusion import PARAMETERIZATIONS, PROCESSES, Condition, Denoised, Denoiser, Parameterization, Process, Scales
+from dinit.diffusion.parameterization import check_pair
+from dinit.models.analytic import GaussianDenoiser, MixtureDenoiser
+from dinit.samplers import GRIDS, SAMPLERS, Sampler
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+MEAN, STD = 0.3, 0.5
+T_START, T_END = 0.95, 0.05
+ORDER_STEPS = (32, 64, 128, 256, 512)
+ORDER_TOLERANCE = 0.35
+
+
+@dataclass(frozen=True)
+class Check:
+    """One outcome. status: 'pass', 'FAIL', or 'refused' (a ValueError that says why, which is an answer)."""
+
+    sampler: str
+    process: str
+    check: str
+    status: str
+    figure: str
+
+
+@dataclass(frozen=True)
+class ConformanceReport:
+    """All outcomes of a run."""
+
+    checks: tuple[Check, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing failed and something was checked."""
+        return bool(self.checks) and all(c.status != "FAIL" for c in self.checks)
+
+    @property
+    def failures(self) -> list[Check]:
+        return [c for c in self.checks if c.status == "FAIL"]
+
+    def table(self) -> Table:
+        """One row for each sampler and process."""
+        from rich.table import Table
+
+        table = Table("sampler", "process", "order or distribution", "grids", "parameterizations")
+        rows: dict[tuple[str, str], dict[str, str]] = {}
+        for c in self.checks:
+            colour = {"pass": "green", "FAIL": "bold red", "refused": "yellow"}[c.status]
+            mark = "" if c.status == "pass" else f"{c.status}: "
+            column = "first" if c.check in ("order", "distribution") else c.check
+            rows.setdefault((c.sampler, c.process), {})[column] = f"[{colour}]{mark}{c.figure}[/]"
+        for (sampler, process), cells in rows.items():
+            table.add_row(sampler, process, *(cells.get(column, "") for column in ("first", "grids", "pairs")))
+        return table
+
+
+def verify(samplers: Sequence[str] | None = None, quick: bool = False) -> ConformanceReport:
+    """Runs the checks for the named samplers (None: all) on every process.
+
+    quick: a fifth of the samples for the distribution check, with wider bounds to match. UnknownName for a
+    sampler that is not registered.
+    """
+    names = SAMPLERS.names() if samplers is None else list(samplers)
+    makers = {name: SAMPLERS[name] for name in names}
+    checks = [c for name in makers for c in _checks(name, quick)]
+    return ConformanceReport(tuple(checks))
+
+
+def _checks(name: str, quick: bool) -> Iterator[Check]:
+    sampler: Sampler = SAMPLERS.create(name)
+    for process_name in PROCESSES:
+        process: Process = PROCESSES.create(process_name)
+        if sampler.stochastic:
+            yield _guarded(name, process_name, "distribution", check_distribution, sampler, process, quick)
+        else:
+            yield _guarded(name, process_name, "order", check_order, sampler, process)
+        yield _guarded(name, process_name, "grids", check_grids, sampler, process)
+        yield _guarded(name, process_name, "pairs", check_pairs, sampler, process)
+
+
+def _guarded(sampler: str, process: str, check: str, function: Any, *args: Any) -> Check:
+    try:
+        ok, figure = function(*args)
+    except ValueError as refusal:
+        return Check(sampler, process, check, "refused", str(refusal))
+    return Check(sampler, process, check, "pass" if ok else "FAIL", figure)
+
+
+def check_order(sampler: Sampler, process: Process) -> tuple[bool, str]:
+    """The slope of the log error over log steps must be the claimed order."""
+    measured, error = measured_order(sampler, process)
+    ok = measured > sampler.order - ORDER_TOLERANCE
+    return ok, f"order {measured:.2f} (claims {sampler.order}), error {error:.0e}"
+
+
+def measured_order(
+    sampler: Sampler, process: Process, steps: Sequence[int] = ORDER_STEPS, t_start: float = T_START
+) -> tuple[float, float]:
+    """(order, error at the most steps) to the exact flow of Gaussian data, on times equally spaced in t.
+
+    The slope is a least-squares fit over the step counts whose error stands clear of float64 rounding.
+    """
+    exact = GaussianDenoiser(process, MEAN, STD, (1, 2, 2))
+    x = _noise(8).double() * process.prior_std(process.scales(t_start))
+    end = exact.flow(x, t_start, T_END)
+    points = []
+    for n in steps:
+        grid = torch.linspace(t_start, T_END, n + 1, dtype=torch.float64)
+        found = sampler.sample(exact, x, grid=grid, initial=x, end="state")
+        points.append((math.log(n), math.log(max(float((found - end).abs().max()), 1e-300))))
+    used = [(a, b) for a, b in points if b > math.log(1e-12)] or points
+    if len(used) < 2:
+        return math.inf, math.exp(points[-1][1])
+    a, b = (torch.tensor(v, dtype=torch.float64) for v in zip(*used, strict=True))
+    slope = ((a - a.mean()) * (b - b.mean())).sum() / ((a - a.mean()) ** 2).sum()
+    return -float(slope), math.exp(points[-1][1])
+
+
+def two_component_mixture(process: Process) -> MixtureDenoiser:
+    """Two components in two dimensions with correlated coordinates; weights 0.3 and 0.7."""
+    means = torch.tensor([[-0.6, 0.5], [0.6, -0.2]], dtype=torch.float64).reshape(2, 1, 1, 2)
+    variances = torch.tensor([[0.04, 0.09], [0.09, 0.04]], dtype=torch.float64).reshape(2, 1, 1, 2)
+    return MixtureDenoiser(process, means, variances, torch.tensor([0.3, 0.7]))
+
+
+def check_distribution(sampler: Sampler, process: Process, quick: bool) -> tuple[bool, str]:
+    """Mean, covariance and component weights of many samples, within five standard errors and the step bias."""
+    count, steps = (4_000, 150) if quick else (20_000, 400)
+    exact = two_component_mixture(process)
+    found = sampler.sample(exact, _noise(count, (1, 1, 2)).double(), steps, seed=7).reshape(count, 2)
+    truth_mean, truth_cov = mixture_moments(exact)
+    mean_error = float((found.mean(0) - truth_mean).abs().max())
+    cov_error = float((found.T.cov() - truth_cov).abs().max())
+    weight_error = abs(float((found[:, 0] > 0).double().mean()) - right_weight(exact))
+    sampling = 5 / math.sqrt(count)
+    bias = 4 / steps  # weak order 1
+    ok = max(mean_error / 0.65, cov_error / 0.6, weight_error / 0.46) < sampling + bias
+    return ok, f"mean ±{mean_error:.3f}, covariance ±{cov_error:.3f}, weights ±{weight_error:.3f}"
+
+
+def mixture_moments(mixture: MixtureDenoiser) -> tuple[Tensor, Tensor]:
+    """Mean (D,) and covariance (D, D) of the data."""
+    w, mu, var = mixture.weights, mixture.means.flatten(1), mixture.variances.flatten(1)
+    mean = (w[:, None] * mu).sum(0)
+    second = torch.einsum("k,ki,kj->ij", w, mu, mu) + torch.diag((w[:, None] * var).sum(0))
+    return mean, second - torch.outer(mean, mean)
+
+
+def right_weight(mixture: MixtureDenoiser) -> float:
+    """The probability that the first coordinate is positive."""
+    w, mu, std = mixture.weights, mixture.means.flatten(1)[:, 0], mixture.variances.flatten(1)[:, 0].sqrt()
+    return float((w * torch.special.ndtr(mu / std)).sum())
+
+
+def check_grids(sampler: Sampler, process: Process) -> tuple[bool, str]:
+    """On every registered grid that has no required arguments, four times the steps must lower the error."""
+    worst, worst_name, ok = 0.0, "", True
+    for name in GRIDS:
+        try:
+            grid = GRIDS.create(name)
+        except TypeError:  # a grid of given times has nothing to refine
+            continue
+        coarse, fine = (_grid_error(sampler, process, grid, n) for n in (16, 64))
+        # The floor is what stochastic samplers show by chance; a warned grid has told its user.
+        floor = 0.05 if sampler.stochastic else 0.01
+        converges = fine is None or fine < floor or fine < 0.75 * (coarse or math.inf)
+        ok = ok and converges
+        if fine is not None and fine > worst:
+            worst, worst_name = fine, name
+    return ok, f"error ≤ {worst:.3f} at 64 steps ({worst_name})"
+
+
+def _grid_error(sampler: Sampler, process: Process, grid: Any, steps: int) -> float | None:
+    """Error at the end of a run on a grid; None where the driver warned that the grid is too coarse."""
+    exact = GaussianDenoiser(process, MEAN, STD, (1, 2, 2))
+    noise = _noise(4096 if sampler.stochastic else 64).double()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trajectory = list(sampler.iterate(exact, noise, steps, grid=grid, seed=3))
+    if caught:
+        return None
+    start, found = trajectory[0], trajectory[-1].x_s
+    if sampler.stochastic:
+        return max(abs(float(found.mean()) - MEAN), abs(float(found.std()) - STD))
+    return float((found - exact.flow(start.x_t, start.t, 0.0)).abs().max())
+
+
+def check_pairs(sampler: Sampler, process: Process) -> tuple[bool, str]:
+    """The same samples through every parameterization, to rounding; a singular pair must be refused."""
+    exact = GaussianDenoiser(process, MEAN, STD, (1, 2, 2))
+    noise = _noise(16).double()
+    truth = sampler.sample(exact, noise, 12, seed=5)
+    worst, refused = 0.0, []
+    for name in PARAMETERIZATIONS:
+        parameterization = PARAMETERIZATIONS.create(name)
+        try:
+            read = Reparameterized(exact, parameterization)
+        except ValueError:
+            refused.append(name)
+            continue
+        worst = max(worst, float((sampler.sample(read, noise, 12, seed=5) - truth).abs().max()))
+    figure = f"{len(PARAMETERIZATIONS) - len(refused)} agree to {worst:.0e}"
+    if refused:
+        figure += f"; refused: {', '.join(refused)}"
+    return worst < 1e-6, figure
+
+
+class Reparameterized(Denoiser):
+    """An exact denoiser spoken and read again in a parameterization, as a perfect network would.
+
+    ValueError where the pair is singular.
+    """
+
+    def __init__(self, exact: Denoiser, parameterization: Parameterization, t_max: float = 1.0) -> None:
+        check_pair(exact.process, parameterization, t_max)
+        self.exact, self.parameterization = exact, parameterization
+        self.process, self.num_classes = exact.process, exact.num_classes
+        self.t_min, self.t_max = exact.t_min, t_max
+
+    def embed(self, labels: Tensor) -> Tensor:
+        return self.exact.embed(labels)
+
+    def __call__(self, x_t: Tensor, t: Scales | Tensor | float, cond: Condition) -> Denoised:
+        d = self.exact(x_t, t, cond)
+        output = self.parameterization.target(d.x0, d.eps, d.scales)
+        return Denoised(x_t, self.parameterization.posterior_mean(output, x_t, d.scales), d.scales)
+
+
+def _noise(count: int, shape: tuple[int, ...] = (1, 2, 2)) -> Tensor:
+    return torch.randn(count, *shape, generator=torch.Generator().manual_seed(11))
