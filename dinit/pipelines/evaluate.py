@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dinit.data import DATASETS, ImageData
 from dinit.evaluation.evaluate import evaluate_images
-from dinit.evaluation.features import Extractor
+from dinit.evaluation.features import EXTRACTORS, Extractor
 from dinit.evaluation.metrics import METRICS, MIN_IMAGES, check_metrics
 from dinit.evaluation.report import Report
 
@@ -49,6 +49,8 @@ def evaluate(
     check_metrics(metrics)
     destination = None if output is None else _destination(Path(output))
     dataset = DATASETS.create(dataset_name)
+    extractor: Extractor = EXTRACTORS.create(features)
+    extractor.weights_path()
     name, pipe = _open(pipeline)
     labels = balanced_labels(num_samples, dataset.num_classes)
     images = generate(pipe, labels, seed, **call)
@@ -56,7 +58,7 @@ def evaluate(
         images,
         labels if dataset.num_classes else None,
         dataset_name,
-        features,
+        extractor,
         metrics,
         seed=seed,
         name=name,
