@@ -1,0 +1,165 @@
+"""Finding a pipeline's folder, and refusing a bad one with the reason before anything is built from it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from dinit.models.base import BACKBONES, Backbone
+from dinit.registry import suggest
+
+SHIPPED = Path(__file__).resolve().parent.parent / "pretrained"
+INDEX = "model_index.json"
+BACKBONE = "backbone"
+_WEIGHTS = "diffusion_pytorch_model"
+_PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl")
+_FILES = ["*.json", "*.safetensors", "*.md", "*.txt"]  # of a hub repository; never a pickle
+
+
+def shipped() -> list[str]:
+    """Names of the pipelines that come with the package."""
+    return sorted(index.parent.name for index in SHIPPED.glob(f"*/{INDEX}"))
+
+
+def locate(name: str | Path, **hub_options: Any) -> Path:
+    """The folder of a shipped pipeline, the folder itself, or a downloaded hub repository, in this order.
+
+    hub_options: as snapshot_download takes them. ValueError for a file; FileNotFoundError, with what was
+    tried, where there is nothing.
+    """
+    text, path = str(name), Path(name).expanduser()
+    if text in shipped():
+        return SHIPPED / text
+    if path.is_dir():
+        return path
+    if path.suffix.lower() in _PICKLES:
+        raise ValueError(
+            f"{name} is a pickle checkpoint, which can run code when it is opened. Pipelines are folders of "
+            "safetensors; give the folder that Pipeline.save_pretrained or `dinit train` wrote"
+        )
+    if path.is_file():
+        raise ValueError(f"{name} is a file; a pipeline is a folder with {INDEX} in it: give the folder")
+    tried = f"no shipped pipeline {text!r}{suggest(text, shipped())}; no folder {path}"
+    if text.count("/") != 1 or text.startswith((".", "/", "~")):
+        raise FileNotFoundError(f"{tried}; and not a hub id, which reads owner/name")
+    return _download(text, tried, hub_options)
+
+
+def _download(repo: str, tried: str, options: dict[str, Any]) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(repo, allow_patterns=_FILES, **options))
+    except (OSError, ValueError, RuntimeError) as error:  # the hub's errors, and those of the connection
+        reason = str(error).strip().split("\n", 1)[0]
+        raise FileNotFoundError(f"{tried}; and the hub gave no {repo!r}: {reason}") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. FileNotFoundError, or ValueError where it is not an object in JSON."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold a JSON object, got {type(content).__name__}")
+    return content
+
+
+def check_folder(folder: Path, given: Sequence[str] = ()) -> None:
+    """Whether `folder` is a whole dinit pipeline; given: components that the caller brings, left unchecked.
+
+    FileNotFoundError or ValueError: a missing or damaged file, a class that is not registered, pickled weights,
+    or weights whose tensors are not the configured backbone's (missing, unexpected and mis-shaped are named).
+    """
+    index = read_json(folder / INDEX)
+    if index.get("_class_name") != "Pipeline":
+        raise ValueError(
+            f"{folder / INDEX} is of the class {index.get('_class_name')!r}, not of a dinit Pipeline"
+        )
+    for key in ("process", "parameterization"):
+        if not isinstance(index.get(key), dict):
+            raise ValueError(f"{folder / INDEX} has no {key!r}; a dinit pipeline says what it was trained on")
+    if BACKBONE in given:
+        return
+    entry = index.get(BACKBONE)
+    if not isinstance(entry, list) or len(entry) != 2:
+        raise ValueError(f"{folder / INDEX} names no backbone class")
+    backbone = _backbone_class(str(entry[1]))
+    _check_tensors(folder / BACKBONE, _expected_shapes(backbone, folder / BACKBONE))
+
+
+def _backbone_class(name: str) -> type[Backbone]:
+    classes = {BACKBONES[entry].__name__: BACKBONES[entry] for entry in BACKBONES}
+    if name not in classes:
+        raise ValueError(f"unknown backbone class {name!r}{suggest(name, sorted(classes))}")
+    return classes[name]
+
+
+def _expected_shapes(backbone: type[Backbone], folder: Path) -> dict[str, list[int]]:
+    """Names and shapes of the tensors that the configured backbone has."""
+    config = read_json(folder / "config.json")
+    try:
+        with torch.device("meta"):  # shapes without memory
+            model = backbone.from_config(config)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{folder / 'config.json'} makes no {backbone.__name__}: {error}") from error
+    return {name: list(tensor.shape) for name, tensor in model.state_dict().items()}  # type: ignore[union-attr]
+
+
+def _check_tensors(folder: Path, expected: dict[str, list[int]]) -> None:
+    found: dict[str, list[int]] = {}
+    for path in weight_files(folder):
+        try:
+            with safe_open(path, framework="pt") as weights:
+                found |= {name: weights.get_slice(name).get_shape() for name in weights.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise ValueError(
+                f"{path} is damaged or no safetensors file: {error}; copy or download it again"
+            ) from error
+    shared = expected.keys() & found.keys()
+    problems = {
+        "missing": sorted(expected.keys() - found.keys()),
+        "unexpected": sorted(found.keys() - expected.keys()),
+        "of another shape": [
+            f"{name} {found[name]} (expected {expected[name]})"
+            for name in sorted(shared)
+            if found[name] != expected[name]
+        ],
+    }
+    told = [f"{len(names)} {what}: {_some(names)}" for what, names in problems.items() if names]
+    if told:
+        raise ValueError(f"the weights in {folder} do not fit its config.json: {'; '.join(told)}")
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a component, shards in order. ValueError for pickles or where one is missing."""
+    single = folder / f"{_WEIGHTS}.safetensors"
+    if single.is_file():
+        return [single]
+    index = folder / f"{_WEIGHTS}.safetensors.index.json"
+    if index.is_file():
+        shards = [folder / name for name in sorted(set(read_json(index).get("weight_map", {}).values()))]
+        for shard in shards:
+            if not shard.is_file():
+                raise FileNotFoundError(f"{shard} is missing; {index.name} lists it")
+        return shards
+    pickles = [path.name for path in folder.glob("*") if path.suffix.lower() in _PICKLES]
+    if pickles:
+        raise ValueError(
+            f"{folder} holds pickled weights ({', '.join(sorted(pickles))}), which can run code when they are "
+            "opened; save them as safetensors"
+        )
+    raise FileNotFoundError(f"{single} is missing")
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first few names."""
+    return ", ".join(names[:4]) + (f", and {len(names) - 4} more" if len(names) > 4 else "")
