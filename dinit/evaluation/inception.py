@@ -54,5 +54,6 @@ def _refuse_pickle(path: Path) -> None:
         torch.load(path, map_location="meta", weights_only=True)
     except Exception as error:  # garbage makes torch's reader raise anything, KeyError included
         raise ValueError(
-            f"{path} is not a file of tensors alone, so it is not loaded; get {_FILE} from torch-fidelity's releases"
+            f"{path} is not a file of tensors alone, so it is not loaded; "
+            f"get {_FILE} from torch-fidelity's releases"
         ) from error

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,16 +17,19 @@ from dinit.evaluation.metrics import METRICS, MIN_IMAGES, check_metrics
 from dinit.evaluation.report import Report
 
 _IMAGES_PER_CALL = 1000  # of a pipeline: 50,000 float images at once would not fit in memory
+_RECORDED = ("sampler", "steps", "grid", "guidance")  # of the call, besides the seed
 
 
-class Generates(Protocol):
-    """What `evaluate` needs of a pipeline. `.images` is (B, C, H, W) float in [0, 1], diffusers' "pt"."""
+@dataclass(frozen=True)
+class Sampled:
+    """images: (N, C, H, W) uint8. nfe: network evaluations an image."""
 
-    def __call__(self, labels: Any, *, seed: int, output_type: str, **call: Any) -> Any: ...
+    images: Tensor
+    nfe: int
 
 
 def evaluate(
-    pipeline: Generates | str | Path,
+    pipeline: Any,
     num_samples: int = 1000,
     *,
     dataset_name: str | Mapping[str, Any] | ImageData = "digits",
@@ -38,67 +42,83 @@ def evaluate(
 ) -> Report:
     """Generates num_samples images, as many of every class, and measures them against the data set.
 
-    pipeline: a pipeline, or a name or folder for `Pipeline.from_pretrained`. call: options of the pipeline's
-    call (sampler, steps, guidance, batch_size, …), kept in the report. output: where to write the report, a
-    .json file. dataset_name, features, metrics, cuda: see `dinit.evaluation.evaluate_images`.
-    ValueError for fewer than 8 samples and for what the pipeline or the metrics refuse, before anything
-    is generated where that can be known.
+    pipeline: a `Pipeline`, or a name, folder or hub id of one. call: options of the pipeline's call (sampler,
+    steps, guidance, batch_size, …); the report keeps them as they were resolved. output: where to write the
+    report, a .json file. dataset_name, features, metrics, cuda: see `dinit.evaluation.evaluate_images`.
+    ValueError for fewer than 8 samples, for classes that are not the data set's, and for what the pipeline
+    or the metrics refuse; before anything is generated, where that can be known.
     """
     if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < MIN_IMAGES:
         raise ValueError(f"num_samples must be a whole number >= {MIN_IMAGES}, got {num_samples!r}")
     check_metrics(metrics)
-    destination = None if output is None else _destination(Path(output))
-    dataset = DATASETS.create(dataset_name)
+    dataset: ImageData = DATASETS.create(dataset_name)
     extractor: Extractor = EXTRACTORS.create(features)
     extractor.weights_path()
+    destination = None if output is None else _destination(Path(output))
     name, pipe = _open(pipeline)
-    labels = balanced_labels(num_samples, dataset.num_classes)
-    images = generate(pipe, labels, seed, **call)
+    classes = _shared_classes(pipe, dataset)
+    labels = torch.arange(num_samples) % classes if classes else None  # as many of each as can be
+    planned = pipe.plan(num_images=num_samples, labels=labels, seed=seed, **call).to_config()
+    sampled = generate(pipe, num_samples, labels, seed, **call)
+    made_by = {"pipeline": name, "seed": seed, "nfe": sampled.nfe, **{key: planned[key] for key in _RECORDED}}
     report = evaluate_images(
-        images,
-        labels if dataset.num_classes else None,
+        sampled.images,
+        labels,
         dataset_name,
         extractor,
         metrics,
         seed=seed,
         name=name,
         cuda=cuda,
-        made_by={"pipeline": name, "seed": seed, **{key: _plain(value) for key, value in call.items()}},
+        made_by=made_by,
     )
     if destination is not None:
         report.write_json(destination)
     return report
 
 
-def balanced_labels(count: int, num_classes: int) -> Tensor:
-    """0, 1, …, num_classes - 1, 0, 1, …: (count,) int64, as many of each as can be. All 0 without classes."""
-    return torch.arange(count) % max(num_classes, 1)
+def generate(pipe: Any, count: int, labels: Tensor | None, seed: int, **call: Any) -> Sampled:
+    """`count` images of the pipeline, for labels (count,) or, unconditional, for None.
 
-
-def generate(pipe: Generates, labels: Tensor, seed: int, **call: Any) -> Tensor:
-    """The pipeline's images for the labels, (N, C, H, W) uint8. ValueError where it gives something else.
-
-    Call k starts at image 1000·k and gets the seed `seed + 1000·k`: no two calls share their noise.
+    Image k has the key (seed, k) whatever the size of a call, so a prefix of a larger run is the same images.
+    ValueError where the pipeline gives something else than finite (B, C, H, W) images.
     """
-    pieces = []
-    for start in range(0, len(labels), _IMAGES_PER_CALL):
-        asked = labels[start : start + _IMAGES_PER_CALL]
-        images = pipe(asked.tolist(), seed=seed + start, output_type="pt", **call).images
-        if not isinstance(images, Tensor) or images.ndim != 4 or len(images) != len(asked):
-            shape = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
-            raise ValueError(f"the pipeline should give ({len(asked)}, C, H, W) for 'pt', got {shape}")
-        if not bool(torch.isfinite(images).all()):
-            raise ValueError("the pipeline gave NaN or infinity; its sampler and model do not fit together")
-        pieces.append((images.detach().float().cpu() * 255).round().clamp(0, 255).to(torch.uint8))
-    return torch.cat(pieces)
+    pieces, nfe = [], 0
+    for start in range(0, count, _IMAGES_PER_CALL):
+        size = min(_IMAGES_PER_CALL, count - start)
+        asked = None if labels is None else labels[start : start + size]
+        made = pipe(asked, num_images=size, seed=seed, start_index=start, output_type="pt", **call)
+        pieces.append(_to_bytes(made.images, size))
+        nfe = made.nfe
+    return Sampled(torch.cat(pieces), nfe)
 
 
-def _open(pipeline: Generates | str | Path) -> tuple[str, Generates]:
+def _to_bytes(images: Any, count: int) -> Tensor:
+    """(count, C, H, W) float in [0, 1] -> uint8."""
+    if not isinstance(images, Tensor) or images.ndim != 4 or len(images) != count:
+        shape = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
+        raise ValueError(f"the pipeline should give ({count}, C, H, W) for 'pt', got {shape}")
+    if not bool(torch.isfinite(images).all()):
+        raise ValueError("the pipeline gave NaN or infinity: its weights, dtype or steps make it diverge")
+    return (images.detach().float().cpu() * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+def _shared_classes(pipe: Any, dataset: ImageData) -> int:
+    """How many classes to ask for; 0 is unconditional. ValueError where pipeline and data set disagree."""
+    ours, theirs = pipe.backbone.num_classes, dataset.num_classes
+    if ours and theirs and ours != theirs:
+        raise ValueError(f"the pipeline has {ours} classes, the data set {theirs}; evaluate on its own data")
+    return ours
+
+
+def _open(pipeline: Any) -> tuple[str, Any]:
     if not isinstance(pipeline, str | Path):
         return type(pipeline).__name__, pipeline
-    from dinit.pipelines.generate import Pipeline
+    from dinit.pipelines.generate import Pipeline  # here: it imports diffusers
 
-    return str(pipeline), Pipeline.from_pretrained(str(pipeline))
+    # A folder goes into the report by its name alone: the rest of its path says something of one machine only.
+    name = Path(pipeline).resolve().name if Path(pipeline).is_dir() else str(pipeline)
+    return name, Pipeline.from_pretrained(pipeline)
 
 
 def _destination(path: Path) -> Path:
@@ -110,8 +130,3 @@ def _destination(path: Path) -> Path:
     except OSError as error:
         raise ValueError(f"{path.parent} cannot be made ({error.strerror}); choose another output") from error
     return path
-
-
-def _plain(value: Any) -> Any:
-    """The value as JSON can hold it."""
-    return value if value is None or isinstance(value, str | int | float | bool) else repr(value)
