@@ -1,0 +1,103 @@
+"""The batches that one process trains on, in an order known from the seed and the step alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from dinit.data import ImageData, sample_indices, sample_key
+
+_MEMORY_LIMIT = 256 << 20  # bytes: data sets up to this size are held as one tensor
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which rows of a step's global batch this process trains on, and in which accumulation part.
+
+    ValueError where batch does not divide into processes × parts.
+    """
+
+    batch: int
+    parts: int = 1
+    processes: int = 1
+    rank: int = 0
+
+    def __post_init__(self) -> None:
+        if self.batch % (self.parts * self.processes):
+            raise ValueError(
+                f"batch_size = {self.batch} must be a multiple of gradient_accumulation × processes = "
+                f"{self.parts} × {self.processes}; change one of them"
+            )
+
+    @property
+    def size(self) -> int:
+        """Rows of one part on one process."""
+        return self.batch // (self.parts * self.processes)
+
+    def rows(self, part: int) -> slice:
+        """The rows of the global batch that are this process's in accumulation part `part`."""
+        start = (part * self.processes + self.rank) * self.size
+        return slice(start, start + self.size)
+
+
+def batches(
+    data: ImageData, seed: int, share: Share, first_step: int, last_step: int, workers: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yields images (size, C, H, W) in [-1, 1] and labels (size,) int64: part after part, step after step.
+
+    Small data sets without augmentation are read once into memory; others are read by `workers` processes.
+    """
+    size = 4 * len(data) * data.channels * data.image_size**2
+    if size <= _MEMORY_LIMIT and not data.horizontal_flip:
+        return _from_memory(data, seed, share, first_step, last_step)
+    loader = DataLoader(
+        _Keyed(data, seed),
+        batch_sampler=_Positions(share, first_step, last_step),  # type: ignore[arg-type]
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+    )
+    return iter(loader)
+
+
+def _from_memory(
+    data: ImageData, seed: int, share: Share, first_step: int, last_step: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    images = torch.stack([data.image(i) for i in range(len(data))])
+    labels = torch.as_tensor(data.labels, dtype=torch.int64)
+    for positions in _Positions(share, first_step, last_step):
+        chosen = torch.tensor(sample_indices(seed, positions[0], len(positions), len(data)))
+        yield images[chosen], labels[chosen]
+
+
+@dataclass(frozen=True)
+class _Positions:
+    """The positions, counted over the whole run, of each batch of this process. Steps count from 1."""
+
+    share: Share
+    first_step: int
+    last_step: int
+
+    def __iter__(self) -> Iterator[range]:
+        for step in range(self.first_step, self.last_step + 1):
+            for part in range(self.share.parts):
+                rows = self.share.rows(part)
+                start = (step - 1) * self.share.batch
+                yield range(start + rows.start, start + rows.stop)
+
+    def __len__(self) -> int:
+        return (self.last_step - self.first_step + 1) * self.share.parts
+
+
+class _Keyed(Dataset[tuple[Tensor, int]]):
+    """The data set by position in the run, with the augmentation that belongs to that position."""
+
+    def __init__(self, data: ImageData, seed: int) -> None:
+        self.data, self.seed = data, seed
+
+    def __getitem__(self, position: int) -> tuple[Tensor, int]:
+        index = sample_indices(self.seed, position, 1, len(self.data))[0]
+        return self.data.sample(index, sample_key(self.seed, position))

@@ -1,0 +1,121 @@
+"""Checkpoints of a training run: atomic, complete, and read without running any code from them.
+
+checkpoints/step-00001000/ holds model.safetensors, ema.safetensors, optimizer.safetensors, random.safetensors
+(torch's generators of every process) and state.json (step, seconds, optimiser settings, loss scale, and the
+size of every file, by which a damaged checkpoint is told from a whole one). The step fixes the data position,
+the learning rate and all noise, so they need no state.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from dinit.training.files import remove_folder, whole_folder
+
+_TENSORS = ("model", "ema", "optimizer", "random")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Everything a run needs to go on after `step` optimiser steps.
+
+    model, ema: state dicts. optimizer: `torch.optim.Optimizer.state_dict()`. random: generator states by
+    '{rank}.cpu' and '{rank}.cuda'. extra: plain values.
+    """
+
+    step: int
+    model: Mapping[str, Tensor]
+    ema: Mapping[str, Tensor]
+    optimizer: Mapping[str, Any]
+    random: Mapping[str, Tensor]
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
+    """Writes folder/step-XXXXXXXX, then removes all but the newest `keep` checkpoints. Returns its path."""
+    target = folder / f"step-{checkpoint.step:08d}"
+    moments, settings = _split_optimizer(checkpoint.optimizer)
+    tensors = (checkpoint.model, checkpoint.ema, moments, checkpoint.random)
+    with whole_folder(target) as temporary:
+        for name, values in zip(_TENSORS, tensors, strict=True):
+            save_file({k: v.detach().cpu().contiguous().clone() for k, v in values.items()}, temporary / f"{name}.safetensors")
+        sizes = {path.name: path.stat().st_size for path in sorted(temporary.iterdir())}
+        state = {"step": checkpoint.step, "files": sizes, "optimizer": settings, "extra": dict(checkpoint.extra)}
+        (temporary / "state.json").write_text(json.dumps(state, indent=1))
+    for old in [path for path in list_checkpoints(folder) if path.name < target.name][: -(keep - 1) or None]:
+        remove_folder(old)
+    return target
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """All checkpoint folders, oldest first."""
+    return sorted(path for path in folder.glob("step-*") if path.is_dir())
+
+
+def newest_checkpoint(folder: Path) -> Checkpoint | None:
+    """The newest whole checkpoint; damaged ones are passed over. None where there is none."""
+    for path in reversed(list_checkpoints(folder)):
+        try:
+            return load_checkpoint(path)
+        except ValueError:
+            continue
+    return None
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Reads one checkpoint. ValueError where it is not whole."""
+    try:
+        state = json.loads((path / "state.json").read_text())
+        for name, size in state["files"].items():
+            if (path / name).stat().st_size != size:
+                raise ValueError(f"{name} has {(path / name).stat().st_size} bytes, {size} were written")
+        model, ema, moments, random = (load_file(path / f"{name}.safetensors") for name in _TENSORS)
+        optimizer = _join_optimizer(moments, state["optimizer"])
+        return Checkpoint(state["step"], model, ema, optimizer, random, state["extra"])
+    except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
+        raise ValueError(f"checkpoint {path} is damaged or incomplete: {error}") from error
+
+
+def _split_optimizer(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """An optimiser's state dict as tensors named '{parameter}.{name}' and plain settings."""
+    moments, plain = {}, {}
+    for index, values in state["state"].items():
+        for name, value in values.items():
+            if isinstance(value, Tensor):
+                moments[f"{index}.{name}"] = value
+            else:
+                plain[f"{index}.{name}"] = value
+    return moments, {"param_groups": state["param_groups"], "state": plain}
+
+
+def _join_optimizer(moments: Mapping[str, Tensor], settings: Mapping[str, Any]) -> dict[str, Any]:
+    state: dict[int, dict[str, Any]] = {}
+    for key, value in [*moments.items(), *settings["state"].items()]:
+        index, _, name = key.partition(".")
+        state.setdefault(int(index), {})[name] = value
+    return {"state": state, "param_groups": settings["param_groups"]}
+
+
+def random_state(rank: int, device: torch.device) -> dict[str, Tensor]:
+    """The states of torch's generators in this process."""
+    states = {f"{rank}.cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states[f"{rank}.cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def restore_random_state(states: Mapping[str, Tensor], rank: int, device: torch.device) -> None:
+    """Puts this process's generators back; those of a process that the checkpoint lacks stay as they are."""
+    if f"{rank}.cpu" in states:
+        torch.set_rng_state(states[f"{rank}.cpu"])
+    if device.type == "cuda" and f"{rank}.cuda" in states:
+        torch.cuda.set_rng_state(states[f"{rank}.cuda"], device)

@@ -1,0 +1,90 @@
+"""Files and folders that are whole or not there: written under a temporary name, flushed, renamed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_PREFIX, _SUFFIX = ".dinit-", ".tmp"
+
+
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """A temporary folder beside `target` to write into; it becomes `target` when the block ends without error.
+
+    Everything in it reaches the disk before the rename, so after a crash `target` is whole or absent. An
+    existing `target` is replaced. On an error the temporary folder is removed.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=_PREFIX, suffix=_SUFFIX, dir=target.parent))
+    try:
+        yield temporary
+        temporary.chmod(0o777 & ~_umask())  # mkdtemp makes it private to its owner
+        for path in sorted(temporary.rglob("*")):
+            _sync(path)
+        _sync(temporary)
+        if target.exists():
+            remove_folder(target)
+        os.replace(temporary, target)
+        _sync(target.parent)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def write_whole(target: Path, text: str) -> None:
+    """Writes a text file atomically, replacing an existing one."""
+    handle, temporary = tempfile.mkstemp(prefix=_PREFIX, suffix=_SUFFIX, dir=target.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, target)
+        _sync(target.parent)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def remove_folder(path: Path) -> None:
+    """Removes a folder so that no half of it is ever seen under its name."""
+    leftover = Path(tempfile.mkdtemp(prefix=_PREFIX, suffix=_SUFFIX, dir=path.parent))
+    os.replace(path, leftover)  # onto an empty folder
+    shutil.rmtree(leftover)
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether this is a temporary file or folder of a run that was killed."""
+    return path.name.startswith(_PREFIX) and path.name.endswith(_SUFFIX)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes what killed runs left half written in `folder`. Only for the one process that writes there."""
+    for path in list(folder.glob(f"{_PREFIX}*{_SUFFIX}")):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
+
+
+def _sync(path: Path) -> None:
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except PermissionError:  # Windows does not open folders
+        return
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

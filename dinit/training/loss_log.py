@@ -1,0 +1,46 @@
+"""losses.jsonl: one line an optimiser step, the same file whether or not the run was interrupted."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from dinit.training.files import write_whole
+
+
+class LossLog:
+    """Appends {"step": n, "loss": x} lines. Opening it at `step` forgets what was logged after that step."""
+
+    def __init__(self, path: Path, step: int) -> None:
+        kept = [(s, loss) for s, loss in read_losses(path) if s <= step] if path.exists() else []
+        write_whole(path, "".join(_line(s, loss) for s, loss in kept))
+        self._stream = open(path, "a", encoding="utf-8")  # noqa: SIM115  (closed by `close`)
+        self.recent = [loss for _, loss in kept][-100:]
+
+    def append(self, first_step: int, losses: Sequence[float]) -> None:
+        """Logs the losses of first_step, first_step + 1, ...; they are on the disk when this returns."""
+        self._stream.write("".join(_line(first_step + i, loss) for i, loss in enumerate(losses)))
+        self._stream.flush()
+        os.fsync(self._stream.fileno())
+        self.recent = [*self.recent, *losses][-100:]
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+def read_losses(path: Path) -> list[tuple[int, float]]:
+    """(step, loss) of every whole line; a last line that a killed run left half written is passed over."""
+    entries = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            entry = json.loads(line)
+            entries.append((entry["step"], entry["loss"]))
+        except (ValueError, KeyError, TypeError):
+            break
+    return entries
+
+
+def _line(step: int, loss: float) -> str:
+    return json.dumps({"step": step, "loss": loss}) + "\n"  # repr of a float: reads back bit for bit

@@ -1,0 +1,64 @@
+"""The loss: a weighted squared error of the network's output, for any process and parameterization."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dinit.diffusion import Parameterization, Process
+from dinit.models.base import Backbone
+from dinit.training.times import TimeSampler
+from dinit.training.weighting import Weighting
+
+Network = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+class TrainingNetwork(nn.Module):
+    """A backbone whose one forward pass embeds labels too, so that DDP sees every parameter in use."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, x: Tensor, noise_label: Tensor, labels: Tensor) -> Tensor:
+        """x (B, C, H, W), noise_label (B,), labels (B,) int64 -> (B, C, H, W)."""
+        return self.backbone(x, noise_label, self.backbone.embed(labels))
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is minimised: E over x0, eps and t of weight(t) mean |network(x_t, t) - target|^2.
+
+    t_max: the noisy end of training times, below 1 where the pair is singular at 1.
+    """
+
+    process: Process
+    parameterization: Parameterization
+    weighting: Weighting
+    time_sampler: TimeSampler
+    t_max: float = 1.0
+
+    def times(self, count: int, generator: torch.Generator) -> Tensor:
+        """(count,) float64 training times in [process.t_min, t_max]."""
+        return self.time_sampler.times(count, self.process, self.process.t_min, self.t_max, generator)
+
+    def losses(self, network: Network, x0: Tensor, labels: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+        """(B,) float32 weighted squared error of each sample, averaged over channels and pixels.
+
+        x0, eps: (B, C, H, W). labels: (B,) int64. t: (B,) float64 on the CPU.
+        """
+        k = self.process.scales(t)
+        p, q = self.parameterization.coefficients(k)
+        _, b = self.parameterization.posterior_mean_coefficients(k)
+        weight = self.weighting.on_output(k, b)
+        label = self.process.noise_label(k)
+        columns = [k.alpha, k.sigma, p, q, self.parameterization.input_scale(k), weight, label]
+        # In float64 up to here; then one transfer to the device for all of them.
+        table = torch.stack(columns).to(device=x0.device, dtype=torch.float32)
+        alpha, sigma, p, q, scale = table[:5].reshape(5, -1, *(1,) * (x0.ndim - 1))
+        x_t = alpha * x0 + sigma * eps
+        output = network(scale * x_t, table[6], labels)
+        return table[5] * (output.float() - (p * x0 + q * eps)).square().flatten(1).mean(1)

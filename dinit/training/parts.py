@@ -1,0 +1,62 @@
+"""From a recipe's words to the objects they name."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from dinit.data import DATASETS, ImageData
+from dinit.diffusion import PARAMETERIZATIONS, PROCESSES
+from dinit.models.base import BACKBONES, Backbone
+from dinit.training.objective import Objective
+from dinit.training.recipe import Named, Recipe
+from dinit.training.times import TIME_SAMPLERS
+from dinit.training.weighting import WEIGHTINGS
+
+
+def make_objective(recipe: Recipe) -> Objective:
+    """The loss. ValueError as its parts raise it."""
+    return Objective(
+        PROCESSES.create(recipe.process.spec()),
+        PARAMETERIZATIONS.create(recipe.parameterization.spec()),
+        WEIGHTINGS.create(recipe.loss.weighting.spec()),
+        TIME_SAMPLERS.create(recipe.time.spec()),
+        recipe.t_max,
+    )
+
+
+def make_data(recipe: Recipe, quick: bool = False) -> ImageData:
+    """The data set. quick: without the look at every file that data sets with a `check` option take."""
+    extra = {"check": False} if quick and "check" in inspect.signature(DATASETS[recipe.data.name]).parameters else {}
+    return DATASETS.create({**recipe.data.spec(), **extra})
+
+
+def backbone_options(named: Named, data: ImageData) -> dict[str, Any]:
+    """The backbone's arguments: its preset if one is named, what the data decides, and what the recipe says."""
+    options = named.options
+    preset = options.pop("preset", None)
+    known = BACKBONES[named.name].presets
+    if preset is not None and preset not in known:
+        raise ValueError(f"unknown {named.name} preset {preset!r}; known: {', '.join(known) or '(none)'}")
+    shape = {"image_size": data.image_size, "in_channels": data.channels, "num_classes": data.num_classes}
+    return {**(known[preset] if preset else {}), **shape, **options}
+
+
+def make_backbone(recipe: Recipe, data: ImageData) -> Backbone:
+    """The network, freshly initialised from torch's generator. ValueError where it does not fit the data."""
+    options = backbone_options(recipe.backbone, data)
+    for key, have in (("in_channels", data.channels), ("num_classes", data.num_classes)):
+        if options[key] != have:
+            raise ValueError(f"{key} is {options[key]}, but the data set {recipe.data.name!r} has {have}; leave it out")
+    if options["image_size"] != data.image_size:
+        raise ValueError(
+            f"image_size is {options['image_size']}, but the images of {recipe.data.name!r} are "
+            f"{data.image_size}×{data.image_size}; leave it out or make the data's size the same"
+        )
+    backbone = BACKBONES.create(recipe.backbone.name, **options)
+    if backbone.out_channels != backbone.in_channels:
+        raise ValueError(
+            "learn_sigma: true cannot be trained yet (the loss has no variational term for a learned variance); "
+            "set it to false"
+        )
+    return backbone

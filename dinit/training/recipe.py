@@ -1,0 +1,122 @@
+"""A recipe: one typed value that says what to train. The home of every default of training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+Positive = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
+
+
+class Section(BaseModel):
+    """A group of settings: frozen, and unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Named(BaseModel):
+    """An entry of a registry: `name`, and its options beside it. A bare name may stand for the mapping."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    name: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options without the name."""
+        return dict(self.model_extra or {})
+
+    def spec(self) -> dict[str, Any]:
+        """The mapping that `Registry.create` takes."""
+        return {"name": self.name, **self.options}
+
+
+def _as_list(value: Any) -> Any:
+    if value is None:
+        return []
+    return [value] if isinstance(value, (str, Mapping)) else value
+
+
+class LossSection(Section):
+    weighting: Named = Named(name="uniform")
+
+
+class OptimizerSection(Section):
+    lr: float = Field(1e-3, gt=0)
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.99)
+    weight_decay: float = Field(0.0, ge=0)
+    eps: float = Field(1e-8, gt=0)
+
+
+class ScheduleSection(Section):
+    """warmup_steps: optimiser steps of linear rise. floor: what is left of the rate at the end of 'cosine'."""
+
+    kind: Literal["constant", "cosine"] = "constant"
+    warmup_steps: Count = 0
+    floor: float = Field(0.0, ge=0, le=1)
+
+
+class EMASection(Section):
+    decay: float = Field(0.999, ge=0, lt=1)
+    warmup: bool = True
+
+
+class LoopSection(Section):
+    """batch_size: images an optimiser step, over all processes and accumulated parts. 0 turns samples off."""
+
+    steps: Positive
+    batch_size: Positive = 128
+    gradient_accumulation: Positive = 1
+    clip_norm: float | None = Field(1.0, gt=0)
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    gradient_checkpointing: bool = False
+    workers: Count = 2
+    log_every: Positive = 50
+    sample_every: Count = 0
+    checkpoint_every: Positive = 1000
+    keep: Positive = 2
+
+
+class SamplingSection(Section):
+    """How the trained pipeline samples unless told otherwise; also how the sample grids are made."""
+
+    sampler: Named = Named(name="ddim")
+    steps: Positive = 20
+    grid: Named | None = None
+    guidance: Annotated[list[Named], BeforeValidator(_as_list)] = []
+
+
+class Recipe(Section):
+    """What to train. Build it with `load_recipe` or `parse_recipe`, which check it whole.
+
+    t_max: the noisy end of times. label_dropout: share of samples trained as the null class.
+    tracker: 'tensorboard', any other tracker that Accelerate knows, or null.
+    """
+
+    name: str = "dinit-model"
+    seed: Count = 0
+    data: Named
+    backbone: Named
+    process: Named = Named(name="vp-discrete")
+    parameterization: Named = Named(name="v")
+    t_max: float = Field(1.0, gt=0, le=1)
+    loss: LossSection = LossSection()
+    time: Named = Named(name="uniform")
+    label_dropout: float = Field(0.1, ge=0, lt=1)
+    optimizer: OptimizerSection = OptimizerSection()
+    schedule: ScheduleSection = ScheduleSection()
+    ema: EMASection = EMASection()
+    training: LoopSection
+    tracker: str | None = "tensorboard"
+    sampling: SamplingSection = SamplingSection()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, every default written out; `parse_recipe` of its YAML gives an equal recipe."""
+        return self.model_dump(mode="json")
