@@ -120,7 +120,7 @@ def make_grid(spec: Any, steps: int | None, process: Process) -> tuple[TimeGrid,
         spec = Times(tuple(spec.double().flatten().tolist()))
     grid: TimeGrid = default_grid(process) if spec is None else _checked(GRIDS.create(spec), TimeGrid, "grid")
     if steps is None and isinstance(grid, Times):
-        steps = len(grid.values)
+        steps = len(grid.values)  # pyright: ignore[reportAttributeAccessIssue]
     if steps is None:
         raise ValueError("give the number of steps; this pipeline has no default")
     return grid, whole_number("steps", steps)

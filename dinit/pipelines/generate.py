@@ -219,7 +219,7 @@ class Pipeline(DiffusionPipeline):
         None is the pipeline's default, guidance=[] is none; a list of guidances nests, the last outermost.
         steps=: network levels. seed=: an int (image k has the key (seed, start_index + k)) or one an image.
         batch_size=: at most that many at once; images do not depend on it. output_type: 'pil', 'np' (B, H, W, C)
-        or 'pt' (B, C, H, W) in [0, 1], 'latent' (what the denoiser sees, unclamped).
+        or 'pt' (B, C, H, W) in [0, 1], 'raw' (decoded, around [-1, 1]), 'latent' (what the denoiser sees).
         callback_on_step_end: called after every step of every batch with its Step.
         ValueError, before the network is first asked, for anything that cannot run.
         """

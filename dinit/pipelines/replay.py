@@ -1,0 +1,114 @@
+"""Making a picture again from its manifest, and saying whether it is the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from dinit.pipelines.call import Call
+from dinit.pipelines.generate import Generated, Pipeline
+from dinit.pipelines.manifest import Manifest, claims, read_manifest, versions
+from dinit.pipelines.output import sheet_layout
+from dinit.pipelines.pictures import draw_sheet, to_pil, to_tiles
+
+
+@dataclass(frozen=True)
+class Replay:
+    """same: every pixel within the tolerance, and all that the manifest says of the pipeline holds.
+
+    max_abs_diff: in levels of 0 .. 255; 255 where sizes differ. pictures: how many were compared. notes: what
+    differs, for a person to read.
+    """
+
+    same: bool
+    max_abs_diff: int
+    pictures: int
+    notes: tuple[str, ...]
+
+
+def replay(path: str | Path, pipe: Pipeline | None = None, tolerance: int = 0) -> Replay:
+    """Makes the picture, or the folder of pictures, again and compares pixel by pixel.
+
+    pipe: in place of the pipeline that the manifest names. tolerance: greatest difference that still counts as
+    the same, in levels of 0 .. 255. ValueError where there is no manifest or it is damaged.
+    """
+    path = Path(path)
+    manifest = read_manifest(path)
+    if pipe is None:
+        pipe = _load(manifest)
+    pipe.set_progress_bar_config(disable=True)
+    generated = pipe.run(Call.from_config(manifest.call), "raw")
+    made = claims(pipe, generated.nfe)
+    notes = [
+        f"{claim} is not what the manifest says" for claim in made if made[claim] != getattr(manifest, claim)
+    ]
+    honest = not notes
+    differences = []
+    for name, before, after in _pairs(path, manifest, pipe, generated):
+        differences.append(max_abs_diff(before, after))
+        if differences[-1] > tolerance and len(notes) < 8:
+            notes.append(f"{name} differs by up to {differences[-1]} of 255 levels")
+    now = versions()
+    older = [f"{k} {v} (now {now.get(k)})" for k, v in manifest.versions.items() if now.get(k) != v]
+    if older:
+        notes.append("made with " + ", ".join(older))
+    worst = max(differences)
+    return Replay(honest and worst <= tolerance, worst, len(differences), tuple(notes))
+
+
+def max_abs_diff(before: Image.Image, after: Image.Image) -> int:
+    """The greatest difference of two pictures in levels of 0 .. 255; 255 where size or mode differ."""
+    if before.size != after.size or before.mode != after.mode:
+        return 255
+    first, second = np.asarray(before, dtype=np.int16), np.asarray(after, dtype=np.int16)
+    return int(np.abs(first - second).max())
+
+
+def _load(manifest: Manifest) -> Pipeline:
+    if not manifest.pipeline:
+        raise ValueError("the manifest names no pipeline (it was never saved); give the pipeline yourself")
+    dtype = getattr(torch, manifest.dtype, None)
+    if not isinstance(dtype, torch.dtype):
+        raise ValueError(f"the manifest's dtype {manifest.dtype!r} is none of torch's")
+    pipe = Pipeline.from_pretrained(manifest.pipeline, torch_dtype=dtype)
+    return pipe.to(manifest.device if manifest.device != "cuda" or torch.cuda.is_available() else "cpu")
+
+
+def _pairs(
+    path: Path, manifest: Manifest, pipe: Pipeline, generated: Generated
+) -> Iterator[tuple[str, Image.Image, Image.Image]]:
+    """(name, picture in the file, picture made again), one by one."""
+    picture = manifest.picture
+    try:
+        if picture["kind"] == "sheet":
+            with Image.open(path) as sheet:
+                yield from _sheet_pairs(sheet, manifest, pipe, generated)
+        elif picture["kind"] == "single":
+            with Image.open(path) as file:
+                yield path.name, file, to_pil(generated.images)[picture["index"]]
+        elif picture["kind"] == "folder":
+            folder = path if path.is_dir() else path.parent
+            for name, after in zip(picture["files"], to_pil(generated.images), strict=True):
+                with Image.open(folder / Path(name).name) as file:
+                    yield name, file, after
+        else:
+            raise ValueError(f"it is of the unknown kind {picture['kind']!r}")
+    except (LookupError, TypeError, ValueError) as error:
+        raise ValueError(f"the manifest of {path} does not describe its pictures: {error}") from error
+
+
+def _sheet_pairs(
+    sheet: Image.Image, manifest: Manifest, pipe: Pipeline, generated: Generated
+) -> Iterator[tuple[str, Image.Image, Image.Image]]:
+    """The pictures on the sheet, then the whole sheet if this Pillow draws letters as that one did."""
+    tiles = to_tiles(generated.images, manifest.picture["scale"])
+    for index, ((x, y), tile) in enumerate(zip(manifest.picture["cells"], tiles, strict=True)):
+        yield f"picture {index}", sheet.crop((x, y, x + tile.width, y + tile.height)), tile
+    if manifest.versions.get("pillow") == versions()["pillow"]:
+        layout = sheet_layout(pipe, generated.call, generated.images.shape[-1])
+        yield "the sheet with its labels", sheet, draw_sheet(generated.images, layout)
