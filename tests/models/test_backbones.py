@@ -62,11 +62,12 @@ def test_output_depends_on_x_noise_label_and_class(name: str) -> None:
 def test_samples_of_a_batch_do_not_mix(name: str) -> None:
     model = tiny(name)
     x, noise_label, labels = inputs(model)
-    cond = model.embed(labels)
+    model.double()
+    x, noise_label, cond = x.double(), noise_label.double(), model.embed(labels)
     whole = model(x, noise_label, cond)
     for i in range(len(x)):
         one = model(x[i : i + 1], noise_label[i : i + 1], cond[i : i + 1])
-        torch.testing.assert_close(one, whole[i : i + 1], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(one, whole[i : i + 1], rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -76,7 +77,10 @@ def test_one_noise_label_serves_the_batch(name: str) -> None:
     x, _, labels = inputs(model)
     shared = torch.tensor([417.0])
     cond = model.embed(labels)
-    torch.testing.assert_close(model(x, shared, cond), model(x, shared.expand(3), cond), rtol=1e-5, atol=1e-6)
+    model.double()
+    x, shared, cond = x.double(), shared.double(), cond.double()
+    each = model(x, shared.expand(3), cond)
+    torch.testing.assert_close(model(x, shared, cond), each, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -242,3 +246,25 @@ def test_dropout_acts_in_training_only(name: str) -> None:
     assert torch.equal(model(x, noise_label, cond), model(x, noise_label, cond))
     model.train()
     assert not torch.equal(model(x, noise_label, cond), model(x, noise_label, cond))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@torch.no_grad()
+def test_autocast_stays_near_float32(name: str) -> None:
+    model = tiny(name)
+    x, noise_label, labels = inputs(model)
+    cond = model.embed(labels)
+    exact = model(x, noise_label, cond)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = model(x, noise_label, cond).float()
+    assert 0 < (mixed - exact).abs().mean() < 0.05 * exact.abs().mean()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_loads_in_half_precision(name: str, tmp_path: Path) -> None:
+    model = tiny(name)
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path, torch_dtype=torch.bfloat16)
+    x, noise_label, labels = inputs(model)
+    expected = model.to(torch.bfloat16)(x.bfloat16(), noise_label, model.embed(labels))
+    assert torch.equal(loaded(x.bfloat16(), noise_label, loaded.embed(labels)), expected)

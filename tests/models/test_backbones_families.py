@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
+from torch import Tensor, nn
 
 from dinit.models.dico import DiCo, DiCoBlock
 from dinit.models.dit import DiT, DiTBlock
-from dinit.models.layers.embedding import sinusoid
+from dinit.models.layers.embedding import sincos_positions, sinusoid
 from dinit.models.layers.transformer import unpatchify
 from dinit.models.unet import ResBlock, SpatialAttention, UNet
 
@@ -63,6 +66,101 @@ def test_fresh_dit_block_is_the_identity() -> None:
 def test_fresh_dico_block_is_the_identity() -> None:
     x, c = torch.randn(2, 16, 4, 4), torch.randn(2, 16)
     assert torch.equal(DiCoBlock(16, 2.0, 0.0)(x, c), x)
+
+
+def randomized(module: nn.Module) -> nn.Module:
+    """The module in float64 with random values in every parameter."""
+    torch.manual_seed(0)
+    for parameter in module.double().parameters():
+        nn.init.normal_(parameter, std=0.5)
+    return module
+
+
+def normed(x: Tensor, dim: int) -> Tensor:
+    """Zero mean and unit variance along dim; 1e-6 under the root."""
+    centered = x - x.mean(dim, keepdim=True)
+    return centered / (centered.square().mean(dim, keepdim=True) + 1e-6).sqrt()
+
+
+def silu(x: Tensor) -> Tensor:
+    return x / (1 + (-x).exp())
+
+
+@torch.no_grad()
+def test_dit_block_is_its_formula() -> None:
+    """Written out with softmax and tanh; small inputs, so that the norms' epsilon counts."""
+    block = randomized(DiTBlock(8, 2, 2.0, 0.0))
+    x, c = 1e-3 * torch.randn(3, 5, 8, dtype=torch.float64), torch.randn(3, 8, dtype=torch.float64)
+    shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = block.modulation.linear(silu(c))[:, None].split(
+        8, -1
+    )
+    h = block.attention.qkv(normed(x, -1) * (1 + scale_a) + shift_a)
+    heads = []
+    for head in (slice(0, 4), slice(4, 8)):
+        q, k, v = h[..., :8][..., head], h[..., 8:16][..., head], h[..., 16:][..., head]
+        heads.append((q @ k.transpose(1, 2) / math.sqrt(4)).softmax(-1) @ v)
+    expected = x + gate_a * block.attention.proj(torch.cat(heads, -1))
+    h = block.mlp.fc1(normed(expected, -1) * (1 + scale_m) + shift_m)
+    h = h / 2 * (1 + (math.sqrt(2 / math.pi) * (h + 0.044715 * h**3)).tanh())
+    expected = expected + gate_m * block.mlp.fc2(h)
+    torch.testing.assert_close(block(x, c), expected, rtol=1e-10, atol=1e-12)
+
+
+@torch.no_grad()
+def test_dico_block_is_its_formula() -> None:
+    """Written out with the error function and nine shifted products; small inputs, as above."""
+    block = randomized(DiCoBlock(6, 2.0, 0.0))
+    x, c = 1e-3 * torch.randn(2, 6, 4, 5, dtype=torch.float64), torch.randn(2, 6, dtype=torch.float64)
+
+    def pointwise(conv: nn.Conv2d, h: Tensor) -> Tensor:
+        return torch.einsum("oi,bihw->bohw", conv.weight[:, :, 0, 0], h) + conv.bias[:, None, None]
+
+    def gelu(h: Tensor) -> Tensor:
+        return h / 2 * (1 + (h / math.sqrt(2)).erf())
+
+    chunks = block.modulation.linear(silu(c))[:, :, None, None].split(6, 1)
+    shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = chunks
+    h = pointwise(block.conv_in, normed(x, 1) * (1 + scale_a) + shift_a)
+    padded = nn.functional.pad(h, (1, 1, 1, 1))
+    kernel = block.conv_depthwise.weight[:, 0, :, :, None, None]
+    h = sum(kernel[:, i, j] * padded[:, :, i : i + 4, j : j + 5] for i in range(3) for j in range(3))
+    h = gelu(h + block.conv_depthwise.bias[:, None, None])
+    attention = pointwise(block.channel_attention.conv, h.mean((2, 3), keepdim=True))
+    h = pointwise(block.conv_out, h / (1 + (-attention).exp()))
+    expected = x + gate_a * h
+    h = gelu(pointwise(block.mlp_in, normed(expected, 1) * (1 + scale_m) + shift_m))
+    expected = expected + gate_m * pointwise(block.mlp_out, h)
+    torch.testing.assert_close(block(x, c), expected, rtol=1e-10, atol=1e-12)
+
+
+@torch.no_grad()
+def test_unet_block_is_its_formula() -> None:
+    block = randomized(ResBlock(6, 4, 5, 2, 0.0))
+    x, c = torch.randn(2, 6, 4, 4, dtype=torch.float64), torch.randn(2, 5, dtype=torch.float64)
+
+    def group_normed(norm: nn.GroupNorm, h: Tensor) -> Tensor:
+        groups = h.unflatten(1, (2, -1))
+        centered = groups - groups.mean((2, 3, 4), keepdim=True)
+        unit = centered / (centered.square().mean((2, 3, 4), keepdim=True) + 1e-5).sqrt()
+        return unit.flatten(1, 2) * norm.weight[:, None, None] + norm.bias[:, None, None]
+
+    shift, scale = block.condition(silu(c))[:, :, None, None].split(4, 1)
+    h = block.conv_1(silu(group_normed(block.norm_1, x)))
+    h = block.conv_2(silu(group_normed(block.norm_2, h) * (1 + scale) + shift))
+    expected = block.shortcut(x) + h
+    torch.testing.assert_close(block(x, c), expected, rtol=1e-10, atol=1e-12)
+
+
+def test_position_table_encodes_column_then_row() -> None:
+    table = sincos_positions(16, rows := 2, columns := 3).reshape(rows, columns, 16)
+    frequency = torch.tensor([10000 ** (-i / 4) for i in range(4)])
+    for row in range(rows):
+        for column in range(columns):
+            angles = [column * frequency, row * frequency]
+            expected = torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())])
+            torch.testing.assert_close(table[row, column], expected, rtol=1e-6, atol=1e-7)
+    model = DiT.preset("tiny")
+    assert torch.equal(model.position_table(2, 3), sincos_positions(32, 2, 3))
 
 
 def test_fresh_unet_blocks_are_the_identity() -> None:
