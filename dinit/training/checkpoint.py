@@ -1,9 +1,9 @@
 """Checkpoints of a training run: atomic, complete, and read without running any code from them.
 
 checkpoints/step-00001000/ holds model.safetensors, ema.safetensors, optimizer.safetensors, random.safetensors
-(torch's generators of every process) and state.json (step, seconds, optimiser settings, loss scale, and the
-size of every file, by which a damaged checkpoint is told from a whole one). The step fixes the data position,
-the learning rate and all noise, so they need no state.
+(torch's generators of every process) and state.json (step, seconds, loss scale, and the size of every file, by
+which a damaged checkpoint is told from a whole one). The step fixes the data position, the learning rate and
+all noise, so they need no state.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ _TENSORS = ("model", "ema", "optimizer", "random")
 class Checkpoint:
     """Everything a run needs to go on after `step` optimiser steps.
 
-    model, ema: state dicts. optimizer: `torch.optim.Optimizer.state_dict()`. random: generator states by
-    '{rank}.cpu' and '{rank}.cuda'. extra: plain values.
+    model, ema: state dicts. optimizer: `optimizer_tensors`. random: `random_state` of every process. extra:
+    plain values.
     """
 
     step: int
     model: Mapping[str, Tensor]
     ema: Mapping[str, Tensor]
-    optimizer: Mapping[str, Any]
+    optimizer: Mapping[str, Tensor]
     random: Mapping[str, Tensor]
     extra: Mapping[str, Any] = field(default_factory=dict)
 
@@ -43,13 +43,13 @@ class Checkpoint:
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     """Writes folder/step-XXXXXXXX, then removes all but the newest `keep` checkpoints. Returns its path."""
     target = folder / f"step-{checkpoint.step:08d}"
-    moments, settings = _split_optimizer(checkpoint.optimizer)
-    tensors = (checkpoint.model, checkpoint.ema, moments, checkpoint.random)
     with whole_folder(target) as temporary:
-        for name, values in zip(_TENSORS, tensors, strict=True):
-            save_file({k: v.detach().cpu().contiguous().clone() for k, v in values.items()}, temporary / f"{name}.safetensors")
+        for name in _TENSORS:
+            tensors: Mapping[str, Tensor] = getattr(checkpoint, name)
+            plain = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
+            save_file(plain, temporary / f"{name}.safetensors")
         sizes = {path.name: path.stat().st_size for path in sorted(temporary.iterdir())}
-        state = {"step": checkpoint.step, "files": sizes, "optimizer": settings, "extra": dict(checkpoint.extra)}
+        state = {"step": checkpoint.step, "files": sizes, "extra": dict(checkpoint.extra)}
         (temporary / "state.json").write_text(json.dumps(state, indent=1))
     for old in [path for path in list_checkpoints(folder) if path.name < target.name][: -(keep - 1) or None]:
         remove_folder(old)
@@ -78,31 +78,25 @@ def load_checkpoint(path: Path) -> Checkpoint:
         for name, size in state["files"].items():
             if (path / name).stat().st_size != size:
                 raise ValueError(f"{name} has {(path / name).stat().st_size} bytes, {size} were written")
-        model, ema, moments, random = (load_file(path / f"{name}.safetensors") for name in _TENSORS)
-        optimizer = _join_optimizer(moments, state["optimizer"])
+        model, ema, optimizer, random = (load_file(path / f"{name}.safetensors") for name in _TENSORS)
         return Checkpoint(state["step"], model, ema, optimizer, random, state["extra"])
     except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
         raise ValueError(f"checkpoint {path} is damaged or incomplete: {error}") from error
 
 
-def _split_optimizer(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """An optimiser's state dict as tensors named '{parameter}.{name}' and plain settings."""
-    moments, plain = {}, {}
-    for index, values in state["state"].items():
-        for name, value in values.items():
-            if isinstance(value, Tensor):
-                moments[f"{index}.{name}"] = value
-            else:
-                plain[f"{index}.{name}"] = value
-    return moments, {"param_groups": state["param_groups"], "state": plain}
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimiser's state as '{parameter}.{name}'. Its settings are the recipe's, so they are not stored."""
+    state = optimizer.state_dict()["state"]
+    return {f"{index}.{name}": value for index, values in state.items() for name, value in values.items()}
 
 
-def _join_optimizer(moments: Mapping[str, Tensor], settings: Mapping[str, Any]) -> dict[str, Any]:
-    state: dict[int, dict[str, Any]] = {}
-    for key, value in [*moments.items(), *settings["state"].items()]:
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Puts back what `optimizer_tensors` gave, on the devices that the parameters are on now."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
         index, _, name = key.partition(".")
         state.setdefault(int(index), {})[name] = value
-    return {"state": state, "param_groups": settings["param_groups"]}
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def random_state(rank: int, device: torch.device) -> dict[str, Tensor]:

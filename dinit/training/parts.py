@@ -27,7 +27,11 @@ def make_objective(recipe: Recipe) -> Objective:
 
 def make_data(recipe: Recipe, quick: bool = False) -> ImageData:
     """The data set. quick: without the look at every file that data sets with a `check` option take."""
-    extra = {"check": False} if quick and "check" in inspect.signature(DATASETS[recipe.data.name]).parameters else {}
+    extra = (
+        {"check": False}
+        if quick and "check" in inspect.signature(DATASETS[recipe.data.name]).parameters
+        else {}
+    )
     return DATASETS.create({**recipe.data.spec(), **extra})
 
 
@@ -47,7 +51,9 @@ def make_backbone(recipe: Recipe, data: ImageData) -> Backbone:
     options = backbone_options(recipe.backbone, data)
     for key, have in (("in_channels", data.channels), ("num_classes", data.num_classes)):
         if options[key] != have:
-            raise ValueError(f"{key} is {options[key]}, but the data set {recipe.data.name!r} has {have}; leave it out")
+            raise ValueError(
+                f"{key} is {options[key]}, but the data set {recipe.data.name!r} has {have}; leave it out"
+            )
     if options["image_size"] != data.image_size:
         raise ValueError(
             f"image_size is {options['image_size']}, but the images of {recipe.data.name!r} are "

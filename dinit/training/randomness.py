@@ -7,10 +7,11 @@ labels are drawn for the whole global batch, because stratification spreads over
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from dinit.data.order import hash_words
+from dinit.data.order import hash_words, mix
 
 # Keep the streams of one seed apart; part of what a recipe means, so never reorder.
 _NOISE, _TIMES, _LABELS, _NETWORK = 101, 102, 103, 104
@@ -20,8 +21,8 @@ def noise(seed: int, start: int, shape: tuple[int, ...]) -> Tensor:
     """Standard normal noise of the samples start .. start + shape[0] - 1, float32 on the CPU."""
     out = torch.empty(shape)
     generator = torch.Generator()
-    for i, row in enumerate(out):
-        generator.manual_seed(_seed(seed, _NOISE, start + i))
+    for row, sample_seed in zip(out, _seeds(seed, _NOISE, start, shape[0]), strict=True):
+        generator.manual_seed(sample_seed)
         row.normal_(generator=generator)
     return out
 
@@ -43,4 +44,11 @@ def network_seed(seed: int, rank: int) -> int:
 
 
 def _seed(seed: int, stream: int, number: int) -> int:
-    return hash_words(seed, stream, number) >> 1  # 63 bits: manual_seed takes a signed word
+    return _seeds(seed, stream, number, 1)[0]
+
+
+def _seeds(seed: int, stream: int, start: int, count: int) -> list[int]:
+    """The seeds of the numbers start .. start + count - 1 of a stream."""
+    numbers = np.arange(start, start + count, dtype=np.uint64)
+    words = mix(mix(numbers) + np.uint64(hash_words(seed, stream)))
+    return (words >> np.uint64(1)).tolist()  # 63 bits: manual_seed takes a signed word

@@ -96,7 +96,9 @@ def check_recipe(recipe: Recipe) -> list[Mistake]:
         checks.attempt(("parameterization",), lambda: check_pair(process, parameterization, recipe.t_max))
         paired = len(checks.mistakes) == before
         if paired and weighting is not None:
-            checks.attempt(("loss", "weighting"), lambda: _check_weights(process, parameterization, weighting, recipe))
+            checks.attempt(
+                ("loss", "weighting"), lambda: _check_weights(process, parameterization, weighting, recipe)
+            )
     backbone = _check_backbone(checks, recipe)
     denoiser = None
     if paired and backbone is not None:

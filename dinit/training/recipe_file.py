@@ -17,7 +17,11 @@ from dinit.training.recipe_yaml import Mistake, Source, read_yaml
 from dinit.training.recipe_yaml import Path as KeyPath
 
 # Put in for what a recipe leaves out, so that the rest of it can still be checked. Never trained on.
-_PLACEHOLDERS: dict[str, Any] = {"data": {"name": "digits"}, "backbone": {"name": "unet"}, "training": {"steps": 1}}
+_PLACEHOLDERS: dict[str, Any] = {
+    "data": {"name": "digits"},
+    "backbone": {"name": "unet"},
+    "training": {"steps": 1},
+}
 
 
 class RecipeError(ValueError):
@@ -60,7 +64,9 @@ def parse_recipe(text: str, overrides: Sequence[str] = (), title: str = "the rec
     if recipe is not None:
         found = check_recipe(recipe)
         # A mistake about a placeholder is the file's only in that something is missing, which was said.
-        mistakes += [m for m in found if not (m.path and m.path[0] in _PLACEHOLDERS and m.path[0] not in source.data)]
+        mistakes += [
+            m for m in found if not (m.path and m.path[0] in _PLACEHOLDERS and m.path[0] not in source.data)
+        ]
     if mistakes:
         raise RecipeError(title, source, sorted(mistakes, key=lambda m: _line(source.place(m.path))))
     assert recipe is not None, "no mistakes were found, so the recipe was built"

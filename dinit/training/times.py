@@ -97,7 +97,9 @@ class Stratified(TimeSampler):
 
     def __post_init__(self) -> None:
         if isinstance(TIME_SAMPLERS.create(self.of), Stratified):
-            raise ValueError("stratified times of stratified times are the same thing once; name another in 'of'")
+            raise ValueError(
+                "stratified times of stratified times are the same thing once; name another in 'of'"
+            )
 
     def uniforms(self, count: int, generator: torch.Generator) -> Tensor:
         """(count,) float64: uniform within bin i / count .. (i + 1) / count, the bins in random order."""
