@@ -97,7 +97,8 @@ def check_recipe(recipe: Recipe) -> list[Mistake]:
         paired = len(checks.mistakes) == before
         if paired and weighting is not None:
             checks.attempt(
-                ("loss", "weighting"), lambda: _check_weights(process, parameterization, weighting, recipe)
+                ("loss", "weighting"),
+                lambda: _check_weights(process, parameterization, weighting, recipe.t_max),
             )
     backbone = _check_backbone(checks, recipe)
     denoiser = None
@@ -124,8 +125,8 @@ def _check_backbone(checks: _Checks, recipe: Recipe) -> Backbone | None:
     return checks.attempt(("backbone",), build)
 
 
-def _check_weights(process: Any, parameterization: Any, weighting: Any, recipe: Recipe) -> None:
-    t = torch.tensor([process.t_min, recipe.t_max], dtype=torch.float64)
+def _check_weights(process: Any, parameterization: Any, weighting: Any, t_max: float) -> None:
+    t = torch.tensor([process.t_min, t_max], dtype=torch.float64)
     k = process.scales(t)
     weights = weighting.on_output(k, parameterization.posterior_mean_coefficients(k)[1])
     if not bool(weights.isfinite().all()):

@@ -62,11 +62,9 @@ def parse_recipe(text: str, overrides: Sequence[str] = (), title: str = "the rec
         mistakes += [_mistake(details, source.data) for details in error.errors()]
         recipe = _repaired(data, error)
     if recipe is not None:
-        found = check_recipe(recipe)
         # A mistake about a placeholder is the file's only in that something is missing, which was said.
-        mistakes += [
-            m for m in found if not (m.path and m.path[0] in _PLACEHOLDERS and m.path[0] not in source.data)
-        ]
+        absent = _PLACEHOLDERS.keys() - source.data.keys()
+        mistakes += [m for m in check_recipe(recipe) if not (m.path and m.path[0] in absent)]
     if mistakes:
         raise RecipeError(title, source, sorted(mistakes, key=lambda m: _line(source.place(m.path))))
     assert recipe is not None, "no mistakes were found, so the recipe was built"

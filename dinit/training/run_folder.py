@@ -18,6 +18,8 @@ _FREE = (
     *(f"training.{key}" for key in ("workers", "log_every", "sample_every", "checkpoint_every", "keep")),
 )
 
+_ELSEWHERE = "; nothing was written. Give another folder"
+
 
 class RunFolderError(ValueError):
     """A folder that this recipe must not write into."""
@@ -32,19 +34,13 @@ def check_run_folder(out: Path, recipe: Recipe, resume: bool) -> None:
     if all(is_leftover(path) for path in out.iterdir()):
         return
     if not (out / "recipe.yaml").exists():
-        raise RunFolderError(
-            f"{out} is not empty and holds no run of dinit; nothing was written. Give another folder"
-        )
+        raise RunFolderError(f"{out} is not empty and holds no run of dinit{_ELSEWHERE}")
     if not resume:
-        raise RunFolderError(
-            f"{out} holds a run already; nothing was written. Resume it, or give another folder"
-        )
+        raise RunFolderError(f"{out} holds a run already, and resuming was turned off{_ELSEWHERE}")
     changed = differences(read_recipe(out), recipe)
     if changed:
         shown = "\n".join(f"  {key}: {old!r} there, {new!r} now" for key, old, new in changed)
-        raise RunFolderError(
-            f"{out} holds a run of another recipe; nothing was written. Give another folder, or the same recipe:\n{shown}"
-        )
+        raise RunFolderError(f"{out} holds a run of another recipe{_ELSEWHERE}, or the same recipe:\n{shown}")
 
 
 def write_recipe(out: Path, recipe: Recipe) -> None:

@@ -1,0 +1,110 @@
+"""Checkpoints are whole or absent, complete, and pruned with care."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from dinit.training import checkpoint as checkpoints
+from dinit.training import files
+from dinit.training.checkpoint import (
+    Checkpoint,
+    list_checkpoints,
+    load_checkpoint,
+    newest_checkpoint,
+    optimizer_tensors,
+    restore_optimizer,
+    save_checkpoint,
+)
+
+
+def make(step: int) -> Checkpoint:
+    tensors = {"w": torch.full((3,), float(step))}
+    return Checkpoint(
+        step, tensors, tensors, {"0.step": torch.tensor(float(step))}, tensors, {"seconds": 1.5}
+    )
+
+
+def names(folder: Path) -> list[str]:
+    return [path.name for path in list_checkpoints(folder)]
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    path = save_checkpoint(tmp_path, make(7), keep=2)
+    loaded = load_checkpoint(path)
+    assert (loaded.step, loaded.extra) == (7, {"seconds": 1.5})
+    assert torch.equal(loaded.model["w"], torch.full((3,), 7.0))
+    assert torch.equal(loaded.optimizer["0.step"], torch.tensor(7.0))
+
+
+@pytest.mark.parametrize("keep", [1, 3])
+def test_keeps_the_newest(tmp_path: Path, keep: int) -> None:
+    for step in range(1, 6):
+        save_checkpoint(tmp_path, make(step), keep)
+    assert names(tmp_path) == [f"step-{step:08d}" for step in range(6 - keep, 6)]
+
+
+@pytest.mark.parametrize("damage", ["truncate", "remove", "garble"])
+def test_damaged_checkpoint_is_passed_over(tmp_path: Path, damage: str) -> None:
+    save_checkpoint(tmp_path, make(1), keep=2)
+    file = save_checkpoint(tmp_path, make(2), keep=2) / "ema.safetensors"
+    if damage == "truncate":
+        file.write_bytes(file.read_bytes()[:-4])
+    elif damage == "remove":
+        file.unlink()
+    else:
+        file.write_bytes(b"\xff" * file.stat().st_size)
+    found = newest_checkpoint(tmp_path)
+    assert found is not None
+    assert found.step == 1
+    with pytest.raises(ValueError, match="damaged or incomplete"):
+        load_checkpoint(file.parent)
+
+
+@pytest.mark.parametrize("function", ["save_file", "_sync", "replace"])
+def test_failure_while_writing_leaves_the_last_whole_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str
+) -> None:
+    save_checkpoint(tmp_path, make(1), keep=1)
+
+    def fail(*_: object) -> None:
+        raise OSError("disk full")
+
+    owner = {"save_file": checkpoints, "_sync": files, "replace": os}[function]
+    monkeypatch.setattr(owner, function, fail)
+    with pytest.raises(OSError, match="disk full"):
+        save_checkpoint(tmp_path, make(2), keep=1)
+    monkeypatch.undo()
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
+    found = newest_checkpoint(tmp_path)
+    assert found is not None
+    assert found.step == 1
+
+
+def test_leftovers_of_a_killed_run_are_no_checkpoints_and_are_removed(tmp_path: Path) -> None:
+    (tmp_path / ".dinit-abc.tmp").mkdir()
+    (tmp_path / ".dinit-abc.tmp" / "model.safetensors").write_bytes(b"half")
+    (tmp_path / ".dinit-def.tmp").write_bytes(b"half")
+    assert newest_checkpoint(tmp_path) is None
+    files.remove_leftovers(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_optimizer_goes_on_exactly() -> None:
+    def run(resume: bool) -> torch.Tensor:
+        weight = nn.Parameter(torch.tensor([1.0, 2.0]))
+        optimizer = torch.optim.AdamW([weight], lr=0.1)
+        for i in range(6):
+            if resume and i == 3:
+                tensors = optimizer_tensors(optimizer)
+                optimizer = torch.optim.AdamW([weight], lr=0.1)
+                restore_optimizer(optimizer, tensors)
+            weight.grad = torch.tensor([float(i), -1.0 - i])
+            optimizer.step()
+        return weight.detach()
+
+    assert torch.equal(run(resume=True), run(resume=False))
