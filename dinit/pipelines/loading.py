@@ -114,7 +114,8 @@ def _expected_shapes(backbone: type[Backbone], folder: Path) -> dict[str, list[i
     return {name: list(tensor.shape) for name, tensor in model.state_dict().items()}  # type: ignore[union-attr]
 
 
-def _check_tensors(folder: Path, expected: dict[str, list[int]]) -> None:
+def weight_shapes(folder: Path) -> dict[str, list[int]]:
+    """Names and shapes of the tensors in a component's safetensors files. ValueError for a damaged file."""
     found: dict[str, list[int]] = {}
     for path in weight_files(folder):
         try:
@@ -124,6 +125,11 @@ def _check_tensors(folder: Path, expected: dict[str, list[int]]) -> None:
             raise ValueError(
                 f"{path} is damaged or no safetensors file: {error}; copy or download it again"
             ) from error
+    return found
+
+
+def _check_tensors(folder: Path, expected: dict[str, list[int]]) -> None:
+    found = weight_shapes(folder)
     shared = expected.keys() & found.keys()
     problems = {
         "missing": sorted(expected.keys() - found.keys()),

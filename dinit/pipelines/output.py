@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,40 +15,8 @@ from dinit.evaluation.files import write_atomically
 from dinit.pipelines.call import Call
 from dinit.pipelines.generate import Generated, Pipeline
 from dinit.pipelines.manifest import FILE, KEY, Manifest, describe
-from dinit.pipelines.pictures import ANIMATIONS, Layout, animation_bytes, draw_sheet, lay_out, to_pil
-
-
-def check_target(path: Path, overwrite: bool, suffixes: Sequence[str] = ()) -> None:
-    """Whether a file can be written at `path`, tried before the work begins.
-
-    ValueError for another suffix; FileExistsError unless overwrite; OSError where the folder cannot be written.
-    """
-    if suffixes and path.suffix.lower().removeprefix(".") not in suffixes:
-        raise ValueError(f"{path} must end in {' or '.join('.' + suffix for suffix in suffixes)}")
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder, a file name is needed")
-    if path.exists() and not overwrite:
-        raise FileExistsError(f"{path} is there already; choose another name, or allow it with --overwrite")
-    _check_writable(path.parent)
-
-
-def check_folder_target(folder: Path, overwrite: bool) -> None:
-    """As `check_target`, for a folder of PNGs: it is new or empty unless overwrite."""
-    if folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(f"{folder} is a file, a folder is needed")
-    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
-        raise FileExistsError(f"{folder} is not empty; choose another folder, or allow it with --overwrite")
-    _check_writable(folder)
-
-
-def _check_writable(folder: Path) -> None:
-    """Makes and drops a temporary file in the folder, or in the nearest folder above that exists."""
-    nearest = next(parent for parent in (folder, *folder.resolve().parents) if parent.exists())
-    try:
-        with tempfile.TemporaryFile(dir=nearest):
-            pass
-    except OSError as error:
-        raise OSError(f"{folder} cannot be written: {error.strerror or error}") from error
+from dinit.pipelines.pictures import Layout, animation_bytes, draw_sheet, lay_out, to_pil
+from dinit.pipelines.targets import ANIMATIONS
 
 
 def sheet_layout(pipe: Pipeline, call: Call, side: int) -> Layout:

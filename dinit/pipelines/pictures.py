@@ -17,7 +17,6 @@ from dinit.data.pixels import to_uint8
 
 OutputType = Literal["pil", "np", "pt", "raw", "latent"]
 OUTPUT_TYPES: tuple[str, ...] = get_args(OutputType)
-ANIMATIONS = ("gif", "webp")
 
 _GAP, _LINE = 4, 14  # pixels between pictures; height of a line of text
 _TITLE = _LINE + 3 * _GAP
@@ -121,7 +120,7 @@ def draw_sheet(images: Tensor, layout: Layout) -> Image.Image:
 
 
 def animation_bytes(frames: Sequence[Image.Image], kind: str) -> bytes:
-    """An animation that runs through the frames and rests on the last. kind: one of ANIMATIONS."""
+    """An animation that runs through the frames and rests on the last. kind: 'gif' or 'webp'."""
     buffer = io.BytesIO()
     durations = [120] * (len(frames) - 1) + [1500]  # milliseconds
     options: dict[str, Any] = {"lossless": True} if kind == "webp" else {"optimize": False}

@@ -75,8 +75,8 @@ def _load(manifest: Manifest) -> Pipeline:
     dtype = getattr(torch, manifest.dtype, None)
     if not isinstance(dtype, torch.dtype):
         raise ValueError(f"the manifest's dtype {manifest.dtype!r} is none of torch's")
-    pipe = Pipeline.from_pretrained(manifest.pipeline, torch_dtype=dtype)
-    return pipe.to(manifest.device if manifest.device != "cuda" or torch.cuda.is_available() else "cpu")
+    device = "cpu" if manifest.device == "cuda" and not torch.cuda.is_available() else manifest.device
+    return Pipeline.from_pretrained(manifest.pipeline).to(device, dtype)
 
 
 def _pairs(

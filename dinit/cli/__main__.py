@@ -1,0 +1,5 @@
+"""`python -m dinit.cli`."""
+
+from dinit.cli.app import main
+
+main()

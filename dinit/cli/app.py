@@ -1,0 +1,74 @@
+"""The commands put together, and the one place where an error becomes a message."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from dinit import __version__
+from dinit.cli.console import errors, show_error
+from dinit.cli.evaluate import evaluate
+from dinit.cli.generate import generate
+from dinit.cli.info import info
+from dinit.cli.listing import list_registries
+from dinit.cli.replay import replay
+from dinit.cli.train import train
+from dinit.cli.verify import verify
+
+app = typer.Typer(
+    name="dinit",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Diffusion images: any backbone × any noise process × any sampler × any guidance.",
+)
+app.command()(generate)
+app.command()(train)
+app.command()(evaluate)
+app.command("list")(list_registries)
+app.command()(info)
+app.command()(verify)
+app.command()(replay)
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"dinit {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    debug: Annotated[bool, typer.Option("--debug", help="Show where an error comes from.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Options of every command; main() reads --debug itself, because it outlives the command."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command line and exits: 0 done, 1 a check said no, 2 something given cannot be used.
+
+    Errors that a user can mend (ValueError, OSError, too little memory) are shown in a panel; any other is a
+    fault of ours and keeps its traceback.
+    """
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        app(args=arguments, prog_name="dinit")
+    except (ValueError, OSError) as error:
+        if "--debug" in arguments:
+            raise
+        show_error(str(error))
+        sys.exit(2)
+    except KeyboardInterrupt:
+        errors.print("stopped")
+        sys.exit(130)
+    except RuntimeError as error:
+        if "--debug" in arguments or "out of memory" not in str(error):
+            raise
+        show_error(f"{error}\nA smaller --batch-size needs less memory and gives the same images.")
+        sys.exit(2)

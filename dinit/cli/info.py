@@ -1,0 +1,84 @@
+"""`dinit info`."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markdown import Markdown
+from rich.table import Table
+
+from dinit.cli.console import console
+
+What = Annotated[
+    str, typer.Argument(help="A pipeline's name, folder or hub id; or a picture.", show_default=False)
+]
+MODEL_CARD = "README.md"
+
+
+def info(what: What) -> None:
+    """Show what a pipeline is made of, or what made a picture."""
+    path = Path(what)
+    if path.suffix.lower() in (".png", ".json") or (path / "manifest.json").is_file():
+        _picture(path)
+    else:
+        _pipeline(what)
+
+
+def _picture(path: Path) -> None:
+    from dataclasses import asdict
+
+    from dinit.pipelines.manifest import read_manifest
+
+    manifest = asdict(read_manifest(path))
+    call = manifest.pop("call")
+    labels, seeds = call.pop("labels"), call.pop("seeds")
+    manifest["picture"] = manifest["picture"].get("kind")
+    rows = {**manifest, **call, "labels": _short(labels), "seeds": _short(seeds)}
+    console.print(_table(str(path), rows))
+
+
+def _pipeline(name: str) -> None:
+    from dinit.pipelines.loading import BACKBONE, INDEX, check_folder, locate, read_json, weight_shapes
+
+    folder = locate(name)
+    check_folder(folder)
+    index = read_json(folder / INDEX)
+    config = read_json(folder / BACKBONE / "config.json")
+    shapes = weight_shapes(folder / BACKBONE)
+    rows: dict[str, Any] = {
+        "backbone": index[BACKBONE][1],
+        "parameters": f"{sum(math.prod(shape) for shape in shapes.values()):,}",
+        **{f"  {key}": value for key, value in config.items() if not key.startswith("_")},
+        **{key: index.get(key) for key in ("process", "parameterization", "t_max", "defaults")},
+        "classes": _short(index.get("class_names") or []) or config.get("num_classes"),
+        "codec": (index.get("vae") or [None, None])[1] or "identity",
+    }
+    console.print(_table(name, rows))
+    card = folder / MODEL_CARD
+    if card.is_file():
+        console.print(Markdown(_without_front_matter(card.read_text(encoding="utf-8"))))
+
+
+def _without_front_matter(text: str) -> str:
+    """A model card without the YAML block that hub pages read."""
+    if text.startswith("---\n"):
+        return text.split("\n---\n", 1)[-1]
+    return text
+
+
+def _short(values: list[Any]) -> str:
+    shown = ", ".join(str(value) for value in values[:10])
+    return shown + (f", … ({len(values)} in all)" if len(values) > 10 else "")
+
+
+def _table(title: str, rows: dict[str, Any]) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", show_header=False, box=None)
+    table.add_column(no_wrap=True, style="cyan")
+    table.add_column(overflow="fold")
+    for key, value in rows.items():
+        table.add_row(key, value if isinstance(value, str) else json.dumps(value))
+    return table

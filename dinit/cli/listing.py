@@ -1,0 +1,79 @@
+"""`dinit list`: the registries, as they are."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from dinit.cli.console import console
+from dinit.registry import Registry, suggest
+
+_REGISTRIES = {
+    "backbones": ("dinit.models.base", "BACKBONES"),
+    "processes": ("dinit.diffusion", "PROCESSES"),
+    "parameterizations": ("dinit.diffusion", "PARAMETERIZATIONS"),
+    "samplers": ("dinit.samplers", "SAMPLERS"),
+    "grids": ("dinit.samplers", "GRIDS"),
+    "guidance": ("dinit.samplers.guidance", "GUIDANCES"),
+    "codecs": ("dinit.models.codec", "CODECS"),
+    "datasets": ("dinit.data", "DATASETS"),
+    "features": ("dinit.evaluation", "EXTRACTORS"),
+    "weightings": ("dinit.training", "WEIGHTINGS"),
+    "time-samplers": ("dinit.training", "TIME_SAMPLERS"),
+}
+_PIPELINES = "pipelines"
+_WHOLE = 300  # columns
+KINDS = (*_REGISTRIES, _PIPELINES)
+
+Kind = Annotated[
+    str | None,
+    typer.Argument(help=f"One of {', '.join(KINDS)}; all where none is given.", show_default=False),
+]
+Names = Annotated[bool, typer.Option("--names", help="Names alone, one a line.")]
+
+
+def list_registries(kind: Kind = None, names: Names = False) -> None:
+    """List what there is to choose from, one line each."""
+    if kind is not None and kind not in KINDS:
+        raise ValueError(f"unknown kind {kind!r}{suggest(kind, list(KINDS))}")
+    from dinit.compat import ensure_torchvision
+
+    ensure_torchvision()  # before what the registries import
+    for one in KINDS if kind is None else (kind,):
+        entries = _pipelines() if one == _PIPELINES else _registry(one)
+        if names:
+            for name in entries:
+                console.print(name, highlight=False, markup=False)
+        else:
+            # A pipe gets whole lines, a terminal lines cut to its width.
+            console.print(_table(one, entries), width=None if console.is_terminal else _WHOLE)
+
+
+def _registry(kind: str) -> dict[str, str]:
+    module, attribute = _REGISTRIES[kind]
+    registry: Registry[Any] = getattr(importlib.import_module(module), attribute)
+    return {name: registry.summary(name) for name in registry}
+
+
+def _pipelines() -> dict[str, str]:
+    """Shipped pipelines, and what each is made of."""
+    from dinit.pipelines.loading import INDEX, SHIPPED, read_json, shipped
+
+    made_of = {}
+    for name in shipped():
+        index = read_json(SHIPPED / name / INDEX)
+        parts = index["backbone"][1], index["process"]["name"], index["parameterization"]["name"]
+        made_of[name] = " × ".join(parts)
+    return made_of
+
+
+def _table(kind: str, entries: dict[str, str]) -> Table:
+    table = Table(title=kind, title_justify="left", title_style="bold", show_header=False, box=None)
+    table.add_column(no_wrap=True, style="cyan", min_width=max(map(len, entries), default=0))
+    table.add_column(overflow="ellipsis", no_wrap=True)
+    for name, summary in entries.items():
+        table.add_row(name, summary)
+    return table

@@ -1,0 +1,40 @@
+"""`dinit replay`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dinit.cli.console import console
+from dinit.cli.options import load, quiet
+
+Picture = Annotated[
+    Path, typer.Argument(help="A PNG, or a folder of PNGs, that dinit wrote.", show_default=False)
+]
+PipelineOption = Annotated[
+    str | None, typer.Option("--pipeline", help="Where the pipeline is, if not where the manifest says.")
+]
+Tolerance = Annotated[int, typer.Option(min=0, max=255, help="Levels of 255 that still count as the same.")]
+
+
+def replay(path: Picture, pipeline: PipelineOption = None, tolerance: Tolerance = 0) -> None:
+    """Make a picture again from its manifest and say whether it is the same (exit code 0) or not (1)."""
+    from dinit.pipelines.manifest import read_manifest
+    from dinit.pipelines.replay import replay as run
+
+    quiet()
+    manifest = read_manifest(path)
+    pipe = None if pipeline is None else load(pipeline, manifest.device, manifest.dtype)
+    result = run(path, pipe, tolerance)
+    for note in result.notes:
+        console.print(f"  {note}", markup=False, highlight=False)
+    difference = f"largest difference {result.max_abs_diff} of 255 levels in {result.pictures} comparisons"
+    if result.same:
+        console.print(f"[green]the same[/green]: {path}, {difference}")
+        return
+    console.print(f"[red]different[/red]: {path}, {difference}")
+    if result.max_abs_diff == 1:
+        console.print("One level is rounding on another machine; --tolerance 1 accepts it.")
+    raise typer.Exit(1)

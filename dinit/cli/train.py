@@ -1,0 +1,31 @@
+"""`dinit train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dinit.cli.console import console
+
+Recipe = Annotated[Path, typer.Argument(help="A recipe, .yaml.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY.PATH=VALUE]…", help="Values in place of the recipe's.")
+]
+Out = Annotated[Path | None, typer.Option(help="Folder of the run [default: runs/ and the recipe's name].")]
+NoResume = Annotated[bool, typer.Option("--no-resume", help="Start anew where a run could go on.")]
+
+
+def train(recipe: Recipe, overrides: Overrides = None, out: Out = None, no_resume: NoResume = False) -> None:
+    """Train the pipeline that a recipe describes. A run that was stopped goes on where it was."""
+    from dinit.training.recipe_file import load_recipe
+
+    loaded = load_recipe(recipe, overrides or ())
+    from dinit.pipelines.train import (
+        train as run,
+    )  # after the recipe's mistakes were told: it is slow to import
+
+    folder = Path("runs") / recipe.stem if out is None else out
+    run(loaded, folder, resume=not no_resume)
+    console.print(f"trained → {folder}")
