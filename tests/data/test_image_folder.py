@@ -109,6 +109,16 @@ def test_the_fingerprint_follows_contents_names_and_options(folder: Path) -> Non
     assert len({first, renamed, ImageFolder(folder, size=8).fingerprint()}) == 3
 
 
+@pytest.mark.parametrize("row", [0, 255])  # a BMP begins with its lowest row
+def test_the_fingerprint_sees_both_ends_of_a_large_file(tmp_path: Path, row: int) -> None:
+    image = halves(256, 256)
+    path = save(tmp_path / "a" / "large.bmp", image)
+    before = ImageFolder(tmp_path, size=8).fingerprint()
+    image.putpixel((0, row), GREEN)
+    save(path, image)
+    assert ImageFolder(tmp_path, size=8).fingerprint() != before
+
+
 def test_exif_orientation_is_respected(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # turn a quarter clockwise to see it upright
@@ -163,6 +173,16 @@ def test_scaling_down_averages_instead_of_picking() -> None:
         pixels = np.asarray(square(stripes, size)).astype(float)
         assert abs(pixels.mean() - 127.5) < 2
         assert pixels.std() < 12  # one in two picked would give 0 or 255
+
+
+def test_a_half_is_the_mean_of_two_by_two() -> None:
+    values = np.random.default_rng(0).integers(0, 256, (32, 32), dtype=np.uint8)
+    half = values.reshape(16, 2, 16, 2).mean((1, 3))
+    assert (
+        np.abs(np.asarray(square(Image.fromarray(values), 16)) - half).max() <= 1.0
+    )  # Pillow rounds twice: rows, then columns
+    quarter = half.reshape(8, 2, 8, 2).mean((1, 3))
+    assert np.abs(np.asarray(square(Image.fromarray(values), 8)) - quarter).max() <= 2.0
 
 
 def test_the_crop_is_the_centre() -> None:

@@ -7,9 +7,11 @@ from PIL import Image
 
 from dinit.data.arrays import NpzImages
 from dinit.data.digits import Digits
+from dinit.data.order import epoch_order
 from dinit.evaluation import EXTRACTORS, evaluate_images
 from dinit.evaluation.evaluate import real_images
 from dinit.evaluation.inception import WEIGHTS_VARIABLE, Inception
+from dinit.evaluation.metrics import Settings, measure
 from dinit.evaluation.report import Report
 
 
@@ -34,6 +36,15 @@ def test_real_images_score_as_the_real_row_does(of_real: Report) -> None:
         assert row[key] > 0.7
     assert 7 < row["inception_score"] <= 10
     assert row["class_accuracy"] > 0.99
+
+
+def test_both_rows_are_measured_against_the_test_split(of_real: Report) -> None:
+    test, settings = Digits("test").uint8_images(), Settings(179, 100, 1, 3, 0)
+    model = measure(real(600)[0], test, EXTRACTORS["digits-classifier"](), settings, ["fid"], cuda=False)
+    assert of_real.model.metrics["fid"] == pytest.approx(model["fid"], rel=1e-9)
+    train = Digits("train").uint8_images(epoch_order(0, 0, 1438)[:600].tolist())
+    row = measure(train, test, EXTRACTORS["digits-classifier"](), settings, ["fid"], cuda=False)
+    assert of_real.real.metrics["fid"] == pytest.approx(row["fid"], rel=1e-9)
 
 
 def test_noise_scores_far_worse(of_real: Report) -> None:
