@@ -1,0 +1,119 @@
+"""The registry's door: right samplers pass, and each planted fault is turned away."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+
+from dinit.conformance import (
+    check_distribution,
+    check_grids,
+    check_order,
+    mixture_moments,
+    right_weight,
+    two_component_mixture,
+    verify,
+)
+from dinit.diffusion import PROCESSES
+from dinit.samplers import DDIM, SAMPLERS, Euler, Heun, Sampler
+
+VP = PROCESSES.create("vp")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SAMPLERS.names())
+def test_every_registered_sampler_passes(name: str) -> None:
+    report = verify([name], quick=True)
+    assert report.passed, [f"{c.process} {c.check}: {c.figure}" for c in report.failures]
+    assert len(report.checks) == 3 * len(PROCESSES)
+    assert any(c.status == "pass" for c in report.checks)
+
+
+def test_report_tells_a_failure() -> None:
+    report = verify(["euler"], quick=True)
+    assert report.passed
+    assert report.table().row_count == len(PROCESSES)
+
+
+def test_unknown_sampler_suggests_the_nearest() -> None:
+    with pytest.raises(ValueError, match="did you mean 'euler'"):
+        verify(["eulr"])
+
+
+def test_mixture_moments_are_those_of_samples() -> None:
+    import torch
+
+    mixture = two_component_mixture(VP)
+    labels = torch.full((200_000,), mixture.num_classes)
+    x = mixture.sample(labels, torch.Generator().manual_seed(0)).flatten(1)
+    mean, cov = mixture_moments(mixture)
+    assert (x.mean(0) - mean).abs().max() < 0.006
+    assert (x.T.cov() - cov).abs().max() < 0.006
+    assert abs(float((x[:, 0] > 0).double().mean()) - right_weight(mixture)) < 0.005
+
+
+@dataclass(frozen=True)
+class SlowVelocity(Euler):
+    """A coefficient that is 1 % off."""
+
+    def step(self, denoise, x_t, t, s, state, noise):
+        return x_t + 0.99 * (s.t - t.t) * denoise(x_t, t).velocity, None
+
+
+@dataclass(frozen=True)
+class WrongLevel(DDIM):
+    """sigma taken at t where it belongs to s."""
+
+    def step(self, denoise, x_t, t, s, state, noise):
+        d = denoise(x_t, t)
+        return s.alpha * d.x0 + t.sigma * d.eps, None
+
+
+@dataclass(frozen=True)
+class HalfHeun(Heun):
+    """Claims second order and takes Euler steps."""
+
+    def step(self, denoise, x_t, t, s, state, noise):
+        denoise(x_t, s)
+        return x_t + (s.t - t.t) * denoise(x_t, t).velocity, None
+
+
+@pytest.mark.parametrize("sampler", [SlowVelocity(), WrongLevel(), HalfHeun()], ids=lambda s: type(s).__name__)
+def test_wrong_deterministic_sampler_is_turned_away(sampler: Sampler) -> None:
+    ok, figure = check_order(sampler, VP)
+    assert not ok, figure
+
+
+@dataclass(frozen=True)
+class LoudNoise(DDIM):
+    """Ten per cent too much noise put back."""
+
+    eta: float = 1.0
+
+    def step(self, denoise, x_t, t, s, state, noise):
+        return DDIM.step(self, denoise, x_t, t, s, state, lambda j, like: 1.1 * noise(j, like))
+
+
+@dataclass(frozen=True)
+class DriftedMean(DDIM):
+    """The posterior mean pulled a tenth of a per cent towards zero at every step."""
+
+    eta: float = 1.0
+
+    def step(self, denoise, x_t, t, s, state, noise):
+        x_s, _ = DDIM.step(self, denoise, x_t, t, s, state, noise)
+        return 0.999 * x_s, None
+
+
+@pytest.mark.parametrize("sampler", [LoudNoise(), DriftedMean()], ids=lambda s: type(s).__name__)
+def test_wrong_stochastic_sampler_is_turned_away(sampler: Sampler) -> None:
+    right, figure = check_distribution(DDIM(eta=1.0), VP, quick=False)
+    assert right, figure
+    ok, figure = check_distribution(sampler, VP, quick=False)
+    assert not ok, figure
+
+
+def test_sampler_that_does_not_converge_fails_on_grids() -> None:
+    assert check_grids(Euler(), VP)[0]
+    assert not check_grids(WrongLevel(), VP)[0]
