@@ -115,14 +115,14 @@ def load(name: str, device: str, dtype: str) -> Pipeline:
     """The pipeline on its device, without diffusers' progress bars. ValueError for an unknown device or dtype."""
     import torch
 
-    from dinit.pipelines.generate import Pipeline
+    from dinit.pipelines.generate import open_pipeline
     from dinit.registry import suggest
 
     if dtype not in DTYPES:
         raise ValueError(f"unknown dtype {dtype!r}{suggest(dtype, list(DTYPES))}")
     place = torch_device(device)
     quiet()
-    pipe = Pipeline.from_pretrained(name).to(place, getattr(torch, dtype))
+    pipe = open_pipeline(name, place, getattr(torch, dtype))
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -69,10 +70,10 @@ class Call:
             return cls(
                 labels=tuple(None if label is None else operator.index(label) for label in config["labels"]),
                 keys=tuple((operator.index(seed), operator.index(index)) for seed, index in config["seeds"]),
-                sampler=SAMPLERS.create(config["sampler"]),
+                sampler=make_sampler(config["sampler"]),
                 steps=whole_number("steps", config["steps"]),
-                grid=GRIDS.create(config["grid"]),
-                guidance=tuple(GUIDANCES.create(spec) for spec in config["guidance"]),
+                grid=_checked(GRIDS.create(from_spec(config["grid"])), TimeGrid, "grid"),
+                guidance=make_guidance(config["guidance"]),
                 batch_size=whole_number("batch_size", config["batch_size"]),
             )
         except (LookupError, TypeError) as error:
@@ -82,9 +83,12 @@ class Call:
 def to_spec(value: Any) -> Any:
     """Plain values for a registered object, and for what it is made of.
 
-    A registered dataclass becomes {"name": ..., **fields}, which its registry's `create` turns back. Anything
-    else that JSON cannot say becomes its repr, which no registry accepts: such a call is recorded, not replayed.
+    A registered dataclass becomes {"name": ..., **fields}, which `from_spec` and its registry's `create` turn
+    back. Infinity, which JSON has not, becomes "inf". Anything else that JSON cannot say becomes its repr, which
+    no registry accepts: such a call is recorded, not replayed.
     """
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, Mapping):
@@ -98,9 +102,18 @@ def to_spec(value: Any) -> Any:
     return repr(value)
 
 
+def from_spec(spec: Any) -> Any:
+    """What a registry's `create` takes, from the plain values of `to_spec`; any other object as it is."""
+    if isinstance(spec, Mapping):
+        return {key: from_spec(value) for key, value in spec.items()}
+    if isinstance(spec, list):
+        return [from_spec(value) for value in spec]
+    return float(spec) if isinstance(spec, str) and spec in ("inf", "-inf", "nan") else spec
+
+
 def make_sampler(spec: Any) -> Sampler:
     """A sampler from a name, a mapping with options, or an object. ValueError for anything else."""
-    return _checked(SAMPLERS.create(spec), Sampler, "sampler")
+    return _checked(SAMPLERS.create(from_spec(spec)), Sampler, "sampler")
 
 
 def make_guidance(spec: Any) -> tuple[Guidance, ...]:
@@ -108,7 +121,7 @@ def make_guidance(spec: Any) -> tuple[Guidance, ...]:
     if spec is None:
         return ()
     specs = [spec] if isinstance(spec, (str, Mapping, Guidance)) else list(spec)
-    return tuple(_checked(GUIDANCES.create(one), Guidance, "guidance") for one in specs)
+    return tuple(_checked(GUIDANCES.create(from_spec(one)), Guidance, "guidance") for one in specs)
 
 
 def make_grid(spec: Any, steps: int | None, process: Process) -> tuple[TimeGrid, int]:
@@ -118,7 +131,9 @@ def make_grid(spec: Any, steps: int | None, process: Process) -> tuple[TimeGrid,
     """
     if isinstance(spec, Tensor):
         spec = Times(tuple(spec.double().flatten().tolist()))
-    grid: TimeGrid = default_grid(process) if spec is None else _checked(GRIDS.create(spec), TimeGrid, "grid")
+    grid: TimeGrid = (
+        default_grid(process) if spec is None else _checked(GRIDS.create(from_spec(spec)), TimeGrid, "grid")
+    )
     if steps is None and isinstance(grid, Times):
         steps = len(grid.values)  # pyright: ignore[reportAttributeAccessIssue]
     if steps is None:

@@ -280,6 +280,17 @@ class Trajectory:
         return [torch.cat(self._parts[index]) for index in sorted(self._parts)]
 
 
+def open_pipeline(name: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Pipeline:
+    """`Pipeline.from_pretrained` on a device, its networks in a dtype."""
+    pipe = Pipeline.from_pretrained(name)
+    for part in pipe.components.values():
+        if (
+            part is not None
+        ):  # not part.to: diffusers' own warns of modules to keep in float32, of which we have none
+            torch.nn.Module.to(part, dtype)
+    return pipe.to(device)
+
+
 def _with_null(labels: Sequence[int | None], num_classes: int) -> Tensor:
     return torch.tensor([num_classes if label is None else label for label in labels], dtype=torch.int64)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -22,11 +24,10 @@ from dinit.pipelines.targets import ANIMATIONS
 def sheet_layout(pipe: Pipeline, call: Call, side: int) -> Layout:
     """The contact sheet's layout: the names of the classes, and the call in one line as its title."""
     names = ["" if label is None else _class_name(pipe, label) for label in call.labels]
-    config = call.to_config()
-    guidance = " + ".join(_brief(spec) for spec in config["guidance"]) or "no guidance"
+    guidance = " + ".join(map(_brief, call.guidance)) or "no guidance"
     seeds = sorted({seed for seed, _ in call.keys})
     seed = f"seed {seeds[0]}" if len(seeds) == 1 else f"{len(seeds)} seeds"
-    title = f"{_brief(config['sampler'])}, {call.steps} steps, {guidance}, {seed}"
+    title = f"{_brief(call.sampler)}, {call.steps} steps, {guidance}, {seed}"
     return lay_out(names, side, title)
 
 
@@ -85,7 +86,11 @@ def _class_name(pipe: Pipeline, label: int) -> str:
     return str(label) if pipe.class_names is None else pipe.class_names[label]
 
 
-def _brief(spec: dict) -> str:
-    """ "ddim(eta=0.5)": the name, and what options are plain numbers or words."""
-    options = [f"{k}={v}" for k, v in spec.items() if k != "name" and isinstance(v, (int, float, str))]
-    return f"{spec['name']}({', '.join(options)})" if options else spec["name"]
+def _brief(part: Any) -> str:
+    """A sampler or guidance as "ddim(eta=0.5)": its name, and the options that are not the usual ones."""
+    options = [
+        f"{field.name}={getattr(part, field.name)}"
+        for field in dataclasses.fields(part)
+        if field.init and field.repr and getattr(part, field.name) != field.default
+    ]
+    return f"{part.registry_name}({', '.join(options)})" if options else part.registry_name

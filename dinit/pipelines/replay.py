@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from dinit.pipelines.call import Call
-from dinit.pipelines.generate import Generated, Pipeline
+from dinit.pipelines.generate import Generated, Pipeline, open_pipeline
 from dinit.pipelines.manifest import Manifest, claims, read_manifest, versions
 from dinit.pipelines.output import sheet_layout
 from dinit.pipelines.pictures import draw_sheet, to_pil, to_tiles
@@ -76,7 +76,7 @@ def _load(manifest: Manifest) -> Pipeline:
     if not isinstance(dtype, torch.dtype):
         raise ValueError(f"the manifest's dtype {manifest.dtype!r} is none of torch's")
     device = "cpu" if manifest.device == "cuda" and not torch.cuda.is_available() else manifest.device
-    return Pipeline.from_pretrained(manifest.pipeline).to(device, dtype)
+    return open_pipeline(manifest.pipeline, device, dtype)
 
 
 def _pairs(
