@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -26,7 +28,8 @@ def test_every_class_gives_a_fifth_to_the_test_split() -> None:
 
 
 def test_pixels_are_the_source_mapped_to_minus_one_to_one() -> None:
-    source, data = load_digits(), Digits("all")
+    source: Any = load_digits()
+    data = Digits("all")
     for index in (0, 1, 1796):
         image, label = data[index]
         assert image.shape == (1, 8, 8)
