@@ -21,7 +21,8 @@ class Condition:
 
     embedding: (B, D). null_embedding: (1, D), the embedding of the null class. is_null: (B,) bool, rows that
     carry the null class. step: the number of the current sampling step. noise: where condition noise comes
-    from (CADS); None where the caller has none.
+    from (CADS); None where the caller has none. copies: how many times the batch of images is in here, above 1
+    once `joined`; the noise serves B / copies images.
     """
 
     embedding: Tensor
@@ -29,6 +30,7 @@ class Condition:
     is_null: Tensor
     step: int = 0
     noise: Draws | None = None
+    copies: int = 1
 
     @property
     def batch(self) -> int:
@@ -48,4 +50,5 @@ class Condition:
             self,
             embedding=torch.cat([self.embedding, other.embedding]),
             is_null=torch.cat([self.is_null, other.is_null]),
+            copies=self.copies + other.copies,
         )

@@ -31,12 +31,13 @@ class Denoised:
 
     @property
     def eps(self) -> Tensor:
-        """The posterior mean of the noise. Needs sigma > 0."""
-        return (self.x_t - self.scales.alpha * self.x0) / self.scales.sigma
+        """The posterior mean of the noise; 0 where sigma is 0, as a clean image says nothing about it."""
+        sigma = self.scales.sigma
+        return (self.x_t - self.scales.alpha * self.x0) / torch.where(sigma == 0, torch.ones_like(sigma), sigma)
 
     @property
     def score(self) -> Tensor:
-        """The gradient of log p_t at x_t: -eps / sigma."""
+        """The gradient of log p_t at x_t: -eps / sigma. Needs sigma > 0."""
         return -self.eps / self.scales.sigma
 
     @property

@@ -5,9 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 if __name__ != "dinit.samplers":
-    raise ImportError(
-        "import dinit.samplers, not samplers: a second name for one folder makes a second registry"
-    )
+    raise ImportError("import dinit.samplers, not samplers: a second name for one folder makes a second registry")
 
 from dinit.samplers.base import SAMPLERS, Sampler, Step
 from dinit.samplers.grids import GRIDS, TimeGrid

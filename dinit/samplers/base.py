@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -180,11 +181,12 @@ def plan(
         if steps is not None and steps != len(times):
             raise ValueError(f"steps = {steps} contradicts a grid of {len(times)} times; leave steps out")
     else:
+        chosen = default_grid(denoiser.process) if grid is None else GRIDS.create(grid)
+        steps = chosen.length if steps is None else steps
         if steps is None:
             raise ValueError("give the number of steps, or a grid of times")
         if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
             raise ValueError(f"steps must be a whole number, at least 1; got {steps!r}")
-        chosen = default_grid(denoiser.process) if grid is None else GRIDS.create(grid)
         times = chosen.times(denoiser.process, steps, denoiser.t_min, denoiser.t_max)
     if times.ndim != 1 or len(times) == 0 or not bool((times.diff() < 0).all()):
         raise ValueError(f"a grid needs decreasing times, got {times.tolist()}")
@@ -193,4 +195,18 @@ def plan(
     levels = denoiser.process.scales(times).unbind()
     if end == "posterior-mean" and len(levels) > 1 and float(levels[-1].sigma) == 0:
         levels = levels[:-1]
+    if end == "posterior-mean" and len(levels) >= 5:
+        _warn_of_noisy_end(levels[-1])
     return levels
+
+
+def _warn_of_noisy_end(last: Scales) -> None:
+    """The posterior mean at a high noise level is near the mean of all images: a flat picture and no error."""
+    if float(last.noise_level) > 1:
+        warnings.warn(
+            f"the last time, {float(last.t):.3g}, still has noise of {float(last.noise_level):.3g} times the data's "
+            "scale: images will be flat. Take more steps, or a grid that spreads them over the noise levels, "
+            'such as grid="karras"',
+            UserWarning,
+            stacklevel=4,
+        )

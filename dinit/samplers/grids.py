@@ -23,6 +23,11 @@ GRIDS: Registry[type[TimeGrid]] = Registry("grid", "dinit.samplers")
 class TimeGrid(ABC):
     """A rule for placing times. Subclasses are frozen dataclasses."""
 
+    @property
+    def length(self) -> int | None:
+        """The number of times where the grid fixes it; None where it is the caller's choice."""
+        return None
+
     @abstractmethod
     def times(self, process: Process, steps: int, t_min: float, t_max: float) -> Tensor:
         """(steps,) float64 on the CPU, decreasing, within [t_min, t_max]; steps >= 1."""
@@ -112,6 +117,10 @@ class Times(TimeGrid):
     """Times given one by one: decreasing numbers in [0, 1], all but the last with sigma > 0."""
 
     values: tuple[float, ...]
+
+    @property
+    def length(self) -> int:
+        return len(self.values)
 
     def times(self, process: Process, steps: int, t_min: float, t_max: float) -> Tensor:
         if steps != len(self.values):

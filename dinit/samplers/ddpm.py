@@ -1,0 +1,65 @@
+"""DDPM's ancestral sampling with its three choices of variance. Ho et al. 2020; Nichol & Dhariwal 2021."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from torch import Tensor
+
+from dinit.diffusion import Denoised, Scales
+from dinit.registry import suggest
+from dinit.samplers.base import SAMPLERS, Denoise, Sampler, StepNoise
+from dinit.samplers.ddim import ancestral_std, transition_variance
+
+Variance = Literal["fixed-small", "fixed-large", "learned-range"]
+
+
+def posterior_mean_of_x_s(d: Denoised, t: Scales, s: Scales) -> Tensor:
+    """Mean of x_s given x_t and x0 = d.x0, for s < t, (B, C, H, W). Ho et al. 2020, Eq. 7, for any path."""
+    from_x0 = transition_variance(t, s) / t.sigma**2
+    from_x_t = t.alpha / s.alpha * (s.sigma / t.sigma) ** 2
+    return from_x_t * d.x_t + s.alpha * from_x0 * d.x0
+
+
+def ancestral_transition(d: Denoised, t: Scales, s: Scales, variance: Variance) -> tuple[Tensor, Tensor]:
+    """Mean (B, C, H, W) and standard deviation of x_s given x_t; the latter has that shape where it is learned.
+
+    ValueError for 'learned-range' where the network learned no variance.
+    """
+    mean = posterior_mean_of_x_s(d, t, s)
+    if variance == "learned-range":
+        return mean, (d.log_variance(s) / 2).exp()
+    std = ancestral_std(t, s, 1.0) if variance == "fixed-small" else transition_variance(t, s).sqrt()
+    return mean, std
+
+
+def check_variance(variance: str) -> None:
+    """ValueError unless it is one of the three."""
+    if variance not in get_args(Variance):
+        raise ValueError(f"unknown variance {variance!r}{suggest(str(variance), list(get_args(Variance)))}")
+
+
+@SAMPLERS.register("ddpm")
+@dataclass(frozen=True)
+class DDPM(Sampler):
+    """DDPM's ancestral sampling, on any path and any subset of its times. Ho et al. 2020, Algorithm 2.
+
+    variance of x_s given x_t: 'fixed-small' is that of the posterior given x0 (beta-tilde), 'fixed-large' that
+    of x_t given x_s (beta), 'learned-range' what the network learned between the two (Nichol & Dhariwal 2021).
+    """
+
+    variance: Variance = "fixed-small"
+    draws_per_step = 1
+
+    def __post_init__(self) -> None:
+        check_variance(self.variance)
+
+    def step(
+        self, denoise: Denoise, x_t: Tensor, t: Scales, s: Scales, state: Any, noise: StepNoise
+    ) -> tuple[Tensor, Any]:
+        d = denoise(x_t, t)
+        if float(s.sigma) == 0:  # clean data has no variance, whatever formula would be used for it
+            return posterior_mean_of_x_s(d, t, s), None
+        mean, std = ancestral_transition(d, t, s, self.variance)
+        return mean + std * noise(0, x_t), None

@@ -1,0 +1,86 @@
+"""CADS: diversity by annealed noise on the condition. Sadat et al. 2024."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from dinit.diffusion import Condition, Denoised, Denoiser, Scales
+from dinit.samplers.guidance.base import GUIDANCES, Guidance, Guided
+
+
+def anneal(t: Tensor, tau1: float, tau2: float) -> Tensor:
+    """gamma(t): 1 up to tau1, 0 from tau2, linear between. Sadat et al. 2024. t: float64, any shape."""
+    if tau1 == tau2:
+        return (t <= tau1).double()
+    return ((tau2 - t) / (tau2 - tau1)).clamp(0, 1)
+
+
+def noised(y: Tensor, noise: Tensor, gamma: Tensor, scale: float, mixing: float) -> Tensor:
+    """sqrt(gamma) y + scale sqrt(1 - gamma) noise, its mean and deviation brought back to y's by `mixing`.
+
+    y, noise: (B, ...). Mean and standard deviation are those of each sample, so that it does not depend on its
+    batch; a condition of a single number has no deviation and is left as it is noised.
+    """
+    blurred = gamma.sqrt() * y + scale * (1 - gamma).sqrt() * noise
+    if mixing == 0 or y[0].numel() < 2:
+        return blurred
+    axes = tuple(range(1, y.ndim))
+    centred = blurred - blurred.mean(axes, keepdim=True)
+    spread = blurred.std(axes, keepdim=True).clamp_min(torch.finfo(y.dtype).tiny)  # 0 where scale and gamma are
+    rescaled = centred / spread * y.std(axes, keepdim=True) + y.mean(axes, keepdim=True)
+    return mixing * rescaled + (1 - mixing) * blurred
+
+
+@GUIDANCES.register("cads")
+@dataclass(frozen=True)
+class CADS(Guidance):
+    """Condition-annealed sampling: noise on the condition at high noise levels, none later. Sadat et al. 2024.
+
+    tau1, tau2: the condition is whole at times t <= tau1 and all noise at t >= tau2; tau1 = 1 is neutral.
+    scale: of the noise, in units of the embedding. mixing: in [0, 1], how far mean and deviation of the
+    embedding are restored (the paper's psi). The noise is drawn from the run's source, by image and step, and
+    rows of the null class are not touched, so CADS may stand inside CFG or around it.
+    ValueError for settings outside these ranges or a run without a noise source.
+    """
+
+    tau1: float = 0.6
+    tau2: float = 0.9
+    scale: float = 0.25
+    mixing: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.tau1 <= self.tau2 <= 1:
+            raise ValueError(f"CADS needs 0 <= tau1 <= tau2 <= 1, got tau1 = {self.tau1}, tau2 = {self.tau2}")
+        if not 0 <= self.scale < math.inf:
+            raise ValueError(f"CADS noise scale must be >= 0, got {self.scale}")
+        if not 0 <= self.mixing <= 1:
+            raise ValueError(f"CADS mixing must be in [0, 1], got {self.mixing}")
+
+    def wrap(self, denoiser: Denoiser) -> Denoiser:
+        def guided(x_t: Tensor, t: Scales, cond: Condition) -> Denoised:
+            # While sampling, t is a number on the CPU: the choice costs no synchronisation.
+            if t.t.ndim == 0 and float(t.t) <= self.tau1:
+                return denoiser(x_t, t, cond)
+            return denoiser(x_t, t, self._noised(cond, anneal(t.t, self.tau1, self.tau2)))
+
+        return Guided(denoiser, guided)
+
+    def _noised(self, cond: Condition, gamma: Tensor) -> Condition:
+        if cond.noise is None:
+            raise ValueError(
+                "CADS draws noise from cond.noise, and this condition has none: run it through a sampler, or set "
+                "it with dataclasses.replace(cond, noise=NoiseSource.from_seed(seed, batch))"
+            )
+        y = cond.embedding
+        images = cond.batch // cond.copies
+        noise = cond.noise.normal("cads", cond.step, like=y[:images])
+        noise = noise.repeat(cond.copies, *(1,) * (y.ndim - 1))
+        broadcast = (-1,) + (1,) * (y.ndim - 1)
+        if gamma.ndim:
+            gamma = gamma.to(y).reshape(broadcast)
+        blurred = noised(y, noise, gamma, self.scale, self.mixing)
+        return replace(cond, embedding=torch.where(cond.is_null.reshape(broadcast), y, blurred))
