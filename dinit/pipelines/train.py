@@ -78,13 +78,14 @@ def train(recipe: Recipe, out: str | Path, resume: bool = True, progress: bool =
     if finished is not None:
         return finished
     out.mkdir(parents=True, exist_ok=True)
-    accelerator = _make_accelerator(recipe, out)
-    devices = [accelerator.device] if accelerator.device.type == "cuda" else []
     try:
+        accelerator = _make_accelerator(recipe, out)
+        devices = [accelerator.device] if accelerator.device.type == "cuda" else []
         with torch.random.fork_rng(devices):  # the caller's random numbers are not ours to change
-            return _Run(recipe, out, accelerator, progress).go()
-    finally:
+            result = _Run(recipe, out, accelerator, progress).go()
         accelerator.end_training()
+        return result
+    finally:
         # Accelerate keeps one state a process; without this a second recipe could not choose its precision.
         AcceleratorState._reset_state(reset_partial_state=True)
 
@@ -131,13 +132,11 @@ class _Run:
         network = TrainingNetwork(backbone).to(accelerator.device)
         optimizer = make_optimizer(network.parameters(), recipe.optimizer)
         self.network, self.optimizer = accelerator.prepare(network, optimizer)
+        self.backbone: Any = accelerator.unwrap_model(self.network).backbone
+        self.parameters = list(self.backbone.parameters())
         self.ema = EMA(self.backbone, recipe.ema.decay, recipe.ema.warmup)
         torch.manual_seed(randomness.network_seed(recipe.seed, accelerator.process_index))
         self.step, self.seconds, self.began = 0, 0.0, time.monotonic()
-
-    @property
-    def backbone(self) -> Any:
-        return self.accelerator.unwrap_model(self.network).backbone
 
     def go(self) -> TrainResult:
         """The run from where it stands to its pipeline."""
@@ -200,11 +199,11 @@ class _Run:
                 self.accelerator.backward(loss)
             total += loss.detach()
         if recipe.training.clip_norm is not None:
-            self.accelerator.clip_grad_norm_(self.network.parameters(), recipe.training.clip_norm)
+            self.accelerator.clip_grad_norm_(self.parameters, recipe.training.clip_norm)
         self._set_learning_rate()
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.ema.update(self.backbone, self.step)
+        self.ema.update(self.step)
         return total
 
     def _set_learning_rate(self) -> None:

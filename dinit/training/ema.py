@@ -14,7 +14,9 @@ def ema_decay(step: int, decay: float, warmup: bool = True) -> float:
 
 
 class EMA:
-    """Averages parameters in float32 and copies buffers; never writes to the network it follows.
+    """Averages parameters in float32 and copies buffers; never writes to the network that it follows.
+
+    network: its parameters must stay the same tensors, as they do under every optimiser and under DDP.
 
     decay: in [0, 1). warmup: start with a short memory, so that the random first weights are soon forgotten.
     ValueError for a decay outside [0, 1).
@@ -25,13 +27,16 @@ class EMA:
             raise ValueError(f"the decay of an EMA must be in [0, 1), got {decay}")
         self.decay, self.warmup = decay, warmup
         self.network = copy.deepcopy(network).float().eval().requires_grad_(False)
+        # Listed once: walking a module tree at every step takes longer than the averaging.
+        self._followed = (list(network.parameters()), list(network.buffers()))
+        self._averages = (list(self.network.parameters()), list(self.network.buffers()))
 
     @torch.no_grad()
-    def update(self, network: nn.Module, step: int) -> None:
+    def update(self, step: int) -> None:
         """average = decay average + (1 - decay) weights, after optimiser step `step` (counted from 1)."""
         share = 1 - ema_decay(step, self.decay, self.warmup)
-        average = list(self.network.parameters())
-        weights = [p.detach().to(a.dtype) for p, a in zip(network.parameters(), average, strict=True)]
-        torch._foreach_lerp_(average, weights, share)
-        for ours, theirs in zip(self.network.buffers(), network.buffers(), strict=True):
+        (weights, buffers), (averages, copies) = self._followed, self._averages
+        weights = [w.detach().to(a.dtype) for w, a in zip(weights, averages, strict=True)]
+        torch._foreach_lerp_(averages, weights, share)
+        for ours, theirs in zip(copies, buffers, strict=True):
             ours.copy_(theirs)

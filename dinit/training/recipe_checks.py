@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 import typing
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import LoggerType
 from pydantic import TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
 
@@ -33,12 +36,17 @@ class _Checks:
     def __init__(self) -> None:
         self.mistakes: list[Mistake] = []
 
-    def attempt(self, path: Path, build: Callable[[], Any]) -> Any:
-        """What `build` returns, or None with its ValueError or TypeError noted as a mistake at `path`."""
+    def attempt(self, path: Path, build: Callable[[], Any], named: Named | None = None) -> Any:
+        """What `build` returns, or None with its ValueError or TypeError noted as a mistake.
+
+        It is noted at `path`, or at the option of `named` that the message speaks of.
+        """
         try:
             return build()
         except (ValueError, TypeError, OSError) as error:
-            self.mistakes.append(Mistake(path, str(error)))
+            options = named.options if named else {}
+            spoken_of = [word for word in re.findall(r"\w+", str(error)) if word in options]
+            self.mistakes.append(Mistake((*path, *spoken_of[:1]), str(error)))
             return None
 
     def entry(self, path: Path, registry: Registry[Any], named: Named, extra: tuple[str, ...] = ()) -> bool:
@@ -69,7 +77,7 @@ class _Checks:
         """The object, or None."""
         if not self.entry(path, registry, named):
             return None
-        return self.attempt(path, lambda: registry.create(named.spec()))
+        return self.attempt(path, lambda: registry.create(named.spec()), named)
 
     def _type(self, path: Path, hint: Any, value: Any) -> None:
         try:
@@ -106,6 +114,7 @@ def check_recipe(recipe: Recipe) -> list[Mistake]:
         denoiser = BackboneDenoiser(backbone, process, parameterization, recipe.t_max)
     _check_sampling(checks, recipe, denoiser)
     _check_loop(checks, recipe)
+    _check_tracker(checks, recipe)
     return checks.mistakes
 
 
@@ -113,7 +122,7 @@ def _check_backbone(checks: _Checks, recipe: Recipe) -> Backbone | None:
     """The backbone, without memory for its weights; None where it or the data set is wrong."""
     data: ImageData | None = None
     if checks.entry(("data",), DATASETS, recipe.data):
-        data = checks.attempt(("data",), lambda: make_data(recipe, quick=True))
+        data = checks.attempt(("data",), lambda: make_data(recipe, quick=True), recipe.data)
     right = checks.entry(("backbone",), BACKBONES, recipe.backbone, extra=("preset",))
     if not right or data is None:
         return None
@@ -122,7 +131,7 @@ def _check_backbone(checks: _Checks, recipe: Recipe) -> Backbone | None:
         with torch.device("meta"):
             return make_backbone(recipe, data)
 
-    return checks.attempt(("backbone",), build)
+    return checks.attempt(("backbone",), build, recipe.backbone)
 
 
 def _check_weights(process: Any, parameterization: Any, weighting: Any, t_max: float) -> None:
@@ -157,3 +166,15 @@ def _check_loop(checks: _Checks, recipe: Recipe) -> None:
     if recipe.schedule.warmup_steps >= loop.steps:
         message = f"must be below training.steps = {loop.steps}, got {recipe.schedule.warmup_steps}"
         checks.mistakes.append(Mistake(("schedule", "warmup_steps"), message))
+
+
+def _check_tracker(checks: _Checks, recipe: Recipe) -> None:
+    known = sorted(kind.value for kind in LoggerType if kind is not LoggerType.ALL)
+    if recipe.tracker is not None and recipe.tracker not in known:
+        tail = suggest(recipe.tracker, known)
+        checks.mistakes.append(
+            Mistake(("tracker",), f"unknown tracker {recipe.tracker!r}{tail}; null is none")
+        )
+    elif recipe.tracker is not None and recipe.tracker not in map(str, get_available_trackers()):
+        message = f"{recipe.tracker} is not installed here; install it, or set tracker: null"
+        checks.mistakes.append(Mistake(("tracker",), message))

@@ -28,7 +28,7 @@ def test_ema_closed_form() -> None:
     for step, value in enumerate(weights[1:], 1):
         with torch.no_grad():
             network.weight.copy_(value)
-        ema.update(network, step)
+        ema.update(step)
     shares = [0.8**7] + [0.2 * 0.8 ** (7 - i) for i in range(1, 8)]
     expected = sum(share * value for share, value in zip(shares, weights, strict=True))
     torch.testing.assert_close(ema.network.weight.detach(), expected)
@@ -48,7 +48,7 @@ def test_ema_copies_buffers_and_leaves_the_network_alone() -> None:
     before = copy.deepcopy(network.state_dict())
     ema = EMA(network, decay=0.5)
     network.seen += 3
-    ema.update(network, 1)
+    ema.update(1)
     assert int(ema.network.seen) == 3
     assert ema.network.weight.dtype == torch.float32
     assert torch.equal(network.weight, before["weight"])

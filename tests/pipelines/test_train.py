@@ -1,0 +1,257 @@
+"""The training loop: it learns, it can be killed at any moment, and its pipeline is what was trained."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import load_file
+
+from dinit.pipelines.generate import Pipeline
+from dinit.pipelines.train import TrainingDiverged, train
+from dinit.training import Recipe, load_recipe, parse_recipe
+from dinit.training.checkpoint import list_checkpoints
+from dinit.training.loss_log import read_losses
+from dinit.training.parts import make_backbone, make_data
+from dinit.training.run_folder import RunFolderError
+
+TINY = """\
+name: tiny
+data: digits
+backbone: {name: dit, patch_size: 4, hidden_size: 16, depth: 1, num_heads: 2, dropout: 0.1}
+optimizer: {lr: 3e-3}
+schedule: {kind: cosine, warmup_steps: 5}
+ema: {decay: 0.9}
+training: {steps: 60, batch_size: 16, gradient_accumulation: 2, checkpoint_every: 7, log_every: 3}
+sampling: {steps: 3}
+tracker: null
+"""
+
+
+def tiny(*overrides: str) -> Recipe:
+    return parse_recipe(TINY, overrides)
+
+
+def losses(folder: Path) -> list[tuple[int, float]]:
+    return read_losses(folder / "losses.jsonl")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    train(tiny(), folder, progress=False)
+    return folder
+
+
+def test_run_leaves_what_it_promises(uninterrupted: Path) -> None:
+    assert [step for step, _ in losses(uninterrupted)] == list(range(1, 61))
+    assert [path.name for path in list_checkpoints(uninterrupted / "checkpoints")] == [
+        "step-00000056",
+        "step-00000060",
+    ]
+    facts = json.loads((uninterrupted / "pipeline" / "training.json").read_text())
+    assert facts["steps"] == 60
+    assert facts["images"] == 960
+    assert facts["final_loss"] == pytest.approx(sum(loss for _, loss in losses(uninterrupted)) / 60)
+    for folder in (uninterrupted, uninterrupted / "pipeline"):
+        assert Recipe.model_validate(yaml.safe_load((folder / "recipe.yaml").read_text())) == tiny()
+
+
+def test_loss_falls(uninterrupted: Path) -> None:
+    values = [loss for _, loss in losses(uninterrupted)]
+    assert sum(values[-15:]) < 0.8 * sum(values[:15])
+
+
+def test_pipeline_holds_the_averaged_weights(uninterrupted: Path) -> None:
+    checkpoint = list_checkpoints(uninterrupted / "checkpoints")[-1]
+    ema, model = (load_file(checkpoint / f"{name}.safetensors") for name in ("ema", "model"))
+    pipeline = Pipeline.from_pretrained(uninterrupted / "pipeline")
+    shipped = pipeline.backbone.state_dict()
+    assert shipped.keys() == ema.keys()
+    assert all(torch.equal(shipped[key], ema[key]) for key in ema)
+    assert any(not torch.equal(model[key], ema[key]) for key in ema)
+    assert pipeline.defaults["steps"] == 3
+    assert pipeline([3, 1], seed=0, output_type="pt").images.isfinite().all()
+
+
+def test_finished_run_is_returned_and_not_repeated(uninterrupted: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in uninterrupted.rglob("*")}
+    result = train(tiny(), uninterrupted, progress=False)
+    assert result.steps == 60
+    assert {path: path.stat().st_mtime_ns for path in uninterrupted.rglob("*")} == before
+    with pytest.raises(RunFolderError, match="another recipe"):
+        train(tiny("seed=1"), uninterrupted)
+
+
+def test_the_callers_random_numbers_are_left_alone(tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    train(tiny("training.steps=6"), tmp_path / "run", progress=False)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def _train_in_child(folder: str) -> None:
+    train(tiny(), folder, progress=False)
+
+
+def killed_run(folder: Path, kills: int, seed: int) -> None:
+    """Starts a run again and again, killing it `kills` times at random moments; the last one finishes."""
+    # Children are forked from a server that has imported everything, so that each starts within moments.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["dinit.pipelines.train", "dinit.training.recipe_checks"])
+    chance = random.Random(seed)
+    for attempt in range(kills + 1):
+        child = context.Process(target=_train_in_child, args=(str(folder),))
+        reached = len(losses(folder)) if (folder / "losses.jsonl").exists() else 0
+        child.start()
+        if attempt == kills:
+            child.join()
+            assert child.exitcode == 0
+            return
+        target = min(reached + chance.randint(0, max(60 // kills - 3, 1)), 55)
+        while child.is_alive() and (
+            not (folder / "losses.jsonl").exists() or len(losses(folder)) < max(target, 1)
+        ):
+            time.sleep(0.002)
+        time.sleep(chance.uniform(0, 0.03))
+        assert child.pid is not None
+        os.kill(child.pid, signal.SIGKILL)
+        child.join()
+        assert child.exitcode == -signal.SIGKILL, "the run ended before it could be killed"
+
+
+def check_killed_run(folder: Path, uninterrupted: Path, kills: int, seed: int) -> None:
+    killed_run(folder, kills, seed)
+    assert losses(folder) == losses(uninterrupted)  # every float, bit for bit
+    for name in ("model", "ema", "optimizer", "random"):
+        ours, theirs = (
+            load_file(list_checkpoints(run / "checkpoints")[-1] / f"{name}.safetensors")
+            for run in (folder, uninterrupted)
+        )
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs), name
+    assert not [path for path in folder.rglob("*") if path.name.startswith(".dinit-")]
+
+
+def test_killed_and_resumed_run_is_the_uninterrupted_one(uninterrupted: Path, tmp_path: Path) -> None:
+    check_killed_run(tmp_path / "run", uninterrupted, kills=2, seed=1)
+
+
+@pytest.mark.slow
+def test_ten_kills(uninterrupted: Path, tmp_path: Path) -> None:
+    check_killed_run(tmp_path / "run", uninterrupted, kills=10, seed=2)
+
+
+def test_a_run_killed_before_its_first_line_starts_anew(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / ".dinit-abc.tmp").write_text("half a recipe")
+    train(tiny("training.steps=6"), folder, progress=False)
+    assert len(losses(folder)) == 6
+
+
+def test_torn_last_line_of_the_log_is_replaced(uninterrupted: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    train(tiny("training.steps=14", "schedule.kind=constant"), folder, progress=False)
+    whole = losses(folder)
+    (folder / "pipeline").rename(tmp_path / "away")
+    path = folder / "losses.jsonl"
+    path.write_text(path.read_text()[:-9])
+    train(tiny("training.steps=14", "schedule.kind=constant"), folder, progress=False)
+    assert losses(folder) == whole[:13]  # step 14's checkpoint is whole: its loss is not computed again
+
+
+def test_accumulation_does_not_change_the_losses(tmp_path: Path) -> None:
+    runs = []
+    for parts in (1, 4):
+        folder = tmp_path / str(parts)
+        overrides = [f"training.gradient_accumulation={parts}", "training.steps=10", "backbone.dropout=0.0"]
+        train(tiny(*overrides), folder, progress=False)
+        runs.append(torch.tensor([loss for _, loss in losses(folder)]))
+    torch.testing.assert_close(runs[0], runs[1], rtol=1e-4, atol=0)
+
+
+def test_gradient_checkpointing_does_not_change_the_losses(tmp_path: Path) -> None:
+    runs = []
+    for checkpointing in ("false", "true"):
+        folder = tmp_path / checkpointing
+        train(
+            tiny(f"training.gradient_checkpointing={checkpointing}", "training.steps=10"),
+            folder,
+            progress=False,
+        )
+        runs.append(torch.tensor([loss for _, loss in losses(folder)]))
+    torch.testing.assert_close(runs[0], runs[1], rtol=1e-5, atol=0)
+
+
+def test_bf16_trains(tmp_path: Path) -> None:
+    train(tiny("training.precision=bf16"), tmp_path / "run", progress=False)
+    values = [loss for _, loss in losses(tmp_path / "run")]
+    assert sum(values[-15:]) < 0.85 * sum(values[:15])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="fp16 runs on a GPU")
+def test_fp16_on_the_cpu_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="fp16 needs a GPU"):
+        train(tiny("training.precision=fp16"), tmp_path / "run", progress=False)
+
+
+def test_diverged_run_stops_and_says_so(tmp_path: Path) -> None:
+    with pytest.raises(TrainingDiverged, match="Lower"):
+        train(tiny("optimizer.lr=1e30", "training.clip_norm=null"), tmp_path / "run", progress=False)
+    assert not (tmp_path / "run" / "pipeline").exists()
+
+
+def test_sample_grid_and_tracker(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    train(tiny("training.steps=6", "training.sample_every=3", "tracker=tensorboard"), folder, progress=False)
+    names = sorted(path.name for path in (folder / "samples").iterdir())
+    assert names == ["step-00000003.png", "step-00000006.png"]
+    assert Image.open(folder / "samples" / names[0]).size == (8 * 64, 10 * 64)
+    assert list((folder / "logs").rglob("events.out.tfevents.*"))
+
+
+def test_label_dropout_trains_the_null_class(tmp_path: Path) -> None:
+    """Without dropout the null class's row gets no gradient and stays where it began; with it, it moves."""
+    with torch.random.fork_rng():
+        torch.manual_seed(tiny().seed)
+        fresh = make_backbone(tiny(), make_data(tiny())).state_dict()
+    (table,) = [key for key, value in fresh.items() if value.shape[:1] == (11,)]
+    for dropout, moves in (("0.0", False), ("0.5", True)):
+        folder = tmp_path / dropout
+        train(tiny(f"label_dropout={dropout}", "training.steps=6"), folder, progress=False)
+        trained = load_file(list_checkpoints(folder / "checkpoints")[-1] / "model.safetensors")
+        assert torch.equal(trained[table][-1], fresh[table][-1]) != moves
+        assert not torch.equal(trained[table][:-1], fresh[table][:-1])
+
+
+@pytest.mark.slow
+def test_two_processes_see_what_one_sees(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(TINY.replace(", dropout: 0.1", ""))
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys\n"
+        "from dinit.pipelines.train import train\n"
+        "from dinit.training import load_recipe\n"
+        "train(load_recipe(sys.argv[1]), sys.argv[2], progress=False)\n"
+    )
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    command = [*launch, "--main_process_port", "0", str(script), str(recipe), str(tmp_path / "two")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "two" / "pipeline" / "training.json").read_text())["processes"] == 2
+    train(load_recipe(recipe), tmp_path / "one", progress=False)
+    two, one = (torch.tensor([loss for _, loss in losses(tmp_path / n)]) for n in ("two", "one"))
+    torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-4)
