@@ -204,8 +204,8 @@ def _warn_of_noisy_end(last: Scales) -> None:
     """The posterior mean at a high noise level is near the mean of all images: a flat picture and no error."""
     if float(last.noise_level) > 1:
         warnings.warn(
-            f"the last time, {float(last.t):.3g}, still has noise of {float(last.noise_level):.3g} times the data's "
-            "scale: images will be flat. Take more steps, or a grid that spreads them over the noise levels, "
+            f"the last time, {float(last.t):.3g}, still has {float(last.noise_level):.3g} times as much noise as "
+            "signal: images will be flat. Take more steps, or a grid that spreads them over the noise levels, "
             'such as grid="karras"',
             UserWarning,
             stacklevel=4,

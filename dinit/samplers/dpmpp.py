@@ -22,7 +22,8 @@ class DPMpp2M(Sampler):
     or follows alpha = 0 or ends at sigma = 0, where the log-SNR is infinite: that is the limit of the formula.
 
     variant: how the slope of the posterior mean is weighed, 'midpoint' (the paper's) or 'heun' (the integral
-    of its line, without further approximation); both are of order 2. levels: 2, or 1 for DPM-Solver++(1), which is DDIM.
+    of its line, without further approximation); both are of order 2. levels: 2, or 1 for DPM-Solver++(1),
+    which is DDIM.
     """
 
     variant: Literal["midpoint", "heun"] = "midpoint"

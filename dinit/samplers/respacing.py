@@ -25,7 +25,7 @@ class Respaced(TimeGrid):
 
     def __post_init__(self) -> None:
         counts = self.sections.removeprefix("ddim").split(",") if self.sections else []
-        if not all(c.strip().isdigit() and int(c) > 0 for c in counts) or self._strided and len(counts) > 1:
+        if not all(c.strip().isdigit() and int(c) > 0 for c in counts) or (self._strided and len(counts) > 1):
             raise ValueError(f"sections must read like '25', '10,5,3', 'ddim25' or '', got {self.sections!r}")
 
     @property
