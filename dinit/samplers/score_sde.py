@@ -1,0 +1,131 @@
+"""The predictor–corrector loop of Song et al. 2021 as its published code runs it, to reproduce its figures.
+
+It is not in the registry: its Langevin step averages norms over the batch, so that an image depends on its
+neighbours, and its time step is 1/N instead of the grid's. For new work use `PredictorCorrector`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from dinit.diffusion import Denoised, Denoiser, Process, Scales
+from dinit.diffusion.continuous import VE, VP, SubVP
+from dinit.diffusion.process import diffusion_squared
+from dinit.samplers.base import Denoise, Sampler, StepNoise
+
+
+@dataclass(frozen=True)
+class ScoreSDE(Sampler):
+    """The published loop: corrector, then predictor, at each of N times from 1 to eps, with a step of 1/N.
+
+    Run it as `sampler.sample(denoiser, noise, grid=sampler.times(), end="state")`.
+
+    process: VP, SubVP or VE, of the denoiser. num_scales: N. denoise: the last state is its predictor's mean.
+    continuous: False divides VP's eps by the discrete chain's std, as networks of discrete labels were read.
+    probability_flow: the ODE in place of the SDE. Corrector 'langevin' or 'annealed' with snr, corrector_steps
+    times; not on SubVP, which has no table of alphas. ValueError for pairings the published code does not have.
+    """
+
+    process: Process
+    num_scales: int = 1000
+    predictor: Literal["reverse-diffusion", "ancestral", "euler-maruyama", "none"] = "reverse-diffusion"
+    corrector: Literal["langevin", "annealed", "none"] = "langevin"
+    snr: float = 0.16
+    corrector_steps: int = 1
+    denoise: bool = True
+    continuous: bool = True
+    probability_flow: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.process, VP | SubVP | VE):
+            raise ValueError(f"the published loop runs on VP, SubVP and VE, not on {self.process}")
+        if isinstance(self.process, SubVP) and (self.corrector != "none" or self.predictor == "ancestral"):
+            raise ValueError("the published code has no corrector and no ancestral predictor for SubVP")
+
+    @property
+    def draws_per_step(self) -> int:  # type: ignore[override]
+        return self._moves + (self.predictor != "none")
+
+    @property
+    def nfe_per_step(self) -> int:  # type: ignore[override]
+        return self.draws_per_step
+
+    @property
+    def _moves(self) -> int:
+        return self.corrector_steps if self.corrector != "none" else 0
+
+    def times(self, eps: float = 1e-3) -> Tensor:
+        """The N times from 1 to eps, and 0, where the last step ends."""
+        return torch.cat([torch.linspace(1, eps, self.num_scales, dtype=torch.float64), torch.zeros(1).double()])
+
+    def check(self, denoiser: Denoiser, grid: list[Scales]) -> None:
+        if denoiser.process != self.process:
+            raise ValueError(f"this sampler is for {self.process}, the denoiser's process is {denoiser.process}")
+        if len(grid) != self.num_scales + 1 or float(grid[-1].t) != 0:
+            raise ValueError('the published loop has its own times: pass grid=sampler.times() and end="state"')
+
+    @cached_property
+    def _table(self) -> Tensor:
+        """beta of VP's discrete chain, or sigma of VE's, (N,)."""
+        n, p = self.num_scales, self.process
+        if isinstance(p, VE):
+            return torch.linspace(math.log(p.sigma_min), math.log(p.sigma_max), n, dtype=torch.float64).exp()
+        assert isinstance(p, VP | SubVP)
+        return torch.linspace(p.beta_min / n, p.beta_max / n, n, dtype=torch.float64)
+
+    def step(
+        self, denoise: Denoise, x_t: Tensor, t: Scales, s: Scales, state: Any, noise: StepNoise
+    ) -> tuple[Tensor, Any]:
+        x = x_t
+        level = int(t.t * (self.num_scales - 1))
+        for j in range(self._moves):
+            score, z = self._score(denoise(x, t), t, level), noise(j, x)
+            size = self._langevin_size(score, z, t, level)
+            x = x + size * score + (2 * size).sqrt() * z
+        if self.predictor == "none":
+            return x, None
+        d = denoise(x, t)
+        mean, variance = self._predict(d.x_t, self._score(d, t, level), t, level)
+        if self.denoise and float(s.t) == 0:
+            return mean, None
+        return mean + variance.sqrt() * noise(self._moves, x), None
+
+    def _score(self, d: Denoised, t: Scales, level: int) -> Tensor:
+        if self.continuous or not isinstance(self.process, VP):
+            return d.score
+        return -d.eps / (1 - (1 - self._table[: level + 1]).prod()).sqrt()
+
+    def _langevin_size(self, score: Tensor, z: Tensor, t: Scales, level: int) -> Tensor:
+        alpha = 1 - self._table[level] if isinstance(self.process, VP) else torch.ones_like(t.t)
+        if self.corrector == "annealed":
+            return 2 * alpha * (self.snr * t.sigma) ** 2
+        norms = [v.flatten(1).norm(dim=1).mean() for v in (z, score)]
+        return 2 * alpha * (self.snr * norms[0] / norms[1]) ** 2
+
+    def _predict(self, x: Tensor, score: Tensor, t: Scales, level: int) -> tuple[Tensor, Tensor]:
+        """Mean and variance of the next state."""
+        if self.predictor == "ancestral" and isinstance(self.process, VP):
+            beta = self._table[level]
+            return (x + beta * score) / (1 - beta).sqrt(), beta
+        drift, variance = self._forward(t, level)
+        if self.predictor == "ancestral":
+            return x + variance * score, variance * (1 - variance / self._table[level] ** 2)
+        if self.probability_flow:
+            return x - drift * x + variance / 2 * score, torch.zeros_like(variance)
+        return x - drift * x + variance * score, variance
+
+    def _forward(self, t: Scales, level: int) -> tuple[Tensor, Tensor]:
+        """The forward step's drift, as a factor on x, and its variance."""
+        if self.predictor == "euler-maruyama" or isinstance(self.process, SubVP):
+            return t.d_alpha / t.alpha / self.num_scales, diffusion_squared(t) / self.num_scales
+        value = self._table[level]
+        if isinstance(self.process, VP):
+            return (1 - value).sqrt() - 1, value
+        before = self._table[level - 1] if level else torch.zeros_like(value)
+        return torch.zeros_like(value), value**2 - before**2
