@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dinit.cli.console import console
+from dinit.cli.console import console, show_error
 
 Recipe = Annotated[Path, typer.Argument(help="A recipe, .yaml.", show_default=False)]
 Overrides = Annotated[
@@ -22,10 +22,15 @@ def train(recipe: Recipe, overrides: Overrides = None, out: Out = None, no_resum
     from dinit.training.recipe_file import load_recipe
 
     loaded = load_recipe(recipe, overrides or ())
-    from dinit.pipelines.train import (
-        train as run,
-    )  # after the recipe's mistakes were told: it is slow to import
+    # After the recipe's mistakes were told: this is slow to import.
+    from dinit.pipelines.train import TrainingDiverged
+    from dinit.pipelines.train import train as run
 
     folder = Path("runs") / recipe.stem if out is None else out
-    run(loaded, folder, resume=not no_resume)
-    console.print(f"trained → {folder}")
+    try:
+        result = run(loaded, folder, resume=not no_resume)
+    except TrainingDiverged as error:
+        show_error(str(error))
+        raise typer.Exit(1) from error
+    took = f"{result.steps} steps in {result.seconds:.0f} s, loss {result.final_loss:.4f}"
+    console.print(f"{took} → {result.pipeline}")

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from dinit.diffusion import Process
-from dinit.registry import suggest
+from dinit.registry import Registry, suggest
 from dinit.samplers import GRIDS, SAMPLERS, Sampler, TimeGrid
 from dinit.samplers.grids import Times, default_grid
 from dinit.samplers.guidance import GUIDANCES, Guidance
@@ -72,7 +72,7 @@ class Call:
                 keys=tuple((operator.index(seed), operator.index(index)) for seed, index in config["seeds"]),
                 sampler=make_sampler(config["sampler"]),
                 steps=whole_number("steps", config["steps"]),
-                grid=_checked(GRIDS.create(from_spec(config["grid"])), TimeGrid, "grid"),
+                grid=_create(GRIDS, TimeGrid, config["grid"]),
                 guidance=make_guidance(config["guidance"]),
                 batch_size=whole_number("batch_size", config["batch_size"]),
             )
@@ -113,7 +113,7 @@ def from_spec(spec: Any) -> Any:
 
 def make_sampler(spec: Any) -> Sampler:
     """A sampler from a name, a mapping with options, or an object. ValueError for anything else."""
-    return _checked(SAMPLERS.create(from_spec(spec)), Sampler, "sampler")
+    return _create(SAMPLERS, Sampler, spec)
 
 
 def make_guidance(spec: Any) -> tuple[Guidance, ...]:
@@ -121,7 +121,7 @@ def make_guidance(spec: Any) -> tuple[Guidance, ...]:
     if spec is None:
         return ()
     specs = [spec] if isinstance(spec, (str, Mapping, Guidance)) else list(spec)
-    return tuple(_checked(GUIDANCES.create(from_spec(one)), Guidance, "guidance") for one in specs)
+    return tuple(_create(GUIDANCES, Guidance, one) for one in specs)
 
 
 def make_grid(spec: Any, steps: int | None, process: Process) -> tuple[TimeGrid, int]:
@@ -131,9 +131,7 @@ def make_grid(spec: Any, steps: int | None, process: Process) -> tuple[TimeGrid,
     """
     if isinstance(spec, Tensor):
         spec = Times(tuple(spec.double().flatten().tolist()))
-    grid: TimeGrid = (
-        default_grid(process) if spec is None else _checked(GRIDS.create(from_spec(spec)), TimeGrid, "grid")
-    )
+    grid: TimeGrid = default_grid(process) if spec is None else _create(GRIDS, TimeGrid, spec)
     if steps is None and isinstance(grid, Times):
         steps = len(grid.values)  # pyright: ignore[reportAttributeAccessIssue]
     if steps is None:
@@ -227,8 +225,15 @@ def _integer(what: str, value: Any) -> int:
         raise ValueError(f"{what} must be a whole number, got {value!r}") from None
 
 
-def _checked(value: Any, kind: type, noun: str) -> Any:
+def _create(registry: Registry[Any], kind: type, spec: Any) -> Any:
+    """The registry's object. ValueError where an option is missing or of a wrong type, or it is no `kind`."""
+    try:
+        value = registry.create(from_spec(spec))
+    except TypeError as error:  # "CFG.__init__() missing 1 required positional argument: 'scale'"
+        reason = str(error).rpartition("() ")[2]
+        raise ValueError(f"{registry.kind} {spec!r} cannot be made: {reason}") from error
     if not isinstance(value, kind):
+        noun = registry.kind
         raise ValueError(
             f"{noun} must be a {kind.__name__}, a name, or a mapping with options; got {value!r}"
         )
