@@ -13,9 +13,9 @@ from torch import Tensor
 
 from dinit.diffusion import Condition, Denoised, Denoiser, Process, Scales
 
-# The log-weight of a component outside the class. exp(-60) vanishes beside 1 in float64, and unlike -inf it
-# stays finite under the condition noise of CADS.
-_ABSENT = -60.0
+# The log-weight of a component outside the class: below any likelihood ratio that a state far from the class can
+# reach at a low noise level, and unlike -inf it stays finite under the condition noise of CADS.
+_ABSENT = -1e9
 
 
 class MixtureDenoiser(Denoiser):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate, repeat
 
 import torch
 from torch import Tensor
@@ -57,6 +58,8 @@ class Respaced(TimeGrid):
             if count > size:
                 raise ValueError(f"{count} levels do not fit in a section of {size} (of {total} levels)")
             stride = (size - 1) / (count - 1) if count > 1 else 1.0
-            taken += [start + round(j * stride) for j in range(count)]
+            # The stride is added up, not multiplied: the last bit decides how the published halves are rounded.
+            offsets = accumulate(repeat(stride, count - 1), initial=0.0)
+            taken += [start + round(offset) for offset in offsets]
             start += size
         return taken

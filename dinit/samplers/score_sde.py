@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from dinit.diffusion import Denoised, Denoiser, Process, Scales
+from dinit.diffusion import Denoised, Denoiser, Scales
 from dinit.diffusion.continuous import VE, VP, SubVP
 from dinit.diffusion.process import diffusion_squared
 from dinit.samplers.base import Denoise, Sampler, StepNoise
@@ -26,27 +26,28 @@ class ScoreSDE(Sampler):
 
     Run it as `sampler.sample(denoiser, noise, grid=sampler.times(), end="state")`.
 
-    process: VP, SubVP or VE, of the denoiser. num_scales: N. denoise: the last state is its predictor's mean.
-    continuous: False divides VP's eps by the discrete chain's std, as networks of discrete labels were read.
-    probability_flow: the ODE in place of the SDE. Corrector 'langevin' or 'annealed' with snr, corrector_steps
-    times; not on SubVP, which has no table of alphas. ValueError for pairings the published code does not have.
+    process: VP, SubVP or VE, of the denoiser. num_scales: N. predictor: 'ancestral' is for VE; VP's is
+    DDPM('fixed-large') on VPDiscrete. corrector: 'langevin' or 'annealed' with snr, corrector_steps times; not
+    on SubVP, which has no table of alphas. denoise: the last state is its predictor's mean. probability_flow:
+    the ODE in place of the SDE. ValueError for pairings the published code does not have.
     """
 
-    process: Process
+    process: VP | SubVP | VE
     num_scales: int = 1000
     predictor: Literal["reverse-diffusion", "ancestral", "euler-maruyama", "none"] = "reverse-diffusion"
     corrector: Literal["langevin", "annealed", "none"] = "langevin"
     snr: float = 0.16
     corrector_steps: int = 1
     denoise: bool = True
-    continuous: bool = True
     probability_flow: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.process, VP | SubVP | VE):
             raise ValueError(f"the published loop runs on VP, SubVP and VE, not on {self.process}")
-        if isinstance(self.process, SubVP) and (self.corrector != "none" or self.predictor == "ancestral"):
-            raise ValueError("the published code has no corrector and no ancestral predictor for SubVP")
+        if isinstance(self.process, SubVP) and self.corrector != "none":
+            raise ValueError("the published code has no corrector for SubVP: use corrector='none'")
+        if self.predictor == "ancestral" and not isinstance(self.process, VE):
+            raise ValueError("the ancestral predictor is VE's; on VP it is DDPM('fixed-large') on VPDiscrete")
 
     @property
     def draws_per_step(self) -> int:  # type: ignore[override]
@@ -76,7 +77,6 @@ class ScoreSDE(Sampler):
         n, p = self.num_scales, self.process
         if isinstance(p, VE):
             return torch.linspace(math.log(p.sigma_min), math.log(p.sigma_max), n, dtype=torch.float64).exp()
-        assert isinstance(p, VP | SubVP)
         return torch.linspace(p.beta_min / n, p.beta_max / n, n, dtype=torch.float64)
 
     def step(
@@ -85,21 +85,15 @@ class ScoreSDE(Sampler):
         x = x_t
         level = int(t.t * (self.num_scales - 1))
         for j in range(self._moves):
-            score, z = self._score(denoise(x, t), t, level), noise(j, x)
+            score, z = denoise(x, t).score, noise(j, x)
             size = self._langevin_size(score, z, t, level)
             x = x + size * score + (2 * size).sqrt() * z
         if self.predictor == "none":
             return x, None
-        d = denoise(x, t)
-        mean, variance = self._predict(d.x_t, self._score(d, t, level), t, level)
+        mean, variance = self._predict(denoise(x, t), t, level)
         if self.denoise and float(s.t) == 0:
             return mean, None
         return mean + variance.sqrt() * noise(self._moves, x), None
-
-    def _score(self, d: Denoised, t: Scales, level: int) -> Tensor:
-        if self.continuous or not isinstance(self.process, VP):
-            return d.score
-        return -d.eps / (1 - (1 - self._table[: level + 1]).prod()).sqrt()
 
     def _langevin_size(self, score: Tensor, z: Tensor, t: Scales, level: int) -> Tensor:
         alpha = 1 - self._table[level] if isinstance(self.process, VP) else torch.ones_like(t.t)
@@ -108,17 +102,14 @@ class ScoreSDE(Sampler):
         norms = [v.flatten(1).norm(dim=1).mean() for v in (z, score)]
         return 2 * alpha * (self.snr * norms[0] / norms[1]) ** 2
 
-    def _predict(self, x: Tensor, score: Tensor, t: Scales, level: int) -> tuple[Tensor, Tensor]:
+    def _predict(self, d: Denoised, t: Scales, level: int) -> tuple[Tensor, Tensor]:
         """Mean and variance of the next state."""
-        if self.predictor == "ancestral" and isinstance(self.process, VP):
-            beta = self._table[level]
-            return (x + beta * score) / (1 - beta).sqrt(), beta
         drift, variance = self._forward(t, level)
         if self.predictor == "ancestral":
-            return x + variance * score, variance * (1 - variance / self._table[level] ** 2)
+            return d.x_t + variance * d.score, variance * (1 - variance / self._table[level] ** 2)
         if self.probability_flow:
-            return x - drift * x + variance / 2 * score, torch.zeros_like(variance)
-        return x - drift * x + variance * score, variance
+            return (1 - drift) * d.x_t + variance / 2 * d.score, torch.zeros_like(variance)
+        return (1 - drift) * d.x_t + variance * d.score, variance
 
     def _forward(self, t: Scales, level: int) -> tuple[Tensor, Tensor]:
         """The forward step's drift, as a factor on x, and its variance."""

@@ -1,0 +1,122 @@
+"""Reading the golden files of published samplers, and running ours from the same start."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from dinit.diffusion import Condition, Denoised, Denoiser, Process, Scales
+from dinit.models.analytic import MixtureDenoiser
+from dinit.samplers import RecordedNoise, Sampler
+from dinit.samplers.guidance import Guidance, apply_guidance
+
+
+@dataclass(frozen=True)
+class Golden:
+    """One file: tensors and metadata of a published run on the analytic mixture."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return self.path.stem
+
+    @cached_property
+    def metadata(self) -> dict[str, str]:
+        with safe_open(self.path, "pt") as file:
+            return file.metadata()
+
+    @cached_property
+    def tensors(self) -> dict[str, Tensor]:
+        with safe_open(self.path, "pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+
+    @property
+    def kwargs(self) -> dict[str, Any]:
+        return json.loads(self.metadata["kwargs"])
+
+    def __getitem__(self, key: str) -> Tensor:
+        return self.tensors[key]
+
+    def under(self, prefix: str) -> dict[str, Tensor]:
+        """The tensors whose key starts with the prefix, which is cut off."""
+        return {k.removeprefix(prefix): v for k, v in self.tensors.items() if k.startswith(prefix)}
+
+    def mixture(self, process: Process) -> MixtureDenoiser:
+        prior = self.under("gmm.")
+        return MixtureDenoiser(process, prior["means"], prior["var"], prior["weights"], prior["comp_class"])
+
+    def run(
+        self,
+        sampler: Sampler,
+        denoiser: Process | Denoiser,
+        grid: Tensor,
+        *,
+        guidance: Guidance | Sequence[Guidance] | None = None,
+        initial: Tensor | None = None,
+        noise: Tensor | None = None,
+        end: Any = "posterior-mean",
+    ) -> Tensor:
+        """Our states on the given times, the initial one first."""
+        if isinstance(denoiser, Process):
+            denoiser = self.mixture(denoiser)
+        noise = self.tensors.get("in.noise") if noise is None else noise
+        steps = sampler.iterate(
+            apply_guidance(denoiser, guidance),
+            torch.empty(0),
+            grid=grid,
+            labels=self["in.labels"],
+            initial=self["in.x_init"] if initial is None else initial,
+            draws=RecordedNoise() if noise is None else RecordedNoise(step=noise),
+            end=end,
+        )
+        states = list(steps)
+        return torch.stack([states[0].x_t, *(step.x_s for step in states)])
+
+
+def error(ours: Tensor, theirs: Tensor) -> float:
+    """The largest deviation, relative to the largest value where that is above 1. inf for a NaN."""
+    assert ours.shape == theirs.shape
+    return torch.nan_to_num((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1), nan=torch.inf).item()
+
+
+class LearnedRange(Denoiser):
+    """The mixture with the variance channels of the fixtures: v = 0.9 sin(2 x + label / 100)."""
+
+    def __init__(self, inner: Denoiser, label_scale: float = 1.0) -> None:
+        self.inner, self.label_scale = inner, label_scale
+        self.process, self.num_classes, self.t_min = inner.process, inner.num_classes, inner.t_min
+
+    def embed(self, labels: Tensor) -> Tensor:
+        return self.inner.embed(labels)
+
+    def __call__(self, x_t: Tensor, t: Scales | Tensor | float, cond: Condition) -> Denoised:
+        label = self.label_scale * self.process.noise_label(self.scales(t))
+        v = 0.9 * torch.sin(2 * x_t + label / 100)
+        return replace(self.inner(x_t, t, cond), variance_fraction=(v + 1) / 2)
+
+
+@dataclass(frozen=True, eq=False)
+class Levels(Process):
+    """alpha and sigma known at given times only, for schedules that dinit does not have."""
+
+    t: Tensor
+    alpha: Tensor
+    sigma: Tensor
+
+    def scales(self, t: Tensor | float) -> Scales:
+        t = torch.as_tensor(t, dtype=torch.float64)
+        at = (self.t - t.reshape(*t.shape, 1)).abs().argmin(-1)
+        nan = torch.full_like(t, torch.nan)
+        return Scales(t, self.alpha[at], self.sigma[at], nan, nan)
+
+    def time_of(self, log_snr: Tensor) -> Tensor:
+        raise NotImplementedError
