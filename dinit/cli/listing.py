@@ -25,7 +25,6 @@ _REGISTRIES = {
     "time-samplers": ("dinit.training", "TIME_SAMPLERS"),
 }
 _PIPELINES = "pipelines"
-_WHOLE = 300  # columns
 KINDS = (*_REGISTRIES, _PIPELINES)
 
 Kind = Annotated[
@@ -45,11 +44,12 @@ def list_registries(kind: Kind = None, names: Names = False) -> None:
     for one in KINDS if kind is None else (kind,):
         entries = _pipelines() if one == _PIPELINES else _registry(one)
         if names:
-            for name in entries:
-                console.print(name, highlight=False, markup=False)
-        else:
-            # A pipe gets whole lines, a terminal lines cut to its width.
-            console.print(_table(one, entries), width=None if console.is_terminal else _WHOLE)
+            typer.echo("".join(f"{name}\n" for name in entries), nl=False)
+        elif console.is_terminal:
+            console.print(_table(one, entries))
+        else:  # whole lines for a pipe; a table would be cut to some width
+            width = max(map(len, entries), default=0)
+            typer.echo("\n".join([one, *(f"  {name:<{width}}  {text}" for name, text in entries.items())]))
 
 
 def _registry(kind: str) -> dict[str, str]:
