@@ -1,9 +1,8 @@
 """Checkpoints of a training run: atomic, complete, and read without running any code from them.
 
 checkpoints/step-00001000/ holds model.safetensors, ema.safetensors, optimizer.safetensors, random.safetensors
-(torch's generators of every process) and state.json (step, seconds, loss scale, and the size of every file, by
-which a damaged checkpoint is told from a whole one). The step fixes the data position, the learning rate and
-all noise, so they need no state.
+(torch's generators of every process) and state.json (step, seconds, loss scale). The step fixes the data
+position, the learning rate and all noise, so they need no state.
 """
 
 from __future__ import annotations
@@ -48,8 +47,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
             tensors: Mapping[str, Tensor] = getattr(checkpoint, name)
             plain = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
             save_file(plain, temporary / f"{name}.safetensors")
-        sizes = {path.name: path.stat().st_size for path in sorted(temporary.iterdir())}
-        state = {"step": checkpoint.step, "files": sizes, "extra": dict(checkpoint.extra)}
+        state = {"step": checkpoint.step, "extra": dict(checkpoint.extra)}
         (temporary / "state.json").write_text(json.dumps(state, indent=1))
     for old in [path for path in list_checkpoints(folder) if path.name < target.name][: -(keep - 1) or None]:
         remove_folder(old)
@@ -75,9 +73,6 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """Reads one checkpoint. ValueError where it is not whole."""
     try:
         state = json.loads((path / "state.json").read_text())
-        for name, size in state["files"].items():
-            if (path / name).stat().st_size != size:
-                raise ValueError(f"{name} has {(path / name).stat().st_size} bytes, {size} were written")
         model, ema, optimizer, random = (load_file(path / f"{name}.safetensors") for name in _TENSORS)
         return Checkpoint(state["step"], model, ema, optimizer, random, state["extra"])
     except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:

@@ -37,6 +37,6 @@ class EMA:
         share = 1 - ema_decay(step, self.decay, self.warmup)
         (weights, buffers), (averages, copies) = self._followed, self._averages
         weights = [w.detach().to(a.dtype) for w, a in zip(weights, averages, strict=True)]
-        torch._foreach_lerp_(averages, weights, share)
+        torch._foreach_lerp_(averages, weights, share)  # pyright: ignore  (one kernel for all on a GPU)
         for ours, theirs in zip(copies, buffers, strict=True):
             ours.copy_(theirs)

@@ -20,6 +20,7 @@ class Display:
         self._enabled = enabled
         self._console = Console(stderr=True)
         self._began = time.monotonic()
+        self.images_per_second = 0.0  # over this session's steps, up to the last `show`
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -40,18 +41,11 @@ class Display:
     ) -> None:
         self._progress.stop()
 
-    @property
-    def images_per_second(self) -> float:
-        """Over this session's steps up to the last `show`."""
-        return self._rate
-
-    _rate: float = 0.0
-
     def show(self, step: int, loss: float) -> None:
         """After optimiser step `step`; loss: the mean since the last call."""
         seconds = max(time.monotonic() - self._began, 1e-9)
-        self._rate = (step - self._start) * self._batch / seconds
-        figures = f"loss {loss:.4f}  {self._rate:,.0f} images/s"
+        self.images_per_second = (step - self._start) * self._batch / seconds
+        figures = f"loss {loss:.4f}  {self.images_per_second:,.0f} images/s"
         self._progress.update(self._task, completed=step, figures=figures)
         if self._enabled and not self._console.is_terminal:
             left = (self._total - step) * seconds / max(step - self._start, 1)

@@ -49,10 +49,10 @@ class LossSection(Section):
 
 
 class OptimizerSection(Section):
-    lr: float = Field(1e-3, gt=0)
+    lr: float = Field(default=1e-3, gt=0)
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.99)
-    weight_decay: float = Field(0.0, ge=0)
-    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    eps: float = Field(default=1e-8, gt=0)
 
 
 class ScheduleSection(Section):
@@ -60,11 +60,11 @@ class ScheduleSection(Section):
 
     kind: Literal["constant", "cosine"] = "constant"
     warmup_steps: Count = 0
-    floor: float = Field(0.0, ge=0, le=1)
+    floor: float = Field(default=0.0, ge=0, le=1)
 
 
 class EMASection(Section):
-    decay: float = Field(0.999, ge=0, lt=1)
+    decay: float = Field(default=0.999, ge=0, lt=1)
     warmup: bool = True
 
 
@@ -74,7 +74,7 @@ class LoopSection(Section):
     steps: Positive
     batch_size: Positive = 128
     gradient_accumulation: Positive = 1
-    clip_norm: float | None = Field(1.0, gt=0)
+    clip_norm: float | None = Field(default=1.0, gt=0)
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     gradient_checkpointing: bool = False
     workers: Count = 2
@@ -106,10 +106,10 @@ class Recipe(Section):
     backbone: Named
     process: Named = Named(name="vp-discrete")
     parameterization: Named = Named(name="v")
-    t_max: float = Field(1.0, gt=0, le=1)
+    t_max: float = Field(default=1.0, gt=0, le=1)
     loss: LossSection = LossSection()
     time: Named = Named(name="uniform")
-    label_dropout: float = Field(0.1, ge=0, lt=1)
+    label_dropout: float = Field(default=0.1, ge=0, lt=1)
     optimizer: OptimizerSection = OptimizerSection()
     schedule: ScheduleSection = ScheduleSection()
     ema: EMASection = EMASection()

@@ -98,7 +98,8 @@ def check_recipe(recipe: Recipe) -> list[Mistake]:
     parameterization = checks.part(("parameterization",), PARAMETERIZATIONS, recipe.parameterization)
     weighting = checks.part(("loss", "weighting"), WEIGHTINGS, recipe.loss.weighting)
     checks.part(("time",), TIME_SAMPLERS, recipe.time)
-    paired = False
+    backbone = _check_backbone(checks, recipe)
+    denoiser = None
     if process is not None and parameterization is not None:
         before = len(checks.mistakes)
         checks.attempt(("parameterization",), lambda: check_pair(process, parameterization, recipe.t_max))
@@ -108,10 +109,8 @@ def check_recipe(recipe: Recipe) -> list[Mistake]:
                 ("loss", "weighting"),
                 lambda: _check_weights(process, parameterization, weighting, recipe.t_max),
             )
-    backbone = _check_backbone(checks, recipe)
-    denoiser = None
-    if paired and backbone is not None:
-        denoiser = BackboneDenoiser(backbone, process, parameterization, recipe.t_max)
+        if paired and backbone is not None:
+            denoiser = BackboneDenoiser(backbone, process, parameterization, recipe.t_max)
     _check_sampling(checks, recipe, denoiser)
     _check_loop(checks, recipe)
     _check_tracker(checks, recipe)

@@ -108,13 +108,12 @@ def _override(source: Source, override: str) -> None:
     except yaml.YAMLError as error:
         source.mistakes.append(Mistake(path, f"override {override!r}: not valid YAML: {error}"))
         return
-    into = source.data
+    into: dict[str, Any] = source.data
     for part in path[:-1]:
         inner = into.get(part)
-        if isinstance(inner, str):
-            inner = {"name": inner}  # a bare name stands for the mapping
-        into[part] = inner = dict(inner) if isinstance(inner, dict) else {}
-        into = inner
+        # A bare name stands for the mapping; what is no mapping at all gives way to the override.
+        into[part] = {"name": inner} if isinstance(inner, str) else inner if isinstance(inner, dict) else {}
+        into = into[part]
     into[path[-1]] = value
     for known in [p for p in source.places if p[: len(path)] == path]:
         del source.places[known]

@@ -58,6 +58,7 @@ def test_stratified_has_one_time_in_each_bin_and_the_same_distribution(of) -> No
     assert u.tolist() != sorted(u.tolist())
     pooled = torch.cat([sampler.uniforms(64, torch.Generator().manual_seed(i)) for i in range(N // 64)])
     assert ks(pooled) < CRITICAL
+    assert ks(pooled * 64 % 1) < CRITICAL  # uniform within the bins too
     given = torch.linspace(0.01, 0.99, 9, dtype=torch.float64)
     expected = inner.quantile(given, process, process.t_min, 1.0)
     torch.testing.assert_close(sampler.quantile(given, process, process.t_min, 1.0), expected)
