@@ -16,7 +16,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import ProjectConfiguration, gather_object
-from PIL import Image
 from torch import Tensor
 
 import dinit
@@ -42,8 +41,9 @@ from dinit.training.parts import make_backbone, make_data, make_objective
 from dinit.training.progress import Display
 from dinit.training.recipe import Recipe
 from dinit.training.run_folder import check_run_folder, flatten, write_recipe
+from dinit.training.sheet import sheet
 
-_GRID_CLASSES, _GRID_COLUMNS, _GRID_SIDE = 10, 8, 64  # of the sample grids; side in pixels, at least
+_GRID_CLASSES, _GRID_COLUMNS = 10, 8  # of the sample grids
 
 
 class TrainingDiverged(RuntimeError):
@@ -285,13 +285,8 @@ class _Run:
         rows = min(self.data.num_classes, _GRID_CLASSES) or _GRID_COLUMNS
         labels = [row if self.data.num_classes else None for row in range(rows) for _ in range(_GRID_COLUMNS)]
         pictures = self._pipeline()(labels, seed=self.recipe.seed, output_type="pil").images
-        factor = math.ceil(_GRID_SIDE / self.data.image_size)
-        side = factor * self.data.image_size
-        sheet = Image.new(pictures[0].mode, (_GRID_COLUMNS * side, rows * side))
-        for i, picture in enumerate(pictures):
-            enlarged = picture.resize((side, side), Image.Resampling.NEAREST)
-            sheet.paste(enlarged, (i % _GRID_COLUMNS * side, i // _GRID_COLUMNS * side))
-        sheet.save(self.out / "samples" / f"step-{self.step:08d}.png")
+        picture = sheet(pictures, _GRID_COLUMNS)
+        picture.save(self.out / "samples" / f"step-{self.step:08d}.png")
 
     def _export(self) -> None:
         """pipeline/: what users load, with the recipe and the facts of its training."""

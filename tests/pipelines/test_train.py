@@ -218,7 +218,7 @@ def test_sample_grid_and_tracker(tmp_path: Path) -> None:
     train(tiny("training.steps=6", "training.sample_every=3", "tracker=tensorboard"), folder, progress=False)
     names = sorted(path.name for path in (folder / "samples").iterdir())
     assert names == ["step-00000003.png", "step-00000006.png"]
-    assert Image.open(folder / "samples" / names[0]).size == (8 * 64, 10 * 64)
+    assert Image.open(folder / "samples" / names[0]).size == (8 * 68 + 4, 10 * 68 + 4)
     assert list((folder / "logs").rglob("events.out.tfevents.*"))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -101,6 +102,13 @@ def test_mistakes_that_hide_others_do_not() -> None:
 @pytest.mark.parametrize("text", ["", "- 1\n", "a: [1\n", "just words", "a: !!python/object:os.system {}"])
 def test_what_is_no_recipe_is_refused(text: str) -> None:
     assert "the recipe has" in report(text)
+
+
+def test_sample_grids_of_what_is_no_picture_are_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "data.npy", np.zeros((4, 4, 8, 8), dtype=np.float32))
+    overrides = [f"data={{name: npz, path: {tmp_path / 'data.npy'}, layout: nchw}}", "label_dropout=0"]
+    assert parse_recipe(GOOD, overrides).training.sample_every == 0
+    assert "need 1 or 3 channels, the data has 4" in report(GOOD, *overrides, "training.sample_every=5")
 
 
 def test_a_key_given_twice_is_refused() -> None:
