@@ -44,7 +44,8 @@ def locate(name: str | Path, **hub_options: Any) -> Path:
         )
     if path.is_file():
         raise ValueError(f"{name} is a file; a pipeline is a folder with {INDEX} in it: give the folder")
-    tried = f"no shipped pipeline {text!r}{suggest(text, shipped())}; no folder {path}"
+    hint = suggest(text, shipped()) if shipped() else ""
+    tried = f"no shipped pipeline {text!r}{hint}; no folder {path}"
     if text.count("/") != 1 or text.startswith((".", "/", "~")):
         raise FileNotFoundError(f"{tried}; and not a hub id, which reads owner/name")
     return _download(text, tried, hub_options)
