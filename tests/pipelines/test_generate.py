@@ -95,6 +95,31 @@ def test_saved_and_loaded_images_are_equal_to_the_bit(backbone: str, tmp_path: P
     assert index["backbone"] == ["dinit", type(pipe.backbone).__name__]
 
 
+def test_latents_are_decoded_by_the_vae_that_is_saved_with_them(tmp_path: Path) -> None:
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+    torch.manual_seed(1)
+    blocks = {"down_block_types": ["DownEncoderBlock2D"] * 2, "up_block_types": ["UpDecoderBlock2D"] * 2}
+    vae = AutoencoderKL(
+        3, 3, **blocks, block_out_channels=(8, 8), latent_channels=4, norm_num_groups=4, scaling_factor=0.3
+    )
+    network = BACKBONES["dit"](8, 2, in_channels=4, hidden_size=16, depth=1, num_heads=2, num_classes=10)
+    pipe = Pipeline(
+        network, {"name": "flow"}, {"name": "velocity"}, vae=vae, defaults={"sampler": "euler", "steps": 2}
+    )
+    pipe.set_progress_bar_config(disable=True)
+    pipe.save_pretrained(tmp_path)
+    loaded = Pipeline.from_pretrained(tmp_path)
+    latents = pipe([1, 2], output_type="latent").images
+    with torch.no_grad():
+        decoded = vae.decode(latents / 0.3).sample
+    assert decoded.shape == (2, 3, 16, 16)
+    assert torch.equal(loaded([1, 2], output_type="raw").images, decoded)
+    assert [picture.mode for picture in loaded([1, 2]).images] == ["RGB", "RGB"]
+    with pytest.raises(ValueError, match="the vae has 4 latent channels, the backbone takes 1"):
+        make_pipeline(vae=vae)
+
+
 def test_sharded_weights_load(tmp_path: Path) -> None:
     pipe = make_pipeline()
     pipe.save_pretrained(tmp_path, max_shard_size="100KB")
