@@ -48,12 +48,17 @@ def _compiled_operators_load(package: Path) -> bool:
     """Whether the package's `_C` extension loads, tried the way torchvision itself does it."""
     import torch
 
-    suffixes = importlib.machinery.EXTENSION_SUFFIXES
-    files = [package / f"_C{suffix}" for suffix in suffixes if (package / f"_C{suffix}").exists()]
-    if not files:
+    file = _compiled_file(package)
+    if file is None:
         return False
     try:
-        torch.ops.load_library(str(files[0]))
+        torch.ops.load_library(str(file))
     except OSError:
         return False
     return hasattr(torch.ops.torchvision, "nms")
+
+
+def _compiled_file(package: Path) -> Path | None:
+    """The extension's file; None where there is none."""
+    files = (package / f"_C{suffix}" for suffix in importlib.machinery.EXTENSION_SUFFIXES)
+    return next((file for file in files if file.exists()), None)
