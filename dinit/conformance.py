@@ -193,7 +193,7 @@ def check_grids(sampler: Sampler, process: Process) -> tuple[bool, str]:
     for name in GRIDS:
         try:
             grid = GRIDS.create(name)
-        except TypeError:  # a grid of given times has nothing to refine
+        except ValueError:  # a grid of given times has nothing to refine
             continue
         coarse, fine = (_grid_error(sampler, process, grid, n) for n in (16, 64))
         # The floor is what stochastic samplers show by chance; a warned grid has told its user.

@@ -14,8 +14,9 @@ T = TypeVar("T")
 
 def suggest(name: str, known: list[str]) -> str:
     """The tail of an 'unknown name' message: the nearest known name, if any is near, and all of them."""
-    near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]!r}?" if near else ";"
+    by_lower = {one.lower(): one for one in known}
+    near = difflib.get_close_matches(name.lower(), list(by_lower), n=1, cutoff=0.5)
+    hint = f"; did you mean {by_lower[near[0]]!r}?" if near else ";"
     return f"{hint} (known: {', '.join(known)})"
 
 
@@ -77,7 +78,7 @@ class Registry(Generic[T]):
     def create(self, spec: Any, **options: Any) -> Any:
         """An instance from a name, a mapping `{"name": ..., **options}`, or an instance (returned as it is).
 
-        Raises UnknownName for a name, ValueError for an option that the entry does not have.
+        Raises UnknownName for a name, ValueError for an option that the entry does not have or one that it needs.
         """
         if isinstance(spec, Mapping):
             given = dict(spec)
@@ -89,11 +90,15 @@ class Registry(Generic[T]):
                 raise ValueError(f"options {sorted(options)} need a {self.kind} name, got an object {spec!r}")
             return spec
         entry: Any = self[spec]
-        accepted = [p for p in inspect.signature(entry).parameters if p != "self"]
+        parameters = inspect.signature(entry).parameters
+        accepted = list(parameters)
         for option in options:
             if option not in accepted:
                 known = suggest(option, accepted) if accepted else "; it takes none"
                 raise ValueError(f"{self.kind} {spec!r} has no option {option!r}{known}")
+        missing = [n for n, p in parameters.items() if p.default is p.empty and n not in options]
+        if missing:
+            raise ValueError(f"{self.kind} {spec!r} needs a value for {', '.join(missing)}")
         return entry(**options)
 
     def summary(self, name: str) -> str:

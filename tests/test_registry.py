@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pytest
 
 from dinit.diffusion import PROCESSES
-from dinit.registry import Registry, UnknownName
+from dinit.registry import Registry, UnknownName, suggest
 from dinit.samplers import DDIM, SAMPLERS
 
 
@@ -46,6 +46,17 @@ def test_create_refuses_unknown_options_and_options_for_an_object() -> None:
         SAMPLERS.create(DDIM(), eta=0.5)
     with pytest.raises(ValueError, match="needs a 'name'"):
         SAMPLERS.create({"eta": 0.5})
+
+
+def test_create_names_the_options_that_an_entry_needs() -> None:
+    from dinit.samplers import GRIDS
+
+    with pytest.raises(ValueError, match="grid 'times' needs a value for values"):
+        GRIDS.create("times")
+
+
+def test_suggestion_keeps_the_case_of_the_known_name() -> None:
+    assert "did you mean 'DiT'?" in suggest("ditt", ["DiT", "UNet"])
 
 
 def test_every_entry_says_what_it_is_in_one_line() -> None:

@@ -184,9 +184,7 @@ def _class_number(label: Label, num_classes: int, class_names: Sequence[str] | N
     if label is None:
         return None
     if num_classes == 0:
-        raise ValueError(
-            f"this pipeline is unconditional, it takes no label {label!r}; give num_images instead"
-        )
+        raise ValueError(f"this pipeline is unconditional, it takes no label {label!r}; give num_images instead")
     if isinstance(label, str):
         if class_names and label in class_names:
             return list(class_names).index(label)
@@ -226,15 +224,12 @@ def _integer(what: str, value: Any) -> int:
 
 
 def _create(registry: Registry[Any], kind: type, spec: Any) -> Any:
-    """The registry's object. ValueError where an option is missing or of a wrong type, or it is no `kind`."""
+    """The registry's object. ValueError where an option is of a wrong type, or it is no `kind`."""
     try:
         value = registry.create(from_spec(spec))
-    except TypeError as error:  # "CFG.__init__() missing 1 required positional argument: 'scale'"
-        reason = str(error).rpartition("() ")[2]
-        raise ValueError(f"{registry.kind} {spec!r} cannot be made: {reason}") from error
+    except TypeError as error:  # an option of a wrong type: "'<' not supported between instances of ..."
+        raise ValueError(f"{registry.kind} {spec!r} cannot be made: {error}") from error
     if not isinstance(value, kind):
         noun = registry.kind
-        raise ValueError(
-            f"{noun} must be a {kind.__name__}, a name, or a mapping with options; got {value!r}"
-        )
+        raise ValueError(f"{noun} must be a {kind.__name__}, a name, or a mapping with options; got {value!r}")
     return value

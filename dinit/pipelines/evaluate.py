@@ -112,13 +112,14 @@ def _shared_classes(pipe: Any, dataset: ImageData) -> int:
 
 
 def _open(pipeline: Any) -> tuple[str, Any]:
-    if not isinstance(pipeline, str | Path):
-        return type(pipeline).__name__, pipeline
-    from dinit.pipelines.generate import Pipeline  # here: it imports diffusers
+    if isinstance(pipeline, str | Path):
+        from dinit.pipelines.generate import Pipeline  # here: it imports diffusers
 
+        source, pipeline = str(pipeline), Pipeline.from_pretrained(pipeline)
+    else:
+        source = getattr(pipeline, "name_or_path", None) or type(pipeline).__name__
     # A folder goes into the report by its name alone: the rest of its path says something of one machine only.
-    name = Path(pipeline).resolve().name if Path(pipeline).is_dir() else str(pipeline)
-    return name, Pipeline.from_pretrained(pipeline)
+    return Path(source).resolve().name if Path(source).is_dir() else source, pipeline
 
 
 def _destination(path: Path) -> Path:

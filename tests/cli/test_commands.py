@@ -121,7 +121,7 @@ MISTAKES = {
     "option without value": (["--sampler", "ddim:eta"], "KEY=VALUE"),
     "unknown guidance": (["--guidance", "cgf:scale=1"], "did you mean 'cfg'"),
     "negative guidance": (["--guidance", "cfg:scale=-1"], ">= 0"),
-    "guidance without scale": (["--guidance", "cfg"], "'scale'"),
+    "grid without its times": (["--grid", "times"], "needs a value for values"),
     "no steps": (["--steps", "0"], "steps must be at least 1"),
     "class out of range": (["--classes", "10"], "out of range"),
     "unknown class": (["--classes", "digt 3"], "did you mean 'digit 3'"),
