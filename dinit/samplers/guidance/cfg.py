@@ -34,8 +34,8 @@ def restore_spread(guided: Tensor, given: Tensor, rescale: float) -> Tensor:
 class CFG(Guidance):
     """Classifier-free guidance on the posterior mean, one batched forward. Ho & Salimans 2022.
 
-    scale: 1 is the conditional model (neutral), 0 the unconditional one, above 1 guides; their w is scale - 1. The default is
-    that of DiT's published figures.
+    scale: 1 is the conditional model (neutral), 0 the unconditional one, above 1 guides; their w is scale - 1.
+    The default is that of DiT's published figures.
     Guiding the posterior mean is guiding eps, v or the velocity: at one x_t they are affine in one another.
     low, high: guide where low <= log-SNR <= high only, and ask for the conditional model alone elsewhere
     (Kynkäänniemi et al. 2024). rescale: in [0, 1], how far to undo the growth of the posterior mean's standard
