@@ -5,9 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if __name__ != "dinit.pipelines":
-    raise ImportError(
-        "import dinit.pipelines, not pipelines: a second name for one folder makes a second registry"
-    )
+    raise ImportError("import dinit.pipelines, not pipelines: a second name for one folder makes a second registry")
 
 from dinit.compat import ensure_torchvision
 

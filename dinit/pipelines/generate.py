@@ -88,9 +88,7 @@ class Pipeline(DiffusionPipeline):
         self._parameterization: Parameterization = PARAMETERIZATIONS.create(parameterization)
         self._defaults = _check_defaults(defaults or {})
         if class_names is not None and len(class_names) != backbone.num_classes:
-            raise ValueError(
-                f"{len(class_names)} class names for a backbone of {backbone.num_classes} classes"
-            )
+            raise ValueError(f"{len(class_names)} class names for a backbone of {backbone.num_classes} classes")
         BackboneDenoiser(backbone, self._process, self._parameterization, t_max)  # refuses a singular pair
         self.register_modules(backbone=backbone, vae=vae)
         self.register_to_config(
@@ -235,9 +233,7 @@ class Pipeline(DiffusionPipeline):
     ) -> Generated:
         """Runs a planned call. Arguments as `__call__`."""
         if output_type not in OUTPUT_TYPES:
-            raise ValueError(
-                f"unknown output type {output_type!r}{suggest(str(output_type), list(OUTPUT_TYPES))}"
-            )
+            raise ValueError(f"unknown output type {output_type!r}{suggest(str(output_type), list(OUTPUT_TYPES))}")
         denoiser = apply_guidance(self.denoiser(), call.guidance)
         batches = call.batches()
         total = len(batches) * len(plan(denoiser, call.steps, call.grid))
@@ -262,9 +258,7 @@ class Pipeline(DiffusionPipeline):
         like = torch.empty(len(batch.keys), self.backbone.in_channels, size, size, device=device)
         noise = source.normal("initial", 0, like)
         labels = _with_null(batch.labels, self.backbone.num_classes)
-        return batch.sampler.iterate(
-            denoiser, noise, batch.steps, grid=batch.grid, labels=labels, draws=source
-        )
+        return batch.sampler.iterate(denoiser, noise, batch.steps, grid=batch.grid, labels=labels, draws=source)
 
 
 class Trajectory:

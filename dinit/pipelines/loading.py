@@ -82,9 +82,7 @@ def check_folder(folder: Path, given: Sequence[str] = ()) -> None:
     """
     index = read_json(folder / INDEX)
     if index.get("_class_name") != "Pipeline":
-        raise ValueError(
-            f"{folder / INDEX} is of the class {index.get('_class_name')!r}, not of a dinit Pipeline"
-        )
+        raise ValueError(f"{folder / INDEX} is of the class {index.get('_class_name')!r}, not of a dinit Pipeline")
     for key in ("process", "parameterization"):
         if not isinstance(index.get(key), dict):
             raise ValueError(f"{folder / INDEX} has no {key!r}; a dinit pipeline says what it was trained on")

@@ -54,9 +54,7 @@ class Manifest:
     def from_config(cls, config: Mapping[str, Any], where: Path) -> Manifest:
         """ValueError for another format or keys that are not a manifest's."""
         if config.get("format") != FORMAT:
-            raise ValueError(
-                f"the manifest in {where} has format {config.get('format')!r}, this is for {FORMAT}"
-            )
+            raise ValueError(f"the manifest in {where} has format {config.get('format')!r}, this is for {FORMAT}")
         fields = {field.name for field in dataclasses.fields(cls)}
         if fields != set(config):
             odd = ", ".join(sorted(fields ^ set(config)))

@@ -44,9 +44,7 @@ def replay(path: str | Path, pipe: Pipeline | None = None, tolerance: int = 0) -
     pipe.set_progress_bar_config(disable=True)
     generated = pipe.run(Call.from_config(manifest.call), "raw")
     made = claims(pipe, generated.nfe)
-    notes = [
-        f"{claim} is not what the manifest says" for claim in made if made[claim] != getattr(manifest, claim)
-    ]
+    notes = [f"{claim} is not what the manifest says" for claim in made if made[claim] != getattr(manifest, claim)]
     honest = not notes
     differences = []
     for name, before, after in _pairs(path, manifest, pipe, generated):
