@@ -128,7 +128,8 @@ class Sampler(ABC):
         initial: a state at the first time, in place of noise. draws: the source of the noise that stochastic
         steps add; None is NoiseSource.from_seed(seed). end: 'posterior-mean' stops at the last time with
         sigma > 0 and returns E[x0 | x_t] there; 'state' returns x at the grid's last time.
-        Raises ValueError for steps < 1, times that do not decrease, or a pairing that cannot run.
+        Raises ValueError for steps < 1, times that do not decrease, a first time that pure noise cannot stand
+        at, or a pairing that cannot run.
         """
         x = noise if initial is None else initial
         if not isinstance(x, Tensor):
@@ -136,6 +137,7 @@ class Sampler(ABC):
         levels = plan(denoiser, steps, grid, end)
         self.check(denoiser, levels)
         if initial is None:
+            _check_noisy_start(levels[0])
             x = x * denoiser.process.prior_std(levels[0])
         source: Draws = draws or NoiseSource.from_seed(seed, x.shape[0])
         cond = replace(denoiser.condition(labels, x.shape[0], x.device), noise=source)
@@ -192,12 +194,23 @@ def plan(
         raise ValueError(f"a grid needs decreasing times, got {times.tolist()}")
     if float(times[-1]) < 0 or float(times[0]) > denoiser.t_max:
         raise ValueError(f"times must lie in [0, {denoiser.t_max}], got {times.tolist()}")
+    if end == "state" and len(times) < 2:
+        raise ValueError("end = 'state' takes a step between two times at least, got one time")
     levels = denoiser.process.scales(times).unbind()
     if end == "posterior-mean" and len(levels) > 1 and float(levels[-1].sigma) == 0:
         levels = levels[:-1]
     if end == "posterior-mean" and len(levels) >= 5:
         _warn_of_noisy_end(levels[-1])
     return levels
+
+
+def _check_noisy_start(first: Scales) -> None:
+    """Pure noise in place of a state that is mostly image would give a bad picture and no error."""
+    if float(first.noise_level) < 1:
+        raise ValueError(
+            f"a run from pure noise cannot start at t = {float(first.t):.3g}, where x_t is more image than noise: "
+            "pass the state there as initial=, or a grid that starts near t = 1"
+        )
 
 
 def _warn_of_noisy_end(last: Scales) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from dinit.diffusion import Scales
+from dinit.diffusion import Denoiser, Scales
 from dinit.samplers.base import SAMPLERS, Denoise, Sampler, StepNoise
 
 
@@ -29,6 +29,13 @@ class Heun(Sampler):
 
     order = 2
     nfe_per_step = 2
+
+    def check(self, denoiser: Denoiser, grid: list[Scales]) -> None:
+        if not bool(grid[-1].d_sigma.isfinite()):
+            raise ValueError(
+                f"Heun asks for the velocity at the last time, t = {float(grid[-1].t):g}, where it is infinite on "
+                f"{denoiser.process}: end with 'posterior-mean', or at a later time"
+            )
 
     def step(
         self, denoise: Denoise, x_t: Tensor, t: Scales, s: Scales, state: Any, noise: StepNoise
