@@ -15,6 +15,7 @@ PACKAGE = Path(dinit.__file__).parent
 FLOORS = {
     "registry": 0,
     "compat": 0,
+    "files": 0,
     "diffusion": 1,
     "models": 2,
     "samplers": 2,

@@ -36,9 +36,7 @@ def map_keys(state: Mapping[str, Tensor], rules: KeyMap) -> dict[str, Tensor]:
             unknown.append(key)
         elif isinstance(target, str):
             if target in mapped:
-                raise ValueError(
-                    f"the key map sends {key!r} and another key to {target!r}; correct its rules"
-                )
+                raise ValueError(f"the key map sends {key!r} and another key to {target!r}; correct its rules")
             mapped[target] = tensor
     if unknown:
         raise ValueError(

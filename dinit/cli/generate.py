@@ -44,9 +44,7 @@ Labels = Annotated[
 NumImages = Annotated[
     int | None, typer.Option(help="Images without a class, in place of --classes.", rich_help_panel=_WHAT)
 ]
-Out = Annotated[
-    Path | None, typer.Option(help="Contact sheet, .png [default: samples.png, unless --out-dir].")
-]
+Out = Annotated[Path | None, typer.Option(help="Contact sheet, .png [default: samples.png, unless --out-dir].")]
 OutDir = Annotated[Path | None, typer.Option(help="A folder of single PNGs with manifest.json.")]
 TrajectoryOut = Annotated[
     Path | None, typer.Option("--trajectory", help="Animation of x0 over the steps, .gif or .webp.")

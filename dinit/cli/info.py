@@ -13,9 +13,7 @@ from rich.table import Table
 
 from dinit.cli.console import console
 
-What = Annotated[
-    str, typer.Argument(help="A pipeline's name, folder or hub id; or a picture.", show_default=False)
-]
+What = Annotated[str, typer.Argument(help="A pipeline's name, folder or hub id; or a picture.", show_default=False)]
 MODEL_CARD = "README.md"
 
 

@@ -35,9 +35,7 @@ BatchSize = Annotated[
     int | None, typer.Option(help="Images at once; they do not depend on it.", rich_help_panel=_CALL)
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.", rich_help_panel=_CALL)]
-Dtype = Annotated[
-    str, typer.Option(help="float32, bfloat16 or float16, of the network.", rich_help_panel=_CALL)
-]
+Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16, of the network.", rich_help_panel=_CALL)]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that are there already.")]
 
 DTYPES = ("float32", "bfloat16", "float16")

@@ -10,9 +10,7 @@ import typer
 from dinit.cli.console import console
 from dinit.cli.options import load, quiet
 
-Picture = Annotated[
-    Path, typer.Argument(help="A PNG, or a folder of PNGs, that dinit wrote.", show_default=False)
-]
+Picture = Annotated[Path, typer.Argument(help="A PNG, or a folder of PNGs, that dinit wrote.", show_default=False)]
 PipelineOption = Annotated[
     str | None, typer.Option("--pipeline", help="Where the pipeline is, if not where the manifest says.")
 ]

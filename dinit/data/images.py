@@ -37,9 +37,7 @@ def read_image(path: Path, size: int, channels: int) -> NDArray[np.uint8]:
 def to_8_bit(image: Image.Image) -> Image.Image:
     """The same picture with 8 bits a channel and no transparency. ValueError for float pixels."""
     if image.mode == "F":
-        raise ValueError(
-            "32-bit float pixels have no agreed range; save the image with 8 or 16 bits a channel"
-        )
+        raise ValueError("32-bit float pixels have no agreed range; save the image with 8 or 16 bits a channel")
     if image.mode.startswith("I"):  # "I;16" and its byte orders; "I" is how Pillow opens a 16-bit PGM
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:

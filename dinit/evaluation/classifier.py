@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from dinit.data.digits import Digits
 from dinit.data.order import sample_indices
-from dinit.evaluation.files import write_atomically
+from dinit.files import write_atomically
 
 SHIPPED = Path(__file__).parents[1] / "pretrained" / "digits-classifier"
 _WEIGHTS, _CONFIG = "model.safetensors", "config.json"
@@ -98,15 +98,11 @@ def classify(images: Tensor, model: DigitsClassifier | None = None) -> tuple[Ten
     model: the shipped one by default. ValueError for another shape, or integer images.
     """
     if not images.is_floating_point():
-        raise ValueError(
-            f"classify reads float images in [-1, 1], got {images.dtype}; see dinit.data.from_uint8"
-        )
+        raise ValueError(f"classify reads float images in [-1, 1], got {images.dtype}; see dinit.data.from_uint8")
     model = model or load_classifier()
     device = next(model.parameters()).device
     pieces = images.to(device, torch.float32).split(1024)
-    probs = (
-        torch.cat([model(piece).softmax(dim=1) for piece in pieces]) if len(images) else torch.empty(0, 10)
-    )
+    probs = torch.cat([model(piece).softmax(dim=1) for piece in pieces]) if len(images) else torch.empty(0, 10)
     return probs.argmax(dim=1).to(images.device), probs.to(images.device)
 
 
@@ -123,9 +119,7 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
     rows = torch.stack([cos, -sin, uniform(shift), sin, cos, uniform(shift)], dim=1)
     grid = F.affine_grid(rows.view(batch, 2, 3), list(images.shape), align_corners=False)
     moved = F.grid_sample(images + 1, grid, align_corners=False) - 1  # outside the image is black, -1
-    noise = (
-        torch.randn(images.shape, generator=generator) * 0.1 * torch.rand(batch, 1, 1, 1, generator=generator)
-    )
+    noise = torch.randn(images.shape, generator=generator) * 0.1 * torch.rand(batch, 1, 1, 1, generator=generator)
     return (moved + noise).clamp(-1, 1)
 
 
@@ -168,9 +162,7 @@ def accuracy(model: DigitsClassifier, split: str = "test") -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train the digits classifier that evaluation uses.")
-    parser.add_argument(
-        "--out", type=Path, required=True, help="folder for model.safetensors and config.json"
-    )
+    parser.add_argument("--out", type=Path, required=True, help="folder for model.safetensors and config.json")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=60)
     options = parser.parse_args()

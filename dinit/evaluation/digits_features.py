@@ -28,9 +28,7 @@ class FidelityDigits(FeatureExtractorBase):
     In float64: the squared differences of FID and KID lose digits in float32.
     """
 
-    def __init__(
-        self, name: str, features_list: list[str], feature_extractor_weights_path: str, **_: Any
-    ) -> None:
+    def __init__(self, name: str, features_list: list[str], feature_extractor_weights_path: str, **_: Any) -> None:
         super().__init__(name, features_list)
         self.classifier = DigitsClassifier.from_pretrained(feature_extractor_weights_path).double()
 

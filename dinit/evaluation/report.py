@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.table import Table
 
-from dinit.evaluation.files import write_atomically
+from dinit.files import write_atomically
 
 REAL = "real (train split)"
 

@@ -45,9 +45,7 @@ class MixtureDenoiser(Denoiser):
         if component_class is None:
             component_class = torch.zeros(components, dtype=torch.int64)
         if weights.shape != (components,) or component_class.shape != (components,):
-            raise ValueError(
-                f"weights and component_class need one entry for each of {components} components"
-            )
+            raise ValueError(f"weights and component_class need one entry for each of {components} components")
         self.process, self.t_min, self.t_max = process, process.t_min, t_max
         self.means, self.variances = means.double(), variances.double()
         self.weights = weights / weights.sum()

@@ -166,7 +166,5 @@ class DiCo(Backbone):
         x = self.merge_2(torch.cat([self.up_2(x), skip_2], dim=1))
         x = run_blocks(self, self.decoder_2, x, c2)
         x = self.merge_1(torch.cat([self.up_1(x), skip_1], dim=1))
-        x = run_blocks(
-            self, self.decoder_1, x, c2
-        )  # twice hidden_size wide, so it shares level 2's condition
+        x = run_blocks(self, self.decoder_1, x, c2)  # twice hidden_size wide, so it shares level 2's condition
         return self.head(x, c2)

@@ -80,11 +80,7 @@ class DiT(Backbone):
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "tiny": _TINY,
-        **{
-            f"{n}/{p}": {**_IMAGENET, **size, "patch_size": p}
-            for n, size in _SIZES.items()
-            for p in (2, 4, 8)
-        },
+        **{f"{n}/{p}": {**_IMAGENET, **size, "patch_size": p} for n, size in _SIZES.items() for p in (2, 4, 8)},
     }
 
     @register_to_config
@@ -126,9 +122,7 @@ class DiT(Backbone):
         self.register_buffer("positions", sincos_positions(hidden_size, side, side), persistent=False)
         self.time_embedding = TimeEmbedding(hidden_size)
         self.label_embedding = LabelEmbedding(num_classes, hidden_size)
-        self.blocks = nn.ModuleList(
-            DiTBlock(hidden_size, num_heads, mlp_ratio, dropout) for _ in range(depth)
-        )
+        self.blocks = nn.ModuleList(DiTBlock(hidden_size, num_heads, mlp_ratio, dropout) for _ in range(depth))
         self.head = DiTHead(hidden_size, patch_size * patch_size * self.out_channels)
 
     def embed(self, labels: Tensor) -> Tensor:

@@ -97,9 +97,7 @@ class Upsample(nn.Module):
 class UNetBlock(nn.Module):
     """A ResBlock, then attention and a doubling of the resolution where asked for."""
 
-    def __init__(
-        self, res: ResBlock, attention: SpatialAttention | None, upsample: Upsample | None = None
-    ) -> None:
+    def __init__(self, res: ResBlock, attention: SpatialAttention | None, upsample: Upsample | None = None) -> None:
         super().__init__()
         self.res = res
         self.attention = attention if attention is not None else nn.Identity()
@@ -241,9 +239,7 @@ def _check_levels(sides: list[int], widths: list[int], attention: Sequence[int],
         raise ValueError(f"UNet: channels * channel_mult must be one or more positive widths, got {widths}")
     unknown = sorted(set(attention) - set(sides))
     if unknown:
-        raise ValueError(
-            f"UNet: attention_resolutions must be among the levels' sides {sides}, got {unknown}"
-        )
+        raise ValueError(f"UNet: attention_resolutions must be among the levels' sides {sides}, got {unknown}")
     for side, width in zip(sides, widths, strict=True):
         if side in attention:
             check_divides("UNet", "num_heads", num_heads, "the width of every level with attention", width)

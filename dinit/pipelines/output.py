@@ -13,7 +13,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from dinit.evaluation.files import write_atomically
+from dinit.files import write_atomically
 from dinit.pipelines.call import Call
 from dinit.pipelines.generate import Generated, Pipeline
 from dinit.pipelines.manifest import FILE, KEY, Manifest, describe

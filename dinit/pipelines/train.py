@@ -33,7 +33,7 @@ from dinit.training.checkpoint import (
     save_checkpoint,
 )
 from dinit.training.ema import EMA
-from dinit.training.files import remove_leftovers, whole_folder
+from dinit.files import remove_leftovers, whole_folder
 from dinit.training.loss_log import LossLog
 from dinit.training.objective import TrainingNetwork
 from dinit.training.optimizer import learning_rate, make_optimizer

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dinit.training.files import remove_folder, whole_folder
+from dinit.files import remove_folder, whole_folder
 
 _TENSORS = ("model", "ema", "optimizer", "random")
 

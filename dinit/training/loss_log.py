@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from dinit.training.files import write_whole
+from dinit.files import write_atomically
 
 
 class LossLog:
@@ -15,7 +15,7 @@ class LossLog:
 
     def __init__(self, path: Path, step: int) -> None:
         kept = [(s, loss) for s, loss in read_losses(path) if s <= step] if path.exists() else []
-        write_whole(path, "".join(_line(s, loss) for s, loss in kept))
+        write_atomically(path, "".join(_line(s, loss) for s, loss in kept))
         self._stream = open(path, "a", encoding="utf-8")  # noqa: SIM115  (closed by `close`)
         self.recent = [loss for _, loss in kept][-100:]
 

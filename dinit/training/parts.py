@@ -28,9 +28,7 @@ def make_objective(recipe: Recipe) -> Objective:
 def make_data(recipe: Recipe, quick: bool = False) -> ImageData:
     """The data set. quick: without the look at every file that data sets with a `check` option take."""
     extra = (
-        {"check": False}
-        if quick and "check" in inspect.signature(DATASETS[recipe.data.name]).parameters
-        else {}
+        {"check": False} if quick and "check" in inspect.signature(DATASETS[recipe.data.name]).parameters else {}
     )
     return DATASETS.create({**recipe.data.spec(), **extra})
 

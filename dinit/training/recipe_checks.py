@@ -174,9 +174,7 @@ def _check_tracker(checks: _Checks, recipe: Recipe) -> None:
     known = sorted(kind.value for kind in LoggerType if kind is not LoggerType.ALL)
     if recipe.tracker is not None and recipe.tracker not in known:
         tail = suggest(recipe.tracker, known)
-        checks.mistakes.append(
-            Mistake(("tracker",), f"unknown tracker {recipe.tracker!r}{tail}; null is none")
-        )
+        checks.mistakes.append(Mistake(("tracker",), f"unknown tracker {recipe.tracker!r}{tail}; null is none"))
     elif recipe.tracker is not None and recipe.tracker not in map(str, get_available_trackers()):
         message = f"{recipe.tracker} is not installed here; install it, or set tracker: null"
         checks.mistakes.append(Mistake(("tracker",), message))

@@ -59,9 +59,7 @@ def read_yaml(text: str, overrides: Sequence[str] = ()) -> Source:
     try:
         node = loader.get_single_node()
         if node is None or not isinstance(node, yaml.MappingNode):
-            source.mistakes.append(
-                Mistake((), "a recipe is a mapping of 'key: value' lines, and this is not one")
-            )
+            source.mistakes.append(Mistake((), "a recipe is a mapping of 'key: value' lines, and this is not one"))
         else:
             source.data = _plain(loader, node, (), source)
     except yaml.YAMLError as error:

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from dinit.training.files import is_leftover, write_whole
+from dinit.files import is_leftover, write_atomically
 from dinit.training.recipe import Recipe
 
 # Settings that change neither weights nor losses, so a run may be resumed with others.
@@ -45,7 +45,7 @@ def check_run_folder(out: Path, recipe: Recipe, resume: bool) -> None:
 
 def write_recipe(out: Path, recipe: Recipe) -> None:
     """Writes recipe.yaml, every default spelt out."""
-    write_whole(out / "recipe.yaml", yaml.safe_dump(recipe.to_dict(), sort_keys=False, allow_unicode=True))
+    write_atomically(out / "recipe.yaml", yaml.safe_dump(recipe.to_dict(), sort_keys=False, allow_unicode=True))
 
 
 def read_recipe(out: Path) -> Recipe:

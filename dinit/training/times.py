@@ -34,9 +34,7 @@ class TimeSampler(ABC):
         """(count,) float64 in [0, 1): independent."""
         return torch.rand(count, generator=generator, dtype=torch.float64)
 
-    def times(
-        self, count: int, process: Process, t_min: float, t_max: float, generator: torch.Generator
-    ) -> Tensor:
+    def times(self, count: int, process: Process, t_min: float, t_max: float, generator: torch.Generator) -> Tensor:
         """(count,) float64 on the CPU, within [t_min, t_max]."""
         u = self.uniforms(count, generator)
         return self.quantile(u, process, t_min, t_max).clamp(t_min, t_max)
@@ -97,9 +95,7 @@ class Stratified(TimeSampler):
 
     def __post_init__(self) -> None:
         if isinstance(TIME_SAMPLERS.create(self.of), Stratified):
-            raise ValueError(
-                "stratified times of stratified times are the same thing once; name another in 'of'"
-            )
+            raise ValueError("stratified times of stratified times are the same thing once; name another in 'of'")
 
     def uniforms(self, count: int, generator: torch.Generator) -> Tensor:
         """(count,) float64: uniform within bin i / count .. (i + 1) / count, the bins in random order."""

@@ -24,9 +24,7 @@ def test_keys_are_renamed_and_tables_dropped() -> None:
 
 
 def test_unknown_key_is_refused() -> None:
-    with pytest.raises(
-        ValueError, match=r"1 of 4 keys have no place in this model, first 'old.0.weight.extra'"
-    ):
+    with pytest.raises(ValueError, match=r"1 of 4 keys have no place in this model, first 'old.0.weight.extra'"):
         map_keys({**state(), "old.0.weight.extra": torch.zeros(1)}, RULES)
 
 

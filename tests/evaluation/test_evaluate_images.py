@@ -154,9 +154,7 @@ class Runs:
         return (print, ("code in the file has run",))
 
 
-def test_inception_weights_with_code_in_them_are_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_inception_weights_with_code_in_them_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     torch.save({"weight": torch.zeros(1), "more": Runs()}, tmp_path / "evil.pth")
     (tmp_path / "text.pth").write_text("hello")
     for name in ("evil.pth", "text.pth"):

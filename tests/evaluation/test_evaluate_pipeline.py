@@ -93,9 +93,7 @@ def test_an_unconditional_pipeline_is_asked_for_no_classes() -> None:
 
 def test_a_real_pipeline_is_evaluated_from_its_folder(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    backbone = DiT(
-        image_size=8, patch_size=4, in_channels=1, hidden_size=16, depth=1, num_heads=2, num_classes=10
-    )
+    backbone = DiT(image_size=8, patch_size=4, in_channels=1, hidden_size=16, depth=1, num_heads=2, num_classes=10)
     process, parameterization = PROCESSES.create("flow"), PARAMETERIZATIONS.create("velocity")
     Pipeline(backbone, process, parameterization).save_pretrained(tmp_path / "pipe")
     # zero output: the flow's velocity is 0 everywhere, so the image is the noise

@@ -47,9 +47,7 @@ class PixelExtractor(Extractor):
         return images
 
 
-def score(
-    samples: Tensor, reference: Tensor, *metrics: str, settings: Settings = SETTINGS
-) -> dict[str, float]:
+def score(samples: Tensor, reference: Tensor, *metrics: str, settings: Settings = SETTINGS) -> dict[str, float]:
     return measure(samples, reference, PixelExtractor(), settings, metrics, cuda=False)
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from dinit.evaluation.files import write_atomically
 from dinit.evaluation.report import REAL, Protocol, Report, Row, compare
+from dinit.files import write_atomically
 
 PROTOCOL = Protocol(
     dataset="digits",

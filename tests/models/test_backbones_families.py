@@ -91,9 +91,7 @@ def test_dit_block_is_its_formula() -> None:
     """Written out with softmax and tanh; small inputs, so that the norms' epsilon counts."""
     block = randomized(DiTBlock(8, 2, 2.0, 0.0))
     x, c = 1e-3 * torch.randn(3, 5, 8, dtype=torch.float64), torch.randn(3, 8, dtype=torch.float64)
-    shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = block.modulation.linear(silu(c))[:, None].split(
-        8, -1
-    )
+    shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = block.modulation.linear(silu(c))[:, None].split(8, -1)
     h = block.attention.qkv(normed(x, -1) * (1 + scale_a) + shift_a)
     heads = []
     for head in (slice(0, 4), slice(4, 8)):

@@ -99,9 +99,7 @@ def test_position_table_is_the_published_one(golden: Path) -> None:
     metadata, tensors = read(golden)
     if "state.pos_embed" not in tensors:
         pytest.skip("this family has no position table")
-    torch.testing.assert_close(
-        build(metadata, tensors).positions, tensors["state.pos_embed"][0], rtol=0, atol=0
-    )
+    torch.testing.assert_close(build(metadata, tensors).positions, tensors["state.pos_embed"][0], rtol=0, atol=0)
 
 
 def test_weights_of_another_family_are_refused(golden: Path) -> None:

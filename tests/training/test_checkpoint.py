@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from dinit.training import checkpoint as checkpoints
-from dinit.training import files
+from dinit import files
 from dinit.training.checkpoint import (
     Checkpoint,
     list_checkpoints,
@@ -24,9 +24,7 @@ from dinit.training.checkpoint import (
 
 def make(step: int) -> Checkpoint:
     tensors = {"w": torch.full((3,), float(step))}
-    return Checkpoint(
-        step, tensors, tensors, {"0.step": torch.tensor(float(step))}, tensors, {"seconds": 1.5}
-    )
+    return Checkpoint(step, tensors, tensors, {"0.step": torch.tensor(float(step))}, tensors, {"seconds": 1.5})
 
 
 def names(folder: Path) -> list[str]:

@@ -25,6 +25,8 @@ def whole_folder(target: Path) -> Iterator[Path]:
         yield temporary
         temporary.chmod(0o777 & ~_umask())  # mkdtemp makes it private to its owner
         for path in sorted(temporary.rglob("*")):
+            if path.is_file():
+                path.chmod(0o666 & ~_umask())  # safetensors' writer makes them private too
             _sync(path)
         _sync(temporary)
         if target.exists():
@@ -36,15 +38,15 @@ def whole_folder(target: Path) -> Iterator[Path]:
         raise
 
 
-def write_whole(target: Path, text: str) -> None:
-    """Writes a text file atomically, replacing an existing one."""
+def write_atomically(target: Path, content: bytes | str) -> None:
+    """Writes a file, text as UTF-8, replacing an existing one. OSError as the disk says it."""
     handle, temporary = tempfile.mkstemp(prefix=_PREFIX, suffix=_SUFFIX, dir=target.parent)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(content.encode() if isinstance(content, str) else content)
             stream.flush()
             os.fsync(stream.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes it private to its owner
         os.replace(temporary, target)
         _sync(target.parent)
     except BaseException:
