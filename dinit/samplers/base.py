@@ -199,8 +199,8 @@ def plan(
     levels = denoiser.process.scales(times).unbind()
     if end == "posterior-mean" and len(levels) > 1 and float(levels[-1].sigma) == 0:
         levels = levels[:-1]
-    if end == "posterior-mean" and len(levels) >= 5:
-        _warn_of_noisy_end(levels[-1])
+    if end == "posterior-mean":
+        _warn_of_noisy_end(levels)
     return levels
 
 
@@ -213,13 +213,16 @@ def _check_noisy_start(first: Scales) -> None:
         )
 
 
-def _warn_of_noisy_end(last: Scales) -> None:
-    """The posterior mean at a high noise level is near the mean of all images: a flat picture and no error."""
-    if float(last.noise_level) > 1:
+def _warn_of_noisy_end(levels: list[Scales]) -> None:
+    """Warns where no time, or one of ten and more, has less noise than signal: a flat picture, and no error."""
+    if len(levels) < 5:
+        return
+    late = levels[-1] if len(levels) < 10 else levels[-2]
+    if float(late.noise_level) > 1:
         warnings.warn(
-            f"the last time, {float(last.t):.3g}, still has {float(last.noise_level):.3g} times as much noise as "
-            "signal: images will be flat. Take more steps, or a grid that spreads them over the noise levels, "
-            'such as grid="karras"',
+            f"near the end of {len(levels)} times, at t = {float(late.t):.3g}, there is still "
+            f"{float(late.noise_level):.3g} times as much noise as signal: images will be flat. Take more steps, or "
+            'a grid that spreads them over the noise levels, such as grid="karras"',
             UserWarning,
             stacklevel=4,
         )

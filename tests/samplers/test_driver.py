@@ -214,13 +214,15 @@ def test_a_run_that_ends_noisy_warns() -> None:
         Euler().sample(mixture(EDM()), noise(), 30, grid="uniform")
     with pytest.warns(UserWarning, match="flat"):
         DDIM().sample(mixture(VP()), noise(), grid=torch.tensor([1.0, 0.9, 0.8, 0.7, 0.6]))
+    with pytest.warns(UserWarning, match=r"near the end of 64 times, at t = 0\.017"):
+        Euler().sample(mixture(EDM()), noise(), 64, grid="respaced")
 
 
 @pytest.mark.parametrize("process", PROCESSES.names())
 def test_default_pairings_do_not_warn(process: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for steps in (1, 2, 5, 6, 10, 50):
+        for steps in (1, 2, 5, 6, 10, 12, 50):
             DDIM().sample(mixture(PROCESSES.create(process)), noise(1), steps)
         walk = torch.tensor([1.0, 0.95, 0.9, 0.85, 0.8], dtype=F64)
         DDIM().sample(mixture(PROCESSES.create(process)), noise(1), grid=walk, end="state")

@@ -18,7 +18,7 @@ from dinit.samplers.ddpm import DDPM
 from dinit.samplers.dpmpp import DPMpp2M
 from dinit.samplers.euler import Euler, Heun
 from dinit.samplers.flow import FlowEuler
-from dinit.samplers.predictor_corrector import PredictorCorrector
+from dinit.samplers.predictor_corrector import PredictorCorrector, langevin_step_size
 from dinit.samplers.sde import EulerMaruyama
 
 DETERMINISTIC = [DDIM(), Euler(), Heun(), DPMpp2M(), DPMpp2M("heun"), DPMpp2M(levels=1), FlowEuler()]
@@ -31,6 +31,7 @@ STOCHASTIC = [
     PredictorCorrector("ancestral", snr=0.1),
     PredictorCorrector("euler-maruyama", "none"),
 ]
+RD = PredictorCorrector("reverse-diffusion", "none")
 F64 = torch.float64
 
 
@@ -123,7 +124,54 @@ def test_zero_terminal_snr_costs_no_accuracy() -> None:
     assert (walk(DPMpp2M(), exact, x, times) - exact.flow(x, 1.0, 0.1)).abs().max() < 5e-5
 
 
+def test_2m_ends_on_clean_data_by_its_first_order_limit() -> None:
+    exact, x = mixture(LinearFlow()), randn(4, 1, 1, 2)
+    times = torch.linspace(1.0, 0.0, 9, dtype=F64)
+    assert torch.allclose(
+        DPMpp2M().sample(exact, x, grid=times, end="state"), DPMpp2M().sample(exact, x, 8), rtol=0, atol=1e-12
+    )
+
+
 # --- distribution ------------------------------------------------------------------------------------------------
+
+
+class Impulses:
+    """Zero for the first two images of the batch; the j-th draw is 1 for image 2 + j alone."""
+
+    def normal(self, stream: str, number: int, like: Tensor) -> Tensor:
+        return (torch.arange(len(like)) == 2 + number).to(like).reshape(-1, 1, 1, 1)
+
+
+def moments(sampler: Sampler, exact: GaussianDenoiser, times: Tensor, start: Scales) -> tuple[float, float]:
+    """Mean and variance of the end of a run from x ~ the exact marginal at `start`, without any sampling error.
+
+    For Gaussian data a run is affine in its start and draws, so runs of one impulse each tell it all.
+    """
+    x = torch.zeros(2 + (len(times) - 1) * sampler.draws_per_step, 1, 1, 1, dtype=F64)
+    x[1] = 1
+    end = sampler.sample(exact, x, grid=times, initial=x, draws=Impulses(), end="state").flatten()
+    gain = end[1:] - end[0]
+    mean, variance = float(exact.means), float(exact.variances)
+    spread = start.alpha**2 * variance + start.sigma**2
+    return float(end[0] + gain[0] * start.alpha * mean), float(gain[0] ** 2 * spread + (gain[1:] ** 2).sum())
+
+
+@pytest.mark.parametrize("process", PROCESSES.names())
+@pytest.mark.parametrize(
+    "sampler", [s for s in STOCHASTIC if getattr(s, "corrector", "none") == "none"] + [RD], ids=repr
+)
+def test_weak_order_on_gaussian_data(sampler: Sampler, process: str) -> None:
+    """Mean and variance of the samples approach the exact ones as 1 / steps."""
+    exact = GaussianDenoiser(PROCESSES.create(process), 0.3, 0.5, (1, 1, 1))
+    errors = {}
+    for n in (64, 96, 128, 192):
+        times = span(exact.process, n)
+        start, stop = (exact.process.scales(t) for t in (times[0], times[-1]))
+        mean, variance = moments(sampler, exact, times, start)
+        right = float(stop.alpha**2 * 0.25 + stop.sigma**2)
+        errors[n] = max(abs(mean - 0.3 * float(stop.alpha)) / right**0.5, abs(variance / right - 1))
+    assert abs(slope(errors) - 1) < 0.25, errors
+    assert errors[192] < 0.1
 
 
 @pytest.mark.parametrize("process", [VP(), LinearFlow()], ids=str)
@@ -169,10 +217,10 @@ def test_learned_variance_is_used() -> None:
     model.fraction = 0.5
     middle = DDPM("learned-range").sample(model, x, 10)
     assert (middle - DDPM().sample(model, x, 10)).abs().max() > 1e-3
-    for end in (0.0, 0.5):  # a step onto clean data is finite and has no noise
-        model.fraction = end
-        found = DDPM("learned-range").sample(model, x, grid=torch.tensor([0.5, 0.0]), initial=x, end="state")
-        assert torch.allclose(found, model(x, 0.5, model.condition(None, 3)).x0, atol=1e-12)
+    for model.fraction in (0.0, 0.5, 1.0):  # a step onto clean data is finite and has no noise
+        for variance in ("learned-range", "fixed-large"):
+            found = DDPM(variance).sample(model, x, grid=torch.tensor([0.5, 0.0]), initial=x, end="state")
+            assert torch.allclose(found, model(x, 0.5, model.condition(None, 3)).x0, atol=1e-12)
 
 
 # --- Langevin ----------------------------------------------------------------------------------------------------
@@ -198,6 +246,27 @@ def test_corrector_leaves_the_exact_marginal_as_it_is(process: Process) -> None:
 def walk_scales(sampler: Sampler, model: MixtureDenoiser, x: Tensor, t: Scales, s: Scales) -> Tensor:
     grid = torch.stack([t.t, s.t])
     return sampler.sample(model, x, grid=grid, initial=x, end="state", draws=Draws(5))
+
+
+@pytest.mark.parametrize("process", [VP(), LinearFlow(), VE()], ids=str)
+def test_one_langevin_move_on_gaussian_data(process: Process) -> None:
+    """By hand: x + e score + sqrt(2 e) z turns the variance V into (1 - e / V)² V + 2 e, and keeps the mean."""
+    exact = GaussianDenoiser(process, 0.3, 0.5, (1, 1, 1))
+    times = torch.tensor([0.6, 0.4], dtype=F64)
+    s = process.scales(times[1])
+    mean, variance = moments(PredictorCorrector("none", "annealed", snr=0.2), exact, times, s)
+    v, size = s.alpha**2 * 0.25 + s.sigma**2, 2 * (0.2 * s.sigma) ** 2
+    assert math.isclose(mean, 0.3 * float(s.alpha), rel_tol=1e-10)
+    assert math.isclose(variance, float((1 - size / v) ** 2 * v + 2 * size), rel_tol=1e-10)
+
+
+def test_langevin_step_size_by_hand() -> None:
+    x, z, k = randn(2, 1, 4, 4), randn(2, 1, 4, 4, seed=1), VP().scales(0.5)
+    d = Denoised(x, torch.zeros_like(x), k)  # eps = x / sigma
+    norm = lambda v: (v**2).sum((1, 2, 3), keepdim=True).sqrt()  # noqa: E731
+    by_hand = 2 * (0.16 * norm(z) / (norm(x) / k.sigma**2)) ** 2
+    assert torch.allclose(langevin_step_size(d, z, k, 0.16, "langevin"), by_hand, rtol=1e-12)
+    assert torch.allclose(langevin_step_size(d, z, k, 0.16, "annealed"), 2 * (0.16 * k.sigma) ** 2)
 
 
 def test_langevin_with_norms_fits_each_sample_alone() -> None:
