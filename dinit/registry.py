@@ -16,7 +16,7 @@ def suggest(name: str, known: list[str]) -> str:
     """The tail of an 'unknown name' message: the nearest known name, if any is near, and all of them."""
     by_lower = {one.lower(): one for one in known}
     near = difflib.get_close_matches(name.lower(), list(by_lower), n=1, cutoff=0.5)
-    hint = f"; did you mean {by_lower[near[0]]!r}?" if near else ";"
+    hint = f"; did you mean {by_lower[near[0]]!r}?" if near else ""
     return f"{hint} (known: {', '.join(known)})"
 
 

@@ -30,7 +30,7 @@ def read_image(path: Path, size: int, channels: int) -> NDArray[np.uint8]:
         file.load()
         upright = ImageOps.exif_transpose(file)
     flat = to_8_bit(upright).convert("RGB" if channels == 3 else "L")
-    pixels = np.asarray(square(flat, size))
+    pixels = np.array(square(flat, size))  # a copy: Pillow shares memory that torch may not write
     return np.ascontiguousarray(pixels.transpose(2, 0, 1) if channels == 3 else pixels[None])
 
 

@@ -69,7 +69,7 @@ def pickle_instead(folder: Path) -> None:
         (lambda f: edit_index(f, process=None), "has no 'process'"),
         (
             lambda f: edit_index(f, backbone=["os", "DiTT"]),
-            "unknown backbone class 'DiTT'; (known: DiCo, DiT,",
+            "unknown backbone class 'DiTT'; did you mean 'DiT'",
         ),
         (lambda f: (f / "backbone/config.json").unlink(), "config.json is missing"),
         (lambda f: (f / WEIGHTS).unlink(), "diffusion_pytorch_model.safetensors is missing"),
