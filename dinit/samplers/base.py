@@ -221,8 +221,8 @@ def _warn_of_noisy_end(levels: list[Scales]) -> None:
     if float(late.noise_level) > 1:
         warnings.warn(
             f"near the end of {len(levels)} times, at t = {float(late.t):.3g}, there is still "
-            f"{float(late.noise_level):.3g} times as much noise as signal: images will be flat. Take more steps, or "
-            'a grid that spreads them over the noise levels, such as grid="karras"',
+            f"{float(late.noise_level):.3g} times as much noise as signal: images will be flat. Take more steps, "
+            'or a grid that spreads them over the noise levels, such as grid="karras"',
             UserWarning,
             stacklevel=4,
         )
