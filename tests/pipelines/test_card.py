@@ -1,0 +1,44 @@
+"""A model card says what its run and its reports say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dinit.pipelines.card import ship
+from dinit.pipelines.train import train
+from dinit.training import parse_recipe
+
+RECIPE = """
+name: tiny
+data: {name: digits, split: train}
+backbone: {name: dit, patch_size: 4, hidden_size: 16, depth: 1, num_heads: 2}
+training: {steps: 3, batch_size: 4}
+tracker: null
+sampling: {sampler: ddim, steps: 2, guidance: {name: cfg, scale: 2.5}}
+"""
+
+
+def test_card_of_a_run(tmp_path: Path) -> None:
+    result = train(parse_recipe(RECIPE), tmp_path / "run", progress=False)
+    text = ship(result.pipeline, tmp_path / "tiny", num_samples=40)
+    facts = json.loads((tmp_path / "tiny" / "training.json").read_text())
+    assert text == (tmp_path / "tiny" / "README.md").read_text()
+    assert "# tiny" in text
+    assert f"{facts['parameters']:,} parameters" in text
+    assert "3 steps, 12 images" in text
+    assert "ddim, 2 steps, 2 NFE; guidance cfg 2.5" in text
+    ways = [line for line in text.splitlines() if line.startswith(("| its own", "| no guidance", "| real"))]
+    assert len(ways) == 3
+    assert float(ways[0].split("|")[3]) > 10 * float(ways[2].split("|")[3])  # FID: three steps teach nothing
+    assert (tmp_path / "tiny" / "recipe.yaml").is_file()
+
+
+def test_refusals(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"has no training\.json"):
+        ship(tmp_path, tmp_path / "out")
+    (tmp_path / "training.json").write_text("{}")
+    with pytest.raises(ValueError, match="is there already"):
+        ship(tmp_path, tmp_path)
