@@ -32,7 +32,7 @@ def test_card_of_a_run(tmp_path: Path) -> None:
     assert "ddim, 2 steps, 2 NFE; guidance cfg 2.5" in text
     ways = [line for line in text.splitlines() if line.startswith(("| its own", "| no guidance", "| real"))]
     assert len(ways) == 3
-    assert float(ways[0].split("|")[3]) > 10 * float(ways[2].split("|")[3])  # FID: three steps teach nothing
+    assert float(ways[0].split("|")[3]) > 5 * float(ways[2].split("|")[3])  # FID: three steps teach nothing
     assert (tmp_path / "tiny" / "recipe.yaml").is_file()
 
 
