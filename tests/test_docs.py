@@ -17,7 +17,6 @@ def python_blocks(text: str) -> list[tuple[int, str]]:
     return [(text.count("\n", 0, m.start(1)) + 1, m[1]) for m in _FENCE.finditer(text)]
 
 
-@pytest.mark.slow
 def test_readme_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a folder of its own, with the repository's examples in reach: what the blocks write stays there."""
     readme = ROOT / "README.md"
