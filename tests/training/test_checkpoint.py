@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from dinit.training import checkpoint as checkpoints
 from dinit import files
+from dinit.training import checkpoint as checkpoints
 from dinit.training.checkpoint import (
     Checkpoint,
     list_checkpoints,
