@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -32,5 +33,7 @@ def train(recipe: Recipe, overrides: Overrides = None, out: Out = None, no_resum
     except TrainingDiverged as error:
         show_error(str(error))
         raise typer.Exit(1) from error
+    if os.environ.get("RANK", "0") != "0":
+        return  # one of several processes speaks
     took = f"{result.steps} steps in {result.seconds:.0f} s, loss {result.final_loss:.4f}"
     console.print(f"{took} → {result.pipeline}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import platform
 import time
 from collections.abc import Iterator
@@ -101,11 +102,19 @@ def _finished(out: Path) -> TrainResult | None:
 
 def _make_accelerator(recipe: Recipe, out: Path) -> Accelerator:
     precision = recipe.training.precision
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
     accelerator = Accelerator(
+        # Processes on CPUs find each other only if told that they are on CPUs; else each would train alone.
+        cpu=launched > 1 and not torch.accelerator.is_available(),
         mixed_precision="no" if precision == "fp32" else precision,
         log_with=recipe.tracker,
         project_config=ProjectConfiguration(project_dir=str(out), logging_dir=str(out / "logs")),
     )
+    if accelerator.num_processes != launched:
+        raise ValueError(
+            f"{launched} processes were launched and Accelerate joined {accelerator.num_processes}, so several runs "
+            "would write to one folder; launch with torchrun or accelerate launch, without settings of its own"
+        )
     if precision == "fp16" and accelerator.device.type == "cpu":
         raise ValueError("precision fp16 needs a GPU, and this run is on the CPU; choose fp32 or bf16")
     return accelerator

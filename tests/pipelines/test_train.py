@@ -260,7 +260,8 @@ def test_two_processes_see_what_one_sees(tmp_path: Path) -> None:
     )
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command = [*launch, str(script), str(recipe), str(tmp_path / "two")]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment.pop("ACCELERATE_USE_CPU", None)  # two CPU processes must find each other without it
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "two" / "pipeline" / "training.json").read_text())["processes"] == 2
