@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -13,6 +14,16 @@ from torch import Tensor
 from dinit.registry import Registry
 
 PROCESSES: Registry[type[Process]] = Registry("process", "dinit.diffusion")
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """One time's scales as Python numbers, for the choices that decide which kernels are launched."""
+
+    t: float
+    alpha: float
+    sigma: float
+    log_snr: float
 
 
 @dataclass(frozen=True)
@@ -38,6 +49,11 @@ class Scales:
     def noise_level(self) -> Tensor:
         """sigma / alpha, in units of the data; inf where alpha is 0."""
         return self.sigma / self.alpha
+
+    @cached_property
+    def numbers(self) -> Numbers:
+        """The scales of a single time, read back once: the driver does it for a whole run before its loop."""
+        return Numbers(*torch.stack([self.t, self.alpha, self.sigma, self.log_snr]).tolist())
 
     def like(self, x: Tensor) -> Scales:
         """The scales in a form that broadcasts against x (B, ...): (B,) becomes (B, 1, ...) in x's dtype."""

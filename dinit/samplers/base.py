@@ -110,7 +110,7 @@ class Sampler(ABC):
     def iterate(
         self,
         denoiser: Denoiser,
-        noise: Tensor | NoiseSource,
+        noise: Tensor,
         steps: int | None = None,
         *,
         labels: Tensor | Sequence[int] | None = None,
@@ -146,7 +146,6 @@ class Sampler(ABC):
     def _run(
         self, denoiser: Denoiser, x: Tensor, levels: list[Scales], cond: Condition, source: Draws, end: End
     ) -> Iterator[Step]:
-        times = torch.stack([k.t for k in levels]).tolist()
         total = len(levels) - 1 + (end == "posterior-mean")
         state, nfe = None, 0
         for i, (t, s) in enumerate(pairwise(levels)):
@@ -154,11 +153,11 @@ class Sampler(ABC):
             x_s, state = self.step(denoise, x, t, s, state, StepNoise(source, i, self.draws_per_step))
             nfe += denoise.calls
             assert denoise.first is not None, "a step evaluates the denoiser at least once"
-            yield Step(i, total, times[i], x, denoise.first.x0, x_s, nfe)
+            yield Step(i, total, t.numbers.t, x, denoise.first.x0, x_s, nfe)
             x = x_s
         if end == "posterior-mean":
             x0 = denoiser(x, levels[-1], replace(cond, step=total - 1)).x0
-            yield Step(total - 1, total, times[-1], x, x0, x0, nfe + 1)
+            yield Step(total - 1, total, levels[-1].numbers.t, x, x0, x0, nfe + 1)
 
     def sample(self, denoiser: Denoiser, noise: Tensor, steps: int | None = None, **options: Any) -> Tensor:
         """The end of the trajectory, (B, C, H, W). Arguments as `iterate`."""
@@ -197,7 +196,8 @@ def plan(
     if end == "state" and len(times) < 2:
         raise ValueError("end = 'state' takes a step between two times at least, got one time")
     levels = denoiser.process.scales(times).unbind()
-    if end == "posterior-mean" and len(levels) > 1 and float(levels[-1].sigma) == 0:
+    numbers = [k.numbers for k in levels]  # the last reading of a schedule back to Python: the loop does none
+    if end == "posterior-mean" and len(levels) > 1 and numbers[-1].sigma == 0:
         levels = levels[:-1]
     if end == "posterior-mean":
         _warn_of_noisy_end(levels)

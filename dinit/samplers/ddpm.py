@@ -59,7 +59,7 @@ class DDPM(Sampler):
         self, denoise: Denoise, x_t: Tensor, t: Scales, s: Scales, state: Any, noise: StepNoise
     ) -> tuple[Tensor, Any]:
         d = denoise(x_t, t)
-        if float(s.sigma) == 0:  # clean data has no variance, whatever formula would be used for it
+        if s.numbers.sigma == 0:  # clean data has no variance, whatever formula would be used for it
             return posterior_mean_of_x_s(d, t, s), None
         mean, std = ancestral_transition(d, t, s, self.variance)
         return mean + std * noise(0, x_t), None

@@ -48,7 +48,7 @@ class DPMpp2M(Sampler):
         gain = s.alpha - t.alpha / t.sigma * s.sigma
         x_s = s.sigma / t.sigma * x_t + gain * x0
         h = s.log_snr / 2 - half_log_snr
-        if self.levels == 2 and state is not None and bool(h.isfinite()):
+        if self.levels == 2 and state is not None and t.numbers.alpha > 0 and s.numbers.sigma > 0:
             x0_before, half_log_snr_before = state
             slope = (x0 - x0_before) / (half_log_snr - half_log_snr_before)  # 0 after alpha = 0
             weight = gain * h / 2 if self.variant == "midpoint" else s.alpha * h - gain

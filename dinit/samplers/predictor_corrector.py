@@ -85,7 +85,7 @@ class PredictorCorrector(Sampler):
         return self.corrector_steps if self.corrector != "none" else 0
 
     def check(self, denoiser: Any, grid: list[Scales]) -> None:
-        if self._moves and len(grid) > 1 and float(grid[-1].sigma) == 0:
+        if self._moves and len(grid) > 1 and grid[-1].numbers.sigma == 0:
             raise ValueError(
                 "a Langevin corrector has no step at sigma = 0, where this run ends: leave the last time out, "
                 "end with 'posterior-mean', or use corrector='none'"

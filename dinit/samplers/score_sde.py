@@ -68,7 +68,7 @@ class ScoreSDE(Sampler):
     def check(self, denoiser: Denoiser, grid: list[Scales]) -> None:
         if denoiser.process != self.process:
             raise ValueError(f"this sampler is for {self.process}, the denoiser's process is {denoiser.process}")
-        if len(grid) != self.num_scales + 1 or float(grid[-1].t) != 0:
+        if len(grid) != self.num_scales + 1 or grid[-1].numbers.t != 0:
             raise ValueError('the published loop has its own times: pass grid=sampler.times() and end="state"')
 
     @cached_property
@@ -83,7 +83,7 @@ class ScoreSDE(Sampler):
         self, denoise: Denoise, x_t: Tensor, t: Scales, s: Scales, state: Any, noise: StepNoise
     ) -> tuple[Tensor, Any]:
         x = x_t
-        level = int(t.t * (self.num_scales - 1))
+        level = int(t.numbers.t * (self.num_scales - 1))
         for j in range(self._moves):
             score, z = denoise(x, t).score, noise(j, x)
             size = self._langevin_size(score, z, t, level)
@@ -91,7 +91,7 @@ class ScoreSDE(Sampler):
         if self.predictor == "none":
             return x, None
         mean, variance = self._predict(denoise(x, t), t, level)
-        if self.denoise and float(s.t) == 0:
+        if self.denoise and s.numbers.t == 0:
             return mean, None
         return mean + variance.sqrt() * noise(self._moves, x), None
 

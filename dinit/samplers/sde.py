@@ -19,7 +19,7 @@ def euler_maruyama_transition(d: Denoised, t: Scales, s: Scales) -> tuple[Tensor
     At alpha = 0 drift and diffusion are infinite: x_t holds nothing of x0 and is forgotten at once. There the
     ancestral transition is taken, which draws x_s from its distribution given x0 alone.
     """
-    if float(t.alpha) == 0:
+    if t.numbers.alpha == 0:
         return ancestral_transition(d, t, s, "fixed-small")
     g2 = diffusion_squared(t)
     drift = t.d_alpha / t.alpha * d.x_t - g2 * d.score

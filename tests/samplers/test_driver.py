@@ -156,6 +156,23 @@ def test_the_loop_reads_no_tensor_back(sampler: Sampler, guidance: str) -> None:
     assert isinstance(found, Tracked)
 
 
+@pytest.mark.parametrize("guidance", [[], [CADS(0.3, 0.9), CFG(2.0, low=-2.0, high=2.0)]], ids=["plain", "guided"])
+def test_the_loop_reads_no_schedule_back_either(
+    sampler: Sampler, guidance: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even from the CPU: then the loop can be captured whole."""
+    model = apply_guidance(mixture(), guidance)
+    x = noise()
+    draws = RecordedNoise(step=torch.randn(64, *x.shape), cads=torch.randn(8, len(x), 4))
+    steps = sampler.iterate(model, x, 6, labels=[0, 1, 0, 1], draws=draws)  # planned, not begun
+    reads: list[str] = []
+    for name in ("item", "tolist", "__bool__", "__float__", "__int__", "__index__"):
+        monkeypatch.setattr(Tensor, name, lambda self, name=name: reads.append(name))
+    list(steps)
+    monkeypatch.undo()
+    assert reads == []
+
+
 # --- grids -------------------------------------------------------------------------------------------------------
 
 

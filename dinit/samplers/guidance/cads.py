@@ -62,8 +62,7 @@ class CADS(Guidance):
 
     def wrap(self, denoiser: Denoiser) -> Denoiser:
         def guided(x_t: Tensor, t: Scales, cond: Condition) -> Denoised:
-            # While sampling, t is a number on the CPU: the choice costs no synchronisation.
-            if t.t.ndim == 0 and float(t.t) <= self.tau1:
+            if t.t.ndim == 0 and t.numbers.t <= self.tau1:
                 return denoiser(x_t, t, cond)
             return denoiser(x_t, t, self._noised(cond, anneal(t.t, self.tau1, self.tau2)))
 

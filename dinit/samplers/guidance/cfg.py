@@ -72,9 +72,7 @@ class CFG(Guidance):
             )
 
         def guided(x_t: Tensor, t: Scales, cond: Condition) -> Denoised:
-            inside = (t.log_snr >= self.low) & (t.log_snr <= self.high)
-            # While sampling, t is a number on the CPU: the choice costs no synchronisation.
-            if t.t.ndim == 0 and not bool(inside):
+            if t.t.ndim == 0 and not self.low <= t.numbers.log_snr <= self.high:
                 return denoiser(x_t, t, cond)
             twice = t if t.t.ndim == 0 else t.map(lambda v: torch.cat([v, v]))
             given, free = denoiser(torch.cat([x_t, x_t]), twice, cond.joined(cond.null())).halves()
@@ -82,6 +80,7 @@ class CFG(Guidance):
             if self.rescale:
                 x0 = restore_spread(x0, given.x0, self.rescale)
             if t.t.ndim:
+                inside = (t.log_snr >= self.low) & (t.log_snr <= self.high)
                 x0 = torch.where(inside.to(x0.device).reshape(given.scales.t.shape), x0, given.x0)
             return with_x0(given, x0)
 
