@@ -1,0 +1,60 @@
+"""What is shipped keeps its promises: readable digits, small files, and cards and recipes that are true."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import dinit
+from dinit import Pipeline
+from dinit.evaluation import classify
+from dinit.pipelines.loading import SHIPPED, shipped
+from dinit.training import load_recipe
+
+RECIPES = Path(dinit.__file__).parent.parent / "examples" / "recipes"
+LABELS = torch.arange(10).repeat_interleave(10)
+
+
+def test_the_three_are_there() -> None:
+    assert {"digits-dico", "digits-dit", "digits-unet"} <= set(shipped())
+
+
+def test_together_they_are_small() -> None:
+    assert sum(file.stat().st_size for file in SHIPPED.rglob("*.safetensors")) <= 6e6
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_at_least_95_of_100_are_read_as_their_label(name: str) -> None:
+    images = Pipeline.from_pretrained(name)(LABELS, seed=0, output_type="pt").images
+    read, _ = classify(images * 2 - 1)
+    assert int((read == LABELS).sum()) >= 95
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_every_sampler_makes_readable_digits(name: str) -> None:
+    """The swap that the toolkit is for, on a trained network: any sampler, no other setting changed."""
+    from dinit.samplers import SAMPLERS
+
+    pipe = Pipeline.from_pretrained(name)
+    for sampler in SAMPLERS:
+        images = pipe(LABELS[::2], sampler=sampler, steps=50, seed=1, output_type="pt").images
+        read, _ = classify(images * 2 - 1)
+        assert float((read == LABELS[::2]).double().mean()) >= 0.9, sampler
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_card_and_recipe_belong_to_the_weights(name: str) -> None:
+    folder = SHIPPED / name
+    facts = json.loads((folder / "training.json").read_text())
+    text = (folder / "README.md").read_text()
+    pipe = Pipeline.from_pretrained(name)
+    assert facts["parameters"] == sum(p.numel() for p in pipe.backbone.parameters())
+    assert f"{facts['parameters']:,} parameters" in text
+    assert f"{facts['steps']:,} steps" in text
+    recipe = load_recipe(folder / "recipe.yaml")
+    assert pipe.process.to_config()["name"] == recipe.process.name
+    if RECIPES.is_dir():  # a checkout
+        assert load_recipe(RECIPES / f"{name}.yaml") == recipe
