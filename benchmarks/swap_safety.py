@@ -66,6 +66,7 @@ def diffusers_std(pipeline: str, scheduler: str) -> float:
     network = ExactEpsilon(VPDiscrete())  # the schedule the network was trained with: linear, 1e-4 to 0.02
     trained = diffusers.DDPMScheduler(clip_sample=False)
     swapped = getattr(diffusers, scheduler).from_config(trained.config)
+    torch.manual_seed(0)  # DiTPipeline hands its scheduler no generator
     generator = torch.Generator().manual_seed(0)
     if pipeline == "DiTPipeline":
         pipe = DiTPipeline(transformer=network, vae=Identity(), scheduler=swapped)

@@ -58,8 +58,8 @@ class VPDiscrete(Process):
     """DDPM's variance-preserving chain of num_steps levels. Ho et al. 2020.
 
     Level i = 0 .. num_steps - 1 stands at t = (i + 1) / num_steps, and t = 0 is clean data (alpha = 1), so a
-    step onto t = 0 is the chain's last one. Between levels log alpha is a monotone cubic (Fritsch & Carlson
-    1980) in t: it meets every level exactly and has the continuous derivative that second-order solvers need.
+    step onto t = 0 is the chain's last one. Between levels log alpha is a monotone cubic spline in t: it
+    meets every level exactly and has the continuous derivatives that solvers of high order need.
 
     zero_terminal_snr: rescale so that alpha is exactly 0 at t = 1. Lin et al. 2023, Algorithm 1. In the last
     interval alpha itself is then linear in t, since log alpha ends at -inf.
@@ -149,14 +149,36 @@ def _hermite(values: Tensor, slopes: Tensor, left: Tensor, u: Tensor) -> tuple[T
 
 
 def _monotone_slopes(values: Tensor) -> Tensor:
-    """Knot slopes of the monotone cubic on unit spacing: the harmonic mean of the two neighbouring secants."""
+    """Knot slopes, on unit spacing, of the cubic spline through decreasing values, limited to stay monotone.
+
+    The spline has a continuous second derivative, which solvers above second order need. Its slopes solve
+    m[i-1] + 4 m[i] + m[i+1] = 3 (y[i+1] - y[i-1]), with one-sided differences at the ends. Where values bend too
+    sharply (the clipped end of the cosine schedule), a slope is held within three of its neighbouring secants,
+    which keeps both intervals monotone (Fritsch & Carlson 1980).
+    """
     secants = values.diff()
-    if len(secants) == 1:
-        return secants.expand(2).clone()
-    inner = 2 * secants[1:] * secants[:-1] / (secants[1:] + secants[:-1])
-    ends = [(3 * a - b) / 2 for a, b in ((secants[0], secants[1]), (secants[-1], secants[-2]))]
-    # A one-sided slope stays between 0 and three secants, which keeps the end intervals monotone.
-    ends = [
-        torch.minimum(torch.maximum(e, 3 * s), 0 * s) for e, s in zip(ends, (secants[0], secants[-1]), strict=True)
-    ]
-    return torch.cat([ends[0][None], inner, ends[1][None]])
+    if len(values) < 4:
+        return torch.cat([secants[:1], secants]) if len(values) < 3 else _between(secants)
+    y = values.tolist()
+    inner = [3 * (right - left) for left, right in zip(y, y[2:], strict=False)]
+    slopes = [_one_sided(y[:4]), *inner, -_one_sided(y[:-5:-1])]
+    upper = [0.0]  # of the eliminated tridiagonal system, whose end slopes are known
+    for i in range(1, len(y) - 1):
+        pivot = 4 - upper[-1]
+        upper.append(1 / pivot)
+        slopes[i] = (slopes[i] - slopes[i - 1]) / pivot
+    for i in range(len(y) - 2, 0, -1):
+        slopes[i] -= upper[i] * slopes[i + 1]
+    steepest = 3 * torch.maximum(torch.cat([secants[:1], secants]), torch.cat([secants, secants[-1:]]))
+    found = torch.tensor(slopes, dtype=values.dtype)
+    return torch.minimum(torch.maximum(found, steepest), torch.zeros_like(found))
+
+
+def _one_sided(y: list[float]) -> float:
+    """The slope at the first of four equally spaced values, exact for a cubic."""
+    return (-11 * y[0] + 18 * y[1] - 9 * y[2] + 2 * y[3]) / 6
+
+
+def _between(secants: Tensor) -> Tensor:
+    """Slopes at three knots: their secants, and the harmonic mean in the middle."""
+    return torch.stack([secants[0], 2 * secants.prod() / secants.sum(), secants[1]])

@@ -186,3 +186,17 @@ def test_scales_of_a_batch_broadcast() -> None:
 def test_refusals(make, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_discrete_levels_are_joined_by_the_cubic_spline() -> None:
+    """The second derivative of log alpha is continuous at the levels: solvers above second order rely on it."""
+    process = PROCESSES.create("vp-discrete", num_steps=50)
+    levels = torch.arange(3, 50, dtype=torch.float64) / 50  # before them a slope is held, to stay monotone
+    step = 1e-6
+
+    def second(t: torch.Tensor) -> torch.Tensor:
+        slope = [process.drift(t + shift) for shift in (-step, step)]
+        return (slope[1] - slope[0]) / (2 * step)
+
+    before, after = second(levels - 2 * step), second(levels + 2 * step)
+    assert (before - after).abs().max() < 1e-3 * before.abs().max()
