@@ -8,10 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dinit.models.base import Backbone
+from dinit.models.dic import DiC, DiCBlock
 from dinit.models.dico import DiCo, DiCoBlock
 from dinit.models.dit import DiT, DiTBlock
 from dinit.models.layers.embedding import sincos_positions, sinusoid
 from dinit.models.layers.transformer import unpatchify
+from dinit.models.lightningdit import LightningDiT
 from dinit.models.unet import ResBlock, SpatialAttention, UNet
 
 # Counted from the reference implementations: trainable, and with the frozen position table.
@@ -28,6 +31,23 @@ DIT_COUNTS = {
     "S/2": (32_865_056, 32_963_360),
     "S/4": (32_920_448, 32_945_024),
     "S/8": (33_142_016, 33_148_160),
+}
+LIGHTNINGDIT_COUNTS = {
+    "B/1": (130_359_584, 130_556_192),
+    "B/2": (130_507_136, 130_556_288),
+    "L/2": (458_087_520, 458_153_056),
+    "XL/1": (674_961_824, 675_256_736),
+    "XL/2": (675_183_104, 675_256_832),
+    "1p0B/1": (1_029_007_904, 1_029_401_120),
+    "1p0B/2": (1_029_302_912, 1_029_401_216),
+    "1p6B/1": (1_631_308_368, 1_631_767_120),
+    "1p6B/2": (1_631_652_528, 1_631_767_216),
+}
+DIC_COUNTS = {
+    "S": 32_835_752,
+    "B": 129_529_160,
+    "XL": 702_266_120,
+    "H": 1_034_516_744,
 }
 DICO_COUNTS = {
     "S": 33_137_672,
@@ -46,15 +66,26 @@ def test_dit_presets_have_the_published_size(name: str) -> None:
     assert (trainable, trainable + model.positions.numel()) == DIT_COUNTS[name]
 
 
-@pytest.mark.parametrize("name", sorted(DICO_COUNTS))
-def test_dico_presets_have_the_published_size(name: str) -> None:
+@pytest.mark.parametrize("name", sorted(LIGHTNINGDIT_COUNTS))
+def test_lightningdit_presets_have_the_published_size(name: str) -> None:
     with torch.device("meta"):
-        model = DiCo.preset(name)
-    assert sum(p.numel() for p in model.parameters()) == DICO_COUNTS[name]
+        model = LightningDiT.preset(name)
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert (trainable, trainable + model.positions.numel()) == LIGHTNINGDIT_COUNTS[name]
+
+
+@pytest.mark.parametrize(("cls", "counts"), [(DiC, DIC_COUNTS), (DiCo, DICO_COUNTS)])
+def test_convolutional_presets_have_the_published_size(cls: type[Backbone], counts: dict[str, int]) -> None:
+    for name, count in counts.items():
+        with torch.device("meta"):
+            model = cls.preset(name)
+        assert sum(p.numel() for p in model.parameters()) == count, name
 
 
 def test_every_published_preset_is_counted() -> None:
     assert set(DiT.presets) - {"tiny"} == set(DIT_COUNTS)
+    assert set(LightningDiT.presets) - {"tiny"} == set(LIGHTNINGDIT_COUNTS)
+    assert set(DiC.presets) - {"tiny"} == set(DIC_COUNTS)
     assert set(DiCo.presets) - {"tiny"} == set(DICO_COUNTS)
 
 
@@ -66,6 +97,43 @@ def test_fresh_dit_block_is_the_identity() -> None:
 def test_fresh_dico_block_is_the_identity() -> None:
     x, c = torch.randn(2, 16, 4, 4), torch.randn(2, 16)
     assert torch.equal(DiCoBlock(16, 2.0, 0.0)(x, c), x)
+
+
+def test_fresh_dic_block_is_the_identity() -> None:
+    x, c = torch.randn(2, 16, 4, 4), torch.randn(2, 12)
+    assert torch.equal(DiCBlock(16, 16, 12, 0.0)(x, c), x)
+
+
+@torch.no_grad()
+def test_dic_with_a_wider_last_stage_takes_the_condition_of_its_width() -> None:
+    """The published class's default multipliers: the last stage and the head listen to the second level."""
+    model = randomized(DiC.preset("tiny", channel_mult=(1, 2, 4, 2, 2)))
+    assert model.decoder[1][0].conv_1.weight.shape == (32, 48, 3, 3)  # 32 from below and a skip of 16
+    heard: list[Tensor] = []
+    for module in (model.decoder[1][0], model.head):
+        module.register_forward_pre_hook(lambda _, args: heard.append(args[1]))
+    x, label, cond = (
+        torch.randn(2, 1, 8, 8).double(),
+        torch.tensor([3.0, 5.0]).double(),
+        model.embed(torch.tensor([1, 4])),
+    )
+    assert model(x, label, cond).isfinite().all()
+    for c in heard:
+        assert torch.equal(c, model.time_embeddings[1](label, x.dtype) + cond[:, 16:48])
+    assert len(heard) == 2
+
+
+def test_dic_skips_pair_up_at_every_depth() -> None:
+    """A decoder stage of a level joins as many skips as its encoder stage gives."""
+    for depth in [(1, 2, 1, 2, 1), (4, 5, 2, 5, 4), (3, 7, 1, 9, 2), (3, 1, 3), (2,)]:
+        model = DiC.preset(
+            "tiny", depth=depth, channel_mult=(1, 2, 4, 2, 1) if len(depth) == 5 else (1, 2, 1)[: len(depth)]
+        )
+        joins = sum(isinstance(block.shortcut, nn.Conv2d) for blocks in model.decoder for block in blocks)
+        assert joins == sum(math.ceil(blocks / 3) for blocks in depth[: len(depth) // 2])
+        size = 2 * model.size_multiple
+        x = torch.randn(1, 1, size, size)
+        assert model(x, torch.tensor([3.0]), model.embed(torch.tensor([1]))).shape == x.shape
 
 
 def randomized(module: nn.Module) -> nn.Module:
@@ -222,6 +290,21 @@ def test_unet_attention_reaches_across_the_image() -> None:
         (DiT, {"depth": 0}, "depth must be at least 1, got 0"),
         (DiT, {"patch_size": 3}, "image_size must be a multiple of 3, got 8"),
         (DiT, {"patch_size": 0}, "patch_size must be at least 1, got 0"),
+        (LightningDiT, {"num_heads": 3}, "num_heads must divide hidden_size"),
+        (LightningDiT, {"num_heads": 16}, "4 .of the rotary positions. must divide a head's width"),
+        (DiC, {"hidden_size": 15}, "4 .of the pixel shuffle. must divide"),
+        (
+            DiC,
+            {"hidden_size": 132},
+            "groups, min.32, channels // 4., must divide channels, got .* = 32 and channels = 132",
+        ),
+        (DiC, {"depth": (1, 1, 1)}, "channel_mult must be an odd number"),
+        (DiC, {"depth": (1, 1, 1, 1)}, "depth must be an odd number"),
+        (DiC, {"depth": (1, 1, 0, 1, 1)}, "depth must be an odd number of positive"),
+        (DiC, {"depth": (1, 4, 1, 3, 1)}, "stages of 4 and 3 blocks"),
+        (DiC, {"skip_stride": 0}, "skip_stride must be at least 1"),
+        (DiC, {"channel_mult": (1, 2, 4, 4, 1)}, "same down and up"),
+        (DiC, {"channel_mult": (1, 2, 4, 2, 3)}, "same down and up"),
         (DiCo, {"hidden_size": 15}, "hidden_size must be even"),
         (DiCo, {"depth": (1, 1, 1)}, "five positive numbers"),
         (DiCo, {"depth": (1, 1, 0, 1, 1)}, "five positive numbers"),

@@ -1,0 +1,204 @@
+"""DiC: a U-Net of plain 3x3 convolutions. Tian et al. 2025, arXiv:2501.00603."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor, nn
+
+from dinit.models.base import BACKBONES, Backbone
+from dinit.models.layers.blocks import run_block
+from dinit.models.layers.checks import check_divides, check_input, configure
+from dinit.models.layers.embedding import LabelEmbedding, TimeEmbedding
+from dinit.models.layers.init import xavier, zeroed
+from dinit.models.layers.modulation import ChannelLayerNorm, Modulation, modulate
+from dinit.models.layers.resample import ShuffleDown, ShuffleUp
+
+_IMAGENET = {"image_size": 32, "in_channels": 4, "num_classes": 1000, "learn_sigma": True}
+_SIZES = {
+    "S": {"hidden_size": 96, "depth": (6, 6, 5, 6, 6)},
+    "B": {"hidden_size": 192, "depth": (6, 6, 5, 6, 6)},
+    "XL": {"hidden_size": 384, "depth": (7, 7, 8, 7, 7)},
+    "H": {"hidden_size": 384, "depth": (14, 14, 10, 14, 14)},
+}
+_TINY = {"image_size": 8, "in_channels": 1, "hidden_size": 16, "depth": (2, 1, 1, 1, 2), "num_classes": 10}
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """Groups of four channels, but at most 32 groups. ValueError for channels that these do not divide."""
+    groups = min(32, max(channels // 4, 1))
+    check_divides("DiC", "the number of groups, min(32, channels // 4),", groups, "channels", channels)
+    return nn.GroupNorm(groups, channels)
+
+
+class DiCBlock(nn.Module):
+    """Two 3x3 convolutions, each after GroupNorm and GELU; the second is modulated and gated by the condition."""
+
+    def __init__(self, in_width: int, width: int, cond_dim: int, dropout: float) -> None:
+        super().__init__()
+        self.modulation = Modulation(cond_dim, width, chunks=3)
+        self.norm_1 = group_norm(in_width)
+        self.conv_1 = nn.Conv2d(in_width, width, 3, padding=1)
+        self.norm_2 = group_norm(width)
+        self.conv_2 = nn.Conv2d(width, width, 3, padding=1)
+        self.dropout = nn.Dropout(dropout)
+        self.shortcut = nn.Identity() if in_width == width else nn.Conv2d(in_width, width, 1)
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        """x (B, in_width, H, W), c (B, cond_dim) -> (B, width, H, W)."""
+        gate, scale, shift = self.modulation(c, x)
+        h = self.conv_1(F.gelu(self.norm_1(x)))
+        h = self.conv_2(self.dropout(F.gelu(modulate(self.norm_2(h), shift, scale))))
+        return self.shortcut(x) + gate * h
+
+
+class DiCHead(nn.Module):
+    """A 3x3 convolution, modulated norm, and a 3x3 convolution to the output channels; the last is zero at first."""
+
+    def __init__(self, dim: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv_in = nn.Conv2d(dim, dim, 3, padding=1)
+        self.modulation = Modulation(dim, dim, chunks=2)
+        self.norm = ChannelLayerNorm(dim)
+        self.conv_out = zeroed(nn.Conv2d(dim, out_channels, 3, padding=1))
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        """x (B, dim, H, W), c (B, dim) -> (B, out_channels, H, W)."""
+        shift, scale = self.modulation(c, x)
+        return self.conv_out(modulate(self.norm(self.conv_in(x)), shift, scale))
+
+
+def _check_stages(depth: Sequence[int], channel_mult: Sequence[int], skip_stride: int) -> None:
+    """ValueError for stages that do not pair up around the bottom."""
+    for argument, values in {"depth": depth, "channel_mult": channel_mult}.items():
+        if len(values) % 2 == 0 or len(values) != len(depth) or min(values) < 1:
+            raise ValueError(
+                f"DiC: {argument} must be an odd number of positive integers, as many as depth has, "
+                f"got {tuple(values)} beside depth = {tuple(depth)}"
+            )
+    for down, up in zip(depth[: len(depth) // 2], depth[::-1], strict=False):
+        if math.ceil(down / skip_stride) != math.ceil(up / skip_stride):
+            raise ValueError(
+                f"DiC: stages of {down} and {up} blocks on one level have different numbers of skips with "
+                f"skip_stride = {skip_stride}; give both the same depth"
+            )
+    half = len(depth) // 2
+    inner = channel_mult[1:half], channel_mult[-2:half:-1]
+    if tuple(inner[0]) != tuple(inner[1]) or channel_mult[-1] not in channel_mult[: half + 1]:
+        raise ValueError(
+            f"DiC: channel_mult must be the same down and up, except that its last entry may be any level's "
+            f"multiple, got {tuple(channel_mult)}"
+        )
+
+
+@BACKBONES.register("dic")
+class DiC(Backbone):
+    """Diffusion model of 3x3 convolutions alone (Tian et al. 2025); presets S, B, XL, H.
+
+    Fully convolutional: any height and width that are multiples of 2^(levels - 1), which is 4 in the presets.
+    hidden_size: width of the first level; channel_mult: the width of every stage as a multiple of it, down
+    the levels and up again, an odd number of stages; depth: blocks of every stage. skip_stride: skips start
+    from every so-manieth encoder block, counted from the end of its stage, and end before every so-manieth
+    decoder block, so both stages of a level need the same number of them. dropout: before the second
+    convolution of a block. learn_sigma: in_channels more output channels for a learned variance.
+    ValueError for sizes that do not fit together.
+
+    The condition is the levels' label embeddings side by side, (B, 7 * hidden_size) in the presets.
+    """
+
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "tiny": _TINY,
+        **{name: {**_IMAGENET, **size} for name, size in _SIZES.items()},
+    }
+
+    @register_to_config
+    def __init__(
+        self,
+        image_size: int = 32,
+        in_channels: int = 4,
+        hidden_size: int = 96,
+        depth: Sequence[int] = (6, 6, 5, 6, 6),
+        channel_mult: Sequence[int] = (1, 2, 4, 2, 1),
+        skip_stride: int = 3,
+        num_classes: int = 1000,
+        learn_sigma: bool = False,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        levels = len(depth) // 2 + 1
+        configure(
+            self,
+            image_size=image_size,
+            size_multiple=2 ** (levels - 1),
+            in_channels=in_channels,
+            num_classes=num_classes,
+            learn_sigma=learn_sigma,
+            dropout=dropout,
+            hidden_size=hidden_size,
+            skip_stride=skip_stride,
+        )
+        _check_stages(depth, channel_mult, skip_stride)
+        widths = [hidden_size * multiple for multiple in channel_mult]
+        for width in widths[1:levels]:
+            check_divides("DiC", "4 (of the pixel shuffle)", 4, "a level's width", width)
+        self.skip_stride = skip_stride
+        self.widths = widths[:levels]
+        # Which level's condition each stage takes. The last stage may be wider than the first level.
+        same_width = [i for i, multiple in enumerate(channel_mult[:levels]) if multiple == channel_mult[-1]]
+        self.levels_of_stages = [*range(levels), *range(levels - 2, 0, -1), same_width[0]][: len(depth)]
+
+        def stage(i: int, skip_width: int = 0) -> nn.ModuleList:
+            cond_dim = self.widths[self.levels_of_stages[i]]
+            joins = [skip_width if b % skip_stride == 0 else 0 for b in range(depth[i])]
+            return nn.ModuleList(DiCBlock(widths[i] + extra, widths[i], cond_dim, dropout) for extra in joins)
+
+        self.stem = xavier(nn.Conv2d(in_channels, widths[0], 3, padding=1))
+        self.time_embeddings = nn.ModuleList(TimeEmbedding(width) for width in self.widths)
+        self.label_embeddings = nn.ModuleList(LabelEmbedding(num_classes, width) for width in self.widths)
+        self.encoder = nn.ModuleList(stage(i) for i in range(levels - 1))
+        self.downs = nn.ModuleList(ShuffleDown(widths[i], widths[i + 1]) for i in range(levels - 1))
+        self.bottom = stage(levels - 1)
+        self.ups = nn.ModuleList(ShuffleUp(widths[i - 1], widths[i]) for i in range(levels, len(depth)))
+        self.decoder = nn.ModuleList(stage(i, widths[-1 - i]) for i in range(levels, len(depth)))
+        self.head = DiCHead(widths[-1], self.out_channels)
+
+    def embed(self, labels: Tensor) -> Tensor:
+        """labels (B,) int64 in 0..num_classes -> (B, 7 * hidden_size in the presets), one part a level."""
+        return torch.cat([table(labels) for table in self.label_embeddings], dim=-1)
+
+    def forward(self, x: Tensor, noise_label: Tensor, cond: Tensor) -> Tensor:
+        """x (B, in_channels, H, W), noise_label (B,) or (1,), cond (B, D) -> (B, out_channels, H, W)."""
+        check_input("DiC", x, self.in_channels, self.size_multiple)
+        times = [embedding(noise_label, x.dtype) for embedding in self.time_embeddings]
+        parts = [time + part for time, part in zip(times, cond.split(self.widths, dim=-1), strict=True)]
+        conditions = iter([parts[level] for level in self.levels_of_stages])
+
+        x = self.stem(x.contiguous(memory_format=torch.channels_last))
+        skips: list[Tensor] = []
+        for blocks, down in zip(self.encoder, self.downs, strict=True):
+            x = down(self._encode(blocks, x, next(conditions), skips))
+        x = self._encode(self.bottom, x, next(conditions), [])
+        for up, blocks in zip(self.ups, self.decoder, strict=True):
+            x = self._decode(blocks, up(x), next(conditions), skips)
+        return self.head(x, parts[self.levels_of_stages[-1]])
+
+    def _encode(self, blocks: Any, x: Tensor, c: Tensor, skips: list[Tensor]) -> Tensor:
+        """The blocks in turn; appends to skips what the decoder will ask for."""
+        for b, block in enumerate(blocks):
+            x = run_block(self, block, x, c)
+            if (len(blocks) - 1 - b) % self.skip_stride == 0:
+                skips.append(x)
+        return x
+
+    def _decode(self, blocks: Any, x: Tensor, c: Tensor, skips: list[Tensor]) -> Tensor:
+        """The blocks in turn; takes the newest skip from skips where one joins."""
+        for b, block in enumerate(blocks):
+            if b % self.skip_stride == 0:
+                x = torch.cat([x, skips.pop()], dim=1)
+            x = run_block(self, block, x, c)
+        return x
