@@ -58,7 +58,7 @@ class DiCBlock(nn.Module):
 
 
 class DiCHead(nn.Module):
-    """A 3x3 convolution, modulated norm, and a 3x3 convolution to the output channels; the last is zero at first."""
+    """A 3x3 convolution, modulated norm, a 3x3 convolution to the output channels; the last is zero at first."""
 
     def __init__(self, dim: int, out_channels: int) -> None:
         super().__init__()

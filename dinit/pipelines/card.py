@@ -76,9 +76,9 @@ def card(name: str, pipeline: Path, reports: dict[str, Report]) -> str:
         "|---|" + "---|" * len(_FIGURES),
         *rows,
         "",
-        f"Protocol: features {protocol.features} ({protocol.weights}), statistics of {protocol.reference_count} "
-        f"images ({protocol.reference}), resize {protocol.resize}, labels {protocol.labels}, seed {protocol.seed}. Figures of "
-        "other protocols do not compare with these.",
+        f"Protocol: features {protocol.features} ({protocol.weights}), "
+        f"statistics of {protocol.reference_count} images ({protocol.reference}), resize {protocol.resize}, "
+        f"labels {protocol.labels}, seed {protocol.seed}. Figures of other protocols do not compare with these.",
         "",
     ]
     return "\n".join(lines)

@@ -21,6 +21,7 @@ from torch import Tensor
 
 import dinit
 from dinit.data import ImageData
+from dinit.files import remove_leftovers, whole_folder
 from dinit.pipelines.generate import Pipeline
 from dinit.training import randomness
 from dinit.training.batches import Share, batches
@@ -34,7 +35,6 @@ from dinit.training.checkpoint import (
     save_checkpoint,
 )
 from dinit.training.ema import EMA
-from dinit.files import remove_leftovers, whole_folder
 from dinit.training.loss_log import LossLog
 from dinit.training.objective import TrainingNetwork
 from dinit.training.optimizer import learning_rate, make_optimizer
@@ -112,8 +112,8 @@ def _make_accelerator(recipe: Recipe, out: Path) -> Accelerator:
     )
     if accelerator.num_processes != launched:
         raise ValueError(
-            f"{launched} processes were launched and Accelerate joined {accelerator.num_processes}, so several runs "
-            "would write to one folder; launch with torchrun or accelerate launch, without settings of its own"
+            f"{launched} processes were launched and Accelerate joined {accelerator.num_processes}, so several "
+            "runs would write to one folder; launch with torchrun or accelerate launch, without settings of its own"
         )
     if precision == "fp16" and accelerator.device.type == "cpu":
         raise ValueError("precision fp16 needs a GPU, and this run is on the CPU; choose fp32 or bf16")

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
-import torch
 from torch import Tensor
 
 from dinit.diffusion import Condition, Denoised, Denoiser, Process, Scales
