@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
@@ -151,6 +152,36 @@ class LightningDiTHead(nn.Module):
         return self.linear(modulate(self.norm(x), shift, scale))
 
 
+@dataclass(frozen=True)
+class _Parts:
+    """Makes the layers that a LightningDiT's options choose between. mlp_width: of the kind of MLP that is used."""
+
+    hidden_size: int
+    num_heads: int
+    mlp_width: int
+    dropout: float
+    use_qknorm: bool
+    use_swiglu: bool
+    use_rmsnorm: bool
+    wo_shift: bool
+
+    def norm(self) -> nn.Module:
+        if self.use_rmsnorm:
+            return nn.RMSNorm(self.hidden_size, eps=NORM_EPS)
+        return nn.LayerNorm(self.hidden_size, eps=NORM_EPS, elementwise_affine=False)
+
+    def attention(self) -> RotaryAttention:
+        # The LayerNorm keeps PyTorch's epsilon, 1e-5, here: so does the published one.
+        head_norm = partial(nn.RMSNorm, eps=NORM_EPS) if self.use_rmsnorm else nn.LayerNorm
+        qk_norm = head_norm if self.use_qknorm else None
+        return RotaryAttention(self.hidden_size, self.num_heads, self.dropout, qk_norm)
+
+    def block(self) -> LightningDiTBlock:
+        mlp = (SwiGlu if self.use_swiglu else Mlp)(self.hidden_size, self.mlp_width, self.dropout)
+        norms = (self.norm(), self.norm())
+        return LightningDiTBlock(self.hidden_size, self.attention(), mlp, norms, self.wo_shift)
+
+
 @BACKBONES.register("lightningdit")
 class LightningDiT(Backbone):
     """DiT with newer transformer parts (Yao et al. 2025); presets B, L, XL, 1p0B and 1p6B at their patch sizes.
@@ -195,6 +226,7 @@ class LightningDiT(Backbone):
     ) -> None:
         super().__init__()
         mlp_width = int(hidden_size * mlp_ratio)
+        mlp_width = int(2 / 3 * mlp_width) if use_swiglu else mlp_width
         configure(
             self,
             image_size=image_size,
@@ -206,7 +238,7 @@ class LightningDiT(Backbone):
             patch_size=patch_size,
             hidden_size=hidden_size,
             depth=depth,
-            mlp_width=int(2 / 3 * mlp_width) if use_swiglu else mlp_width,
+            mlp_width=mlp_width,
         )
         check_divides("LightningDiT", "num_heads", num_heads, "hidden_size", hidden_size)
         check_divides("LightningDiT", "4 (of the position table)", 4, "hidden_size", hidden_size)
@@ -215,31 +247,15 @@ class LightningDiT(Backbone):
         if use_rope:
             check_divides("LightningDiT", "4 (of the rotary positions)", 4, "a head's width", self.head_dim)
 
-        def norm() -> nn.Module:
-            if use_rmsnorm:
-                return nn.RMSNorm(hidden_size, eps=NORM_EPS)
-            return nn.LayerNorm(hidden_size, eps=NORM_EPS, elementwise_affine=False)
-
-        def block() -> LightningDiTBlock:
-            # The LayerNorm keeps PyTorch's epsilon, 1e-5, here: so does the published one.
-            head_norm = partial(nn.RMSNorm, eps=NORM_EPS) if use_rmsnorm else nn.LayerNorm
-            qk_norm = head_norm if use_qknorm else None
-            attention = RotaryAttention(hidden_size, num_heads, dropout, qk_norm)
-            mlp = (
-                SwiGlu(hidden_size, int(2 / 3 * mlp_width), dropout)
-                if use_swiglu
-                else Mlp(hidden_size, mlp_width, dropout)
-            )
-            return LightningDiTBlock(hidden_size, attention, mlp, (norm(), norm()), wo_shift)
-
+        parts = _Parts(hidden_size, num_heads, mlp_width, dropout, use_qknorm, use_swiglu, use_rmsnorm, wo_shift)
         self.stem = PatchEmbed(in_channels, hidden_size, patch_size)
         # Not saved: functions of the sizes, and a saved copy could disagree with them.
         side = image_size // patch_size
         self.register_buffer("positions", sincos_positions(hidden_size, side, side), persistent=False)
         self.time_embedding = TimeEmbedding(hidden_size)
         self.label_embedding = LabelEmbedding(num_classes, hidden_size)
-        self.blocks = nn.ModuleList(block() for _ in range(depth))
-        self.head = LightningDiTHead(hidden_size, patch_size * patch_size * self.out_channels, norm())
+        self.blocks = nn.ModuleList(parts.block() for _ in range(depth))
+        self.head = LightningDiTHead(hidden_size, patch_size * patch_size * self.out_channels, parts.norm())
 
     def embed(self, labels: Tensor) -> Tensor:
         """labels (B,) int64 in 0..num_classes -> (B, hidden_size)."""

@@ -14,7 +14,7 @@ from dinit.models.dico import DiCo, DiCoBlock
 from dinit.models.dit import DiT, DiTBlock
 from dinit.models.layers.embedding import sincos_positions, sinusoid
 from dinit.models.layers.transformer import unpatchify
-from dinit.models.lightningdit import LightningDiT
+from dinit.models.lightningdit import LightningDiT, rotary_angles
 from dinit.models.unet import ResBlock, SpatialAttention, UNet
 
 # Counted from the reference implementations: trainable, and with the frozen position table.
@@ -102,6 +102,13 @@ def test_fresh_dico_block_is_the_identity() -> None:
 def test_fresh_dic_block_is_the_identity() -> None:
     x, c = torch.randn(2, 16, 4, 4), torch.randn(2, 12)
     assert torch.equal(DiCBlock(16, 16, 12, 0.0)(x, c), x)
+
+
+@pytest.mark.parametrize("wo_shift", [False, True])
+def test_fresh_lightningdit_block_is_the_identity(wo_shift: bool) -> None:
+    block = LightningDiT.preset("tiny", wo_shift=wo_shift).blocks[0]
+    x, c = torch.randn(2, 16, 32), torch.randn(2, 32)
+    assert torch.equal(block(x, c, rotary_angles(8, 4, 4)), x)
 
 
 @torch.no_grad()
