@@ -266,6 +266,7 @@ class Reparameterized(Denoiser):
         check_pair(exact.process, parameterization, t_max)
         self.exact, self.parameterization = exact, parameterization
         self.process, self.num_classes = exact.process, exact.num_classes
+        self.null_class = exact.null_class
         self.t_min, self.t_max = exact.t_min, t_max
 
     def embed(self, labels: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -13,11 +13,13 @@ from torch import Tensor, nn
 class Rule:
     """`pattern`, a regular expression for a whole foreign key, becomes `target` (\\1, \\2: its groups).
 
-    A target of None drops the entry: a fixed table that our model computes from its configuration.
+    A target of None drops the entry: a fixed table that our model computes from its configuration. change: what
+    is done to the tensor on the way, such as a transposition.
     """
 
     pattern: str
     target: str | None
+    change: Callable[[Tensor], Tensor] | None = None
 
 
 KeyMap = Sequence[Rule]
@@ -31,13 +33,13 @@ def map_keys(state: Mapping[str, Tensor], rules: KeyMap) -> dict[str, Tensor]:
     mapped: dict[str, Tensor] = {}
     unknown: list[str] = []
     for key, tensor in state.items():
-        target = _target(key, rules)
-        if target is _UNKNOWN:
+        rule, target = _find(key, rules)
+        if rule is None:
             unknown.append(key)
-        elif isinstance(target, str):
+        elif target is not None:
             if target in mapped:
                 raise ValueError(f"the key map sends {key!r} and another key to {target!r}; correct its rules")
-            mapped[target] = tensor
+            mapped[target] = tensor if rule.change is None else rule.change(tensor)
     if unknown:
         raise ValueError(
             f"{len(unknown)} of {len(state)} keys have no place in this model, first {unknown[0]!r}; "
@@ -69,13 +71,10 @@ def load_mapped(model: nn.Module, state: Mapping[str, Tensor], rules: KeyMap) ->
     model.load_state_dict(mapped, strict=True)
 
 
-_UNKNOWN = object()
-
-
-def _target(key: str, rules: KeyMap) -> str | object | None:
-    """The new name of a key, None to drop it, or _UNKNOWN."""
+def _find(key: str, rules: KeyMap) -> tuple[Rule | None, str | None]:
+    """The rule that decides about a key, and the key's new name; no rule for an unknown key."""
     for rule in rules:
         match = re.fullmatch(rule.pattern, key)
         if match:
-            return None if rule.target is None else match.expand(rule.target)
-    return _UNKNOWN
+            return rule, None if rule.target is None else match.expand(rule.target)
+    return None, None

@@ -19,14 +19,14 @@ class Draws(Protocol):
 class Condition:
     """The condition of a batch, embedded once a run.
 
-    embedding: (B, D). null_embedding: (1, D), the embedding of the null class. is_null: (B,) bool, rows that
-    carry the null class. step: the number of the current sampling step. noise: where condition noise comes
-    from (CADS); None where the caller has none. copies: how many times the batch of images is in here, above 1
-    once `joined`; the noise serves B / copies images.
+    embedding: (B, D). null_embedding: (1, D), the embedding of the null class; None where the network has none.
+    is_null: (B,) bool, rows that carry the null class. step: the number of the current sampling step. noise:
+    where condition noise comes from (CADS); None where the caller has none. copies: how many times the batch of
+    images is in here, above 1 once `joined`; the noise serves B / copies images.
     """
 
     embedding: Tensor
-    null_embedding: Tensor
+    null_embedding: Tensor | None
     is_null: Tensor
     step: int = 0
     noise: Draws | None = None
@@ -37,7 +37,9 @@ class Condition:
         return self.embedding.shape[0]
 
     def null(self) -> Condition:
-        """The same batch conditioned on the null class."""
+        """The same batch conditioned on the null class. ValueError where the network has none."""
+        if self.null_embedding is None:
+            raise ValueError("this network was trained without a null class, and has no unconditional prediction")
         return replace(
             self,
             embedding=self.null_embedding.expand_as(self.embedding),

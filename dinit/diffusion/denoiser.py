@@ -76,11 +76,13 @@ class Denoiser(ABC):
     """(x_t, t, condition) -> Denoised. Solvers and guidance know networks only as this.
 
     process: the path that x_t lies on. num_classes: labels run 0 .. num_classes - 1, num_classes is null.
+    null_class: False where the network was trained without one, and has no unconditional prediction.
     t_min, t_max: the range of times at which it may be asked.
     """
 
     process: Process
     num_classes: int
+    null_class: bool = True
     t_min: float
     t_max: float = 1.0
 
@@ -97,20 +99,28 @@ class Denoiser(ABC):
     ) -> Condition:
         """The embedded condition of `batch` samples; None is the null class for all.
 
-        ValueError for labels outside 0 .. num_classes (num_classes is null) or a wrong number of them.
+        ValueError for labels outside 0 .. num_classes (num_classes is null, where the network has a null class)
+        or a wrong number of them.
         """
         null = torch.tensor([self.num_classes], device=device)
         if labels is None:
+            if not self.null_class:
+                raise ValueError(
+                    f"this network was trained without a null class: give labels in 0 .. {self.num_classes - 1}"
+                )
             labels = null.expand(batch)
         labels = torch.as_tensor(labels, dtype=torch.int64).to(null.device)
         if labels.shape != (batch,):
             raise ValueError(f"expected {batch} labels, one per sample, got shape {tuple(labels.shape)}")
-        if batch and not (int(labels.min()) >= 0 and int(labels.max()) <= self.num_classes):
-            raise ValueError(
-                f"labels must be in 0 .. {self.num_classes - 1}, or {self.num_classes} for the null class; "
-                f"got {sorted(set(labels.tolist()))}"
+        if batch and not (int(labels.min()) >= 0 and int(labels.max()) < self.num_classes + self.null_class):
+            or_null = (
+                f", or {self.num_classes} for the null class" if self.null_class else " (there is no null class)"
             )
-        return Condition(self.embed(labels), self.embed(null), labels == self.num_classes)
+            raise ValueError(
+                f"labels must be in 0 .. {self.num_classes - 1}{or_null}; got {sorted(set(labels.tolist()))}"
+            )
+        null_embedding = self.embed(null) if self.null_class else None
+        return Condition(self.embed(labels), null_embedding, labels == self.num_classes)
 
     def scales(self, t: Scales | Tensor | float) -> Scales:
         """The process's scales at t, unless t is scales already."""
@@ -127,6 +137,7 @@ class _Given(Denoiser):
     def __init__(self, denoiser: Denoiser, labels: Tensor) -> None:
         self.inner, self.labels = denoiser, labels
         self.process, self.num_classes = denoiser.process, denoiser.num_classes
+        self.null_class = denoiser.null_class
         self.t_min, self.t_max = denoiser.t_min, denoiser.t_max
 
     def __call__(self, x_t: Tensor, t: Scales | Tensor | float, cond: Condition) -> Denoised:
@@ -155,6 +166,7 @@ class BackboneDenoiser(Denoiser):
         check_pair(process, parameterization, t_max)
         self.backbone, self.process, self.parameterization = backbone, process, parameterization
         self.num_classes = backbone.num_classes
+        self.null_class = getattr(backbone, "null_class", True)
         self.t_min, self.t_max = process.t_min, t_max
 
     def embed(self, labels: Tensor) -> Tensor:
@@ -163,7 +175,9 @@ class BackboneDenoiser(Denoiser):
     def __call__(self, x_t: Tensor, t: Scales | Tensor | float, cond: Condition) -> Denoised:
         scales = self.scales(t)
         # A 0-dimensional CPU tensor enters a kernel as a number: no copy to the device, no synchronisation.
-        label = torch.zeros(scales.t.numel(), device=x_t.device) + self.process.noise_label(scales)
+        label = torch.zeros(scales.t.numel(), device=x_t.device) + self.parameterization.noise_label(
+            self.process, scales
+        )
         k = scales.like(x_t)
         dtype = getattr(self.backbone, "dtype", x_t.dtype)
         x_in = (x_t * self.parameterization.input_scale(k)).to(dtype)

@@ -23,7 +23,7 @@ Pair = tuple[Tensor, Tensor]
 
 
 class Parameterization(ABC):
-    """A pair of coefficients that depends on the scales of a time, and the network's input scale."""
+    """A pair of coefficients that depends on the scales of a time, and the network's input scale and time input."""
 
     @abstractmethod
     def coefficients(self, k: Scales) -> Pair:
@@ -32,6 +32,10 @@ class Parameterization(ABC):
     def input_scale(self, k: Scales) -> Tensor:
         """The factor on x_t before it enters the network."""
         return torch.ones_like(k.alpha)
+
+    def noise_label(self, process: Process, k: Scales) -> Tensor:
+        """What the network is told about the time: the usual label of its process."""
+        return process.noise_label(k)
 
     def target(self, x0: Tensor, eps: Tensor, k: Scales) -> Tensor:
         """What the network should say, (B, C, H, W); k from `Scales.like(x0)`."""
@@ -99,6 +103,21 @@ class Velocity(Parameterization):
 
     def coefficients(self, k: Scales) -> Pair:
         return k.d_alpha, k.d_sigma
+
+
+@PARAMETERIZATIONS.register("reversed-velocity")
+@dataclass(frozen=True)
+class ReversedVelocity(Velocity):
+    """Velocity of a time that runs from noise (0) to data (1): (-alpha', -sigma'), told 1 - t, unscaled.
+
+    The convention of SiT and LightningDiT, whose velocity on the linear path is data minus noise. Ma et al. 2024.
+    """
+
+    def coefficients(self, k: Scales) -> Pair:
+        return -k.d_alpha, -k.d_sigma
+
+    def noise_label(self, process: Process, k: Scales) -> Tensor:
+        return 1 - k.t
 
 
 @PARAMETERIZATIONS.register("score")

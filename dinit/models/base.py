@@ -19,6 +19,7 @@ class Backbone(ModelMixin, ConfigMixin):
 
     in_channels: channels of x. out_channels: in_channels, or twice that where a variance is learned.
     num_classes: labels run 0 .. num_classes - 1 and `num_classes` is the null label; 0 is unconditional.
+    null_class: False where the published weights know no null label (ADM); embed() has no row for it then.
     image_size: height = width that it was configured for. size_multiple: any height and width must be
     a multiple of this.
     """
@@ -29,6 +30,7 @@ class Backbone(ModelMixin, ConfigMixin):
     in_channels: int
     out_channels: int
     num_classes: int
+    null_class: bool = True
     image_size: int
     size_multiple: int = 1
 
@@ -48,5 +50,7 @@ class Backbone(ModelMixin, ConfigMixin):
         return cls(**{**cls.presets[name], **overrides})
 
     def null_labels(self, batch: int, device: torch.device | None = None) -> Tensor:
-        """(batch,) int64 filled with the null label."""
+        """(batch,) int64 filled with the null label. ValueError where there is none."""
+        if not self.null_class:
+            raise ValueError(f"this {type(self).__name__} was made without a null class: give labels")
         return torch.full((batch,), self.num_classes, dtype=torch.int64, device=device)

@@ -54,7 +54,7 @@ class Objective:
         p, q = self.parameterization.coefficients(k)
         _, b = self.parameterization.posterior_mean_coefficients(k)
         weight = self.weighting.on_output(k, b)
-        label = self.process.noise_label(k)
+        label = self.parameterization.noise_label(self.process, k)
         columns = [k.alpha, k.sigma, p, q, self.parameterization.input_scale(k), weight, label]
         # In float64 up to here; then one transfer to the device for all of them.
         table = torch.stack(columns).to(device=x0.device, dtype=torch.float32)

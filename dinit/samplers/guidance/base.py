@@ -30,6 +30,7 @@ class Guided(Denoiser):
     def __init__(self, denoiser: Denoiser, function: DenoiseFunction) -> None:
         self.inner, self.function = denoiser, function
         self.process, self.num_classes = denoiser.process, denoiser.num_classes
+        self.null_class = denoiser.null_class
         self.t_min, self.t_max = denoiser.t_min, denoiser.t_max
 
     def __call__(self, x_t: Tensor, t: Scales | Tensor | float, cond: Condition) -> Denoised:

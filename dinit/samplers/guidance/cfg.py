@@ -70,6 +70,11 @@ class CFG(Guidance):
                 "classifier-free guidance needs a model with classes; this one is unconditional: use no guidance, "
                 "or scale = 1"
             )
+        if not denoiser.null_class:
+            raise ValueError(
+                "classifier-free guidance needs a model trained with a null class; this one has none: use no "
+                "guidance, scale = 1, or a classifier"
+            )
 
         def guided(x_t: Tensor, t: Scales, cond: Condition) -> Denoised:
             if t.t.ndim == 0 and not self.low <= t.numbers.log_snr <= self.high:

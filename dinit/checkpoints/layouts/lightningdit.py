@@ -1,0 +1,61 @@
+"""hustvl/LightningDiT."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from dinit.checkpoints.keymap import KeyMap, Rule
+from dinit.checkpoints.layouts.base import LAYOUTS, Layout, Shapes
+from dinit.checkpoints.layouts.dit import DIT, transformer_options
+
+LIGHTNINGDIT: KeyMap = (
+    Rule(r"feat_rope\.freqs_(cos|sin)", None),
+    Rule(r"blocks\.(\d+)\.norm([12])\.weight", r"blocks.\1.norm_\2.weight"),
+    Rule(r"blocks\.(\d+)\.attn\.([qk])_norm\.(.+)", r"blocks.\1.attention.norm_\2.\3"),
+    Rule(r"blocks\.(\d+)\.mlp\.w12\.(.+)", r"blocks.\1.mlp.gate_value.\2"),
+    Rule(r"blocks\.(\d+)\.mlp\.w3\.(.+)", r"blocks.\1.mlp.out.\2"),
+    Rule(r"final_layer\.norm_final\.weight", r"head.norm.weight"),
+    *DIT,
+)
+
+
+@LAYOUTS.register("lightningdit")
+class LightningDiTLayout(Layout):
+    """hustvl/LightningDiT: time runs from noise (0) to data (1), the output is data minus noise."""
+
+    backbone: ClassVar[str] = "lightningdit"
+    reference: ClassVar[tuple[str, ...]] = ("LightningDiT",)
+    rules: ClassVar[KeyMap] = LIGHTNINGDIT
+    signature: ClassVar[tuple[str, ...]] = (r"feat_rope\.freqs_cos", r"blocks\.0\.attn\.qkv\.weight")
+    process: ClassVar[dict[str, Any]] = {"name": "flow"}
+    parameterization: ClassVar[dict[str, Any]] = {"name": "reversed-velocity"}
+    guided_channels: ClassVar[int | None] = 3
+
+    def options(self, shapes: Shapes) -> dict[str, Any]:
+        found = transformer_options(shapes, self.backbone)
+        hidden = found["hidden_size"]
+        if "blocks.0.attn.q_norm.weight" in shapes:
+            found["num_heads"] = hidden // shapes["blocks.0.attn.q_norm.weight"][0]
+        swiglu = "blocks.0.mlp.w12.weight" in shapes
+        # The hidden width of SwiGLU is two thirds of the ratio's, rounded down, so a little more always does.
+        width = (
+            math.ceil(shapes["blocks.0.mlp.w3.weight"][1] * 1.5) if swiglu else shapes["blocks.0.mlp.fc1.weight"][0]
+        )
+        return {
+            **found,
+            "mlp_ratio": width / hidden,
+            "use_qknorm": "blocks.0.attn.q_norm.weight" in shapes,
+            "use_swiglu": swiglu,
+            "use_rope": True,
+            "use_rmsnorm": "blocks.0.norm1.weight" in shapes,
+            "wo_shift": shapes["blocks.0.adaLN_modulation.1.weight"][0] == 4 * hidden,
+        }
+
+    def arguments(self, reference: Mapping[str, Any]) -> dict[str, Any]:
+        given = dict(reference)
+        if "input_size" in given:
+            given["image_size"] = given.pop("input_size")
+        given.pop("class_dropout_prob", None)
+        return given
