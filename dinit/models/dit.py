@@ -40,8 +40,11 @@ _TINY = {
 class DiTBlock(nn.Module):
     """Attention and MLP, each modulated before and gated after by the condition."""
 
-    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, dropout: float) -> None:
+    def __init__(
+        self, dim: int, num_heads: int, mlp_ratio: float, dropout: float, mlp_norm_eps: float = NORM_EPS
+    ) -> None:
         super().__init__()
+        self.mlp_norm_eps = mlp_norm_eps
         self.modulation = Modulation(dim, dim, chunks=6)
         self.attention = Attention(dim, num_heads, dropout)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), dropout)
@@ -51,7 +54,7 @@ class DiTBlock(nn.Module):
         dim = x.shape[-1:]
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(c, x)
         x = x + gate_a * self.attention(modulate(F.layer_norm(x, dim, eps=NORM_EPS), shift_a, scale_a))
-        return x + gate_m * self.mlp(modulate(F.layer_norm(x, dim, eps=NORM_EPS), shift_m, scale_m))
+        return x + gate_m * self.mlp(modulate(F.layer_norm(x, dim, eps=self.mlp_norm_eps), shift_m, scale_m))
 
 
 class DiTHead(nn.Module):
@@ -75,7 +78,8 @@ class DiT(Backbone):
     image_size: height = width it is configured for; others work if they are multiples of patch_size, with the
     position table computed for them. in_channels: 4 for Stable Diffusion latents. hidden_size: a multiple of
     4 and of num_heads. dropout: after attention and in the MLP. learn_sigma: in_channels more output
-    channels for a learned variance. ValueError for sizes that do not fit together.
+    channels for a learned variance. freq_shift (of the time sinusoid) and mlp_norm_eps: 1.0 and 1e-5 in weights
+    trained with diffusers' DiT. ValueError for sizes that do not fit together.
     """
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
@@ -96,6 +100,8 @@ class DiT(Backbone):
         num_classes: int = 1000,
         learn_sigma: bool = False,
         dropout: float = 0.0,
+        freq_shift: float = 0.0,
+        mlp_norm_eps: float = NORM_EPS,
     ) -> None:
         super().__init__()
         configure(
@@ -120,9 +126,11 @@ class DiT(Backbone):
         side = image_size // patch_size
         # Not saved: it is a function of the sizes, and a saved copy could disagree with them.
         self.register_buffer("positions", sincos_positions(hidden_size, side, side), persistent=False)
-        self.time_embedding = TimeEmbedding(hidden_size)
+        self.time_embedding = TimeEmbedding(hidden_size, freq_shift=freq_shift)
         self.label_embedding = LabelEmbedding(num_classes, hidden_size)
-        self.blocks = nn.ModuleList(DiTBlock(hidden_size, num_heads, mlp_ratio, dropout) for _ in range(depth))
+        self.blocks = nn.ModuleList(
+            DiTBlock(hidden_size, num_heads, mlp_ratio, dropout, mlp_norm_eps) for _ in range(depth)
+        )
         self.head = DiTHead(hidden_size, patch_size * patch_size * self.out_channels)
 
     def embed(self, labels: Tensor) -> Tensor:

@@ -10,24 +10,25 @@ from torch import Tensor, nn
 from dinit.models.layers.init import small_normal
 
 
-def sinusoid(noise_label: Tensor, features: int = 256, max_period: float = 1e4) -> Tensor:
-    """[cos, sin] of the label times geometric frequencies max_period^(-i/half), half = features // 2.
+def sinusoid(noise_label: Tensor, features: int = 256, max_period: float = 1e4, freq_shift: float = 0.0) -> Tensor:
+    """[cos, sin] of the label times frequencies max_period^(-i / (half - freq_shift)), half = features // 2.
 
     noise_label (B,) float, unscaled -> (B, features) in the label's dtype. Vaswani et al. 2017, in the
-    arrangement of Dhariwal & Nichol 2021 that DiT and its descendants kept.
+    arrangement of Dhariwal & Nichol 2021 that DiT and its descendants kept. freq_shift: 1 makes the last
+    frequency 1 / max_period, as Ho et al. 2020, score_sde and diffusers' DiT have it.
     """
     half = features // 2
     index = torch.arange(half, dtype=noise_label.dtype, device=noise_label.device)
-    angles = noise_label[:, None] * torch.exp(index * (-math.log(max_period) / half))
+    angles = noise_label[:, None] * torch.exp(index * (-math.log(max_period) / (half - freq_shift)))
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
 class TimeEmbedding(nn.Module):
-    """Noise label -> sinusoid -> Linear, SiLU, Linear."""
+    """Noise label -> sinusoid -> Linear, SiLU, Linear. features, freq_shift: of the sinusoid."""
 
-    def __init__(self, dim: int, features: int = 256) -> None:
+    def __init__(self, dim: int, features: int = 256, freq_shift: float = 0.0) -> None:
         super().__init__()
-        self.features = features
+        self.features, self.freq_shift = features, freq_shift
         self.mlp = nn.Sequential(
             small_normal(nn.Linear(features, dim)), nn.SiLU(), small_normal(nn.Linear(dim, dim))
         )
@@ -38,7 +39,7 @@ class TimeEmbedding(nn.Module):
         The sinusoid is float32 at least: bf16 cannot tell step 998 from step 999.
         """
         label = noise_label.to(torch.promote_types(dtype, torch.float32))
-        return self.mlp(sinusoid(label, self.features).to(dtype))
+        return self.mlp(sinusoid(label, self.features, freq_shift=self.freq_shift).to(dtype))
 
 
 class LabelEmbedding(nn.Module):
