@@ -8,7 +8,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
 from dinit.models.base import BACKBONES
-from dinit.models.dit import DiT, DiTHead
+from dinit.models.dit import NORM_EPS, DiT, DiTHead
 
 
 @BACKBONES.register("sit")
@@ -38,21 +38,26 @@ class SiT(DiT):
         num_classes: int = 1000,
         learn_sigma: bool = False,
         dropout: float = 0.0,
+        freq_shift: float = 0.0,
+        mlp_norm_eps: float = NORM_EPS,
         spare_half: bool = False,
     ) -> None:
         if spare_half and learn_sigma:
             raise ValueError("SiT: spare_half and learn_sigma both double the head; choose one")
+        # All of DiT's arguments, because diffusers enters those of both constructors into one config.
         super().__init__(
-            image_size,
-            patch_size,
-            in_channels,
-            hidden_size,
-            depth,
-            num_heads,
-            mlp_ratio,
-            num_classes,
-            learn_sigma,
-            dropout,
+            image_size=image_size,
+            patch_size=patch_size,
+            in_channels=in_channels,
+            hidden_size=hidden_size,
+            depth=depth,
+            num_heads=num_heads,
+            mlp_ratio=mlp_ratio,
+            num_classes=num_classes,
+            learn_sigma=learn_sigma,
+            dropout=dropout,
+            freq_shift=freq_shift,
+            mlp_norm_eps=mlp_norm_eps,
         )
         if spare_half:
             self.head = DiTHead(hidden_size, patch_size * patch_size * 2 * in_channels)
