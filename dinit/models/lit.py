@@ -1,0 +1,180 @@
+"""LiT: DiT with linear attention of few heads and a depthwise convolution. Wang et al. 2025, arXiv:2501.12976."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch.nn.functional as F
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor, nn
+
+from dinit.models.base import BACKBONES, Backbone
+from dinit.models.dit import NORM_EPS, DiTHead
+from dinit.models.layers.blocks import run_block
+from dinit.models.layers.checks import check_divides, check_input, configure
+from dinit.models.layers.embedding import LabelEmbedding, TimeEmbedding, sincos_positions
+from dinit.models.layers.init import xavier
+from dinit.models.layers.modulation import Modulation, modulate
+from dinit.models.layers.transformer import Mlp, PatchEmbed, unpatchify
+
+# Keeps the normaliser of a query away from zero: ReLU may close all of its features.
+KERNEL_EPS = 1e-6
+
+# DiT's widths and depths with the paper's few heads.
+_SIZES = {
+    "S": {"hidden_size": 384, "depth": 12, "num_heads": 2},
+    "B": {"hidden_size": 768, "depth": 12, "num_heads": 3},
+    "L": {"hidden_size": 1024, "depth": 24, "num_heads": 4},
+    "XL": {"hidden_size": 1152, "depth": 28, "num_heads": 4},
+}
+_IMAGENET = {"image_size": 32, "in_channels": 4, "patch_size": 2, "num_classes": 1000, "learn_sigma": True}
+_TINY = {
+    "image_size": 8,
+    "patch_size": 2,
+    "in_channels": 1,
+    "hidden_size": 32,
+    "depth": 2,
+    "num_heads": 2,
+    "num_classes": 10,
+}
+
+
+class LinearAttention(nn.Module):
+    """Attention with the kernel relu(q) . relu(k) instead of exp(q . k), plus a convolution of the values.
+
+    The kernel is a product, so the sums over the keys are done once for all queries: time and memory are linear
+    in the number of tokens. A depthwise convolution of the values on the image grid, added before the last
+    Linear, gives back the sharpness around a token that such attention lacks.
+    The qkv features are ordered (q | k | v) x head x head_dim, as in Attention.
+    """
+
+    def __init__(self, dim: int, num_heads: int, kernel_size: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = xavier(nn.Linear(dim, 3 * dim))
+        self.conv = nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)
+        self.proj = xavier(nn.Linear(dim, dim))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, rows: int, columns: int) -> Tensor:
+        """x (B, rows * columns, dim), row by row -> (B, rows * columns, dim)."""
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, N, d)
+        q, k = F.relu(q), F.relu(k)
+        # Means over the tokens, not sums: their ratio is the same, and half precision does not overflow.
+        root = x.shape[1] ** -0.5
+        values = (k * root).transpose(-2, -1) @ (v * root)  # (B, heads, d, d)
+        normaliser = q @ k.mean(-2)[..., None]  # (B, heads, N, 1)
+        mixed = (q @ values / (normaliser + KERNEL_EPS)).transpose(1, 2).flatten(2)
+        grid = (
+            v.transpose(1, 2).flatten(2).transpose(1, 2).unflatten(-1, (rows, columns))
+        )  # (B, dim, rows, columns)
+        mixed = mixed + self.conv(grid).flatten(2).transpose(1, 2)
+        return self.dropout(self.proj(mixed))
+
+
+class LiTBlock(nn.Module):
+    """Linear attention and MLP, each modulated before and gated after by the condition."""
+
+    def __init__(self, dim: int, num_heads: int, kernel_size: int, mlp_ratio: float, dropout: float) -> None:
+        super().__init__()
+        self.modulation = Modulation(dim, dim, chunks=6)
+        self.attention = LinearAttention(dim, num_heads, kernel_size, dropout)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), dropout)
+
+    def forward(self, x: Tensor, c: Tensor, rows: int, columns: int) -> Tensor:
+        """x (B, rows * columns, dim), c (B, dim) -> (B, rows * columns, dim)."""
+        dim = x.shape[-1:]
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(c, x)
+        normed = modulate(F.layer_norm(x, dim, eps=NORM_EPS), shift_a, scale_a)
+        x = x + gate_a * self.attention(normed, rows, columns)
+        return x + gate_m * self.mlp(modulate(F.layer_norm(x, dim, eps=NORM_EPS), shift_m, scale_m))
+
+
+@BACKBONES.register("lit")
+class LiT(Backbone):
+    """Linear diffusion transformer (Wang et al. 2025); presets S/2, B/2, L/2, XL/2.
+
+    From the paper; no weights to compare with. DiT's body, sizes and parameter names: all weights of a DiT of
+    the same size fit but those of `attention`, which is how the authors start training. The paper fixes the
+    ReLU kernel, the kernel size 5 and few heads (2 in S, 4 in XL). Our reading: the convolution acts on
+    the values, has its own weights for every channel, and its result is added before the last Linear of
+    attention; 3 heads in B and 4 in L.
+
+    image_size, in_channels, patch_size, hidden_size, dropout, learn_sigma: as in DiT. num_heads: few, each costs
+    N * (hidden_size / num_heads)^2. kernel_size: of the depthwise convolution, odd.
+    ValueError for sizes that do not fit together.
+    """
+
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "tiny": _TINY,
+        **{f"{name}/2": {**_IMAGENET, **size} for name, size in _SIZES.items()},
+    }
+
+    @register_to_config
+    def __init__(
+        self,
+        image_size: int = 32,
+        patch_size: int = 2,
+        in_channels: int = 4,
+        hidden_size: int = 384,
+        depth: int = 12,
+        num_heads: int = 2,
+        kernel_size: int = 5,
+        mlp_ratio: float = 4.0,
+        num_classes: int = 1000,
+        learn_sigma: bool = False,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        configure(
+            self,
+            image_size=image_size,
+            size_multiple=patch_size,
+            in_channels=in_channels,
+            num_classes=num_classes,
+            learn_sigma=learn_sigma,
+            dropout=dropout,
+            patch_size=patch_size,
+            hidden_size=hidden_size,
+            depth=depth,
+            mlp_width=int(hidden_size * mlp_ratio),
+        )
+        check_divides("LiT", "num_heads", num_heads, "hidden_size", hidden_size)
+        check_divides("LiT", "4 (of the position table)", 4, "hidden_size", hidden_size)
+        if kernel_size < 1 or kernel_size % 2 == 0:
+            raise ValueError(f"LiT: kernel_size must be odd and at least 1 (the paper: 5), got {kernel_size}")
+        self.patch_size = patch_size
+        self.hidden_size = hidden_size
+
+        self.stem = PatchEmbed(in_channels, hidden_size, patch_size)
+        side = image_size // patch_size
+        # Not saved: it is a function of the sizes, and a saved copy could disagree with them.
+        self.register_buffer("positions", sincos_positions(hidden_size, side, side), persistent=False)
+        self.time_embedding = TimeEmbedding(hidden_size)
+        self.label_embedding = LabelEmbedding(num_classes, hidden_size)
+        self.blocks = nn.ModuleList(
+            LiTBlock(hidden_size, num_heads, kernel_size, mlp_ratio, dropout) for _ in range(depth)
+        )
+        self.head = DiTHead(hidden_size, patch_size * patch_size * self.out_channels)
+
+    def embed(self, labels: Tensor) -> Tensor:
+        """labels (B,) int64 in 0..num_classes -> (B, hidden_size)."""
+        return self.label_embedding(labels)
+
+    def forward(self, x: Tensor, noise_label: Tensor, cond: Tensor) -> Tensor:
+        """x (B, in_channels, H, W), noise_label (B,) or (1,), cond (B, D) -> (B, out_channels, H, W)."""
+        check_input("LiT", x, self.in_channels, self.patch_size)
+        rows, columns = x.shape[2] // self.patch_size, x.shape[3] // self.patch_size
+        c = self.time_embedding(noise_label, x.dtype) + cond  # (B, D)
+        x = self.stem(x)
+        x = x + self.position_table(rows, columns).to(x)
+        for block in self.blocks:
+            x = run_block(self, block, x, c, rows, columns)
+        return unpatchify(self.head(x, c), rows, columns, self.patch_size)
+
+    def position_table(self, rows: int, columns: int) -> Tensor:
+        """(rows * columns, hidden_size): what a LiT configured for that many patches would have."""
+        side = self.image_size // self.patch_size
+        if (rows, columns) == (side, side):
+            return self.positions
+        return sincos_positions(self.hidden_size, rows, columns, self.positions.device)
