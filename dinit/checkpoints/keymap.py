@@ -24,12 +24,55 @@ class Rule:
 
 KeyMap = Sequence[Rule]
 
+_TOLD = 20  # names in a message; a checkpoint of another family has hundreds
+
 
 def map_keys(state: Mapping[str, Tensor], rules: KeyMap) -> dict[str, Tensor]:
     """The state under our names. The first rule that matches a key decides.
 
     Raises ValueError for keys that no rule knows, and for two keys that would become one.
     """
+    mapped, unknown = _map(state, rules)
+    if unknown:
+        raise ValueError(f"{_strangers(unknown, state)}; the checkpoint is of another family or variant")
+    return mapped
+
+
+def load_mapped(model: nn.Module, state: Mapping[str, Tensor], rules: KeyMap) -> None:
+    """Load a foreign state into the model, strictly: every weight of the model must be given, in its shape.
+
+    Raises one ValueError that names all keys that are unknown or missing, or whose shapes differ.
+    """
+    mapped, unknown = _map(state, rules)
+    own = model.state_dict()
+    problems = [_strangers(unknown, state)] if unknown else []
+    if missing := sorted(own.keys() - mapped.keys()):
+        problems.append(f"missing {names(missing)} ({len(missing)} in all)")
+    if extra := sorted(mapped.keys() - own.keys()):
+        problems.append(f"not in the model {names(extra)} ({len(extra)} in all)")
+    shapes = [
+        f"{key} has shape {tuple(mapped[key].shape)} in the checkpoint and {tuple(own[key].shape)} in the model"
+        for key in sorted(own.keys() & mapped.keys())
+        if mapped[key].shape != own[key].shape
+    ]
+    if shapes:
+        problems += [*shapes[:_TOLD], *([f"and {len(shapes) - _TOLD} more"] if len(shapes) > _TOLD else [])]
+    if problems:
+        raise ValueError(
+            f"the checkpoint does not fit this {type(model).__name__}: {'; '.join(problems)}. It is of another "
+            "family or size, or a part of it is lost"
+        )
+    model.load_state_dict(mapped, strict=True)
+
+
+def names(keys: Sequence[str]) -> str:
+    """A list of names, of very many only the first."""
+    more = f" and {len(keys) - _TOLD} more" if len(keys) > _TOLD else ""
+    return f"{list(keys[:_TOLD])}{more}"
+
+
+def _map(state: Mapping[str, Tensor], rules: KeyMap) -> tuple[dict[str, Tensor], list[str]]:
+    """The state under our names, and the keys that no rule knows."""
     mapped: dict[str, Tensor] = {}
     unknown: list[str] = []
     for key, tensor in state.items():
@@ -40,35 +83,11 @@ def map_keys(state: Mapping[str, Tensor], rules: KeyMap) -> dict[str, Tensor]:
             if target in mapped:
                 raise ValueError(f"the key map sends {key!r} and another key to {target!r}; correct its rules")
             mapped[target] = tensor if rule.change is None else rule.change(tensor)
-    if unknown:
-        raise ValueError(
-            f"{len(unknown)} of {len(state)} keys have no place in this model, first {unknown[0]!r}; "
-            "the checkpoint is of another family or variant"
-        )
-    return mapped
+    return mapped, unknown
 
 
-def load_mapped(model: nn.Module, state: Mapping[str, Tensor], rules: KeyMap) -> None:
-    """Load a foreign state into the model, strictly: every weight of the model must be given, in its shape.
-
-    Raises ValueError that names the first key that is unknown or missing, or whose shape differs.
-    """
-    mapped = map_keys(state, rules)
-    own = model.state_dict()
-    missing = sorted(own.keys() - mapped.keys())
-    extra = sorted(mapped.keys() - own.keys())
-    if missing or extra:
-        raise ValueError(
-            f"the checkpoint does not fit this {type(model).__name__}: missing {missing[:3]} "
-            f"({len(missing)} in all), not in the model {extra[:3]} ({len(extra)} in all); compare the depths"
-        )
-    for key, tensor in mapped.items():
-        if tensor.shape != own[key].shape:
-            raise ValueError(
-                f"{key} has shape {tuple(tensor.shape)} in the checkpoint and {tuple(own[key].shape)} in "
-                f"this {type(model).__name__}; build it with the checkpoint's sizes"
-            )
-    model.load_state_dict(mapped, strict=True)
+def _strangers(unknown: Sequence[str], state: Mapping[str, Tensor]) -> str:
+    return f"{len(unknown)} of {len(state)} keys have no place in this model, {names(unknown)}"
 
 
 def _find(key: str, rules: KeyMap) -> tuple[Rule | None, str | None]:

@@ -65,7 +65,9 @@ def read_checkpoint(source: str | Path, weights: Weights | None = None, sha256: 
     if weights not in (None, "ema", "model"):
         raise ValueError(f"weights must be ema or model, got {weights!r}")
     if not path.exists():
-        raise FileNotFoundError(f"{path} is not there; give a checkpoint ({', '.join(SUFFIXES)}) or a folder of one")
+        raise FileNotFoundError(
+            f"{path} is not there; give a checkpoint ({', '.join(SUFFIXES)}) or a folder of one"
+        )
     folder = _model_folder(path) if path.is_dir() else None
     files = [path] if folder is None else _weight_files(folder)
     hashes = _check_hashes(files, sha256)
@@ -153,7 +155,9 @@ def _unwrap(path: Path, content: Any, weights: Weights | None, files: dict[str, 
     shadow = _shadow(content.get("ema"))
     if not emas and not models:
         if weights is not None:
-            raise ValueError(f"{path} is a bare state, it does not say which weights: leave weights ({weights}) out")
+            raise ValueError(
+                f"{path} is a bare state, it does not say which weights: leave weights ({weights}) out"
+            )
         return Checkpoint(path, _strip(_bare(path, content)), files, args=args)
     if weights != "model" and shadow is not None and models:
         return Checkpoint(path, _strip(_bare(path, content[models[0]])), files, "ema", shadow, args)
@@ -174,7 +178,9 @@ def _bare(path: Path, content: Any) -> State:
     broken = [key for key, t in content.items() if t.is_floating_point() and not bool(t.isfinite().all())]
     if broken:
         names = ", ".join(broken[:10]) + (f" and {len(broken) - 10} more" if len(broken) > 10 else "")
-        raise ValueError(f"{path} has numbers that are infinite or not numbers in {names}; take an earlier checkpoint")
+        raise ValueError(
+            f"{path} has numbers that are infinite or not numbers in {names}; take an earlier checkpoint"
+        )
     return dict(content)
 
 
@@ -204,7 +210,9 @@ def _strip(state: State) -> State:
 
 def _plain(args: Any) -> dict[str, Any]:
     """A training run's arguments as a mapping."""
-    return dict(vars(args)) if isinstance(args, argparse.Namespace) else dict(args) if isinstance(args, dict) else {}
+    return (
+        dict(vars(args)) if isinstance(args, argparse.Namespace) else dict(args) if isinstance(args, dict) else {}
+    )
 
 
 def _model_folder(path: Path) -> Path:
@@ -213,8 +221,12 @@ def _model_folder(path: Path) -> Path:
         if (path / part / "config.json").is_file():
             return path / part
     if (path / "model_index.json").is_file():
-        raise ValueError(f"{path} is a pipeline without a transformer/ or unet/ in it; dinit's own need no conversion")
-    raise ValueError(f"{path} is no model folder: it has no config.json, and no transformer/ with one; give the file")
+        raise ValueError(
+            f"{path} is a pipeline without a transformer/ or unet/ in it; dinit's own need no conversion"
+        )
+    raise ValueError(
+        f"{path} is no model folder: it has no config.json, and no transformer/ with one; give the file"
+    )
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -228,7 +240,9 @@ def _weight_files(folder: Path) -> list[Path]:
             shards = [folder / name for name in sorted(set(_json(index).get("weight_map", {}).values()))]
             absent = [shard.name for shard in shards if not shard.is_file()]
             if absent or not shards:
-                raise ValueError(f"{index} lists {', '.join(absent) or 'nothing'}, not in the folder; download again")
+                raise ValueError(
+                    f"{index} lists {', '.join(absent) or 'nothing'}, not in the folder; download again"
+                )
             return shards
     raise ValueError(f"{folder} has no diffusion_pytorch_model.safetensors (or .bin); download it again")
 

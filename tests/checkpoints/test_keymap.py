@@ -24,7 +24,7 @@ def test_keys_are_renamed_and_tables_dropped() -> None:
 
 
 def test_unknown_key_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"1 of 4 keys have no place in this model, first 'old.0.weight.extra'"):
+    with pytest.raises(ValueError, match=r"1 of 4 keys have no place in this model, \['old.0.weight.extra'\]"):
         map_keys({**state(), "old.0.weight.extra": torch.zeros(1)}, RULES)
 
 
@@ -43,3 +43,18 @@ def test_missing_and_surplus_keys_are_named() -> None:
 def test_wrong_shape_is_named() -> None:
     with pytest.raises(ValueError, match=r"0.weight has shape \(2, 3\) in the checkpoint and \(2, 4\)"):
         load_mapped(nn.Sequential(nn.Linear(4, 2)), state(), RULES)
+
+
+def test_all_that_does_not_fit_is_told_at_once() -> None:
+    model = nn.Sequential(nn.Linear(4, 2), nn.Linear(2, 2))
+    with pytest.raises(ValueError, match="does not fit this Sequential") as caught:
+        load_mapped(model, {**state(), "else": torch.zeros(1), "old.7.bias": torch.zeros(1)}, RULES)
+    told = str(caught.value)
+    for part in ("['else']", "missing ['1.bias', '1.weight']", "not in the model ['7.bias']", "(2, 3)", "(2, 4)"):
+        assert part in told
+
+
+def test_of_very_many_names_the_first_are_told() -> None:
+    many = {f"stranger.{i}": torch.zeros(1) for i in range(30)}
+    with pytest.raises(ValueError, match="30 of 30 keys.*'stranger.19'] and 10 more;"):
+        map_keys(many, RULES)

@@ -54,22 +54,46 @@ class Layout(ABC):
         """The state as the rules expect it. For what renaming cannot do, such as joining q, k and v."""
         return dict(state)
 
+    def trained_on(self, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """(process, parameterization) of the published weights with these arguments of ours.
+
+        The class's own; a family that was trained on several overrides this.
+        """
+        return dict(self.process), dict(self.parameterization)
+
     def recognises(self, shapes: Shapes) -> bool:
         """Whether a state with these tensors is of this layout."""
         return all(any(re.fullmatch(pattern, key) for key in shapes) for pattern in self.signature)
 
+    def strangers(self, shapes: Shapes) -> int:
+        """How many of the names no rule knows."""
+        return sum(not any(re.fullmatch(rule.pattern, key) for rule in self.rules) for key in shapes)
+
+
+def candidates(shapes: Shapes) -> list[str]:
+    """Names of the layouts that a state with these tensors may have: several where names cannot tell.
+
+    Of those whose signature is there, the ones that know the most of its names. ValueError where none is.
+    """
+    found = {name: LAYOUTS[name]() for name in LAYOUTS if LAYOUTS[name]().recognises(shapes)}
+    if not found:
+        sample = ", ".join(sorted(shapes)[:4])
+        raise ValueError(
+            f"no known checkpoint layout has these {len(shapes)} tensors (first: {sample}); "
+            f"known: {', '.join(LAYOUTS)}"
+        )
+    if len(found) == 1:
+        return list(found)
+    strangers = {name: layout.strangers(shapes) for name, layout in found.items()}
+    return [name for name in found if strangers[name] == min(strangers.values())]
+
 
 def recognise(shapes: Shapes) -> Layout:
     """The layout of a state, told from the names of its tensors. ValueError where it is none or several."""
-    found = [name for name in LAYOUTS if LAYOUTS[name]().recognises(shapes)]
-    if len(found) == 1:
-        return LAYOUTS[found[0]]()
-    if found:
+    found = candidates(shapes)
+    if len(found) > 1:
         raise ValueError(f"these tensors could be of {', '.join(found)}; say which with layout=")
-    sample = ", ".join(sorted(shapes)[:4])
-    raise ValueError(
-        f"no known checkpoint layout has these {len(shapes)} tensors (first: {sample}); known: {', '.join(LAYOUTS)}"
-    )
+    return LAYOUTS[found[0]]()
 
 
 def count(shapes: Iterable[str], pattern: str) -> int:
