@@ -62,7 +62,8 @@ class Pipeline(DiffusionPipeline):
     backbone: a dinit Backbone. process, parameterization: what it was trained on, as objects or as mappings
     {"name": ..., **options}. vae: an AutoencoderKL where the backbone works on latents. class_names: one a
     class. t_max: below 1 where the parameterization is singular at pure noise. defaults: sampler, steps, grid
-    and guidance of a call that names none; each as `__call__` takes it.
+    and guidance of a call that names none; each as `__call__` takes it. vae_reference: where to find the
+    autoencoder of a backbone on latents that comes without its vae; images then cannot be decoded.
 
     Saved, it is a diffusers folder: model_index.json with all of the plain values, backbone/, and vae/ where
     there is one. ValueError for a singular pair, a codec that does not fit, or defaults that no registry knows.
@@ -80,6 +81,7 @@ class Pipeline(DiffusionPipeline):
         class_names: Any = None,
         t_max: float = 1.0,
         defaults: Any = None,
+        vae_reference: str | None = None,
     ) -> None:
         super().__init__()
         if process is None or parameterization is None:
@@ -97,8 +99,9 @@ class Pipeline(DiffusionPipeline):
             class_names=None if class_names is None else [str(name) for name in class_names],
             t_max=float(t_max),
             defaults=to_spec(self._defaults),
+            vae_reference=vae_reference,
         )
-        if self.codec.latent_channels != backbone.in_channels:
+        if vae is not None and self.codec.latent_channels != backbone.in_channels:
             raise ValueError(
                 f"the vae has {self.codec.latent_channels} latent channels, the backbone takes "
                 f"{backbone.in_channels}"
@@ -157,8 +160,14 @@ class Pipeline(DiffusionPipeline):
 
     @property
     def codec(self) -> Codec:
-        """Between images and what the backbone sees."""
-        vae = self.vae
+        """Between images and what the backbone sees. ValueError where an autoencoder is needed and not there."""
+        vae, reference = self.vae, self._plain("vae_reference")
+        if vae is None and reference is not None:
+            raise ValueError(
+                f"this pipeline works on latents of the autoencoder {reference}, which is not in it: give it with "
+                "Pipeline.from_pretrained(..., vae=AutoencoderKL.from_pretrained(...)), convert again with --vae, "
+                "or ask for output_type='latent'"
+            )
         return IdentityCodec(self.backbone.in_channels) if vae is None else AutoencoderKLCodec(vae)
 
     def denoiser(self, labels: Label | Sequence[Label] | Tensor = None) -> Denoiser:
@@ -234,6 +243,7 @@ class Pipeline(DiffusionPipeline):
         """Runs a planned call. Arguments as `__call__`."""
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"unknown output type {output_type!r}{suggest(str(output_type), list(OUTPUT_TYPES))}")
+        codec = None if output_type == "latent" else self.codec
         denoiser = apply_guidance(self.denoiser(), call.guidance)
         batches = call.batches()
         total = len(batches) * len(plan(denoiser, call.steps, call.grid))
@@ -247,9 +257,9 @@ class Pipeline(DiffusionPipeline):
                         callback_on_step_end(step)
                 assert step is not None, "a trajectory has at least one step"
                 last.append(step)
-            if output_type == "latent":
+            if codec is None:
                 return Generated(torch.cat([step.x_s for step in last]), call, last[0].nfe)
-            images = torch.cat([self.codec.decode(step.x_s) for step in last])
+            images = torch.cat([codec.decode(step.x_s) for step in last])
         return Generated(convert(images, output_type), call, last[0].nfe)
 
     def _iterate(self, denoiser: Denoiser, batch: Call) -> Iterator[Step]:
