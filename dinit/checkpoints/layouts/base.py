@@ -24,7 +24,8 @@ class Layout(ABC):
     backbone: the name in BACKBONES of what they become. reference: names of the classes whose state they hold.
     rules: the key map. signature: patterns that no other layout matches all of, each for a whole key of
     the state. process, parameterization: what the published weights were trained on, as mappings.
-    guided_channels: how many channels published guidance acts on; None is all.
+    guided_channels: how many channels published guidance acts on; None is all. guidance_scale: of the published
+    sampling program when nothing is asked of it; 1 is no guidance.
     """
 
     backbone: ClassVar[str]
@@ -34,6 +35,7 @@ class Layout(ABC):
     process: ClassVar[dict[str, Any]] = {"name": "vp-discrete", "schedule": "linear"}
     parameterization: ClassVar[dict[str, Any]] = {"name": "epsilon"}
     guided_channels: ClassVar[int | None] = None
+    guidance_scale: ClassVar[float] = 4.0
 
     @abstractmethod
     def options(self, shapes: Shapes) -> dict[str, Any]:

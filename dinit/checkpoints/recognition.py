@@ -1,0 +1,104 @@
+"""Which layout a foreign state has, and why: some families' tensors have the same names and shapes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dinit.checkpoints.layouts import LAYOUTS, Layout, candidates
+from dinit.registry import suggest
+
+_HEAD = "final_layer.linear"
+
+
+@dataclass(frozen=True)
+class Recognised:
+    """name: in LAYOUTS. evidence: in words, what decided."""
+
+    name: str
+    evidence: str
+
+    @property
+    def layout(self) -> Layout:
+        return LAYOUTS[self.name]()
+
+
+def recognise_state(
+    state: Mapping[str, Tensor], path: Path, args: Mapping[str, Any], layout: str | None = None
+) -> Recognised:
+    """The layout of a state: the given one, else told by its names, its run's arguments, its values, its file name.
+
+    args: of a training checkpoint; `model` in it ("SiT-XL/2") names the class. ValueError where nothing decides,
+    where values and file name contradict each other, or for a layout that is unknown or has another signature.
+    """
+    shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
+    if layout is not None:
+        if not LAYOUTS[layout]().recognises(shapes):
+            found = _or_none(shapes)
+            raise ValueError(f"{path} has not the tensors of layout {layout!r}; they are of {found}")
+        return Recognised(layout, "it was given")
+    found = candidates(shapes)
+    if len(found) == 1:
+        return Recognised(found[0], "by the names of its tensors")
+    model = str(args.get("model", ""))
+    named = _named(model, found)
+    if len(named) == 1:
+        return Recognised(named[0], f"the checkpoint's arguments say {model}")
+    return _by_values(state, path, found)
+
+
+def _by_values(state: Mapping[str, Tensor], path: Path, found: list[str]) -> Recognised:
+    by_name = _named(path.name, found)
+    strong, weak = _dit_or_sit(state) if set(found) == {"dit", "sit"} else (None, None)
+    if strong is not None:
+        if by_name and by_name != [strong.name]:
+            raise ValueError(
+                f"{path.name} is called {by_name[0]}, but {strong.evidence}, which is {strong.name}'s; "
+                f"say which it is with the layout: {' or '.join(found)}"
+            )
+        return strong
+    if len(by_name) == 1:
+        return Recognised(by_name[0], f"the file is called {path.name}")
+    if weak is not None:
+        return weak
+    raise ValueError(
+        f"the tensors of {path} could be of {' or '.join(found)}, and neither its arguments nor its name say which; "
+        f"give the layout: {suggest('', found).strip()}"
+    )
+
+
+def _dit_or_sit(state: Mapping[str, Tensor]) -> tuple[Recognised | None, Recognised | None]:
+    """What the head says, as (certain, likely). Its rows are patch positions times channels, channels last.
+
+    SiT drops the second half of the channels, so that half never had a gradient and is still the zeros it began
+    as; in DiT it is the learned variance. An undoubled head is that of SiT at 512 px: published DiTs all learn
+    their variance.
+    """
+    weight, patch = state[f"{_HEAD}.weight"], state["x_embedder.proj.weight"]
+    channels = patch.shape[1]
+    if len(weight) != 2 * channels * patch.shape[2] * patch.shape[3]:
+        return None, Recognised("sit", "its head has no half for a variance, which every published DiT has")
+    rows = torch.cat([weight, state[f"{_HEAD}.bias"][:, None]], dim=1).reshape(-1, 2 * channels, weight.shape[1] + 1)
+    first, second = bool(rows[:, :channels].any()), bool(rows[:, channels:].any())
+    if second:
+        return Recognised("dit", "the second half of its head was trained"), None
+    return (Recognised("sit", "the second half of its head is zero, never trained") if first else None), None
+
+
+def _named(text: str, found: list[str]) -> list[str]:
+    """Those of the layouts whose name or reference class stands in the text as a word ("SiT-XL-2-256.pt")."""
+    words = {word.lower() for word in re.split(r"[^A-Za-z0-9]+", text)}
+    return [name for name in found if words & {name, *(one.lower() for one in LAYOUTS[name].reference)}]
+
+
+def _or_none(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    try:
+        return " or ".join(candidates(shapes))
+    except ValueError:
+        return f"no known layout (known: {', '.join(LAYOUTS)})"
