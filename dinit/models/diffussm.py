@@ -1,0 +1,152 @@
+"""DiffuSSM: a diffusion model of gated state-space layers. Yan, Gu & Rush 2023, arXiv:2311.18257."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor, nn
+
+from dinit.models.base import BACKBONES, Backbone
+from dinit.models.dit import NORM_EPS, DiTHead
+from dinit.models.layers.blocks import run_blocks
+from dinit.models.layers.checks import check_input, configure
+from dinit.models.layers.embedding import LabelEmbedding, TimeEmbedding
+from dinit.models.layers.init import xavier
+from dinit.models.layers.modulation import Modulation, modulate
+from dinit.models.layers.s4d import S4D
+from dinit.models.layers.transformer import unpatchify
+
+# 29 layers as wide as DiT-XL's, in the latents of 256 px images.
+_XL = {
+    "image_size": 32,
+    "in_channels": 4,
+    "patch_size": 1,
+    "hidden_size": 1152,
+    "depth": 29,
+    "ratio": 2,
+    "num_classes": 1000,
+    "learn_sigma": True,
+}
+_TINY = {
+    "image_size": 8,
+    "patch_size": 1,
+    "in_channels": 1,
+    "hidden_size": 32,
+    "depth": 2,
+    "ratio": 2,
+    "state_size": 8,
+    "num_classes": 10,
+}
+
+
+class DiffuSSMBlock(nn.Module):
+    """A bidirectional state-space layer at full length inside a gated MLP at 1 / ratio of it, an hourglass.
+
+    Between them every short token j becomes `ratio` tokens of the full sequence and back, each by a Linear of its
+    place k. With s for GELU, the paper's layer is
+
+        U_l = s(W_up_k s(W0 I_j)),  Y = SSM(U),  I'_j = [s(W_down_k Y_l)]_k,  O_j = W3 (s(W2 I'_j) * s(W1 I_j)),
+
+    modulated before and gated after by the condition (adaLN-Zero) around one residual connection.
+    """
+
+    def __init__(self, dim: int, ratio: int, state_size: int, dropout: float) -> None:
+        super().__init__()
+        self.ratio = ratio
+        self.modulation = Modulation(dim, dim, chunks=3)
+        self.inward = xavier(nn.Linear(dim, dim))  # W0
+        self.up = xavier(nn.Linear(dim, ratio * dim))  # every W_up_k
+        self.ssm = S4D(dim, state_size, bidirectional=True)
+        self.mix = xavier(nn.Linear(dim, dim))  # S4D's own: it keeps channels apart
+        self.down = nn.ModuleList(xavier(nn.Linear(dim, dim)) for _ in range(ratio))
+        self.gate = xavier(nn.Linear(dim, 2 * dim))  # W1
+        self.value = xavier(nn.Linear(ratio * dim, 2 * dim))  # W2
+        self.outward = xavier(nn.Linear(2 * dim, dim))  # W3
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        """x (B, J, dim), c (B, dim) -> (B, J, dim); the state-space layer sees J * ratio tokens."""
+        shift, scale, gate = self.modulation(c, x)
+        short = modulate(F.layer_norm(x, x.shape[-1:], eps=NORM_EPS), shift, scale)
+        full = F.gelu(self.up(F.gelu(self.inward(short))).unflatten(-1, (self.ratio, -1))).flatten(1, 2)
+        full = self.mix(F.gelu(self.ssm(full.transpose(1, 2)).transpose(1, 2)))  # (B, J * ratio, dim)
+        places = full.unflatten(1, (-1, self.ratio)).unbind(2)
+        merged = torch.cat([F.gelu(down(y)) for down, y in zip(self.down, places, strict=True)], dim=-1)
+        out = self.outward(F.gelu(self.value(merged)) * F.gelu(self.gate(short)))
+        return x + gate * self.dropout(out)
+
+
+@BACKBONES.register("diffussm")
+class DiffuSSM(Backbone):
+    """Diffusion state-space model without attention (Yan, Gu & Rush 2023); preset XL.
+
+    From the paper alone: neither code nor weights were published, so there is nothing to compare with. The paper
+    gives the block's formulas (DiffuSSMBlock), S4D as the state-space layer, no patches, ratio 2, 29 layers of
+    width 1152 and 673 million parameters; ours has 669. Our reading, where it is silent:
+
+    - the image is flattened row by row, has no position table, and the stem makes one short token of `ratio`
+      neighbours in a row, the head the reverse;
+    - the layer has 9 D^2 + 2 * ratio * D^2 weights in the shapes that give that number for ratio 2;
+    - the activation is GELU; S4D has 64 states, separate parameters for each direction, the directions added,
+      and GELU and a Linear behind it;
+    - time and class enter as in DiT, by adaLN-Zero: one shift, scale and gate a layer.
+
+    image_size: height = width that it is configured for; heights and widths must be multiples of
+    patch_size * ratio. in_channels, hidden_size, dropout and learn_sigma are as in DiT. ratio: full length over
+    short length. state_size: of S4D, even. ValueError for sizes that do not fit together.
+    """
+
+    presets: ClassVar[dict[str, dict[str, Any]]] = {"tiny": _TINY, "XL": _XL}
+
+    @register_to_config
+    def __init__(
+        self,
+        image_size: int = 32,
+        patch_size: int = 1,
+        in_channels: int = 4,
+        hidden_size: int = 1152,
+        depth: int = 29,
+        ratio: int = 2,
+        state_size: int = 64,
+        num_classes: int = 1000,
+        learn_sigma: bool = False,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        configure(
+            self,
+            image_size=image_size,
+            size_multiple=patch_size * ratio,
+            in_channels=in_channels,
+            num_classes=num_classes,
+            learn_sigma=learn_sigma,
+            dropout=dropout,
+            patch_size=patch_size,
+            ratio=ratio,
+            hidden_size=hidden_size,
+            depth=depth,
+        )
+        self.patch_size, self.ratio = patch_size, ratio
+        run = (patch_size, patch_size * ratio)  # the pixels of a short token
+        self.stem = xavier(nn.Conv2d(in_channels, hidden_size, run, stride=run))
+        self.time_embedding = TimeEmbedding(hidden_size)
+        self.label_embedding = LabelEmbedding(num_classes, hidden_size)
+        self.blocks = nn.ModuleList(DiffuSSMBlock(hidden_size, ratio, state_size, dropout) for _ in range(depth))
+        self.head = DiTHead(hidden_size, ratio * patch_size * patch_size * self.out_channels)
+
+    def embed(self, labels: Tensor) -> Tensor:
+        """labels (B,) int64 in 0..num_classes -> (B, hidden_size)."""
+        return self.label_embedding(labels)
+
+    def forward(self, x: Tensor, noise_label: Tensor, cond: Tensor) -> Tensor:
+        """x (B, in_channels, H, W), noise_label (B,) or (1,), cond (B, D) -> (B, out_channels, H, W)."""
+        check_input("DiffuSSM", x, self.in_channels, self.size_multiple)
+        rows, columns = x.shape[2] // self.patch_size, x.shape[3] // self.patch_size
+        c = self.time_embedding(noise_label, x.dtype) + cond  # (B, D)
+        x = self.stem(x).flatten(2).transpose(1, 2)  # (B, J, D), row by row
+        x = run_blocks(self, self.blocks, x, c)
+        patches = self.head(x, c).unflatten(-1, (self.ratio, -1)).flatten(1, 2)  # (B, J * ratio, p * p * C)
+        return unpatchify(patches, rows, columns, self.patch_size)

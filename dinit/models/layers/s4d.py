@@ -1,0 +1,76 @@
+"""S4D: a linear state-space model a channel, with a diagonal state matrix. Gu et al. 2022, arXiv:2206.11893."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# Range of the step sizes at the start: memories of some ten to some thousand positions.
+_DT_MIN, _DT_MAX = 1e-3, 1e-1
+
+
+class S4D(nn.Module):
+    """h' = A h + B u, y = 2 Re(C h) + D u for every channel, B = 1, held constant (ZOH) over steps of dt.
+
+    As a recurrence along the sequence, with h complex of size state_size / 2 (the conjugate half is the 2 Re):
+
+        h_l = exp(dt A) h_{l-1} + (exp(dt A) - 1) / A u_l,    y_l = 2 Re(C . h_l) + D u_l.
+
+    It is run as the convolution with the kernel K_l = 2 Re sum_n C_n (exp(dt A_n) - 1) / A_n exp(dt A_n l), by
+    FFT. A starts as in S4D-Lin: -1/2 + i pi n. state_size: even, ValueError if not. The step sizes dt, A, C are
+    the channel's own; Re A is kept negative and dt positive as exponentials of what is learned.
+
+    bidirectional: a second such model (dt, A and C of its own) runs from the last position to the first, and the
+    two are added; D u is added once.
+    """
+
+    def __init__(self, channels: int, state_size: int = 64, bidirectional: bool = False) -> None:
+        super().__init__()
+        if state_size < 2 or state_size % 2:
+            raise ValueError(f"state_size must be even and at least 2 (conjugate pairs), got {state_size}")
+        directions, pairs = 2 if bidirectional else 1, state_size // 2
+        span = math.log(_DT_MAX) - math.log(_DT_MIN)
+        self.log_dt = nn.Parameter(torch.rand(directions, channels) * span + math.log(_DT_MIN))
+        self.log_decay = nn.Parameter(torch.full((directions, channels, pairs), math.log(0.5)))  # log(-Re A)
+        frequency = math.pi * torch.arange(pairs, dtype=torch.float32)
+        self.frequency = nn.Parameter(frequency.repeat(directions, channels, 1))  # Im A
+        # Real and imaginary part side by side: complex parameters neither cast nor save everywhere.
+        self.C = nn.Parameter(torch.randn(directions, channels, pairs, 2) * math.sqrt(0.5))
+        self.D = nn.Parameter(torch.randn(channels))
+
+    def forward(self, u: Tensor) -> Tensor:
+        """u (B, channels, L) -> (B, channels, L), in u's dtype; computed in float32 at least."""
+        length = u.shape[-1]
+        dtype = torch.promote_types(u.dtype, torch.float32)
+        with torch.autocast(u.device.type, enabled=False):
+            signal = u.to(dtype)
+            kernel = self.kernel(length, dtype)
+            # On a circle of 2 L positions, of which u fills half, nothing wraps around.
+            circle = F.pad(kernel[0], (0, length))
+            if len(kernel) == 2:  # the backward kernel at positions 0, -1, -2, ...
+                circle = circle + F.pad(kernel[1].flip(-1), (length, 0)).roll(1, -1)
+            spectrum = torch.fft.rfft(signal, n=2 * length) * torch.fft.rfft(circle)
+            y = torch.fft.irfft(spectrum, n=2 * length)[..., :length]
+            return torch.addcmul(y, signal, self.D.to(dtype)[:, None]).to(u.dtype)
+
+    def kernel(self, length: int, dtype: torch.dtype) -> Tensor:
+        """K_0 .. K_{length-1} of each direction: (directions, channels, length).
+
+        A Vandermonde product. With l = a S + b and S about sqrt(length), exp(dt A l) is a product of two, so
+        that the sum over n is a matrix product of S x pairs and pairs x S, in memory that grows with S only.
+        """
+        dt = self.log_dt.to(dtype).exp()[..., None]
+        rate, angle = -self.log_decay.to(dtype).exp() * dt, self.frequency.to(dtype) * dt  # dt A
+        step = torch.complex(rate, angle)
+        # (exp(dt A) - 1) / A; as a sinh, which keeps the digits that exp - 1 loses at small dt.
+        held = (step / 2).exp() * (step / 2).sinh() / (step / 2) * dt
+        weight = 2 * torch.complex(*self.C.to(dtype).unbind(-1)) * held  # (directions, channels, pairs)
+        side = math.ceil(math.sqrt(length))
+        index = torch.arange(side, device=step.device)
+        fine = torch.exp(step[..., None] * index)  # (directions, channels, pairs, side)
+        coarse = weight[..., None] * torch.exp(step[..., None] * (index * side))
+        product = coarse.real.mT @ fine.real - coarse.imag.mT @ fine.imag  # the real part of coarse.mT @ fine
+        return product.flatten(-2)[..., :length]
