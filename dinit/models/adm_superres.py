@@ -1,0 +1,117 @@
+"""ADM's upsamplers: ADM with a smaller image as a second input. Dhariwal & Nichol 2021, arXiv:2105.05233."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dinit.models.adm import ADMNetwork
+from dinit.models.layers.checks import check_input
+
+_IMAGENET = {
+    "in_channels": 3,
+    "channels": 192,
+    "channel_mult": (1, 1, 2, 2, 4, 4),
+    "blocks_per_level": 2,
+    "num_classes": 1000,
+    "null_class": False,
+    "learn_sigma": True,
+}
+
+
+class ADMSuperRes(ADMNetwork):
+    """Class-conditional diffusion upsampler; presets 64-256 and 128-512. Arguments: see ADMNetwork.
+
+    image_size is that of the large image. The small one is upsampled bilinearly to the size of x and enters
+    the stem after it. Not among BACKBONES, as it needs that image: `given(low_res)` is what samplers take.
+    """
+
+    stem_inputs: ClassVar[int] = 2
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "64-256": {**_IMAGENET, "image_size": 256, "attention_factors": (8, 16, 32), "num_heads": 4},
+        "128-512": {**_IMAGENET, "image_size": 512, "attention_factors": (16, 32), "head_dim": 64},
+    }
+
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, x: Tensor, noise_label: Tensor, cond: Tensor, low_res: Tensor
+    ) -> Tensor:
+        """x (B, C, H, W), noise_label (B,) or (1,), cond (B, D), low_res (B, C, h, w) -> (B, out_channels, H, W).
+
+        low_res is in the range of x's data, [-1, 1]. ValueError where it is larger than x or another batch.
+        """
+        check_input("ADMSuperRes", x, self.in_channels, self.size_multiple)
+        if low_res.ndim != 4 or low_res.shape[:2] != x.shape[:2]:
+            raise ValueError(
+                f"ADMSuperRes takes low_res of shape {(*x.shape[:2], 'h', 'w')} beside x of shape "
+                f"{tuple(x.shape)}, got {tuple(low_res.shape)}; give one small image for each in x"
+            )
+        if not all(0 < small <= large for small, large in zip(low_res.shape[2:], x.shape[2:], strict=True)):
+            raise ValueError(
+                f"ADMSuperRes upsamples low_res to the size of x, got {tuple(low_res.shape[2:])} for "
+                f"{tuple(x.shape[2:])}; give the smaller image as low_res"
+            )
+        enlarged = F.interpolate(low_res.to(x.dtype), size=x.shape[2:], mode="bilinear")
+        return self.predict(torch.cat([x, enlarged], dim=1), noise_label, cond)
+
+    def given(self, low_res: Tensor) -> GivenLowRes:
+        """This network as a backbone that samplers and guidance can run: low_res (b, C, h, w) is filled in."""
+        if low_res.ndim != 4 or not len(low_res) or low_res.shape[1] != self.in_channels:
+            raise ValueError(
+                f"low_res must be (b, {self.in_channels}, h, w), one small image a sample, "
+                f"got {tuple(low_res.shape)}"
+            )
+        return GivenLowRes(self, low_res)
+
+
+@dataclass(frozen=True, eq=False)
+class GivenLowRes:
+    """An upsampler with its small images filled in: a backbone to whatever asks for one.
+
+    low_res: (b, C, h, w). A batch may be b samples several times over, [x, x] as guidance makes it: the
+    small images are then repeated. ValueError for other batches.
+    """
+
+    model: ADMSuperRes
+    low_res: Tensor
+
+    @property
+    def num_classes(self) -> int:
+        return self.model.num_classes
+
+    @property
+    def null_class(self) -> bool:
+        return self.model.null_class
+
+    @property
+    def in_channels(self) -> int:
+        return self.model.in_channels
+
+    @property
+    def out_channels(self) -> int:
+        return self.model.out_channels
+
+    @property
+    def image_size(self) -> int:
+        return self.model.image_size
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
+
+    def embed(self, labels: Tensor) -> Tensor:
+        """labels (B,) int64 -> (B, D)."""
+        return self.model.embed(labels)
+
+    def __call__(self, x: Tensor, noise_label: Tensor, cond: Tensor) -> Tensor:
+        """x (n * b, C, H, W), noise_label (n * b,) or (1,), cond (n * b, D) -> (n * b, out_channels, H, W)."""
+        times, rest = divmod(len(x), len(self.low_res))
+        if rest or not times:
+            raise ValueError(
+                f"this upsampler was given {len(self.low_res)} small images, so it takes batches that are a "
+                f"multiple of {len(self.low_res)}, got {len(x)}; call given() with one small image a sample"
+            )
+        return self.model(x, noise_label, cond, self.low_res.repeat(times, 1, 1, 1))
