@@ -102,6 +102,15 @@ class Denoiser(ABC):
         ValueError for labels outside 0 .. num_classes (num_classes is null, where the network has a null class)
         or a wrong number of them.
         """
+        labels = self.check_labels(labels, batch, device)
+        null = torch.tensor([self.num_classes], device=device)
+        null_embedding = self.embed(null) if self.null_class else None
+        return Condition(self.embed(labels), null_embedding, labels == self.num_classes)
+
+    def check_labels(
+        self, labels: Tensor | Sequence[int] | None, batch: int, device: torch.device | None = None
+    ) -> Tensor:
+        """(batch,) int64 labels on the device. Arguments and errors as `condition`."""
         null = torch.tensor([self.num_classes], device=device)
         if labels is None:
             if not self.null_class:
@@ -119,8 +128,7 @@ class Denoiser(ABC):
             raise ValueError(
                 f"labels must be in 0 .. {self.num_classes - 1}{or_null}; got {sorted(set(labels.tolist()))}"
             )
-        null_embedding = self.embed(null) if self.null_class else None
-        return Condition(self.embed(labels), null_embedding, labels == self.num_classes)
+        return labels
 
     def scales(self, t: Scales | Tensor | float) -> Scales:
         """The process's scales at t, unless t is scales already."""
@@ -181,12 +189,16 @@ class BackboneDenoiser(Denoiser):
         k = scales.like(x_t)
         dtype = getattr(self.backbone, "dtype", x_t.dtype)
         x_in = (x_t * self.parameterization.input_scale(k)).to(dtype)
-        output = self.backbone(x_in, label, cond.embedding.to(dtype)).to(x_t.dtype)
+        output = self.ask(x_in, label, cond).to(x_t.dtype)
         fraction = None
         if self.backbone.out_channels == 2 * self.backbone.in_channels:
             output, interpolation = output.chunk(2, dim=1)
             fraction = (interpolation + 1) / 2
         return Denoised(x_t, self.parameterization.posterior_mean(output, x_t, k), k, fraction)
+
+    def ask(self, x: Tensor, noise_label: Tensor, cond: Condition) -> Tensor:
+        """The network's output for x (B, C, H, W), which is in the network's dtype; noise_label (B,) or (1,)."""
+        return self.backbone(x, noise_label, cond.embedding.to(x.dtype))
 
 
 def with_x0(denoised: Denoised, x0: Tensor) -> Denoised:

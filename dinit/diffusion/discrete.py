@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -52,10 +53,8 @@ def beta_schedule(
     return betas
 
 
-@PROCESSES.register("vp-discrete")
-@dataclass(frozen=True)
-class VPDiscrete(Process):
-    """DDPM's variance-preserving chain of num_steps levels. Ho et al. 2020.
+class BetaChain(Process):
+    """What chains of levels share, whatever gives them their betas.
 
     Level i = 0 .. num_steps - 1 stands at t = (i + 1) / num_steps, and t = 0 is clean data (alpha = 1), so a
     step onto t = 0 is the chain's last one. Between levels log alpha is a monotone cubic spline in t: it
@@ -65,22 +64,17 @@ class VPDiscrete(Process):
     interval alpha itself is then linear in t, since log alpha ends at -inf.
     """
 
-    schedule: Schedule = "linear"
-    num_steps: int = 1000  # type: ignore[assignment]
-    beta_start: float | None = None
-    beta_end: float | None = None
-    zero_terminal_snr: bool = False
+    zero_terminal_snr: bool
 
-    def __post_init__(self) -> None:
-        beta_schedule(self.schedule, self.num_steps, self.beta_start, self.beta_end)
-        if self.zero_terminal_snr and self.num_steps < 2:
-            raise ValueError("zero_terminal_snr needs at least 2 levels")
+    @property
+    @abstractmethod
+    def _betas(self) -> Tensor:
+        """(num_steps,) float64, before any rescaling."""
 
     @cached_property
     def alphas(self) -> Tensor:
         """alpha at the levels, (num_steps,) float64, decreasing (the square root of DDPM's alpha-bar)."""
-        betas = beta_schedule(self.schedule, self.num_steps, self.beta_start, self.beta_end)
-        alphas = (torch.log1p(-betas).cumsum(0) / 2).exp()
+        alphas = (torch.log1p(-self._betas).cumsum(0) / 2).exp()
         if self.zero_terminal_snr:
             alphas = (alphas - alphas[-1]) * alphas[0] / (alphas[0] - alphas[-1])
         return alphas
@@ -134,6 +128,27 @@ class VPDiscrete(Process):
     @property
     def t_min(self) -> float:
         return 1 / self.num_steps
+
+
+@PROCESSES.register("vp-discrete")
+@dataclass(frozen=True)
+class VPDiscrete(BetaChain):
+    """DDPM's variance-preserving chain of num_steps levels. Ho et al. 2020. See BetaChain for times and rescaling."""
+
+    schedule: Schedule = "linear"
+    num_steps: int = 1000  # type: ignore[assignment]
+    beta_start: float | None = None
+    beta_end: float | None = None
+    zero_terminal_snr: bool = False
+
+    def __post_init__(self) -> None:
+        beta_schedule(self.schedule, self.num_steps, self.beta_start, self.beta_end)
+        if self.zero_terminal_snr and self.num_steps < 2:
+            raise ValueError("zero_terminal_snr needs at least 2 levels")
+
+    @property
+    def _betas(self) -> Tensor:
+        return beta_schedule(self.schedule, self.num_steps, self.beta_start, self.beta_end)
 
 
 def _hermite(values: Tensor, slopes: Tensor, left: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
