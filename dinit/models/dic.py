@@ -16,7 +16,7 @@ from dinit.models.layers.blocks import run_block
 from dinit.models.layers.checks import check_divides, check_input, configure
 from dinit.models.layers.embedding import LabelEmbedding, TimeEmbedding
 from dinit.models.layers.init import xavier, zeroed
-from dinit.models.layers.modulation import ChannelLayerNorm, Modulation, modulate
+from dinit.models.layers.modulation import ChannelLayerNorm, Modulation, gated, modulate
 from dinit.models.layers.resample import ShuffleDown, ShuffleUp
 
 _IMAGENET = {"image_size": 32, "in_channels": 4, "num_classes": 1000, "learn_sigma": True}
@@ -54,7 +54,7 @@ class DiCBlock(nn.Module):
         gate, scale, shift = self.modulation(c, x)
         h = self.conv_1(F.gelu(self.norm_1(x)))
         h = self.conv_2(self.dropout(F.gelu(modulate(self.norm_2(h), shift, scale))))
-        return self.shortcut(x) + gate * h
+        return gated(self.shortcut(x), gate, h)
 
 
 class DiCHead(nn.Module):

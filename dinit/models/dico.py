@@ -15,7 +15,7 @@ from dinit.models.layers.blocks import run_blocks
 from dinit.models.layers.checks import check_input, configure
 from dinit.models.layers.embedding import LabelEmbedding, TimeEmbedding
 from dinit.models.layers.init import xavier, zeroed
-from dinit.models.layers.modulation import ChannelLayerNorm, Modulation, modulate
+from dinit.models.layers.modulation import ChannelLayerNorm, Modulation, gated, modulate
 from dinit.models.layers.resample import ShuffleDown, ShuffleUp
 
 _IMAGENET = {"image_size": 32, "in_channels": 4, "num_classes": 1000, "learn_sigma": True}
@@ -62,9 +62,9 @@ class DiCoBlock(nn.Module):
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(c, x)
         h = self.conv_in(modulate(self.norm(x), shift_a, scale_a))
         h = self.conv_out(self.channel_attention(F.gelu(self.conv_depthwise(h))))
-        x = x + gate_a * self.dropout(h)
+        x = gated(x, gate_a, self.dropout(h))
         h = self.dropout(F.gelu(self.mlp_in(modulate(self.norm(x), shift_m, scale_m))))
-        return x + gate_m * self.dropout(self.mlp_out(h))
+        return gated(x, gate_m, self.dropout(self.mlp_out(h)))
 
 
 class DiCoHead(nn.Module):

@@ -13,7 +13,7 @@ from dinit.models.layers.blocks import run_blocks
 from dinit.models.layers.checks import check_divides, check_input, configure
 from dinit.models.layers.embedding import LabelEmbedding, TimeEmbedding, sincos_positions
 from dinit.models.layers.init import zeroed
-from dinit.models.layers.modulation import Modulation, modulate
+from dinit.models.layers.modulation import Modulation, gated, modulate
 from dinit.models.layers.transformer import Attention, Mlp, PatchEmbed, unpatchify
 
 NORM_EPS = 1e-6
@@ -53,8 +53,9 @@ class DiTBlock(nn.Module):
         """x (B, N, dim), c (B, dim) -> (B, N, dim)."""
         dim = x.shape[-1:]
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(c, x)
-        x = x + gate_a * self.attention(modulate(F.layer_norm(x, dim, eps=NORM_EPS), shift_a, scale_a))
-        return x + gate_m * self.mlp(modulate(F.layer_norm(x, dim, eps=self.mlp_norm_eps), shift_m, scale_m))
+        x = gated(x, gate_a, self.attention(modulate(F.layer_norm(x, dim, eps=NORM_EPS), shift_a, scale_a)))
+        normed = F.layer_norm(x, dim, eps=self.mlp_norm_eps)
+        return gated(x, gate_m, self.mlp(modulate(normed, shift_m, scale_m)))
 
 
 class DiTHead(nn.Module):

@@ -18,7 +18,8 @@ from dinit.models.layers.blocks import run_block
 from dinit.models.layers.checks import check_divides, check_input, configure
 from dinit.models.layers.embedding import LabelEmbedding, TimeEmbedding, sincos_positions
 from dinit.models.layers.init import xavier, zeroed
-from dinit.models.layers.modulation import Modulation, modulate
+from dinit.models.layers.linear import linear
+from dinit.models.layers.modulation import Modulation, gated, modulate
 from dinit.models.layers.transformer import Mlp, PatchEmbed, unpatchify
 
 NORM_EPS = 1e-6
@@ -84,12 +85,14 @@ class RotaryAttention(nn.Module):
 
     def forward(self, x: Tensor, angles: Tensor | None) -> Tensor:
         """x (B, N, dim), angles (N, head_dim // 2) or None -> (B, N, dim)."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, N, d)
+        q, k, v = (
+            linear(self.qkv, x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        )  # (B, heads, N, d)
         q, k = self.norm_q(q), self.norm_k(k)
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)
         mixed = F.scaled_dot_product_attention(q.to(v), k.to(v), v)  # norms are float32 under autocast
-        return self.dropout(self.proj(mixed.transpose(1, 2).flatten(2)))
+        return self.dropout(linear(self.proj, mixed.transpose(1, 2).flatten(2)))
 
 
 class SwiGlu(nn.Module):
@@ -103,8 +106,8 @@ class SwiGlu(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, N, dim) -> (B, N, dim)."""
-        gate, value = self.gate_value(x).chunk(2, dim=-1)
-        return self.dropout(self.out(self.dropout(F.silu(gate) * value)))
+        gate, value = linear(self.gate_value, x).chunk(2, dim=-1)
+        return self.dropout(linear(self.out, self.dropout(F.silu(gate) * value)))
 
 
 class LightningDiTBlock(nn.Module):
@@ -133,8 +136,8 @@ class LightningDiTBlock(nn.Module):
             shift_a = shift_m = torch.zeros_like(scale_a)
         else:
             shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = chunks
-        x = x + gate_a * self.attention(modulate(self.norm_1(x), shift_a, scale_a), angles)
-        return x + gate_m * self.mlp(modulate(self.norm_2(x), shift_m, scale_m))
+        x = gated(x, gate_a, self.attention(modulate(self.norm_1(x), shift_a, scale_a), angles))
+        return gated(x, gate_m, self.mlp(modulate(self.norm_2(x), shift_m, scale_m)))
 
 
 class LightningDiTHead(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -32,8 +33,13 @@ class Modulation(nn.Module):
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """x * (1 + scale) + shift, so that scale = 0 leaves x as it is."""
-    return x * (1 + scale) + shift
+    """x * (1 + scale) + shift, so that scale = 0 leaves x as it is; one pass over x, as is `gated`."""
+    return torch.addcmul(shift, x, 1 + scale)
+
+
+def gated(x: Tensor, gate: Tensor, branch: Tensor) -> Tensor:
+    """x + gate * branch, so that gate = 0 leaves x as it is."""
+    return torch.addcmul(x, gate, branch)
 
 
 class ChannelLayerNorm(nn.Module):

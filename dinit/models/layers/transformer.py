@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dinit.models.layers.init import xavier
+from dinit.models.layers.linear import linear, linear_gelu
 
 
 class PatchEmbed(nn.Module):
@@ -39,9 +40,11 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, N, dim) -> (B, N, dim)."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, N, d)
+        q, k, v = (
+            linear(self.qkv, x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        )  # (B, heads, N, d)
         mixed = F.scaled_dot_product_attention(q, k, v)
-        return self.dropout(self.proj(mixed.transpose(1, 2).flatten(2)))
+        return self.dropout(linear(self.proj, mixed.transpose(1, 2).flatten(2)))
 
 
 class Mlp(nn.Module):
@@ -55,4 +58,4 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, N, dim) -> (B, N, dim)."""
-        return self.dropout(self.fc2(self.dropout(F.gelu(self.fc1(x), approximate="tanh"))))
+        return self.dropout(linear(self.fc2, self.dropout(linear_gelu(self.fc1, x))))
