@@ -1,4 +1,4 @@
-"""DiffiT's latent model: time enters through queries, keys and values. Hatamizadeh et al. 2023, arXiv:2312.02139."""
+"""DiffiT's latent model, whose attention depends on time. Hatamizadeh et al. 2023, arXiv:2312.02139."""
 
 from __future__ import annotations
 
