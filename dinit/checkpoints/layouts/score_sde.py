@@ -1,0 +1,297 @@
+"""yang-song/score_sde_pytorch: NCSN++, DDPM++ and DDPM, whose modules are numbered in one flat list.
+
+A positional NCSN++ has the same tensors whether it was trained on VP, sub-VP or discrete VE. There is one layout for
+each, so that `recognise` calls such a state ambiguous and names them: pass layout="ncsnpp-vp" (DDPM++ too),
+"ncsnpp-sub-vp" or "ncsnpp-ve-discrete".
+
+Number N of `all_modules.N` depends on the options, so that no fixed table of names can place it. `prepare` does: it
+reads the options off the tensors, lists our modules in the order in which they are numbered, and renames each
+`all_modules.N` to the module it is. The rules, which are fixed, then rename what is inside a module.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from dinit.checkpoints.keymap import KeyMap, Rule
+from dinit.checkpoints.layouts.base import LAYOUTS, Layout, Shapes, check_fixed, published
+from dinit.checkpoints.layouts.score_sde_order import Structure
+
+
+def _sin_cos(weight: Tensor) -> Tensor:
+    """Their sinusoid is [sin, cos], ours [cos, sin]: the columns that read its halves change places."""
+    return weight.roll(weight.shape[1] // 2, dims=1)
+
+
+def _kernel(weight: Tensor) -> Tensor:
+    """A matrix stored (in, out) as the weight of a 1x1 convolution."""
+    return weight.T[:, :, None, None].contiguous()
+
+
+def _transposed(weight: Tensor) -> Tensor:
+    return weight.T.contiguous()
+
+
+_BLOCK = {
+    "GroupNorm_0": "norm_1",
+    "Conv_0": "conv_1",
+    "Dense_0": "condition",
+    "GroupNorm_1": "norm_2",
+    "Conv_1": "conv_2",
+    "Conv_2": "shortcut",
+}
+_BLOCKS = r"((?:encoder|middle|decoder|downs|ups)\..+)"
+NCSNPP: KeyMap = (
+    Rule(r"sigmas", None),
+    Rule(r"time_embedding\.W", "time_embedding.frequencies"),
+    Rule(r"time_embedding\.sinusoid\.weight", "time_embedding.mlp.0.weight", _sin_cos),
+    Rule(r"time_embedding\.sinusoid\.bias", "time_embedding.mlp.0.bias"),
+    Rule(r"(time_embedding\.mlp\.[02]|stem|(?:coarse_heads\.\d+|head)\.(?:norm|conv))\.(weight|bias)", r"\1.\2"),
+    Rule(r"(.+)\.attention\.GroupNorm_0\.(.+)", r"\1.attention.norm.\2"),
+    Rule(r"(.+)\.attention\.qkv\.W", r"\1.attention.attention.qkv.weight"),
+    Rule(r"(.+)\.attention\.qkv\.b", r"\1.attention.attention.qkv.bias"),
+    Rule(r"(.+)\.attention\.NIN_3\.W", r"\1.attention.attention.proj.weight", _transposed),
+    Rule(r"(.+)\.attention\.NIN_3\.b", r"\1.attention.attention.proj.bias"),
+    Rule(r"(pyramid\..+)\.Conv(?:2d)?_0\.(.+)", r"\1.conv.\2"),
+    *(Rule(rf"{_BLOCKS}\.{part}\.(.+)", rf"\1.{ours}.\2") for part, ours in _BLOCK.items()),
+)
+DDPM: KeyMap = (
+    Rule(r"((?:downs|ups)\.\d+)\.Conv_0\.(.+)", r"\1.conv.\2"),
+    Rule(rf"{_BLOCKS}\.NIN_0\.W", r"\1.shortcut.weight", _kernel),
+    Rule(rf"{_BLOCKS}\.NIN_0\.b", r"\1.shortcut.bias"),
+    *NCSNPP,
+)
+
+# Options of the published configurations that none of them varies and ours do not have.
+_FIXED = {
+    "normalization": "GroupNorm",
+    "nonlinearity": "swish",
+    "resamp_with_conv": True,
+    "conditional": True,
+}
+_FIXED_NCSNPP = {
+    "fir_kernel": [1, 3, 3, 1],
+    "skip_rescale": True,
+    "resblock_type": "biggan",
+    "progressive_combine": "sum",
+}
+_PYRAMIDS = {"none": "none", "input_skip": "skip", "output_skip": "skip", "residual": "residual"}
+
+_TELL_FIR = ("channels", "channel_mult", "blocks_per_level", "input_pyramid", "output_pyramid", "embedding")
+
+
+class _ScoreSDE(Layout):
+    """What the networks of the repository share."""
+
+    resampling_blocks: ClassVar[bool]
+
+    def process_of(self, state: Mapping[str, Tensor]) -> dict[str, Any]:
+        """The process, where a state's values say more than `process`: the ends of its noise levels."""
+        return {**self.process, **{name: v for name, v in self.values(state).items() if name in self.process}}
+
+    def values(self, state: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Our arguments that the values and not the shapes tell: sigma_min and sigma_max, where levels are stored."""
+        return {}
+
+    def structure(self, shapes: Shapes) -> Structure:
+        return Structure.of(shapes, self.resampling_blocks)
+
+    def prepare(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Every `all_modules.N` under our module's name, and the q, k and v of an attention joined into one."""
+        order = list(self.structure({key: tuple(t.shape) for key, t in state.items()}).order())
+        named: dict[str, Tensor] = {}
+        for key, tensor in state.items():
+            match = re.fullmatch(r"all_modules\.(\d+)\.(.+)", key)
+            if match and int(match[1]) >= len(order):
+                raise ValueError(
+                    f"{key} is one module too many: its options, read off the tensors, give {len(order)} modules"
+                )
+            named[f"{order[int(match[1])]}.{match[2]}" if match else key] = tensor
+        for name in [name for name in order if name.endswith(".attention")]:
+            weights = [named.pop(f"{name}.NIN_{i}.W") for i in range(3)]  # each (in, out)
+            named[f"{name}.qkv.W"] = torch.cat(weights, dim=1).T.contiguous()
+            named[f"{name}.qkv.b"] = torch.cat([named.pop(f"{name}.NIN_{i}.b") for i in range(3)])
+        return named
+
+    def options(self, shapes: Shapes) -> dict[str, Any]:
+        found = self.structure(shapes)
+        return {
+            "in_channels": found.in_channels,
+            "channels": found.channels,
+            "channel_mult": tuple(width // found.channels for width in found.widths),
+            "blocks_per_level": found.blocks_per_level,
+            "attention_levels": found.attention_levels,
+            "num_classes": 0,
+            "learn_sigma": found.out_channels == 2 * found.in_channels,
+        }
+
+    def arguments(self, reference: Mapping[str, Any]) -> dict[str, Any]:
+        model, data = reference["model"], reference["data"]
+        check_fixed(self.reference[0], model, _FIXED)
+        sides = [data["image_size"] >> level for level in range(len(model["ch_mult"]))]
+        return {
+            "image_size": data["image_size"],
+            "in_channels": data.get("num_channels", 3),
+            "channels": model["nf"],
+            "channel_mult": tuple(model["ch_mult"]),
+            "blocks_per_level": model["num_res_blocks"],
+            "attention_levels": tuple(i for i, side in enumerate(sides) if side in model["attn_resolutions"]),
+            "num_classes": 0,
+        }
+
+
+@LAYOUTS.register("ncsnpp")
+class NCSNppLayout(_ScoreSDE):
+    """NCSN++ with Fourier features of sigma: continuous VE, images in [0, 1], the output is the score."""
+
+    backbone: ClassVar[str] = "ncsnpp"
+    reference: ClassVar[tuple[str, ...]] = ("NCSNpp",)
+    rules: ClassVar[KeyMap] = NCSNPP
+    signature: ClassVar[tuple[str, ...]] = (r"all_modules\.0\.W", r"all_modules\.\d+\.Conv_2\.weight")
+    process: ClassVar[dict[str, Any]] = {"name": "ve", "sigma_min": 0.01, "sigma_max": 50.0}
+    parameterization: ClassVar[dict[str, Any]] = {"name": "score"}
+    resampling_blocks: ClassVar[bool] = True
+
+    def options(self, shapes: Shapes) -> dict[str, Any]:
+        found = self.structure(shapes)
+        told = {
+            **super().options(shapes),
+            "input_pyramid": found.input_pyramid,
+            "output_pyramid": "skip" if found.output_pyramid else "none",
+            "embedding": "fourier" if found.fourier else "positional",
+            # Both published kinds of positional network have the same tensors; see the layouts below.
+            "scale_by_sigma": True if found.fourier else None,
+            "centered": False if found.fourier else None,
+        }
+        if "sigmas" in shapes:
+            told["num_scales"] = shapes["sigmas"][0]
+        # A residual input pyramid holds another convolution where it filters; otherwise filters leave no trace.
+        known = {name: value for name, value in told.items() if name in _TELL_FIR}
+        filtered = None if found.join is None or found.input_pyramid == "skip" else "Conv2d_0.weight" in found.join
+        return {**told, "fir": published("ncsnpp", "fir", **known) if filtered is None else filtered}
+
+    def values(self, state: Mapping[str, Tensor]) -> dict[str, Any]:
+        if "sigmas" not in state:
+            return {}
+        # Six digits undo the rounding of exp(log(sigma)) in float32.
+        ends = state["sigmas"][-1].item(), state["sigmas"][0].item()
+        return {name: float(f"{end:.6g}") for name, end in zip(("sigma_min", "sigma_max"), ends, strict=True)}
+
+    def arguments(self, reference: Mapping[str, Any]) -> dict[str, Any]:
+        model = reference["model"]
+        check_fixed("NCSNpp", model, _FIXED_NCSNPP)
+        if model["progressive"] == "residual":
+            raise ValueError(
+                "NCSNpp with progressive = 'residual' is not covered; published are none and output_skip"
+            )
+        return {
+            **super().arguments(reference),
+            "fir": model["fir"],
+            "input_pyramid": _PYRAMIDS[model["progressive_input"]],
+            "output_pyramid": _PYRAMIDS[model["progressive"]],
+            "embedding": model["embedding_type"],
+            "scale_by_sigma": model["scale_by_sigma"],
+            "centered": reference["data"]["centered"],
+            "sigma_min": float(model["sigma_min"]),
+            "sigma_max": float(model["sigma_max"]),
+            "num_scales": model["num_scales"],
+        }
+
+
+class _Positional(NCSNppLayout):
+    """NCSN++ or DDPM++ with a sinusoid of the noise label."""
+
+    reference: ClassVar[tuple[str, ...]] = ()  # "ncsnpp" reads the published arguments of all
+    signature: ClassVar[tuple[str, ...]] = (r"all_modules\.0\.weight", r"all_modules\.\d+\.Conv_2\.weight")
+    discrete: ClassVar[bool] = False
+
+    def options(self, shapes: Shapes) -> dict[str, Any]:
+        return {**super().options(shapes), "scale_by_sigma": self.discrete, "centered": not self.discrete}
+
+
+@LAYOUTS.register("ncsnpp-vp")
+class VPLayout(_Positional):
+    """NCSN++ or DDPM++ on continuous VP: told 999 t, images in [-1, 1]."""
+
+    process: ClassVar[dict[str, Any]] = {"name": "vp"}
+    parameterization: ClassVar[dict[str, Any]] = {"name": "epsilon"}
+
+
+@LAYOUTS.register("ncsnpp-sub-vp")
+class SubVPLayout(VPLayout):
+    """NCSN++ or DDPM++ on continuous sub-VP: told 999 t, images in [-1, 1]."""
+
+    process: ClassVar[dict[str, Any]] = {"name": "sub-vp"}
+
+
+@LAYOUTS.register("ncsnpp-ve-discrete")
+class VEDiscreteLayout(_Positional):
+    """NCSN++ on discrete VE: told a level's index, images in [0, 1], the output is the score."""
+
+    process: ClassVar[dict[str, Any]] = {
+        "name": "ve-discrete",
+        "sigma_min": 0.01,
+        "sigma_max": 50.0,
+        "num_steps": 1000,
+    }
+    discrete: ClassVar[bool] = True
+
+    def process_of(self, state: Mapping[str, Tensor]) -> dict[str, Any]:
+        levels = {"num_steps": len(state["sigmas"])} if "sigmas" in state else {}
+        return {**super().process_of(state), **levels}
+
+
+@LAYOUTS.register("ddpm")
+class DDPMLayout(_ScoreSDE):
+    """DDPM on its chain of 1000 levels, images in [-1, 1]; for weights of the continuous VP pass that process."""
+
+    backbone: ClassVar[str] = "ddpm"
+    reference: ClassVar[tuple[str, ...]] = ("DDPM",)
+    rules: ClassVar[KeyMap] = DDPM
+    signature: ClassVar[tuple[str, ...]] = (r"all_modules\.0\.weight", r"all_modules\.3\.GroupNorm_1\.weight")
+    resampling_blocks: ClassVar[bool] = False
+
+    def recognises(self, shapes: Shapes) -> bool:
+        # NCSN++ has every name that DDPM has, and its blocks' 1x1 convolutions besides.
+        return super().recognises(shapes) and not any(key.endswith(".Conv_2.weight") for key in shapes)
+
+    def arguments(self, reference: Mapping[str, Any]) -> dict[str, Any]:
+        check_fixed("DDPM", reference["model"], {"embedding_type": "positional", "scale_by_sigma": False})
+        check_fixed("DDPM", reference["data"], {"centered": True})
+        return super().arguments(reference)
+
+
+def ema_state(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The EMA weights of a training checkpoint, under the names that the layouts take.
+
+    checkpoint: {"model": the network's state, "ema": {"shadow_params": [...]}, ...} as score_sde writes it. The list
+    has no names: its tensors are the trainable parameters in the order of the state, from which buffers (sigmas)
+    and the frozen Fourier frequencies are left out; those come from the model. ValueError where the checkpoint has
+    no such parts, or where counts or shapes disagree.
+    """
+    model, ema = checkpoint.get("model"), checkpoint.get("ema")
+    if not isinstance(model, Mapping) or not isinstance(ema, Mapping) or "shadow_params" not in ema:
+        raise ValueError(
+            f"a score_sde training checkpoint has 'model' and 'ema' with 'shadow_params', got {sorted(checkpoint)}; "
+            "a bare state needs no conversion"
+        )
+    state = {key.removeprefix("module."): tensor for key, tensor in model.items()}
+    trained = [key for key in state if key != "sigmas" and not re.fullmatch(r"all_modules\.\d+\.W", key)]
+    shadow = list(ema["shadow_params"])
+    if len(shadow) != len(trained):
+        raise ValueError(
+            f"the EMA has {len(shadow)} tensors and the model {len(trained)} trainable parameters; "
+            "they are of different networks, or the file is incomplete"
+        )
+    for key, tensor in zip(trained, shadow, strict=True):
+        if tensor.shape != state[key].shape:
+            raise ValueError(
+                f"the EMA's tensor for {key} has shape {tuple(tensor.shape)}, the model's {tuple(state[key].shape)}; "
+                "they are of different networks, or in another order"
+            )
+    return {**state, **dict(zip(trained, shadow, strict=True))}

@@ -1,0 +1,312 @@
+"""NCSN++ and DDPM++: U-Nets with BigGAN's residual blocks. Song et al. 2021, arXiv:2011.13456, appendix H."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor, nn
+
+from dinit.models.base import BACKBONES, Backbone
+from dinit.models.layers.blocks import run_block, run_blocks
+from dinit.models.layers.checks import check_input, configure
+from dinit.models.layers.embedding import LabelEmbedding, TimeEmbedding
+from dinit.models.layers.fir import ConvDown, FIRConvDown, downsampler, upsampler
+from dinit.models.layers.score_unet import (
+    FourierEmbedding,
+    ScoreBlock,
+    ScoreHead,
+    build_levels,
+    check_levels,
+    decode,
+    encode,
+    fan_average,
+    group_norm,
+)
+
+_CIFAR = {
+    "image_size": 32,
+    "in_channels": 3,
+    "channels": 128,
+    "channel_mult": (1, 2, 2, 2),
+    "blocks_per_level": 4,
+    "attention_levels": (1,),
+    "num_classes": 0,
+}
+_DEEP = {"blocks_per_level": 8}
+_VP = {
+    "fir": True,
+    "input_pyramid": "residual",
+    "output_pyramid": "none",
+    "embedding": "positional",
+    "scale_by_sigma": False,
+    "centered": True,
+}
+_VE = {
+    **_VP,
+    "embedding": "fourier",
+    "scale_by_sigma": True,
+    "centered": False,
+    "sigma_max": 50.0,
+    "num_scales": 1000,
+}
+_VE_DISCRETE = {**_VE, "embedding": "positional"}
+_VE_LARGE = {**_VE, "input_pyramid": "skip", "output_pyramid": "skip", "num_scales": 2000}
+_DDPMPP = {**_VP, "fir": False, "input_pyramid": "none"}
+_256 = {
+    **_CIFAR,
+    **_VE_LARGE,
+    "image_size": 256,
+    "channel_mult": (1, 1, 2, 2, 2, 2, 2),
+    "blocks_per_level": 2,
+    "attention_levels": (4,),
+}
+_1024 = {
+    **_256,
+    "image_size": 1024,
+    "channels": 16,
+    "channel_mult": (1, 2, 4, 8, 16, 32, 32, 32),
+    "blocks_per_level": 1,
+    "attention_levels": (6,),
+    "sigma_max": 1348.0,
+}
+_PUBLISHED = {
+    "cifar10-ve": {**_CIFAR, **_VE},
+    "cifar10-ve-deep": {**_CIFAR, **_VE, **_DEEP},
+    "cifar10-ve-discrete": {**_CIFAR, **_VE_DISCRETE},
+    "celeba-64-ve": {**_CIFAR, **_VE_DISCRETE, "image_size": 64, "attention_levels": (2,), "sigma_max": 90.0},
+    "256-ve": {**_256, "sigma_max": 348.0},
+    "bedroom-256-ve": {**_256, "sigma_max": 378.0},
+    "church-256-ve": {**_256, "sigma_max": 380.0},
+    "1024-ve": _1024,
+    "cifar10-vp": {**_CIFAR, **_VP},
+    "cifar10-vp-deep": {**_CIFAR, **_VP, **_DEEP},
+    "cifar10-ddpmpp": {**_CIFAR, **_DDPMPP},
+    "cifar10-ddpmpp-deep": {**_CIFAR, **_DDPMPP, **_DEEP},
+}
+_TINY = {
+    **_VP,
+    "image_size": 8,
+    "in_channels": 1,
+    "channels": 16,
+    "channel_mult": (1, 2),
+    "blocks_per_level": 1,
+    "attention_levels": (1,),
+    "output_pyramid": "skip",
+    "num_classes": 10,
+}
+
+_RESIDUAL_SCALE = 1 / math.sqrt(2)
+
+
+def _norm(channels: int) -> nn.GroupNorm:
+    """Groups of four channels, but at most 32 groups."""
+    return group_norm("NCSNpp", min(max(channels // 4, 1), 32), channels)
+
+
+class InputSkip(nn.Module):
+    """The image itself, made smaller, joins each level through a 1x1 convolution."""
+
+    def __init__(self, in_channels: int, width: int, fir: bool) -> None:
+        super().__init__()
+        self.down = downsampler(fir)
+        self.conv = nn.Conv2d(in_channels, width, 1)
+
+    def forward(self, h: Tensor, pyramid: Tensor) -> tuple[Tensor, Tensor]:
+        """h (B, width, H, W), pyramid (B, in_channels, 2H, 2W) -> h, and the pyramid for the next level."""
+        pyramid = self.down(pyramid)
+        return h + self.conv(pyramid), pyramid
+
+
+class InputResidual(nn.Module):
+    """What joined the last level, convolved and made smaller, joins this one as the other branch of a sum."""
+
+    def __init__(self, in_width: int, width: int, fir: bool) -> None:
+        super().__init__()
+        self.down = FIRConvDown(in_width, width) if fir else ConvDown(in_width, width)
+
+    def forward(self, h: Tensor, pyramid: Tensor) -> tuple[Tensor, Tensor]:
+        """h (B, width, H, W), pyramid (B, in_width, 2H, 2W) -> h, and the pyramid for the next level."""
+        h = (self.down(pyramid) + h) * _RESIDUAL_SCALE
+        return h, h
+
+
+def _input_pyramid(kind: str, in_channels: int, widths: Sequence[int], fir: bool) -> nn.ModuleList:
+    """What joins each level but the first, of whose widths these are."""
+    if kind == "skip":
+        return nn.ModuleList(InputSkip(in_channels, width, fir) for width in widths[:-1])
+    if kind == "residual":
+        return nn.ModuleList(
+            InputResidual(below, width, fir)
+            for below, width in zip([in_channels, *widths[:-2]], widths[:-1], strict=True)
+        )
+    return nn.ModuleList()
+
+
+@BACKBONES.register("ncsnpp")
+class NCSNpp(Backbone):
+    """NCSN++ and DDPM++ (Song et al. 2021); the published networks are presets, all of them unconditional.
+
+    Any height and width that are multiples of 2^(levels - 1). channels: width of the stem; channel_mult: each
+    level's multiple of it. blocks_per_level: on the way down; one more on the way up. attention_levels: those
+    (0 is full resolution) with single-head attention; the middle has it in any case. fir: resample by the filter
+    [1, 3, 3, 1] instead of 2x2 means and copies. input_pyramid, output_pyramid: how smaller images join the way
+    down ("none", "skip", "residual") and are summed up on the way up ("none", "skip").
+
+    embedding: "fourier" takes sigma itself as the noise label, positive; "positional" takes a number such as
+    999 t or a level's index. scale_by_sigma: divide the output by sigma, which makes it a score; positional then
+    takes the index, 0 at sigma_max .. num_scales - 1 at sigma_min, of a geometric sequence of levels.
+    centered: x is in [-1, 1]; else in [0, 1], and the network maps it to [-1, 1] itself.
+
+    num_classes: above 0, a label embedding (not in the published networks) is added to that of the time.
+    learn_sigma: in_channels more output channels for a learned variance. dropout: before the last convolution of
+    a block. ValueError for sizes or choices that do not fit together.
+    """
+
+    presets: ClassVar[dict[str, dict[str, Any]]] = {"tiny": _TINY, **_PUBLISHED}
+    _keep_in_fp32_modules: ClassVar[list[str]] = ["frequencies"]  # for from_pretrained(torch_dtype=...)
+
+    @register_to_config
+    def __init__(
+        self,
+        image_size: int = 32,
+        in_channels: int = 3,
+        channels: int = 128,
+        channel_mult: Sequence[int] = (1, 2, 2, 2),
+        blocks_per_level: int = 4,
+        attention_levels: Sequence[int] = (1,),
+        fir: bool = True,
+        input_pyramid: Literal["none", "skip", "residual"] = "residual",
+        output_pyramid: Literal["none", "skip"] = "none",
+        embedding: Literal["positional", "fourier"] = "positional",
+        scale_by_sigma: bool = False,
+        centered: bool = True,
+        sigma_min: float = 0.01,
+        sigma_max: float = 50.0,
+        num_scales: int = 1000,
+        num_classes: int = 0,
+        learn_sigma: bool = False,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        configure(
+            self,
+            image_size=image_size,
+            size_multiple=2 ** max(len(channel_mult) - 1, 0),
+            in_channels=in_channels,
+            num_classes=num_classes,
+            learn_sigma=learn_sigma,
+            dropout=dropout,
+            channels=channels,
+            blocks_per_level=blocks_per_level,
+        )
+        widths = check_levels("NCSNpp", channels, channel_mult, attention_levels)
+        _check_choices(input_pyramid, output_pyramid, embedding)
+        _check_sigmas(sigma_min, sigma_max, num_scales)
+        self.centered, self.scale_by_sigma, self.fourier = centered, scale_by_sigma, embedding == "fourier"
+        self.cond_dim = 4 * channels
+        self.log_sigma_max = math.log(sigma_max)
+        self.log_step = math.log(sigma_min / sigma_max) / (num_scales - 1)  # of sigma, from level to level
+
+        def block(in_width: int, width: int, attend: bool, resample: nn.Module | None = None) -> ScoreBlock:
+            return ScoreBlock(
+                in_width,
+                width,
+                self.cond_dim,
+                dropout,
+                norm=_norm,
+                residual_scale=_RESIDUAL_SCALE,
+                resample=resample,
+                attend=attend,
+            )
+
+        self.stem = nn.Conv2d(in_channels, channels, 3, padding=1)
+        self.time_embedding = (
+            FourierEmbedding(self.cond_dim, channels)
+            if self.fourier
+            else TimeEmbedding(self.cond_dim, channels, freq_shift=1.0)
+        )
+        self.label_embedding = LabelEmbedding(num_classes, self.cond_dim) if num_classes else None
+        self.encoder, self.middle, self.decoder = build_levels(
+            block, channels, widths, blocks_per_level, attention_levels
+        )
+        self.downs = nn.ModuleList(block(w, w, False, downsampler(fir)) for w in widths[:-1])
+        self.ups = nn.ModuleList(block(w, w, False, upsampler(fir)) for w in widths[:0:-1])
+        self.pyramid = _input_pyramid(input_pyramid, in_channels, widths, fir)
+        fan_average(self.stem)
+        fan_average(self.pyramid)
+        coarse = widths[:0:-1] if output_pyramid == "skip" else []
+        self.coarse_heads = nn.ModuleList(ScoreHead(w, self.out_channels, _norm) for w in coarse)
+        self.enlarge = upsampler(fir)
+        self.head = ScoreHead(widths[0], self.out_channels, _norm)
+
+    def embed(self, labels: Tensor) -> Tensor:
+        """labels (B,) int64 in 0..num_classes -> (B, 4 * channels); zeros where num_classes is 0."""
+        if self.label_embedding is None:
+            return self.stem.weight.new_zeros(len(labels), self.cond_dim)
+        return self.label_embedding(labels)
+
+    def forward(self, x: Tensor, noise_label: Tensor, cond: Tensor) -> Tensor:
+        """x (B, in_channels, H, W), noise_label (B,) or (1,), cond (B, D) -> (B, out_channels, H, W)."""
+        check_input("NCSNpp", x, self.in_channels, self.size_multiple)
+        c = self.time_embedding(noise_label, x.dtype) + cond  # (B, D)
+        x = x.contiguous(memory_format=torch.channels_last)
+        h, skips = self._encode(x if self.centered else 2 * x - 1, c)
+        h = run_blocks(self, self.middle, h, c)
+        out = self._decode(h, skips, c)
+        if self.scale_by_sigma:
+            out = out / self._sigma(noise_label).to(out.dtype)[:, None, None, None]
+        return out
+
+    def _encode(self, x: Tensor, c: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """x (B, in_channels, H, W) in [-1, 1] -> the bottom's features and all skips, last in first out."""
+        h, pyramid = self.stem(x), x
+        skips = [h]
+        for level, blocks in enumerate(self.encoder):
+            h = encode(self, blocks, h, c, skips)
+            if level < len(self.downs):
+                h = run_block(self, self.downs[level], h, c)
+                if self.pyramid:
+                    h, pyramid = self.pyramid[level](h, pyramid)
+                skips.append(h)
+        return h, skips
+
+    def _decode(self, h: Tensor, skips: list[Tensor], c: Tensor) -> Tensor:
+        """The way up to the output, (B, out_channels, H, W): the head's, and below it the sum of smaller ones."""
+        image: Tensor | None = None
+        for level, blocks in enumerate(self.decoder):
+            h = decode(self, blocks, h, c, skips)
+            if level < len(self.coarse_heads):
+                out = self.coarse_heads[level](h)
+                image = out if image is None else self.enlarge(image) + out
+            if level < len(self.ups):
+                h = run_block(self, self.ups[level], h, c)
+        out = self.head(h)
+        return out if image is None else self.enlarge(image) + out
+
+    def _sigma(self, noise_label: Tensor) -> Tensor:
+        """The noise level that a label stands for, of its shape, float32 at least; fractional indices included."""
+        label = noise_label.to(torch.promote_types(noise_label.dtype, torch.float32))
+        return label if self.fourier else (self.log_sigma_max + self.log_step * label).exp()
+
+
+def _check_choices(input_pyramid: str, output_pyramid: str, embedding: str) -> None:
+    """ValueError for a choice that there is not."""
+    for argument, given, known in (
+        ("input_pyramid", input_pyramid, ("none", "skip", "residual")),
+        ("output_pyramid", output_pyramid, ("none", "skip")),
+        ("embedding", embedding, ("positional", "fourier")),
+    ):
+        if given not in known:
+            raise ValueError(f"NCSNpp: {argument} must be one of {', '.join(known)}, got {given!r}")
+
+
+def _check_sigmas(sigma_min: float, sigma_max: float, num_scales: int) -> None:
+    """ValueError for levels that do not fall from sigma_max to a positive sigma_min."""
+    if not 0 < sigma_min < sigma_max:
+        raise ValueError(f"NCSNpp: sigmas must be 0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}")
+    if num_scales < 2:
+        raise ValueError(f"NCSNpp: num_scales must be at least 2, got {num_scales}")
