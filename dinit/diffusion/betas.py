@@ -16,8 +16,8 @@ from dinit.diffusion.process import PROCESSES
 class VPBetas(BetaChain):
     """A variance-preserving chain with the given betas, one a level. Ho et al. 2020. See BetaChain.
 
-    betas: in (0, 1), at least 2; the default is DDPM's. The last may be 1, which leaves no signal at t = 1 and needs
-    zero_terminal_snr. ValueError for others.
+    betas: in (0, 1), at least 2; the default is DDPM's. The last may be 1, which leaves no signal at t = 1 and
+    needs zero_terminal_snr. ValueError for others.
     """
 
     betas: tuple[float, ...] = field(default_factory=lambda: tuple(beta_schedule("linear", 1000).tolist()))

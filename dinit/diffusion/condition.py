@@ -19,8 +19,8 @@ class Draws(Protocol):
 class Condition:
     """The condition of a batch, embedded once a run.
 
-    embedding: (B, D), or (B, L, D) for a text of L tokens. null_embedding: (1, D) or (1, L, D), the embedding of the
-    null class; None where the network has none.
+    embedding: (B, D), or (B, L, D) for a text of L tokens. null_embedding: (1, D) or (1, L, D), the embedding of
+    the null class; None where the network has none.
     is_null: (B,) bool, rows that carry the null class. step: the number of the current sampling step. noise:
     where condition noise comes from (CADS); None where the caller has none. copies: how many times the batch of
     images is in here, above 1 once `joined`; the noise serves B / copies images.

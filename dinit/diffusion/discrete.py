@@ -133,7 +133,7 @@ class BetaChain(Process):
 @PROCESSES.register("vp-discrete")
 @dataclass(frozen=True)
 class VPDiscrete(BetaChain):
-    """DDPM's variance-preserving chain of num_steps levels. Ho et al. 2020. See BetaChain for times and rescaling."""
+    """DDPM's variance-preserving chain of num_steps levels. Ho et al. 2020. See BetaChain for its times."""
 
     schedule: Schedule = "linear"
     num_steps: int = 1000  # type: ignore[assignment]
