@@ -1,0 +1,507 @@
+"""ADM, its upsampler and its classifier: published sizes, golden outputs, identities, what is refused."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from reference import Reference, references, relative_error
+from torch import Tensor, nn
+
+from dinit.checkpoints.keymap import load_mapped
+from dinit.checkpoints.layouts import LAYOUTS
+from dinit.checkpoints.layouts.adm import ADMClassifierLayout, ADMLayout, ADMSuperResLayout
+from dinit.diffusion import PARAMETERIZATIONS, PROCESSES, BackboneDenoiser
+from dinit.models.adm import ADM
+from dinit.models.adm_classifier import ADMClassifier, AttentionPool
+from dinit.models.adm_superres import ADMSuperRes
+from dinit.models.layers.adm_blocks import Double, Halve, ResBlock, SpatialAttention
+from dinit.samplers.guidance import CFG, apply_guidance
+
+COUNTS = [
+    (ADM, "64", 295_904_454),
+    (ADM, "128", 421_529_606),
+    (ADM, "256", 553_838_086),
+    (ADM, "256-uncond", 552_814_086),
+    (ADM, "512", 558_997_638),
+    (ADMSuperRes, "64-256", 311_795_910),
+    (ADMSuperRes, "128-512", 308_835_270),
+    (ADMClassifier, "64", 65_438_568),
+    (ADMClassifier, "128", 42_568_040),
+    (ADMClassifier, "256", 54_096_360),
+    (ADMClassifier, "512", 54_448_360),
+]
+LAYOUT_OF = {"SuperResModel": ADMSuperResLayout(), "EncoderUNetModel": ADMClassifierLayout()}
+SMALL: dict[str, Any] = {
+    "image_size": 8,
+    "channels": 32,
+    "channel_mult": (1, 1),
+    "blocks_per_level": 1,
+    "attention_factors": (2,),
+    "num_classes": 10,
+}
+
+
+# Our names to guided-diffusion's, written apart from the layout's rules. <part> is looked up in PARTS.
+FOREIGN = {
+    r"pool\.positions": "out.2.positional_embedding",
+    r"pool\.qkv\.(\w+)": r"out.2.qkv_proj.\1",
+    r"pool\.proj\.(\w+)": r"out.2.c_proj.\1",
+    r"(?:head\.)?norm\.(\w+)": r"out.0.\1",
+    r"head\.conv\.(\w+)": r"out.2.\1",
+    r"label_embedding\.(\w+)": r"label_emb.\1",
+    r"time_embedding\.mlp\.(\d)\.(\w+)": r"time_embed.\1.\2",
+    r"encoder\.0\.conv\.(\w+)": r"input_blocks.0.0.\1",
+    r"encoder\.(\d+)\.conv\.(\w+)": r"input_blocks.\1.0.op.\2",
+    r"encoder\.(\d+)\.res\.(\w+)\.(\w+)": r"input_blocks.\1.0.<\2>.\3",
+    r"encoder\.(\d+)\.attention\.(\w+)\.(\w+)": r"input_blocks.\1.1.<\2>.\3",
+    r"decoder\.(\d+)\.res\.(\w+)\.(\w+)": r"output_blocks.\1.0.<\2>.\3",
+    r"decoder\.(\d+)\.attention\.(\w+)\.(\w+)": r"output_blocks.\1.1.<\2>.\3",
+    r"decoder\.(\d+)\.up\.conv\.(\w+)": r"output_blocks.\1.2.conv.\2",
+    r"decoder\.(\d+)\.up\.(\w+)\.(\w+)": r"output_blocks.\1.2.<\2>.\3",
+    r"middle\.0\.res\.(\w+)\.(\w+)": r"middle_block.0.<\1>.\2",
+    r"middle\.0\.attention\.(\w+)\.(\w+)": r"middle_block.1.<\1>.\2",
+    r"middle\.1\.res\.(\w+)\.(\w+)": r"middle_block.2.<\1>.\2",
+}
+PARTS = {
+    "norm_1": "in_layers.0",
+    "conv_1": "in_layers.2",
+    "condition": "emb_layers.1",
+    "norm_2": "out_layers.0",
+    "conv_2": "out_layers.3",
+    "shortcut": "skip_connection",
+    "proj": "proj_out",
+}
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    files = references(metafunc.config.getoption("--parity"))
+    for fixture, name in (("superres_file", "SuperResModel"), ("classifier_file", "EncoderUNetModel")):
+        if fixture in metafunc.fixturenames:
+            chosen = [file for file in files if file.name == name]
+            metafunc.parametrize(fixture, chosen, ids=lambda file: file.path.stem)
+
+
+def build(file: Reference, **overrides: Any) -> Any:
+    """Our upsampler or classifier with the file's arguments and weights."""
+    layout = LAYOUT_OF[file.name]
+    model = layout.model(**{**layout.arguments(file.arguments), **overrides}).eval()
+    load_mapped(model, layout.prepare(file.state), layout.rules)
+    return model
+
+
+def randomized(module: nn.Module, std: float = 0.1) -> Any:
+    """The module in float64 and evaluation mode with noise on every parameter: zeros would hide faults."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in module.double().eval().parameters():
+            parameter.add_(std * torch.randn_like(parameter))
+    return module
+
+
+def log_probability_gradient(model: ADMClassifier, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+    """d/dx of the summed log-probabilities of the labels."""
+    x = x.clone().requires_grad_()
+    chosen = model(x, t).log_softmax(-1).gather(1, labels[:, None])
+    return torch.autograd.grad(chosen.sum(), x)[0]
+
+
+# Sizes
+
+
+@pytest.mark.parametrize(("cls", "name", "count"), COUNTS, ids=lambda value: getattr(value, "__name__", str(value)))
+def test_presets_have_the_published_size(cls: Any, name: str, count: int) -> None:
+    with torch.device("meta"):
+        model = cls.preset(name)
+    assert sum(p.numel() for p in model.parameters()) == count
+    assert model.image_size == model.config.image_size == int(name.split("-")[-1].replace("uncond", "256"))
+    heads = {m.qkv.in_features // m.num_heads for m in model.modules() if isinstance(m, SpatialAttention)}
+    assert (heads == {64}) == (name not in ("128", "64-256") or cls is ADMClassifier)
+
+
+def test_every_published_preset_is_counted() -> None:
+    for cls in (ADM, ADMSuperRes, ADMClassifier):
+        assert set(cls.presets) - {"tiny"} == {name for one, name, _ in COUNTS if one is cls}
+
+
+@pytest.mark.parametrize(("cls", "name", "count"), COUNTS, ids=lambda value: getattr(value, "__name__", str(value)))
+def test_published_sizes_are_told_from_their_tensors(cls: Any, name: str, count: int) -> None:
+    """Names and shapes of a published checkpoint give back every argument of its preset."""
+    layout = {ADM: ADMLayout, ADMSuperRes: ADMSuperResLayout, ADMClassifier: ADMClassifierLayout}[cls]()
+    with torch.device("meta"):
+        shapes = published_shapes(cls.preset(name))
+    assert layout.recognises(shapes)
+    told = layout.options(shapes)
+    preset = dict(cls.presets[name])
+    assert {key: told[key] for key in preset} == preset
+    assert None not in [value for key, value in told.items() if key != "head_dim"]
+    assert (told["resampling"], told["scale_shift"]) == ("block", True)
+    # Told apart from the other two.
+    for other in {ADMLayout, ADMSuperResLayout, ADMClassifierLayout} - {type(layout)}:
+        assert not other().recognises(shapes)
+
+
+def published_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of our model's tensors as guided-diffusion has them."""
+    shapes = {}
+    for key, tensor in model.state_dict().items():
+        pattern, name = next(item for item in FOREIGN.items() if re.fullmatch(item[0], key))
+        shape = tuple(tensor.shape)
+        if key == "pool.positions":
+            shape = shape[::-1]
+        elif key.endswith("weight") and re.search(r"\.(qkv|proj)\.", key):
+            shape = (*shape, 1)  # convolutions there
+        part = key.split(".")[-2]
+        shapes[re.sub(pattern, name, key).replace(f"<{part}>", PARTS.get(part, part))] = shape
+    return shapes
+
+
+def test_only_the_64_pixel_model_was_trained_on_the_cosine_schedule() -> None:
+    for name, preset in ADM.presets.items():
+        process, parameterization = ADMLayout().trained_on(preset)
+        assert process == {"name": "vp-discrete", "schedule": "cosine" if name == "64" else "linear"}
+        assert parameterization == {"name": "epsilon"}
+
+
+# Golden outputs; those of the network itself are in test_backbones_golden.py
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_superres_forward(superres_file: Reference, dtype: torch.dtype) -> None:
+    model, given = build(superres_file).to(dtype), superres_file.tensors
+    labels = given["in.y"] if "in.y" in given else model.null_labels(len(given["in.x"]))
+    x, low_res = given["in.x"].to(dtype), given["in.low_res"].to(dtype)
+    golden = given["out.sample"].to(dtype)
+    cond = model.embed(labels)
+    out = model(x, given["in.t"], cond, low_res)
+    assert relative_error(out, golden) <= superres_file.tolerance
+    filled = model.given(low_res)
+    assert torch.equal(filled(x, given["in.t"], cond), out)
+    twice = filled(torch.cat([x, x]), given["in.t"].repeat(2), cond.repeat(2, 1))
+    assert relative_error(twice, golden.repeat(2, 1, 1, 1)) <= superres_file.tolerance
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_classifier_logits_and_gradient(classifier_file: Reference, dtype: torch.dtype) -> None:
+    model, given = build(classifier_file).to(dtype), classifier_file.tensors
+    x, t, tolerance = given["in.x"].to(dtype), given["in.t"], classifier_file.tolerance
+    assert relative_error(model(x, t), given["out.logits"].to(dtype)) <= tolerance
+    gradient = 10 * log_probability_gradient(model, x, t, given["in.y"])
+    assert relative_error(gradient, given["out.grad_x"].to(dtype)) <= tolerance
+
+
+def test_superres_arguments_are_told_from_the_tensors(superres_file: Reference) -> None:
+    check_told(superres_file)
+
+
+def test_classifier_arguments_are_told_from_the_tensors(classifier_file: Reference) -> None:
+    check_told(classifier_file)
+
+
+def check_told(file: Reference) -> None:
+    layout, model = LAYOUT_OF[file.name], build(file)
+    assert layout.recognises(file.shapes)
+    told = {name: value for name, value in layout.options(file.shapes).items() if value is not None}
+    assert len(told) >= 9
+    for name, value in told.items():
+        assert (list(value) if isinstance(value, tuple) else value) == model.config[name], name
+    for other in (LAYOUTS[name]() for name in LAYOUTS):
+        assert not other.recognises(file.shapes)
+
+
+# Numbers against a plain definition
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("order", ["head-first", "qkv-first"])
+def test_attention_is_softmax_of_scaled_products_per_head(order: Any) -> None:
+    heads, dim, side = 4, 16, 3
+    layer = randomized(SpatialAttention(heads * dim, heads, order), std=0.3)
+    x = torch.randn(2, heads * dim, side, side).double()
+    features = layer.qkv(F.group_norm(x, 32, layer.norm.weight, layer.norm.bias, 1e-5).flatten(2).mT)
+    expected = []
+    for head in range(heads):
+        if order == "head-first":
+            q, k, v = features[..., 3 * dim * head : 3 * dim * (head + 1)].split(dim, dim=-1)
+        else:
+            starts = [part * heads * dim + head * dim for part in range(3)]
+            q, k, v = (features[..., start : start + dim] for start in starts)
+        expected.append((q @ k.mT * dim**-0.5).softmax(-1) @ v)
+    out = x + layer.proj(torch.cat(expected, dim=-1)).mT.unflatten(2, (side, side))
+    torch.testing.assert_close(layer(x), out, rtol=1e-10, atol=1e-10)
+
+
+@torch.no_grad()
+def test_pool_is_attention_of_the_mean_to_all_tokens() -> None:
+    pool = randomized(AttentionPool(32, 3, 4, 7), std=0.3)
+    x = torch.randn(2, 32, 3, 3).double()
+    tokens = torch.cat([x.mean((2, 3))[:, None], x.flatten(2).mT], dim=1) + pool.positions
+    q, k, v = pool.qkv(tokens).chunk(3, dim=-1)
+    heads = [slice(8 * head, 8 * (head + 1)) for head in range(4)]
+    mixed = torch.cat([(q[..., h] @ k[..., h].mT * 8**-0.5).softmax(-1) @ v[..., h] for h in heads], dim=-1)
+    torch.testing.assert_close(pool(x), pool.proj(mixed)[:, 0], rtol=1e-10, atol=1e-10)
+
+
+@torch.no_grad()
+def test_position_table_of_another_size_is_interpolated() -> None:
+    pool = AttentionPool(8, 2, 2, 3)
+    rows = torch.tensor([0.0, 0.0, 1.0, 1.0])[:, None].expand(4, 8)  # the pixels' table: the row's number
+    pool.positions.copy_(torch.cat([torch.full((1, 8), 9.0), rows]))
+    table = pool._positions(4, 2)
+    assert table.shape == (9, 8)
+    assert (table[0] == 9).all()
+    torch.testing.assert_close(table[1:, 0].unflatten(0, (4, 2))[:, 0], torch.tensor([0, 0.25, 0.75, 1]))
+    assert pool(torch.randn(2, 8, 4, 6)).shape == (2, 3)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("resample", [Halve(32, with_conv=False), Double(32, with_conv=False), None])
+@pytest.mark.parametrize("scale_shift", [False, True])
+def test_fresh_block_only_resamples(scale_shift: bool, resample: Halve | Double | None) -> None:
+    x, c = torch.randn(2, 32, 4, 4), torch.randn(2, 12)
+    block = ResBlock(32, 32, 12, scale_shift, 0.0, resample)
+    assert torch.equal(block(x, c), x if resample is None else resample(x, c))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("scale_shift", [False, True])
+def test_block_by_its_definition(scale_shift: bool) -> None:
+    block = randomized(ResBlock(64, 96, 12, scale_shift, 0.0, Double(64, with_conv=False)), std=0.2)
+    x, c = torch.randn(2, 64, 3, 3).double(), torch.randn(2, 12).double()
+    larger = lambda image: image.repeat_interleave(2, 2).repeat_interleave(2, 3)  # noqa: E731
+    normed = F.group_norm(x, 32, block.norm_1.weight, block.norm_1.bias, 1e-5)
+    h = block.conv_1(larger(F.silu(normed)))
+    told = block.condition(c)[:, :, None, None]
+    weight, bias = block.norm_2.weight, block.norm_2.bias
+    if scale_shift:
+        h = F.group_norm(h, 32, weight, bias, 1e-5) * (1 + told[:, :96]) + told[:, 96:]
+    else:
+        h = F.group_norm(h + told, 32, weight, bias, 1e-5)
+    expected = block.shortcut(larger(x)) + block.conv_2(F.silu(h))
+    torch.testing.assert_close(block(x, c), expected, rtol=1e-10, atol=1e-10)
+
+
+# Options
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("resampling", ["block", "conv", "plain"])
+@pytest.mark.parametrize("blocks", [1, 3])
+def test_every_resampling_is_told_from_its_tensors(resampling: str, blocks: int) -> None:
+    options = {**SMALL, "channel_mult": (1, 2, 3), "blocks_per_level": blocks, "attention_factors": (2, 4)}
+    model = ADM(**options, resampling=resampling, null_class=False)
+    told = ADMLayout().options(published_shapes(model))
+    for name in ("channel_mult", "blocks_per_level", "attention_factors", "num_classes"):
+        assert told[name] == options[name], name
+    assert (told["resampling"], told["in_channels"], told["null_class"]) == (resampling, 3, False)
+    assert told["head_dim"] is told["attention_order"] is None  # no such size was published
+    x = torch.randn(2, 3, 12, 8)
+    assert randomized(model)(x.double(), torch.tensor([7.0]), model.embed(torch.tensor([1, 2]))).shape == x.shape
+
+
+@torch.no_grad()
+def test_classifier_whose_levels_cannot_be_told_says_so() -> None:
+    model = ADMClassifier(**{**SMALL, "attention_factors": ()}, head_dim=8)  # 3 blocks, or 1 and a halving
+    told = ADMClassifierLayout().options(published_shapes(model))
+    assert told["blocks_per_level"] is told["channel_mult"] is told["attention_factors"] is None
+    assert (told["channels"], told["num_classes"]) == (32, 10)
+
+
+@torch.no_grad()
+def test_heads_by_number_on_the_way_up_or_by_width() -> None:
+    model = ADM(**{**SMALL, "channel_mult": (1, 2)}, num_heads=2, decoder_heads=4)
+    assert [m.num_heads for m in model.modules() if isinstance(m, SpatialAttention)] == [2, 2, 4, 4]
+    model = ADM(**{**SMALL, "channel_mult": (1, 2), "attention_factors": (1, 2)}, num_heads=2, head_dim=8)
+    assert [m.num_heads for m in model.modules() if isinstance(m, SpatialAttention)] == [4, 8, 8, 8, 8, 4, 4]
+
+
+@torch.no_grad()
+def test_half_of_the_width_at_the_first_level() -> None:
+    model = ADM(**{**SMALL, "channels": 64, "channel_mult": (0.5, 1)})
+    assert model.encoder[0].conv.out_channels == model.head.conv.in_channels == 32
+    assert model.time_embedding.features == 64
+    assert model.embed(torch.tensor([3])).shape == (1, 256)
+
+
+def test_published_weights_have_no_null_label() -> None:
+    model = ADM(**SMALL, null_class=False)
+    assert model.label_embedding.weight.shape == (10, 128)
+    with pytest.raises(ValueError, match="without a null class"):
+        model.null_labels(2)
+    denoiser = BackboneDenoiser(model, PROCESSES.create("vp-discrete"), PARAMETERIZATIONS.create("epsilon"))
+    with pytest.raises(ValueError, match="without a null class"):
+        denoiser.condition(None, 2)
+    assert denoiser.condition([1, 9], 2).embedding.shape == (2, 128)
+
+
+def test_unconditional_network_has_no_table() -> None:
+    model = ADM(**{**SMALL, "num_classes": 0})
+    assert model.label_embedding is None
+    assert torch.equal(model.embed(model.null_labels(2)), torch.zeros(2, 128))
+    assert model.bfloat16().embed(model.null_labels(1)).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("cls", [ADM, ADMSuperRes, ADMClassifier])
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"channels": 48}, "must divide every level's width"),
+        ({"channel_mult": ()}, "an entry a level"),
+        ({"channel_mult": (1, 0)}, "positive widths"),
+        ({"attention_factors": (2, 4)}, r"factors \[1, 2\], got \[4\]"),
+        ({"attention_order": "legacy"}, "must be one of head-first, qkv-first; got 'legacy'"),
+        ({"resampling": "fir"}, "must be one of block, conv, plain; got 'fir'"),
+        ({"head_dim": 5}, "head_dim must divide"),
+        ({"image_size": 9}, "image_size must be a multiple of 2"),
+        ({"in_channels": 0}, "in_channels must be at least 1"),
+        ({"blocks_per_level": 0}, "blocks_per_level must be at least 1"),
+        ({"dropout": 1.0}, "dropout"),
+        ({"num_classes": -1}, "num_classes must be at least"),
+    ],
+)
+def test_wrong_arguments_are_refused(cls: Any, wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        cls(**{**SMALL, "head_dim": 8, **wrong})
+
+
+def test_further_wrong_arguments_are_refused() -> None:
+    with pytest.raises(ValueError, match="number of heads must divide"):
+        ADM(**SMALL, num_heads=3)
+    with pytest.raises(ValueError, match="null_class must be True"):
+        ADM(**{**SMALL, "num_classes": 0}, null_class=False)
+    with pytest.raises(ValueError, match="did you mean '256'"):
+        ADMClassifier.preset("265")
+    for layout, wrong in (
+        (ADMLayout(), {"dims": 3}),
+        (ADMLayout(), {"out_channels": 4}),
+        (ADMLayout(), {"pool": "attention"}),
+        (ADMClassifierLayout(), {"pool": "spatial"}),
+    ):
+        with pytest.raises(ValueError, match="is not covered"):
+            layout.arguments({"in_channels": 3, "out_channels": 3, "pool": "attention", **wrong})
+
+
+# The upsampler as a backbone
+
+
+def upsampler(**options: Any) -> ADMSuperRes:
+    return randomized(ADMSuperRes(**SMALL, **options))
+
+
+@torch.no_grad()
+def test_upsampler_sees_the_bilinear_image_after_x() -> None:
+    model = upsampler()
+    x, low_res, cond = (
+        torch.randn(2, 3, 8, 8).double(),
+        torch.randn(2, 3, 4, 4).double(),
+        torch.randn(2, 128).double(),
+    )
+    seen: list[Tensor] = []
+    model.encoder[0].conv.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    model(x, torch.tensor([3.0]), cond, low_res)
+    assert torch.equal(seen[0][:, :3], x)
+    # Half-pixel centres: 0.75 of the nearest and 0.25 of the next row and column, and the edge repeated.
+    weights = torch.tensor([[1.0, 0, 0, 0], [0.75, 0.25, 0, 0], [0.25, 0.75, 0, 0], [0, 0.75, 0.25, 0]]).double()
+    expected = torch.einsum("ij,bcjk,lk->bcil", weights, low_res, weights)
+    torch.testing.assert_close(seen[0][:, 3:, :4, :4], expected)
+
+
+@torch.no_grad()
+def test_guided_sampling_serves_each_sample_its_small_image() -> None:
+    """Classifier-free guidance doubles the batch; the result is that of one sample at a time."""
+    model = upsampler(null_class=True)
+    low_res, noise = torch.randn(2, 3, 4, 4).double(), torch.randn(2, 3, 8, 8).double()
+
+    def sample(rows: slice) -> Tensor:
+        backbone = model.given(low_res[rows])
+        denoiser = BackboneDenoiser(backbone, PROCESSES.create("vp-discrete"), PARAMETERIZATIONS.create("epsilon"))
+        denoise = apply_guidance(denoiser, [CFG(2.0)])
+        cond = denoiser.condition(torch.tensor([3, 5])[rows], len(noise[rows]))
+        return denoise(noise[rows], 0.5, cond).x0
+
+    whole = sample(slice(0, 2))
+    torch.testing.assert_close(whole, torch.cat([sample(slice(0, 1)), sample(slice(1, 2))]), rtol=1e-9, atol=1e-9)
+    assert (model.given(low_res).in_channels, model.given(low_res).out_channels) == (3, 3)
+    assert (model.given(low_res).num_classes, model.given(low_res).image_size) == (10, 8)
+
+
+@torch.no_grad()
+def test_upsampler_refuses_what_does_not_fit() -> None:
+    model = upsampler()
+    x, t, cond = torch.zeros(3, 3, 8, 8).double(), torch.tensor([3.0]), torch.zeros(3, 128).double()
+    for low_res, message in (
+        (torch.zeros(2, 3, 4, 4), "one small image for each"),
+        (torch.zeros(3, 1, 4, 4), "one small image for each"),
+        (torch.zeros(3, 3, 4), "one small image for each"),
+        (torch.zeros(3, 3, 16, 4), "give the smaller image"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model(x, t, cond, low_res)
+    with pytest.raises(ValueError, match="multiple of 2, got 3"):
+        model.given(torch.zeros(2, 3, 4, 4))(x, t, cond)
+    for low_res in (torch.zeros(2, 1, 4, 4), torch.zeros(3, 4, 4), torch.zeros(0, 3, 4, 4)):
+        with pytest.raises(ValueError, match=r"must be \(b, 3, h, w\)"):
+            model.given(low_res)
+
+
+@torch.no_grad()
+def test_upsampler_saves_and_loads(tmp_path: Path) -> None:
+    model = upsampler().float()
+    model.save_pretrained(tmp_path)
+    loaded = ADMSuperRes.from_pretrained(tmp_path)
+    x, low_res = torch.randn(2, 3, 8, 8), torch.randn(2, 3, 4, 4)
+    args = (x, torch.tensor([3.0]), model.embed(torch.tensor([1, 2])), low_res)
+    assert all(torch.equal(loaded.state_dict()[key], value) for key, value in model.state_dict().items())
+    # Not bit for bit: tensors in a mapped file lie at other alignments, which a matrix product may round by.
+    torch.testing.assert_close(loaded(*args), model(*args), rtol=1e-4, atol=1e-5)
+
+
+# The classifier
+
+
+def classifier(**options: Any) -> ADMClassifier:
+    return randomized(ADMClassifier(**SMALL, head_dim=8, **options))
+
+
+@torch.no_grad()
+def test_classifier_depends_on_x_and_noise_label_and_mixes_no_samples() -> None:
+    model = classifier()
+    x, t = torch.randn(3, 3, 8, 8).double(), torch.tensor([1.0, 400.0, 900.0])
+    logits = model(x, t)
+    for i in range(3):
+        torch.testing.assert_close(model(x[i : i + 1], t[i : i + 1]), logits[i : i + 1], rtol=1e-9, atol=1e-9)
+    assert (model(x + 0.1, t) - logits).abs().min() > 1e-6
+    assert (model(x, t + 5) - logits).abs().max() > 1e-4
+    torch.testing.assert_close(model(x, t[:1]), model(x, t[:1].expand(3)), rtol=1e-9, atol=1e-9)
+    assert model(torch.randn(2, 3, 12, 6).double(), t[:1]).shape == (2, 10)
+    with pytest.raises(ValueError, match="multiples of 2, got 8 x 9"):
+        model(torch.zeros(1, 3, 8, 9).double(), t[:1])
+
+
+def test_classifier_gradient_is_that_of_finite_differences() -> None:
+    model = classifier()
+    x, t, labels = torch.randn(2, 3, 8, 8).double(), torch.tensor([300.0]), torch.tensor([4, 7])
+    step = 1e-5 * torch.randn(x.shape).double()
+    ends = [model(x + sign * step, t).log_softmax(-1).gather(1, labels[:, None]).sum() for sign in (1, -1)]
+    slope = (log_probability_gradient(model, x, t, labels) * step).sum()
+    torch.testing.assert_close(slope, (ends[0] - ends[1]) / 2, rtol=1e-4, atol=1e-12)
+
+
+def test_classifier_saves_loads_and_checkpoints(tmp_path: Path) -> None:
+    model = classifier().float()
+    model.save_pretrained(tmp_path)
+    loaded: Any = ADMClassifier.from_pretrained(tmp_path)
+    x, t, labels = torch.randn(2, 3, 8, 8), torch.tensor([300.0]), torch.tensor([4, 7])
+    gradient = log_probability_gradient(model, x, t, labels)
+    loaded.enable_gradient_checkpointing()
+    calls: list[int] = []
+    loaded.middle[0].register_forward_pre_hook(lambda *_: calls.append(1))
+    torch.testing.assert_close(
+        log_probability_gradient(loaded.train(), x, t, labels), gradient, rtol=1e-5, atol=1e-7
+    )
+    assert len(calls) == 2
