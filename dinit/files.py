@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 _PREFIX, _SUFFIX = ".dinit-", ".tmp"
 
@@ -40,10 +41,17 @@ def whole_folder(target: Path) -> Iterator[Path]:
 
 def write_atomically(target: Path, content: bytes | str) -> None:
     """Writes a file, text as UTF-8, replacing an existing one. OSError as the disk says it."""
+    with whole_file(target) as stream:
+        stream.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def whole_file(target: Path) -> Iterator[BinaryIO]:
+    """A stream to write into; what was written becomes `target`, flushed, when the block ends without error."""
     handle, temporary = tempfile.mkstemp(prefix=_PREFIX, suffix=_SUFFIX, dir=target.parent)
     try:
         with os.fdopen(handle, "wb") as stream:
-            stream.write(content.encode() if isinstance(content, str) else content)
+            yield stream
             stream.flush()
             os.fsync(stream.fileno())
         os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes it private to its owner

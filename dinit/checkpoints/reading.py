@@ -14,12 +14,14 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
+
+from dinit.checkpoints.layouts.score_sde import ema_state
 
 Weights = Literal["ema", "model"]
 PICKLES = (".pt", ".pth", ".ckpt", ".bin")
@@ -39,16 +41,14 @@ class Checkpoint:
     """What a source held.
 
     state: the tensors under their foreign names. files: what was read, name -> SHA-256. entry: the part of a
-    training checkpoint that `state` is ("ema", "model"); "" for a bare state. shadow: score_sde's averaged
-    parameters, a list in the order of the model's own; `state` is then the model. args: what a training
-    checkpoint says of its run. config, scheduler, index: of a diffusers folder, empty elsewhere.
+    training checkpoint that `state` is ("ema", "model"); "" for a bare state. args: what a training checkpoint
+    says of its run. config, scheduler, index: of a diffusers folder, empty elsewhere.
     """
 
     path: Path
     state: State
     files: dict[str, str]
     entry: str = ""
-    shadow: list[Tensor] | None = None
     args: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
     scheduler: dict[str, Any] = field(default_factory=dict)
@@ -152,19 +152,18 @@ def _unwrap(path: Path, content: Any, weights: Weights | None, files: dict[str, 
     args = _plain(content.get("args"))
     emas = [key for key in _EMA if _is_state(content.get(key))]
     models = [key for key in _MODEL if _is_state(content.get(key))]
-    shadow = _shadow(content.get("ema"))
+    if _lists_ema(content) and models and weights != "model":
+        return Checkpoint(path, _bare(path, ema_state(content)), files, "ema", args)
     if not emas and not models:
         if weights is not None:
             raise ValueError(
                 f"{path} is a bare state, it does not say which weights: leave weights ({weights}) out"
             )
         return Checkpoint(path, _strip(_bare(path, content)), files, args=args)
-    if weights != "model" and shadow is not None and models:
-        return Checkpoint(path, _strip(_bare(path, content[models[0]])), files, "ema", shadow, args)
     chosen = models if weights == "model" else emas if weights == "ema" else emas + models
     if not chosen:
         raise ValueError(f"{path} has no {weights} weights, it has {', '.join(emas + models)}: ask for those")
-    return Checkpoint(path, _strip(_bare(path, content[chosen[0]])), files, chosen[0], None, args)
+    return Checkpoint(path, _strip(_bare(path, content[chosen[0]])), files, chosen[0], args)
 
 
 def _bare(path: Path, content: Any) -> State:
@@ -193,11 +192,10 @@ def _is_state(content: Any) -> bool:
     )
 
 
-def _shadow(content: Any) -> list[Tensor] | None:
-    """The averaged parameters in score_sde's EMA; None for anything else."""
-    shadow = content.get("shadow_params") if isinstance(content, Mapping) else None
-    listed = isinstance(shadow, list) and bool(shadow) and all(isinstance(t, Tensor) for t in shadow)
-    return cast("list[Tensor]", shadow) if listed else None
+def _lists_ema(content: Mapping[str, Any]) -> bool:
+    """Whether the averaged parameters are a list without names, as score_sde keeps them."""
+    ema = content.get("ema")
+    return isinstance(ema, Mapping) and isinstance(ema.get("shadow_params"), list)
 
 
 def _strip(state: State) -> State:
@@ -230,7 +228,7 @@ def _model_folder(path: Path) -> Path:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """The weights of a model folder, shards in order; safetensors before pickles. ValueError where one is missing."""
+    """The weights of a model folder, shards in order, safetensors first. ValueError where one is missing."""
     for suffix in (".safetensors", ".bin"):
         single = folder / f"diffusion_pytorch_model{suffix}"
         if single.is_file():
@@ -240,9 +238,7 @@ def _weight_files(folder: Path) -> list[Path]:
             shards = [folder / name for name in sorted(set(_json(index).get("weight_map", {}).values()))]
             absent = [shard.name for shard in shards if not shard.is_file()]
             if absent or not shards:
-                raise ValueError(
-                    f"{index} lists {', '.join(absent) or 'nothing'}, not in the folder; download again"
-                )
+                raise ValueError(f"{index} lists {', '.join(absent) or 'nothing'}, not in its folder; download it")
             return shards
     raise ValueError(f"{folder} has no diffusion_pytorch_model.safetensors (or .bin); download it again")
 

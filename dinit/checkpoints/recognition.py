@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from dinit.checkpoints.layouts import LAYOUTS, Layout, candidates
-from dinit.registry import suggest
 
 _HEAD = "final_layer.linear"
 
@@ -68,8 +67,8 @@ def _by_values(state: Mapping[str, Tensor], path: Path, found: list[str]) -> Rec
     if weak is not None:
         return weak
     raise ValueError(
-        f"the tensors of {path} could be of {' or '.join(found)}, and neither its arguments nor its name say which; "
-        f"give the layout: {suggest('', found).strip()}"
+        f"the tensors of {path} could be of {' or '.join(found)}, and neither what lies beside them nor the file's "
+        "name says of which; give the layout"
     )
 
 
@@ -84,7 +83,9 @@ def _dit_or_sit(state: Mapping[str, Tensor]) -> tuple[Recognised | None, Recogni
     channels = patch.shape[1]
     if len(weight) != 2 * channels * patch.shape[2] * patch.shape[3]:
         return None, Recognised("sit", "its head has no half for a variance, which every published DiT has")
-    rows = torch.cat([weight, state[f"{_HEAD}.bias"][:, None]], dim=1).reshape(-1, 2 * channels, weight.shape[1] + 1)
+    rows = torch.cat([weight, state[f"{_HEAD}.bias"][:, None]], dim=1).reshape(
+        -1, 2 * channels, weight.shape[1] + 1
+    )
     first, second = bool(rows[:, :channels].any()), bool(rows[:, channels:].any())
     if second:
         return Recognised("dit", "the second half of its head was trained"), None

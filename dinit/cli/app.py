@@ -10,7 +10,9 @@ import typer
 
 from dinit import __version__
 from dinit.cli.console import errors, show_error
+from dinit.cli.convert import convert
 from dinit.cli.evaluate import evaluate
+from dinit.cli.export import export
 from dinit.cli.generate import generate
 from dinit.cli.info import info
 from dinit.cli.listing import list_registries
@@ -32,6 +34,8 @@ app.command("list")(list_registries)
 app.command()(info)
 app.command()(verify)
 app.command()(replay)
+app.command()(convert)
+app.command()(export)
 
 
 def _show_version(asked: bool) -> None:

@@ -53,12 +53,16 @@ def _pipeline(name: str) -> None:
         **{f"  {key}": value for key, value in config.items() if not key.startswith("_")},
         **{key: index.get(key) for key in ("process", "parameterization", "t_max", "defaults")},
         "classes": _short(index.get("class_names") or []) or config.get("num_classes"),
-        "codec": (index.get("vae") or [None, None])[1] or "identity",
+        "codec": (index.get("vae") or [None, None])[1] or _absent(index.get("vae_reference")),
     }
     console.print(_table(name, rows))
     card = folder / MODEL_CARD
     if card.is_file():
         console.print(Markdown(_without_front_matter(card.read_text(encoding="utf-8"))))
+
+
+def _absent(reference: str | None) -> str:
+    return "identity" if reference is None else f"not in it: {reference}"
 
 
 def _without_front_matter(text: str) -> str:

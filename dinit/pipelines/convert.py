@@ -11,16 +11,16 @@ from typing import Any
 
 import dinit
 from dinit.checkpoints.imagenet import NUM_CLASSES, imagenet_names
+from dinit.checkpoints.interop.schedule import read_scheduler
 from dinit.checkpoints.keymap import load_mapped
 from dinit.checkpoints.layouts import Layout
 from dinit.checkpoints.reading import Checkpoint, Weights, read_checkpoint
 from dinit.checkpoints.recognition import Recognised, recognise_state
+from dinit.diffusion import PROCESSES
 from dinit.files import whole_folder
 from dinit.models.base import BACKBONES, Backbone
 from dinit.pipelines.generate import Pipeline
-from dinit.pipelines.loading import INDEX
-from dinit.pipelines.schedulers import training_of
-from dinit.pipelines.targets import check_folder_target
+from dinit.pipelines.targets import check_pipeline_target
 from dinit.registry import suggest
 
 RECORD = "conversion.json"
@@ -93,9 +93,7 @@ def convert(
 
 def _check_target(target: Path, source: Path, overwrite: bool) -> None:
     """OSError or ValueError unless `target` can become a pipeline folder without losing anything else."""
-    check_folder_target(target, overwrite)
-    if target.is_dir() and any(target.iterdir()) and not (target / INDEX).is_file():
-        raise FileExistsError(f"{target} holds other files than a pipeline, which are not overwritten; choose another")
+    check_pipeline_target(target, overwrite)
     inside, whole = source.resolve(), target.resolve()
     if inside == whole or whole in inside.parents:
         raise ValueError(f"{target} holds the source {source}, which would be lost; choose another folder")
@@ -108,31 +106,31 @@ def _arguments(
     layout = recognised.layout
     shapes = {key: tuple(tensor.shape) for key, tensor in checkpoint.state.items()}
     try:
-        found = layout.options(shapes)
+        found = {**layout.options(shapes), **layout.values(checkpoint.state)}
     except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
         raise ValueError(
             f"{checkpoint.path} is of layout {recognised.name} ({recognised.evidence}), but the sizes cannot be "
             f"read from it: {_reason(error)}; a part of it is lost, or it is another family's"
         ) from error
-    if checkpoint.config:
-        found |= layout.arguments(checkpoint.config)
-    parameters = inspect.signature(BACKBONES[layout.backbone].__init__).parameters
-    accepted = [name for name in parameters if name != "self"]
+    told = layout.arguments(checkpoint.config) if checkpoint.config else {}
+    accepted = [
+        name for name in inspect.signature(BACKBONES[layout.backbone].__init__).parameters if name != "self"
+    ]
     for name in options:
         if name not in accepted:
             raise ValueError(f"backbone {layout.backbone!r} has no argument {name!r}{suggest(name, accepted)}")
-    found |= options
-    unknown = [name for name, value in found.items() if value is None and parameters[name].default is not None]
+    given = {**told, **options}
+    unknown = [name for name, value in found.items() if value is None and name not in given]
     if unknown:
         told = " ".join(f"--option {name}=..." for name in unknown)
         raise ValueError(
-            f"{', '.join(unknown)} left no trace in the tensors, and no published {layout.backbone} has these sizes; "
-            f"give what it was trained with: {told} (options={{{unknown[0]!r}: ...}} in Python)"
+            f"{', '.join(unknown)} left no trace in the tensors, and no published {layout.backbone} has these "
+            f"sizes; give what it was trained with (null for none): {told}"
         )
+    found |= given
     assumed = "image_size" in accepted and "image_size" not in found
-    side = parameters["image_size"].default if assumed else None
-    notes = [f"image_size {side} is assumed, the tensors do not tell: --option image_size=N"] if assumed else []
-    return found, notes
+    notes = ["image_size is assumed to be the usual one, the tensors do not tell: --option image_size=N"]
+    return found, notes if assumed else []
 
 
 def _backbone(layout: Layout, arguments: Mapping[str, Any]) -> Backbone:
@@ -145,13 +143,13 @@ def _backbone(layout: Layout, arguments: Mapping[str, Any]) -> Backbone:
 def _load(backbone: Any, recognised: Recognised, checkpoint: Checkpoint) -> None:
     """The weights into the backbone. ValueError names all that does not fit, or a table that is not ours."""
     layout, state = recognised.layout, checkpoint.state
-    if checkpoint.shadow is not None:
-        raise ValueError(f"{checkpoint.path}: averaged parameters in a list are score_sde's; take weights='model'")
     try:
         load_mapped(backbone, layout.prepare(state), layout.rules)
     except ValueError as error:
-        raise ValueError(f"{checkpoint.path}, read as {recognised.name} ({recognised.evidence}): {error}") from error
-    stored, own = state.get("pos_embed"), getattr(backbone, "positions", None)
+        raise ValueError(
+            f"{checkpoint.path}, read as {recognised.name} ({recognised.evidence}): {error}"
+        ) from error
+    stored, own = state.get("pos_embed"), dict(backbone.named_buffers()).get("positions")
     if stored is not None and own is not None:
         table = stored.reshape(own.shape) if stored.numel() == own.numel() else None
         if table is None or float((table.to(own) - own).abs().max()) > _TABLE_TOLERANCE:
@@ -166,12 +164,28 @@ def _trained_on(
 ) -> tuple[Any, Any]:
     """Process and parameterization: the given ones, those of a scheduler beside the weights, or the published."""
     published = layout.trained_on(arguments)
-    if checkpoint.scheduler:
-        published = training_of(checkpoint.scheduler)
+    told = layout.process_of(checkpoint.state)
+    if told != layout.process:  # noise levels lie beside the weights
+        published = told, published[1]
+    if checkpoint.scheduler and (process is None or parameterization is None):
+        published = _of_scheduler(checkpoint)
     return (
         published[0] if process is None else process,
         published[1] if parameterization is None else parameterization,
     )
+
+
+def _of_scheduler(checkpoint: Checkpoint) -> tuple[Any, Any]:
+    """What the scheduler_config.json beside the weights says of their training."""
+    import diffusers
+
+    name = str(checkpoint.scheduler.get("_class_name"))
+    kind: Any = getattr(diffusers, name, None) if name.endswith("Scheduler") else None
+    if kind is None:
+        raise ValueError(
+            f"{checkpoint.path}/scheduler is a {name}, unknown to diffusers; give process, parameterization"
+        )
+    return read_scheduler(kind.from_config(checkpoint.scheduler))
 
 
 def _pipeline(
@@ -202,7 +216,7 @@ def default_sampling(backbone: Any, layout: Layout, process: Any) -> dict[str, A
     The discrete chain by its own ancestral sampling on 250 respaced levels, flows by 50 steps of an ODE solver,
     score_sde's continuous processes by 1000 of Euler–Maruyama. Guidance where there is a null class.
     """
-    name = process["name"] if isinstance(process, Mapping) else process
+    name = PROCESSES.create(process).registry_name
     guided = backbone.num_classes > 0 and backbone.null_class and layout.guidance_scale != 1
     guidance = {"name": "cfg", "scale": layout.guidance_scale, "channels": layout.guided_channels}
     learned = backbone.out_channels == 2 * backbone.in_channels

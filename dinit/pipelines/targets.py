@@ -32,6 +32,13 @@ def check_folder_target(folder: Path, overwrite: bool) -> None:
     _check_writable(folder)
 
 
+def check_pipeline_target(folder: Path, overwrite: bool) -> None:
+    """As `check_folder_target`, for a pipeline, which replaces a whole folder: only another pipeline gives way."""
+    check_folder_target(folder, overwrite)
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "model_index.json").is_file():
+        raise FileExistsError(f"{folder} holds other files than a pipeline, these are not replaced; choose another")
+
+
 def _check_writable(folder: Path) -> None:
     """Makes and drops a temporary file in the folder, or in the nearest folder above that exists."""
     nearest = next(parent for parent in (folder, *folder.resolve().parents) if parent.exists())

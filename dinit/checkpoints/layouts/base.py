@@ -63,6 +63,14 @@ class Layout(ABC):
         """
         return dict(self.process), dict(self.parameterization)
 
+    def values(self, state: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Our arguments that values and not shapes tell."""
+        return {}
+
+    def process_of(self, state: Mapping[str, Tensor]) -> dict[str, Any]:
+        """`process`, with what is stored beside the weights, such as the ends of the noise levels."""
+        return dict(self.process)
+
     def recognises(self, shapes: Shapes) -> bool:
         """Whether a state with these tensors is of this layout."""
         return all(any(re.fullmatch(pattern, key) for key in shapes) for pattern in self.signature)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from dinit.checkpoints.keymap import KeyMap, Rule, map_keys
+from dinit.checkpoints.keymap import KeyMap, Rule, map_keys, names
 from dinit.checkpoints.layouts.base import LAYOUTS, Layout, Shapes, check_fixed, count, published
 
 _BLOCK = r"transformer_blocks\.(\d+)\."
@@ -130,7 +130,7 @@ class DiffusersDiTLayout(Layout):
                 prepared[key] = tensor
         if differing:
             raise ValueError(
-                f"{len(differing)} time or label embeddings differ from the first block's (first {differing[0]!r}); "
+                f"{len(differing)} time or label embeddings differ from the first block's: {names(differing)}; "
                 "dinit's DiT has one for all blocks, as the published weights do"
             )
         for key, three in parts.items():

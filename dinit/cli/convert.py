@@ -1,0 +1,101 @@
+"""`dinit convert`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dinit.cli.console import console
+from dinit.cli.options import Overwrite, parse_spec, parse_value, quiet
+
+_SPEC = "NAME[:KEY=VALUE,…]"
+_UNTOLD = "What the weights do not tell"
+
+Source = Annotated[
+    Path,
+    typer.Argument(help="A .pt, .pth, .ckpt, .bin or .safetensors, or a folder of diffusers.", show_default=False),
+]
+To = Annotated[Path, typer.Option("--to", help="Folder of the pipeline.", show_default=False)]
+LayoutOption = Annotated[
+    str | None, typer.Option("--layout", help="Whose they are, such as sit.", rich_help_panel=_UNTOLD)
+]
+WeightsOption = Annotated[
+    str | None, typer.Option("--weights", help="ema or model [default: ema if any].", rich_help_panel=_UNTOLD)
+]
+Options = Annotated[
+    list[str] | None,
+    typer.Option("--option", metavar="KEY=VALUE", help="Of the backbone, as num_heads=6.", rich_help_panel=_UNTOLD),
+]
+ProcessOption = Annotated[
+    str | None, typer.Option("--process", metavar=_SPEC, help="If not the published.", rich_help_panel=_UNTOLD)
+]
+ParameterizationOption = Annotated[
+    str | None, typer.Option("--parameterization", metavar=_SPEC, help="The same.", rich_help_panel=_UNTOLD)
+]
+Vae = Annotated[str | None, typer.Option("--vae", help="AutoencoderKL to put in: a folder or hub id.")]
+Sha256 = Annotated[
+    str | None, typer.Option("--sha256", help="What the file must have, checked before it is opened.")
+]
+
+
+def convert(
+    source: Source,
+    to: To,
+    layout: LayoutOption = None,
+    weights: WeightsOption = None,
+    option: Options = None,
+    process: ProcessOption = None,
+    parameterization: ParameterizationOption = None,
+    vae: Vae = None,
+    sha256: Sha256 = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Make a pipeline of published weights: DiT, SiT, ADM, score_sde, diffusers and others.
+
+    Family and size are told from the tensors. Nothing in a file is ever run.
+    """
+    options = parse_options(option or [])
+    specs = {
+        "process": None if process is None else parse_spec(process),
+        "parameterization": None if parameterization is None else parse_spec(parameterization),
+    }
+    quiet()
+    from dinit.pipelines.convert import convert as run
+
+    made = run(
+        source,
+        to,
+        layout=layout,
+        weights=weights,  # type: ignore[arg-type]  # checked there
+        options=options,
+        vae=vae,
+        sha256=sha256,
+        overwrite=overwrite,
+        **specs,
+    )
+    part = f"its {made.weights} weights, " if made.weights else ""
+    size = ", ".join(f"{name} {value}" for name, value in made.arguments.items())
+    lines = [
+        f"layout {made.recognised.name}: {made.recognised.evidence}",
+        f"{part}{made.parameters:,} parameters: {made.backbone} with {size}",
+        *made.notes,
+        f"→ {made.folder}",
+    ]
+    for line in lines:
+        console.print(line, markup=False, highlight=False)
+
+
+def parse_options(given: list[str]) -> dict[str, Any]:
+    """['num_heads=6'] -> {'num_heads': 6}. ValueError for text of another form, or a name given twice."""
+    options: dict[str, Any] = {}
+    for text in given:
+        key, equals, value = text.partition("=")
+        name = key.strip().replace("-", "_")
+        if not equals or not name:
+            raise ValueError(f"--option reads KEY=VALUE, as in num_heads=6; got {text!r}")
+        if name in options:
+            raise ValueError(f"--option {name} is given twice; give it once")
+        options[name] = parse_value(value)
+    return options
