@@ -141,7 +141,7 @@ def _input_pyramid(kind: str, in_channels: int, widths: Sequence[int], fir: bool
     if kind == "residual":
         return nn.ModuleList(
             InputResidual(below, width, fir)
-            for below, width in zip([in_channels, *widths[:-2]], widths[:-1], strict=True)
+            for below, width in zip([in_channels, *widths], widths[:-1], strict=False)
         )
     return nn.ModuleList()
 

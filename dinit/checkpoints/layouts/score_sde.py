@@ -1,7 +1,7 @@
 """yang-song/score_sde_pytorch: NCSN++, DDPM++ and DDPM, whose modules are numbered in one flat list.
 
-A positional NCSN++ has the same tensors whether it was trained on VP, sub-VP or discrete VE. There is one layout for
-each, so that `recognise` calls such a state ambiguous and names them: pass layout="ncsnpp-vp" (DDPM++ too),
+A positional NCSN++ has the same tensors whether it was trained on VP, sub-VP or discrete VE. There is one layout
+for each, so that `recognise` calls such a state ambiguous and names them: pass layout="ncsnpp-vp" (DDPM++ too),
 "ncsnpp-sub-vp" or "ncsnpp-ve-discrete".
 
 Number N of `all_modules.N` depends on the options, so that no fixed table of names can place it. `prepare` does: it
@@ -95,7 +95,7 @@ class _ScoreSDE(Layout):
         return {**self.process, **{name: v for name, v in self.values(state).items() if name in self.process}}
 
     def values(self, state: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Our arguments that the values and not the shapes tell: sigma_min and sigma_max, where levels are stored."""
+        """Our arguments that the values and not the shapes tell: the ends of the noise levels, if stored."""
         return {}
 
     def structure(self, shapes: Shapes) -> Structure:
@@ -161,8 +161,9 @@ class NCSNppLayout(_ScoreSDE):
         found = self.structure(shapes)
         told = {
             **super().options(shapes),
-            "input_pyramid": found.input_pyramid,
-            "output_pyramid": "skip" if found.output_pyramid else "none",
+            # On a single level nothing joins, whatever was asked for.
+            "input_pyramid": found.input_pyramid if len(found.widths) > 1 else None,
+            "output_pyramid": ("skip" if found.output_pyramid else "none") if len(found.widths) > 1 else None,
             "embedding": "fourier" if found.fourier else "positional",
             # Both published kinds of positional network have the same tensors; see the layouts below.
             "scale_by_sigma": True if found.fourier else None,
@@ -269,16 +270,16 @@ class DDPMLayout(_ScoreSDE):
 def ema_state(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     """The EMA weights of a training checkpoint, under the names that the layouts take.
 
-    checkpoint: {"model": the network's state, "ema": {"shadow_params": [...]}, ...} as score_sde writes it. The list
-    has no names: its tensors are the trainable parameters in the order of the state, from which buffers (sigmas)
-    and the frozen Fourier frequencies are left out; those come from the model. ValueError where the checkpoint has
-    no such parts, or where counts or shapes disagree.
+    checkpoint: {"model": the network's state, "ema": {"shadow_params": [...]}, ...} as score_sde writes it. The
+    list has no names: it holds the trainable parameters in the order of the state. Buffers (sigmas) and the frozen
+    Fourier frequencies are not among them and come from the model. ValueError where the checkpoint has no such
+    parts, or where counts or shapes disagree.
     """
     model, ema = checkpoint.get("model"), checkpoint.get("ema")
     if not isinstance(model, Mapping) or not isinstance(ema, Mapping) or "shadow_params" not in ema:
         raise ValueError(
-            f"a score_sde training checkpoint has 'model' and 'ema' with 'shadow_params', got {sorted(checkpoint)}; "
-            "a bare state needs no conversion"
+            "a score_sde training checkpoint has 'model' and 'ema' with 'shadow_params', "
+            f"got {sorted(checkpoint)[:5]}; a bare state needs no conversion"
         )
     state = {key.removeprefix("module."): tensor for key, tensor in model.items()}
     trained = [key for key in state if key != "sigmas" and not re.fullmatch(r"all_modules\.\d+\.W", key)]
@@ -291,7 +292,7 @@ def ema_state(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     for key, tensor in zip(trained, shadow, strict=True):
         if tensor.shape != state[key].shape:
             raise ValueError(
-                f"the EMA's tensor for {key} has shape {tuple(tensor.shape)}, the model's {tuple(state[key].shape)}; "
-                "they are of different networks, or in another order"
+                f"the EMA's tensor for {key} has shape {tuple(tensor.shape)}, the model's has "
+                f"{tuple(state[key].shape)}; they are of different networks, or in another order"
             )
     return {**state, **dict(zip(trained, shadow, strict=True))}
