@@ -36,6 +36,7 @@ from dinit.pipelines.call import (
     to_spec,
     whole_number,
 )
+from dinit.pipelines.diffusers_folder import is_diffusers_folder, read_diffusers_folder
 from dinit.pipelines.loading import check_folder, locate
 from dinit.pipelines.pictures import OUTPUT_TYPES, OutputType, convert
 from dinit.registry import suggest
@@ -63,7 +64,8 @@ class Pipeline(DiffusionPipeline):
     {"name": ..., **options}. vae: an AutoencoderKL where the backbone works on latents. class_names: one a
     class. t_max: below 1 where the parameterization is singular at pure noise. defaults: sampler, steps, grid
     and guidance of a call that names none; each as `__call__` takes it. vae_reference: where to find the
-    autoencoder of a backbone on latents that comes without its vae; images then cannot be decoded.
+    autoencoder of a backbone on latents that comes without its vae; images then cannot be decoded. compile: run
+    the backbone through torch.compile, once for all steps; a mapping has its options. It is not saved.
 
     Saved, it is a diffusers folder: model_index.json with all of the plain values, backbone/, and vae/ where
     there is one. ValueError for a singular pair, a codec that does not fit, or defaults that no registry knows.
@@ -82,6 +84,7 @@ class Pipeline(DiffusionPipeline):
         t_max: float = 1.0,
         defaults: Any = None,
         vae_reference: str | None = None,
+        compile: bool | Mapping[str, Any] = False,
     ) -> None:
         super().__init__()
         if process is None or parameterization is None:
@@ -106,6 +109,9 @@ class Pipeline(DiffusionPipeline):
                 f"the vae has {self.codec.latent_channels} latent channels, the backbone takes "
                 f"{backbone.in_channels}"
             )
+        if compile:
+            # The first call compiles; another batch size compiles once more, then for any batch size.
+            backbone.compile(**(compile if isinstance(compile, Mapping) else {}))
 
     def register_modules(self, **kwargs: Any) -> None:
         """As in diffusers; a registered backbone is entered as ("dinit", class), whichever file it is in."""
@@ -119,12 +125,16 @@ class Pipeline(DiffusionPipeline):
         """A shipped pipeline by name, a folder, or a hub id, in this order. Options as in diffusers.
 
         The folder is checked first: ValueError names every missing, unexpected or mis-shaped tensor. Only
-        safetensors are read. FileNotFoundError says what was tried.
+        safetensors are read. FileNotFoundError says what was tried. A folder of diffusers, unconditional or with
+        classes, opens as it is (see dinit.pipelines.diffusers_folder).
         """
         hub = {key: kwargs.pop(key) for key in _HUB_OPTIONS if key in kwargs}
         folder = locate(pretrained_model_name_or_path, **hub)
-        check_folder(folder, given=[name for name in ("backbone", "vae") if name in kwargs])
-        pipeline = super().from_pretrained(folder, **{**kwargs, "use_safetensors": True})
+        if is_diffusers_folder(folder):
+            pipeline = cls(**read_diffusers_folder(folder, kwargs))
+        else:
+            check_folder(folder, given=[name for name in ("backbone", "vae") if name in kwargs])
+            pipeline = super().from_pretrained(folder, **{**kwargs, "use_safetensors": True})
         _align(part for part in pipeline.components.values() if part is not None)
         pipeline.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
         return pipeline
