@@ -92,7 +92,8 @@ def check_folder(folder: Path, given: Sequence[str] = ()) -> None:
     if not isinstance(entry, list) or len(entry) != 2:
         raise ValueError(f"{folder / INDEX} names no backbone class")
     backbone = _backbone_class(str(entry[1]))
-    _check_tensors(folder / BACKBONE, _expected_shapes(backbone, folder / BACKBONE))
+    expected = expected_shapes(backbone, folder / BACKBONE)
+    check_tensors(folder / BACKBONE, expected, weight_shapes(folder / BACKBONE))
 
 
 def _backbone_class(name: str) -> type[Backbone]:
@@ -102,8 +103,8 @@ def _backbone_class(name: str) -> type[Backbone]:
     return classes[name]
 
 
-def _expected_shapes(backbone: type[Backbone], folder: Path) -> dict[str, list[int]]:
-    """Names and shapes of the tensors that the configured backbone has."""
+def expected_shapes(backbone: Any, folder: Path) -> dict[str, list[int]]:
+    """Names and shapes of the tensors that a network of this class has with the config in `folder`."""
     config = read_json(folder / "config.json")
     try:
         with torch.device("meta"):  # shapes without memory
@@ -127,8 +128,8 @@ def weight_shapes(folder: Path) -> dict[str, list[int]]:
     return found
 
 
-def _check_tensors(folder: Path, expected: dict[str, list[int]]) -> None:
-    found = weight_shapes(folder)
+def check_tensors(folder: Path, expected: dict[str, list[int]], found: dict[str, list[int]]) -> None:
+    """ValueError names every missing, unexpected or mis-shaped tensor of the weights in `folder`."""
     shared = expected.keys() & found.keys()
     problems = {
         "missing": sorted(expected.keys() - found.keys()),

@@ -20,7 +20,7 @@ ELSEWHERE = {
     "SuperResModel": "test_adm.py",
     "EncoderUNetModel": "test_adm.py",
     "MRModel": "test_dimr.py",
-    "UNet2DModel": "test_codec.py",
+    "UNet2DModel": "test_unet2d_golden.py",
     "AutoencoderKL": "test_codec.py",
 }
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from reference import references, relative_error
 
 from dinit.models.codec import CODECS, AutoencoderKLCodec, IdentityCodec, load_codec
 
@@ -120,3 +121,22 @@ def test_what_does_not_fit_is_refused() -> None:
         codec.encode(torch.zeros(1, 4, 16, 16))
     with pytest.raises(ValueError, match="scaling_factor must be positive, got 0"):
         AutoencoderKLCodec(tiny_vae(), scaling_factor=0.0)
+
+
+@torch.no_grad()
+def test_the_published_autoencoder(parity_folder: Path) -> None:
+    """Golden tensors of AutoencoderKL: posterior mean and decoded image, with no scaling factor applied."""
+    files = [file for file in references(parity_folder) if file.name == "AutoencoderKL"]
+    if not files:
+        pytest.skip("the whole parity folder has one")
+    for file in files:
+        vae, given = AutoencoderKL(**file.arguments), file.tensors
+        vae.load_state_dict(file.state)
+        codec = AutoencoderKLCodec(vae, scaling_factor=0.5, shift_factor=0.1)
+        mean = codec.encode(given["in.x"]) / 0.5 + 0.1
+        assert relative_error(mean, given["out.mean"]) <= file.tolerance
+        decoded = codec.decode((given["in.z"] - 0.1) * 0.5)
+        assert relative_error(decoded, given["out.decoded"]) <= file.tolerance
+        noise = torch.randn(given["out.mean"].shape, generator=torch.Generator().manual_seed(0))
+        drawn = codec.encode(given["in.x"], noise) / 0.5 + 0.1 - mean
+        assert relative_error(drawn, (given["out.logvar"] / 2).exp() * noise) <= 10 * file.tolerance

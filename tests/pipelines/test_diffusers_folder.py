@@ -1,0 +1,258 @@
+"""Folders that diffusers wrote, opened by Pipeline.from_pretrained."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMPipeline,
+    DDIMScheduler,
+    DDPMPipeline,
+    DDPMScheduler,
+    DiTPipeline,
+    DiTTransformer2DModel,
+    DPMSolverMultistepScheduler,
+    LDMPipeline,
+    UNet2DModel,
+    VQModel,
+)
+from safetensors.torch import load_file, save_file
+
+from dinit.checkpoints.interop.networks import DiffusersBackbone
+from dinit.pipelines.generate import Pipeline
+from dinit.pipelines.manifest import describe
+from dinit.samplers import NoiseSource
+from dinit.samplers.guidance.cfg import CFG
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+NAMES = {str(i): f"thing {i}, synonym" for i in range(10)}
+
+
+def filled(model: Any) -> Any:
+    """Every tensor random, in evaluation mode."""
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        parameter.data = (parameter.ndim < 2) * parameter.data + 0.2 * noise
+    return model.eval()
+
+
+def unet(**options: Any) -> UNet2DModel:
+    return filled(
+        UNet2DModel(
+            sample_size=8,
+            block_out_channels=(8, 16),
+            layers_per_block=1,
+            norm_num_groups=4,
+            down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+            up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+            **options,
+        )
+    )
+
+
+def dit_pipeline() -> DiTPipeline:
+    network = DiTTransformer2DModel(
+        num_attention_heads=2,
+        attention_head_dim=8,
+        in_channels=4,
+        out_channels=8,
+        num_layers=2,
+        sample_size=8,
+        num_embeds_ada_norm=1000,
+    )
+    autoencoder = AutoencoderKL(
+        block_out_channels=(8, 16),
+        norm_num_groups=4,
+        latent_channels=4,
+        sample_size=16,
+        down_block_types=("DownEncoderBlock2D", "DownEncoderBlock2D"),
+        up_block_types=("UpDecoderBlock2D", "UpDecoderBlock2D"),
+    )
+    return DiTPipeline(filled(network), filled(autoencoder), DDIMScheduler(clip_sample=False))
+
+
+def edit(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.fixture
+def ddpm(tmp_path: Path) -> Path:
+    DDPMPipeline(unet(), DDPMScheduler()).save_pretrained(tmp_path / "ddpm")
+    return tmp_path / "ddpm"
+
+
+def test_an_unconditional_folder(ddpm: Path) -> None:
+    pipe = Pipeline.from_pretrained(ddpm)
+    assert isinstance(pipe.backbone, DiffusersBackbone)
+    assert not pipe.backbone.training
+    images = pipe(num_images=4, steps=3).images
+    assert [image.size for image in images] == [(8, 8)] * 4
+    short = pipe(num_images=2, sampler="dpmpp-2m", steps=3, output_type="pt")
+    assert short.images.shape == (2, 3, 8, 8)
+    with pytest.raises(ValueError, match="this pipeline is unconditional"):
+        pipe([3])
+    with pytest.raises(ValueError, match="needs a model with classes"):
+        pipe(num_images=1, steps=3, guidance=CFG(2.0))
+
+
+def test_the_defaults_are_those_of_the_ddim_pipeline(tmp_path: Path) -> None:
+    """Clipping differs inside: diffusers' DDIM keeps the network's eps, so it is off here."""
+    theirs = DDIMPipeline(unet(), DDIMScheduler(clip_sample=False))
+    theirs.save_pretrained(tmp_path)
+    pipe = Pipeline.from_pretrained(tmp_path)
+    ours = pipe(num_images=2, steps=10, seed=1, output_type="raw")
+    start = NoiseSource(ours.call.keys).normal("initial", 0, torch.empty(2, 3, 8, 8))
+    theirs.scheduler.set_timesteps(10)
+    x = start
+    for t in theirs.scheduler.timesteps:
+        with torch.no_grad():
+            x = theirs.scheduler.step(theirs.unet(x, t).sample, t, x).prev_sample
+    assert (ours.images - x).abs().max() <= 1e-4 * x.abs().max()
+
+
+def test_what_a_scheduler_clips_is_clipped_by_default(ddpm: Path) -> None:
+    assert Pipeline.from_pretrained(ddpm).defaults["guidance"] == [{"name": "clip-x0", "limit": 1.0}]
+    edit(ddpm / "scheduler" / "scheduler_config.json", clip_sample=False, num_train_timesteps=20, steps_offset=2)
+    pipe = Pipeline.from_pretrained(ddpm)
+    assert pipe.defaults == {
+        "sampler": "ddim",
+        "steps": 20,
+        "grid": {"name": "timesteps", "spacing": "leading", "offset": 2},
+    }
+
+
+def test_a_dit_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against DiTPipeline itself: guided on all channels, decoded with the scaling factor."""
+    theirs = dit_pipeline()
+    theirs.save_pretrained(tmp_path)
+    names = {str(i): f"thing {i}, synonym" for i in range(1000)}
+    edit(tmp_path / "model_index.json", id2label=names)
+    pipe = Pipeline.from_pretrained(tmp_path)
+    assert pipe.class_names is not None
+    assert pipe.class_names[7] == "thing 7, synonym"
+    assert pipe.defaults["guidance"] == [{"name": "cfg", "scale": 4.0}]
+    ours = pipe([3, 1], steps=5, seed=1, output_type="pt")
+    start = NoiseSource(ours.call.keys).normal("initial", 0, torch.empty(2, 4, 8, 8))
+    monkeypatch.setattr("diffusers.pipelines.dit.pipeline_dit.randn_tensor", lambda *args, **options: start)
+    theirs.set_progress_bar_config(disable=True)
+    expected = theirs([3, 1], num_inference_steps=5, output_type="pt").images
+    assert expected.std() > 0.05
+    assert (ours.images - expected).abs().max() <= 1e-4
+    named = pipe(["thing 3, synonym", 1], steps=5, seed=1, output_type="pt")
+    assert torch.equal(named.images, ours.images)
+    assert pipe([3, 1], sampler="dpmpp-2m", steps=10, guidance=CFG(2.0, channels=3)).images[0].size == (16, 16)
+
+
+def test_a_folder_with_classes_and_a_null_label(tmp_path: Path) -> None:
+    DDPMPipeline(unet(num_class_embeds=10), DPMSolverMultistepScheduler()).save_pretrained(tmp_path)
+    edit(tmp_path / "model_index.json", id2label=NAMES)
+    pipe = Pipeline.from_pretrained(tmp_path)
+    assert pipe(["thing 3, synonym", 1], sampler="dpmpp-2m", steps=10).images[0].size == (8, 8)
+    with pytest.raises(ValueError, match="null class"):
+        pipe([3], steps=3, guidance=CFG(2.0))
+    with pytest.raises(ValueError, match="id2label names 10 classes, the network has 9"):
+        Pipeline.from_pretrained(tmp_path, null_label=9)
+    edit(tmp_path / "model_index.json", id2label=None)
+    guided = Pipeline.from_pretrained(tmp_path, null_label=9)
+    assert guided.backbone.num_classes == 9
+    assert guided([3, 8], steps=3, guidance=CFG(2.0)).images[0].size == (8, 8)
+
+
+def test_dtype_and_manifest(ddpm: Path) -> None:
+    pipe = Pipeline.from_pretrained(ddpm, torch_dtype=torch.bfloat16)
+    assert pipe.backbone.dtype == torch.bfloat16
+    pipe = Pipeline.from_pretrained(ddpm)
+    record = describe(pipe, pipe(num_images=1, steps=2))
+    assert record.pipeline == str(ddpm)
+    assert record.process["name"] == "vp-discrete"
+    assert set(record.weights) == {"backbone"}
+
+
+def test_weights_under_their_old_names(ddpm: Path) -> None:
+    """As in google/ddpm-cifar10-32, saved before diffusers renamed attention's weights."""
+    path = ddpm / "unet" / WEIGHTS
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+
+    def rename(name: str) -> str:
+        return next((name.replace(f".{new}.", f".{was}.") for new, was in old.items() if f".{new}." in name), name)
+
+    pipe = Pipeline.from_pretrained(ddpm)
+    save_file({rename(name): tensor for name, tensor in load_file(path).items()}, path, {"format": "pt"})
+    assert any(".query." in name for name in load_file(path))
+    again = Pipeline.from_pretrained(ddpm)
+    for name, tensor in pipe.backbone.state_dict().items():
+        assert torch.equal(tensor, again.backbone.state_dict()[name]), name
+
+
+def test_it_is_not_saved_as_a_dinit_folder(ddpm: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="wraps diffusers' UNet2DModel and is not saved as a dinit folder"):
+        Pipeline.from_pretrained(ddpm).save_pretrained(tmp_path / "copy")
+
+
+def drop_one(weights: dict) -> None:
+    del weights["conv_in.weight"]
+
+
+def reshape_two(weights: dict) -> None:
+    for name in ("conv_in.bias", "conv_out.bias"):
+        weights[name] = torch.zeros(3, 3)
+
+
+def edit_weights(folder: Path, change: Any) -> None:
+    weights = load_file(folder / "unet" / WEIGHTS)
+    change(weights)
+    save_file(weights, folder / "unet" / WEIGHTS)
+
+
+def pickle_instead(folder: Path) -> None:
+    (folder / "unet" / WEIGHTS).unlink()
+    torch.save({}, folder / "unet" / "diffusion_pytorch_model.bin")
+
+
+def another_scheduler(folder: Path) -> None:
+    edit(folder / "model_index.json", scheduler=["diffusers", "LCMScheduler"])
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: edit_weights(f, drop_one), "1 missing: conv_in.weight"),
+        (lambda f: edit_weights(f, reshape_two), "2 of another shape: conv_in.bias [3, 3] (expected [8])"),
+        (pickle_instead, "holds pickled weights (diffusion_pytorch_model.bin), which can run code"),
+        (lambda f: (f / "unet" / WEIGHTS).write_bytes(b"nothing"), "damaged or no safetensors file"),
+        (lambda f: (f / "unet" / "config.json").unlink(), "config.json is missing"),
+        (lambda f: (f / "scheduler" / "scheduler_config.json").unlink(), "scheduler_config.json is missing"),
+        (another_scheduler, "scheduler (LCMScheduler) is not covered"),
+        (
+            lambda f: edit(f / "model_index.json", text_encoder=["transformers", "CLIPTextModel"]),
+            "text_encoder (CLIPTextModel) is not covered. Open it with diffusers",
+        ),
+        (lambda f: edit(f / "model_index.json", unet=["os", "system"]), "unet (system) is not covered"),
+        (lambda f: edit(f / "model_index.json", unet=[None, None]), "must have one of unet and transformer"),
+        (
+            lambda f: edit(f / "scheduler" / "scheduler_config.json", prediction_type="noise"),
+            "DDPMScheduler with prediction_type = 'noise' is not covered",
+        ),
+        (lambda f: edit(f / "unet" / "config.json", sample_size=None), "has no sample_size"),
+    ],
+)
+def test_a_broken_or_unknown_folder_is_refused(ddpm: Path, damage: Any, message: str) -> None:
+    damage(ddpm)
+    with pytest.raises((ValueError, FileNotFoundError)) as caught:
+        Pipeline.from_pretrained(ddpm)
+    assert message in str(caught.value)
+
+
+def test_quantised_latents_and_unknown_options_are_refused(ddpm: Path, tmp_path: Path) -> None:
+    vqvae = VQModel(block_out_channels=(8,), norm_num_groups=4, latent_channels=3, sample_size=8)
+    LDMPipeline(vqvae, unet(), DDIMScheduler()).save_pretrained(tmp_path / "ldm")
+    with pytest.raises(ValueError, match=r"LDMPipeline\) does not load directly: vqvae \(VQModel\) is not covered"):
+        Pipeline.from_pretrained(tmp_path / "ldm")
+    with pytest.raises(ValueError, match="takes torch_dtype and null_label only, got variant"):
+        Pipeline.from_pretrained(ddpm, variant="fp16")
