@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from reference import Reference, references, relative_error
 from torch import Tensor, nn
 
@@ -17,9 +15,9 @@ from dinit.checkpoints.layouts import LAYOUTS
 from dinit.checkpoints.layouts.adm import ADMClassifierLayout, ADMLayout, ADMSuperResLayout
 from dinit.diffusion import PARAMETERIZATIONS, PROCESSES, BackboneDenoiser
 from dinit.models.adm import ADM
-from dinit.models.adm_classifier import ADMClassifier, AttentionPool
+from dinit.models.adm_classifier import ADMClassifier
 from dinit.models.adm_superres import ADMSuperRes
-from dinit.models.layers.adm_blocks import Double, Halve, ResBlock, SpatialAttention
+from dinit.models.layers.adm_blocks import SpatialAttention
 from dinit.samplers.guidance import CFG, apply_guidance
 
 COUNTS = [
@@ -43,38 +41,6 @@ SMALL: dict[str, Any] = {
     "blocks_per_level": 1,
     "attention_factors": (2,),
     "num_classes": 10,
-}
-
-
-# Our names to guided-diffusion's, written apart from the layout's rules. <part> is looked up in PARTS.
-FOREIGN = {
-    r"pool\.positions": "out.2.positional_embedding",
-    r"pool\.qkv\.(\w+)": r"out.2.qkv_proj.\1",
-    r"pool\.proj\.(\w+)": r"out.2.c_proj.\1",
-    r"(?:head\.)?norm\.(\w+)": r"out.0.\1",
-    r"head\.conv\.(\w+)": r"out.2.\1",
-    r"label_embedding\.(\w+)": r"label_emb.\1",
-    r"time_embedding\.mlp\.(\d)\.(\w+)": r"time_embed.\1.\2",
-    r"encoder\.0\.conv\.(\w+)": r"input_blocks.0.0.\1",
-    r"encoder\.(\d+)\.conv\.(\w+)": r"input_blocks.\1.0.op.\2",
-    r"encoder\.(\d+)\.res\.(\w+)\.(\w+)": r"input_blocks.\1.0.<\2>.\3",
-    r"encoder\.(\d+)\.attention\.(\w+)\.(\w+)": r"input_blocks.\1.1.<\2>.\3",
-    r"decoder\.(\d+)\.res\.(\w+)\.(\w+)": r"output_blocks.\1.0.<\2>.\3",
-    r"decoder\.(\d+)\.attention\.(\w+)\.(\w+)": r"output_blocks.\1.1.<\2>.\3",
-    r"decoder\.(\d+)\.up\.conv\.(\w+)": r"output_blocks.\1.2.conv.\2",
-    r"decoder\.(\d+)\.up\.(\w+)\.(\w+)": r"output_blocks.\1.2.<\2>.\3",
-    r"middle\.0\.res\.(\w+)\.(\w+)": r"middle_block.0.<\1>.\2",
-    r"middle\.0\.attention\.(\w+)\.(\w+)": r"middle_block.1.<\1>.\2",
-    r"middle\.1\.res\.(\w+)\.(\w+)": r"middle_block.2.<\1>.\2",
-}
-PARTS = {
-    "norm_1": "in_layers.0",
-    "conv_1": "in_layers.2",
-    "condition": "emb_layers.1",
-    "norm_2": "out_layers.0",
-    "conv_2": "out_layers.3",
-    "shortcut": "skip_connection",
-    "proj": "proj_out",
 }
 
 
@@ -128,45 +94,6 @@ def test_every_published_preset_is_counted() -> None:
         assert set(cls.presets) - {"tiny"} == {name for one, name, _ in COUNTS if one is cls}
 
 
-@pytest.mark.parametrize(("cls", "name", "count"), COUNTS, ids=lambda value: getattr(value, "__name__", str(value)))
-def test_published_sizes_are_told_from_their_tensors(cls: Any, name: str, count: int) -> None:
-    """Names and shapes of a published checkpoint give back every argument of its preset."""
-    layout = {ADM: ADMLayout, ADMSuperRes: ADMSuperResLayout, ADMClassifier: ADMClassifierLayout}[cls]()
-    with torch.device("meta"):
-        shapes = published_shapes(cls.preset(name))
-    assert layout.recognises(shapes)
-    told = layout.options(shapes)
-    preset = dict(cls.presets[name])
-    assert {key: told[key] for key in preset} == preset
-    assert None not in [value for key, value in told.items() if key != "head_dim"]
-    assert (told["resampling"], told["scale_shift"]) == ("block", True)
-    # Told apart from the other two.
-    for other in {ADMLayout, ADMSuperResLayout, ADMClassifierLayout} - {type(layout)}:
-        assert not other().recognises(shapes)
-
-
-def published_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of our model's tensors as guided-diffusion has them."""
-    shapes = {}
-    for key, tensor in model.state_dict().items():
-        pattern, name = next(item for item in FOREIGN.items() if re.fullmatch(item[0], key))
-        shape = tuple(tensor.shape)
-        if key == "pool.positions":
-            shape = shape[::-1]
-        elif key.endswith("weight") and re.search(r"\.(qkv|proj)\.", key):
-            shape = (*shape, 1)  # convolutions there
-        part = key.split(".")[-2]
-        shapes[re.sub(pattern, name, key).replace(f"<{part}>", PARTS.get(part, part))] = shape
-    return shapes
-
-
-def test_only_the_64_pixel_model_was_trained_on_the_cosine_schedule() -> None:
-    for name, preset in ADM.presets.items():
-        process, parameterization = ADMLayout().trained_on(preset)
-        assert process == {"name": "vp-discrete", "schedule": "cosine" if name == "64" else "linear"}
-        assert parameterization == {"name": "epsilon"}
-
-
 # Golden outputs; those of the network itself are in test_backbones_golden.py
 
 
@@ -214,102 +141,7 @@ def check_told(file: Reference) -> None:
         assert not other.recognises(file.shapes)
 
 
-# Numbers against a plain definition
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("order", ["head-first", "qkv-first"])
-def test_attention_is_softmax_of_scaled_products_per_head(order: Any) -> None:
-    heads, dim, side = 4, 16, 3
-    layer = randomized(SpatialAttention(heads * dim, heads, order), std=0.3)
-    x = torch.randn(2, heads * dim, side, side).double()
-    features = layer.qkv(F.group_norm(x, 32, layer.norm.weight, layer.norm.bias, 1e-5).flatten(2).mT)
-    expected = []
-    for head in range(heads):
-        if order == "head-first":
-            q, k, v = features[..., 3 * dim * head : 3 * dim * (head + 1)].split(dim, dim=-1)
-        else:
-            starts = [part * heads * dim + head * dim for part in range(3)]
-            q, k, v = (features[..., start : start + dim] for start in starts)
-        expected.append((q @ k.mT * dim**-0.5).softmax(-1) @ v)
-    out = x + layer.proj(torch.cat(expected, dim=-1)).mT.unflatten(2, (side, side))
-    torch.testing.assert_close(layer(x), out, rtol=1e-10, atol=1e-10)
-
-
-@torch.no_grad()
-def test_pool_is_attention_of_the_mean_to_all_tokens() -> None:
-    pool = randomized(AttentionPool(32, 3, 4, 7), std=0.3)
-    x = torch.randn(2, 32, 3, 3).double()
-    tokens = torch.cat([x.mean((2, 3))[:, None], x.flatten(2).mT], dim=1) + pool.positions
-    q, k, v = pool.qkv(tokens).chunk(3, dim=-1)
-    heads = [slice(8 * head, 8 * (head + 1)) for head in range(4)]
-    mixed = torch.cat([(q[..., h] @ k[..., h].mT * 8**-0.5).softmax(-1) @ v[..., h] for h in heads], dim=-1)
-    torch.testing.assert_close(pool(x), pool.proj(mixed)[:, 0], rtol=1e-10, atol=1e-10)
-
-
-@torch.no_grad()
-def test_position_table_of_another_size_is_interpolated() -> None:
-    pool = AttentionPool(8, 2, 2, 3)
-    rows = torch.tensor([0.0, 0.0, 1.0, 1.0])[:, None].expand(4, 8)  # the pixels' table: the row's number
-    pool.positions.copy_(torch.cat([torch.full((1, 8), 9.0), rows]))
-    table = pool._positions(4, 2)
-    assert table.shape == (9, 8)
-    assert (table[0] == 9).all()
-    torch.testing.assert_close(table[1:, 0].unflatten(0, (4, 2))[:, 0], torch.tensor([0, 0.25, 0.75, 1]))
-    assert pool(torch.randn(2, 8, 4, 6)).shape == (2, 3)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("resample", [Halve(32, with_conv=False), Double(32, with_conv=False), None])
-@pytest.mark.parametrize("scale_shift", [False, True])
-def test_fresh_block_only_resamples(scale_shift: bool, resample: Halve | Double | None) -> None:
-    x, c = torch.randn(2, 32, 4, 4), torch.randn(2, 12)
-    block = ResBlock(32, 32, 12, scale_shift, 0.0, resample)
-    assert torch.equal(block(x, c), x if resample is None else resample(x, c))
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("scale_shift", [False, True])
-def test_block_by_its_definition(scale_shift: bool) -> None:
-    block = randomized(ResBlock(64, 96, 12, scale_shift, 0.0, Double(64, with_conv=False)), std=0.2)
-    x, c = torch.randn(2, 64, 3, 3).double(), torch.randn(2, 12).double()
-    larger = lambda image: image.repeat_interleave(2, 2).repeat_interleave(2, 3)  # noqa: E731
-    normed = F.group_norm(x, 32, block.norm_1.weight, block.norm_1.bias, 1e-5)
-    h = block.conv_1(larger(F.silu(normed)))
-    told = block.condition(c)[:, :, None, None]
-    weight, bias = block.norm_2.weight, block.norm_2.bias
-    if scale_shift:
-        h = F.group_norm(h, 32, weight, bias, 1e-5) * (1 + told[:, :96]) + told[:, 96:]
-    else:
-        h = F.group_norm(h + told, 32, weight, bias, 1e-5)
-    expected = block.shortcut(larger(x)) + block.conv_2(F.silu(h))
-    torch.testing.assert_close(block(x, c), expected, rtol=1e-10, atol=1e-10)
-
-
 # Options
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("resampling", ["block", "conv", "plain"])
-@pytest.mark.parametrize("blocks", [1, 3])
-def test_every_resampling_is_told_from_its_tensors(resampling: str, blocks: int) -> None:
-    options = {**SMALL, "channel_mult": (1, 2, 3), "blocks_per_level": blocks, "attention_factors": (2, 4)}
-    model = ADM(**options, resampling=resampling, null_class=False)
-    told = ADMLayout().options(published_shapes(model))
-    for name in ("channel_mult", "blocks_per_level", "attention_factors", "num_classes"):
-        assert told[name] == options[name], name
-    assert (told["resampling"], told["in_channels"], told["null_class"]) == (resampling, 3, False)
-    assert told["head_dim"] is told["attention_order"] is None  # no such size was published
-    x = torch.randn(2, 3, 12, 8)
-    assert randomized(model)(x.double(), torch.tensor([7.0]), model.embed(torch.tensor([1, 2]))).shape == x.shape
-
-
-@torch.no_grad()
-def test_classifier_whose_levels_cannot_be_told_says_so() -> None:
-    model = ADMClassifier(**{**SMALL, "attention_factors": ()}, head_dim=8)  # 3 blocks, or 1 and a halving
-    told = ADMClassifierLayout().options(published_shapes(model))
-    assert told["blocks_per_level"] is told["channel_mult"] is told["attention_factors"] is None
-    assert (told["channels"], told["num_classes"]) == (32, 10)
 
 
 @torch.no_grad()
