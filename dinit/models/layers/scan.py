@@ -8,11 +8,22 @@ L positions, N states a channel. For every channel, with h_0 = 0,
 
 from __future__ import annotations
 
-import math
+from importlib.util import find_spec
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from dinit.models.layers.scan_chunked import Chunks, Grads, chunk_starts, scan_backward, scan_forward
+
+_HAS_TRITON = find_spec("triton") is not None
+if _HAS_TRITON:
+    from dinit.models.layers import scan_triton
+
+# Of the states that the backward pass keeps at once on a CPU: 16 MB. More is slower, not faster.
+CPU_STATES = 2**22
 
 
 def causal_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None, reverse: bool = False) -> Tensor:
@@ -33,18 +44,57 @@ def selective_scan(
     """y of the recurrence above. u, delta (B, channels, L), A (channels, N), B, C (B, N, L), D (channels,).
 
     delta: at least 0 (after its softplus). A: negative. reverse: from the last position to the first. Returns
-    (B, channels, L) in u's dtype; the state is float32 at least. ValueError for shapes that do not fit.
+    (B, channels, L) in u's dtype; the state is float32 at least. Differentiable once. ValueError for shapes
+    that do not fit. scan_backend() tells which code runs.
     """
     _check(u, delta, A, B, C, D)
     dtype = torch.promote_types(u.dtype, torch.float32)
     sequences = [x.to(dtype) for x in (u, delta, B, C)]
     if reverse:
         sequences = [x.flip(-1) for x in sequences]
-    with torch.autocast(u.device.type, enabled=False):
-        y = _scan(sequences[0], sequences[1], A.to(dtype), sequences[2], sequences[3])
+    y: Any = _SelectiveScan.apply(sequences[0], sequences[1], A.to(dtype), sequences[2], sequences[3])
     if reverse:
         y = y.flip(-1)
     return (y if D is None else torch.addcmul(y, u.to(dtype), D.to(dtype)[:, None])).to(u.dtype)
+
+
+def scan_backend(u: Tensor) -> str:
+    """What runs forward on u's device: "triton" (CUDA, with triton) or "torch", which always runs backward."""
+    return "triton" if u.is_cuda and _HAS_TRITON else "torch"
+
+
+class _SelectiveScan(torch.autograd.Function):
+    """The scan without D, in one dtype. Keeps its inputs alone and computes states anew in the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
+        # Autocast would hand the products with B and C to half precision.
+        with torch.autocast(u.device.type, enabled=False):
+            ctx.save_for_backward(u, delta, A, B, C)
+            if scan_backend(u) == "triton":
+                return scan_triton.scan_forward(u, delta, A, B, C)
+            x = Chunks.of(u, delta, A, B, C)
+            return scan_forward(x, chunk_starts(x))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_y: Tensor) -> Grads:  # pyright: ignore[reportIncompatibleMethodOverride]
+        u, delta, A, B, C = ctx.saved_tensors
+        with torch.autocast(u.device.type, enabled=False):
+            given = [x.split(_items_at_once(u, A.shape[-1])) for x in (grad_y, u, delta, B, C)]
+            parts = [
+                scan_backward(grad, u, A, Chunks.of(u, delta, A, B, C))
+                for grad, u, delta, B, C in zip(*given, strict=True)
+            ]
+        for_u, for_delta, for_A, for_B, for_C = zip(*parts, strict=True)
+        return torch.cat(for_u), torch.cat(for_delta), torch.stack(for_A).sum(0), torch.cat(for_B), torch.cat(for_C)
+
+
+def _items_at_once(u: Tensor, states: int) -> int:
+    """How much of a batch the backward pass takes on together: on a CPU, CPU_STATES values."""
+    if u.device.type != "cpu" or torch.compiler.is_compiling():
+        return max(1, len(u))
+    return max(1, CPU_STATES // (max(1, u[0].numel()) * states)) if len(u) else 1
 
 
 def _check(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None) -> None:
@@ -63,43 +113,3 @@ def _check(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor 
                 f"selective_scan with u {tuple(u.shape)} and {states} states needs {name} of shape {shape}, "
                 f"got {tuple(x.shape)}"
             )
-
-
-def _scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
-    """About 2 sqrt(L) steps instead of L, each on a state for every chunk.
-
-    The sequence is cut into chunks. All chunks advance together from a zero state, which gives what each adds
-    to the state; that is carried from chunk to chunk; and all advance again from the state they start with.
-    Only decays are multiplied, never divided by, so nothing overflows.
-    """
-    length = u.shape[-1]
-    steps = max(1, math.ceil(math.sqrt(length)))
-    chunks = math.ceil(length / steps)
-    # delta = 0 keeps the state as it is.
-    deltas, driven, Bs, Cs = (_cut(x, steps, chunks) for x in (delta, delta * u, B, C))
-    rates = A.t().contiguous()  # channels last: the longest axis
-    decay = [torch.exp(d[..., None, :] * rates) for d in deltas]  # each (B, chunks, N, channels)
-    drive = [x[..., None, :] * b[..., None] for x, b in zip(driven, Bs, strict=True)]
-    h = drive[0]
-    for a, b in zip(decay[1:], drive[1:], strict=True):
-        h = torch.addcmul(b, a, h)
-    h = _carry(torch.exp(torch.stack(deltas).sum(0)[..., None, :] * rates), h)
-    y = []
-    for a, b, c in zip(decay, drive, Cs, strict=True):
-        h = torch.addcmul(b, a, h)
-        y.append(torch.matmul(c[..., None, :], h).squeeze(-2))
-    return torch.stack(y, dim=2).flatten(1, 2)[:, :length].transpose(1, 2)
-
-
-def _cut(x: Tensor, steps: int, chunks: int) -> tuple[Tensor, ...]:
-    """(B, F, L) -> `steps` tensors (B, chunks, F): position s of every chunk."""
-    padded = F.pad(x, (0, steps * chunks - x.shape[-1]))
-    return padded.unflatten(-1, (chunks, steps)).permute(3, 0, 2, 1).contiguous().unbind(0)
-
-
-def _carry(decay: Tensor, added: Tensor) -> Tensor:
-    """The state at the start of each chunk, from each chunk's decay and addition; all (B, chunks, N, channels)."""
-    starts = [torch.zeros_like(added[:, 0])]
-    for k in range(added.shape[1] - 1):
-        starts.append(torch.addcmul(added[:, k], decay[:, k], starts[-1]))
-    return torch.stack(starts, dim=1)
