@@ -52,13 +52,21 @@ def test_s4d_is_its_recurrence(length: int, bidirectional: bool) -> None:
 
 @torch.no_grad()
 def test_s4d_in_float32_as_it_starts() -> None:
-    """Fresh parameters, small steps among them, where exp(dt A) - 1 would lose digits."""
     torch.manual_seed(0)
     layer = S4D(16, 64, bidirectional=True)
     u = torch.randn(2, 16, 300)
     out = layer(u).double()
     exact = recurrence(layer.double(), u.double())
     assert (out - exact).abs().max() < 1e-5 * exact.abs().max()
+
+
+@torch.no_grad()
+def test_s4d_kernel_keeps_its_digits_at_small_steps() -> None:
+    """In float32 exp(dt A) - 1 would lose four of seven digits where dt A is 1e-4."""
+    layer = S4D(4, 2)
+    layer.log_dt.fill_(math.log(2e-4))
+    kernel, exact = layer.kernel(20, torch.float32), layer.kernel(20, torch.float64)
+    torch.testing.assert_close(kernel.double(), exact, rtol=2e-6, atol=0)
 
 
 @torch.no_grad()

@@ -77,7 +77,7 @@ def test_serpentine_visits_every_token_and_only_neighbours() -> None:
 @torch.no_grad()
 def test_mamba_is_four_recurrences(states: int) -> None:
     """The state carried from token to token, along paths written down by hand."""
-    rows, columns, inner = 2, 3, 8
+    rows, columns, inner = 3, 4, 8
     layer = randomized(Mamba2d(4, states))
     tokens = torch.randn(2, rows * columns, 4, dtype=torch.float64)
     x, gate = layer.in_proj(tokens).split(inner, -1)
@@ -85,7 +85,8 @@ def test_mamba_is_four_recurrences(states: int) -> None:
     kernel = layer.conv.weight[:, 0, :, :, None, None]
     u = sum(kernel[:, i, j] * padded[:, :, i : i + rows, j : j + columns] for i in range(3) for j in range(3))
     u = (u * u.sigmoid()).flatten(2).transpose(1, 2)
-    by_row, by_column = [0, 1, 2, 5, 4, 3], [0, 3, 4, 1, 2, 5]
+    by_row = [0, 1, 2, 3, 7, 6, 5, 4, 8, 9, 10, 11]
+    by_column = [0, 4, 8, 9, 5, 1, 2, 6, 10, 11, 7, 3]
     y = torch.zeros_like(u)
     for scan, path in zip(layer.scans, (by_row, by_row[::-1], by_column, by_column[::-1]), strict=True):
         h = torch.zeros(2, inner, states, dtype=torch.float64)
