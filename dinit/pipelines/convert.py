@@ -16,12 +16,12 @@ from dinit.checkpoints.keymap import load_mapped
 from dinit.checkpoints.layouts import Layout
 from dinit.checkpoints.reading import Checkpoint, Weights, read_checkpoint
 from dinit.checkpoints.recognition import Recognised, recognise_state
-from dinit.diffusion import PROCESSES
+from dinit.diffusion import PARAMETERIZATIONS, PROCESSES
 from dinit.files import whole_folder
 from dinit.models.base import BACKBONES, Backbone
 from dinit.pipelines.generate import Pipeline
 from dinit.pipelines.targets import check_pipeline_target
-from dinit.registry import suggest
+from dinit.registry import Registry, suggest
 
 RECORD = "conversion.json"
 _TABLE_TOLERANCE = 1e-5  # of a stored position table: float32 sines of another library differ by 1e-7
@@ -69,6 +69,8 @@ def convert(
     """
     target = Path(to).expanduser()
     _check_target(target, Path(source).expanduser(), overwrite)
+    process = None if process is None else _make(PROCESSES, process)
+    parameterization = None if parameterization is None else _make(PARAMETERIZATIONS, parameterization)
     checkpoint = read_checkpoint(source, weights, sha256)
     recognised = recognise_state(checkpoint.state, checkpoint.path, checkpoint.args, layout)
     arguments, notes = _arguments(recognised, checkpoint, options or {})
@@ -89,6 +91,14 @@ def convert(
         pipeline.save_pretrained(temporary)
         (temporary / RECORD).write_text(json.dumps(_record(made, checkpoint), indent=2) + "\n", encoding="utf-8")
     return made
+
+
+def _make(registry: Registry[Any], spec: Any) -> Any:
+    """The registry's object. ValueError where an option is of a wrong type, too."""
+    try:
+        return registry.create(spec)
+    except TypeError as error:
+        raise ValueError(f"{registry.kind} {spec!r} cannot be made: {error}") from error
 
 
 def _check_target(target: Path, source: Path, overwrite: bool) -> None:

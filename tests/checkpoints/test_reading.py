@@ -115,11 +115,11 @@ def test_folders_of_diffusers(tmp_path: Path, shards: bool, suffix: str) -> None
 
 
 def test_folders_that_are_not_whole(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no model folder: it has no config.json"):
+    with pytest.raises(ValueError, match=r"no model folder: it has no config.json"):
         read_checkpoint(tmp_path)
     path = folder(tmp_path / "m", shards=True)
     (path / "diffusion_pytorch_model-1.safetensors").unlink()
-    with pytest.raises(ValueError, match="lists diffusion_pytorch_model-1.safetensors, not in its folder"):
+    with pytest.raises(ValueError, match=r"lists diffusion_pytorch_model-1.safetensors, not in its folder"):
         read_checkpoint(path)
     (path / "diffusion_pytorch_model.safetensors.index.json").unlink()
     with pytest.raises(ValueError, match="has no diffusion_pytorch_model"):
@@ -170,7 +170,7 @@ def test_a_flipped_bit_is_found(tmp_path: Path) -> None:
     content = bytearray((tmp_path / "a.pt").read_bytes())
     content[content.index(bytes(2000)) + 1000] ^= 1
     (tmp_path / "a.pt").write_bytes(content)
-    with pytest.raises(ValueError, match="is damaged .*data/0"):
+    with pytest.raises(ValueError, match=r"is damaged .*data/0"):
         read_checkpoint(tmp_path / "a.pt")
 
 
