@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,27 +59,34 @@ class Codec(nn.Module, ABC):
 
 @CODECS.register("identity")
 class IdentityCodec(Codec):
-    """Pixels: the denoiser sees the image itself."""
+    """Pixels: the denoiser sees the image itself, in [low, high] where its training had another range."""
 
     downscale = 1
 
-    def __init__(self, channels: int = 3) -> None:
+    def __init__(self, channels: int = 3, low: float = -1.0, high: float = 1.0) -> None:
         super().__init__()
         if channels < 1:
             raise ValueError(f"channels must be at least 1, got {channels}")
+        if not low < high:
+            raise ValueError(f"the pixel range needs low < high, got {low} and {high}")
         self.image_channels = self.latent_channels = channels
+        self.low, self.high = low, high
 
     def encode(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
-        """The images themselves; noise is not used."""
+        """The images, from [-1, 1] to [low, high]; noise is not used."""
         self._check_images(images)
-        return images
+        if (self.low, self.high) == (-1, 1):
+            return images
+        return self.low + (images + 1) * ((self.high - self.low) / 2)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """The latents themselves."""
-        return latents
+        """From [low, high] back to [-1, 1]."""
+        if (self.low, self.high) == (-1, 1):
+            return latents
+        return (latents - self.low) * (2 / (self.high - self.low)) - 1
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Nothing to write: a pipeline folder without a codec works on pixels."""
+        """Nothing to write: a pipeline folder without a codec works on pixels, whose range its index says."""
 
 
 @CODECS.register("autoencoder-kl")
@@ -144,8 +152,13 @@ class AutoencoderKLCodec(Codec):
 
 
 def load_codec(folder: str | Path, channels: int = 3, dtype: torch.dtype | None = None) -> Codec:
-    """The codec of a local pipeline folder: its vae, or the identity on `channels` where it has none."""
+    """The codec of a local pipeline folder: its vae, or the identity on `channels` where it has none.
+
+    The identity's pixel range is the one in the folder's model_index.json, where there is one.
+    """
     if (Path(folder) / VAE_FOLDER).is_dir():
         options = {} if dtype is None else {"torch_dtype": dtype}
         return AutoencoderKLCodec.from_pretrained(folder, subfolder=VAE_FOLDER, **options)
-    return IdentityCodec(channels)
+    index = Path(folder) / "model_index.json"
+    config = json.loads(index.read_text(encoding="utf-8")) if index.is_file() else {}
+    return IdentityCodec(channels, *config.get("pixel_range", ()))

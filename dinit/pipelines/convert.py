@@ -215,6 +215,7 @@ def _pipeline(
         class_names=_class_names(backbone.num_classes, checkpoint),
         defaults=default_sampling(backbone, layout, trained_on[0]),
         vae_reference=reference,
+        pixel_range=layout.pixel_range,
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline, notes

@@ -64,8 +64,9 @@ class Pipeline(DiffusionPipeline):
     {"name": ..., **options}. vae: an AutoencoderKL where the backbone works on latents. class_names: one a
     class. t_max: below 1 where the parameterization is singular at pure noise. defaults: sampler, steps, grid
     and guidance of a call that names none; each as `__call__` takes it. vae_reference: where to find the
-    autoencoder of a backbone on latents that comes without its vae; images then cannot be decoded. compile: run
-    the backbone through torch.compile, once for all steps; a mapping has its options. It is not saved.
+    autoencoder of a backbone on latents that comes without its vae; images then cannot be decoded. pixel_range:
+    of the images that a backbone on pixels was trained on, where it is not [-1, 1] (score_sde's VE has [0, 1]).
+    compile: run the backbone through torch.compile, once for all steps; a mapping has its options. Not saved.
 
     Saved, it is a diffusers folder: model_index.json with all of the plain values, backbone/, and vae/ where
     there is one. ValueError for a singular pair, a codec that does not fit, or defaults that no registry knows.
@@ -84,6 +85,7 @@ class Pipeline(DiffusionPipeline):
         t_max: float = 1.0,
         defaults: Any = None,
         vae_reference: str | None = None,
+        pixel_range: Sequence[float] = (-1.0, 1.0),
         compile: bool | Mapping[str, Any] = False,
     ) -> None:
         super().__init__()
@@ -103,6 +105,7 @@ class Pipeline(DiffusionPipeline):
             t_max=float(t_max),
             defaults=to_spec(self._defaults),
             vae_reference=vae_reference,
+            pixel_range=[float(end) for end in pixel_range],
         )
         if vae is not None and self.codec.latent_channels != backbone.in_channels:
             raise ValueError(
@@ -178,7 +181,10 @@ class Pipeline(DiffusionPipeline):
                 "Pipeline.from_pretrained(..., vae=AutoencoderKL.from_pretrained(...)), convert again with --vae, "
                 "or ask for output_type='latent'"
             )
-        return IdentityCodec(self.backbone.in_channels) if vae is None else AutoencoderKLCodec(vae)
+        if vae is not None:
+            return AutoencoderKLCodec(vae)
+        low, high = self._plain("pixel_range")
+        return IdentityCodec(self.backbone.in_channels, low, high)
 
     def denoiser(self, labels: Label | Sequence[Label] | Tensor = None) -> Denoiser:
         """The network read as the posterior mean; with labels (numbers or names), conditioned on them."""

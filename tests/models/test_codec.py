@@ -36,6 +36,18 @@ def test_registry() -> None:
     assert CODECS.names() == ["autoencoder-kl", "identity"]
 
 
+def test_identity_between_pixel_ranges(tmp_path: Path) -> None:
+    codec = IdentityCodec(1, 0.0, 1.0)
+    images = torch.tensor([-1.0, 0.0, 0.5, 1.0]).reshape(1, 1, 2, 2)
+    latents = codec.encode(images)
+    assert latents.flatten().tolist() == [0.0, 0.5, 0.75, 1.0]
+    assert torch.equal(codec.decode(latents), images)
+    with pytest.raises(ValueError, match="low < high"):
+        IdentityCodec(1, 1.0, 0.0)
+    (tmp_path / "model_index.json").write_text('{"pixel_range": [0.0, 1.0]}')
+    assert load_codec(tmp_path, channels=1).decode(latents).equal(images)
+
+
 def test_identity() -> None:
     codec = IdentityCodec(channels=3)
     assert torch.equal(codec.encode(IMAGES), IMAGES)

@@ -36,6 +36,7 @@ class Layout(ABC):
     parameterization: ClassVar[dict[str, Any]] = {"name": "epsilon"}
     guided_channels: ClassVar[int | None] = None
     guidance_scale: ClassVar[float] = 4.0
+    pixel_range: ClassVar[tuple[float, float]] = (-1.0, 1.0)
 
     @abstractmethod
     def options(self, shapes: Shapes) -> dict[str, Any]:

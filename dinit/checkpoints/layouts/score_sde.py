@@ -155,6 +155,7 @@ class NCSNppLayout(_ScoreSDE):
     signature: ClassVar[tuple[str, ...]] = (r"all_modules\.0\.W", r"all_modules\.\d+\.Conv_2\.weight")
     process: ClassVar[dict[str, Any]] = {"name": "ve", "sigma_min": 0.01, "sigma_max": 50.0}
     parameterization: ClassVar[dict[str, Any]] = {"name": "score"}
+    pixel_range: ClassVar[tuple[float, float]] = (0.0, 1.0)
     resampling_blocks: ClassVar[bool] = True
 
     def options(self, shapes: Shapes) -> dict[str, Any]:
@@ -220,6 +221,7 @@ class VPLayout(_Positional):
     """NCSN++ or DDPM++ on continuous VP: told 999 t, images in [-1, 1]."""
 
     process: ClassVar[dict[str, Any]] = {"name": "vp"}
+    pixel_range: ClassVar[tuple[float, float]] = (-1.0, 1.0)
     parameterization: ClassVar[dict[str, Any]] = {"name": "epsilon"}
 
 
