@@ -25,7 +25,8 @@ class Layout(ABC):
     rules: the key map. signature: patterns that no other layout matches all of, each for a whole key of
     the state. process, parameterization: what the published weights were trained on, as mappings.
     guided_channels: how many channels published guidance acts on; None is all. guidance_scale: of the published
-    sampling program when nothing is asked of it; 1 is no guidance.
+    sampling program when nothing is asked of it; 1 is no guidance. pixel_range: of the images trained on, where
+    they are pixels.
     """
 
     backbone: ClassVar[str]
