@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,23 @@ from dinit.diffusion import Condition, Denoised, Denoiser, Process, Scales
 from dinit.models.analytic import MixtureDenoiser
 from dinit.samplers import RecordedNoise, Sampler
 from dinit.samplers.guidance import Guidance, apply_guidance
+
+Pairs = list[tuple[Tensor, Tensor]]
+CASES: dict[str, Callable[[Golden], Pairs]] = {}
+TOLERANCES: dict[str, float] = {}  # by pattern, where it is not 1e-10
+
+
+def covers(
+    *patterns: str, tolerance: float = 1e-10
+) -> Callable[[Callable[[Golden], Pairs]], Callable[[Golden], Pairs]]:
+    """Decorator: the function gives pairs (ours, golden) for files whose names match. Longer patterns win."""
+    TOLERANCES.update({pattern: tolerance for pattern in patterns if tolerance > 1e-10})
+
+    def enter(case: Callable[[Golden], Pairs]) -> Callable[[Golden], Pairs]:
+        CASES.update(dict.fromkeys(patterns, case))
+        return case
+
+    return enter
 
 
 @dataclass(frozen=True)

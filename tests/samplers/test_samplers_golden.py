@@ -7,6 +7,7 @@ belonging to a sampler that dinit does not have yet: an unlisted file fails.
 
 from __future__ import annotations
 
+import importlib
 import itertools
 from collections.abc import Callable
 from fnmatch import fnmatch
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from golden import Golden, LearnedRange, Levels, error
+from golden import CASES, TOLERANCES, Golden, LearnedRange, Levels, Pairs, covers, error
 from torch import Tensor
 
 from dinit.diffusion import Denoised
@@ -31,9 +32,6 @@ from dinit.samplers.guidance.cfg import CFG
 from dinit.samplers.guidance.clip import ClipX0
 from dinit.samplers.respacing import Respaced
 from dinit.samplers.score_sde import ScoreSDE
-
-Pairs = list[tuple[Tensor, Tensor]]
-CASES: dict[str, Callable[[Golden], Pairs]] = {}
 
 # Published runs of solvers, likelihoods and guidances that are not in the first set (the samplers issue), and
 # runs whose reference does something that dinit does not reproduce; the reason stands beside each.
@@ -96,24 +94,19 @@ NOT_COVERED = {
     "sit_ode_*_rk4": "solver not there yet",
     "sit_sde_*": "solver not there yet",
 }
-TOLERANCE = {"gd_ddim_cosine_*": 1e-9, "gd_ddpm_cosine*": 1e-9, "az_*": 1e-9}
+TOLERANCES.update({"gd_ddim_cosine_*": 1e-9, "gd_ddpm_cosine*": 1e-9, "az_*": 1e-9})
 
 
-def covers(*patterns: str) -> Callable[[Callable[[Golden], Pairs]], Callable[[Golden], Pairs]]:
-    def enter(case: Callable[[Golden], Pairs]) -> Callable[[Golden], Pairs]:
-        CASES.update(dict.fromkeys(patterns, case))
-        return case
-
-    return enter
+# Cases of one family of solvers each, in files of their own beside this one.
+for module in sorted(Path(__file__).parent.glob("cases_*.py")):
+    importlib.import_module(module.stem)
 
 
 def case_of(name: str) -> Callable[[Golden], Pairs] | None:
-    """The case with the longest matching pattern; None where the file is listed as not covered."""
-    if any(fnmatch(name, pattern) for pattern in NOT_COVERED):
-        return None
-    matching = [pattern for pattern in CASES if fnmatch(name, pattern)]
+    """The case with the longest matching pattern; None where the longest is one of the not covered."""
+    matching = [pattern for pattern in (*NOT_COVERED, *CASES) if fnmatch(name, pattern)]
     assert matching, f"golden file {name} is neither covered nor listed in NOT_COVERED"
-    return CASES[max(matching, key=len)]
+    return CASES.get(max(matching, key=len))
 
 
 def golden_files(folder: Path) -> list[Path]:
@@ -131,7 +124,7 @@ def test_golden(golden: Golden, record_property: Callable[[str, object], None]) 
     case = case_of(golden.name)
     if case is None:
         pytest.skip(next(why for pattern, why in NOT_COVERED.items() if fnmatch(golden.name, pattern)))
-    tolerance = max([1e-10, *(v for pattern, v in TOLERANCE.items() if fnmatch(golden.name, pattern))])
+    tolerance = max([1e-10, *(v for pattern, v in TOLERANCES.items() if fnmatch(golden.name, pattern))])
     worst = max(error(ours, theirs) for ours, theirs in case(golden))
     record_property("error", worst)
     assert worst <= tolerance
