@@ -30,13 +30,14 @@ _SIZES = {
 }
 _TINY = {
     "image_size": 8,
+    "patch_size": 2,
     "in_channels": 1,
     "hidden_size": 16,
-    "depth": (1, 2),
+    "depth": (1, 1),
     "channel_mult": (1, 2),
     "bottom_depth": 1,
     "num_heads": 2,
-    "window": 4,
+    "window": 2,
     "num_classes": 10,
 }
 

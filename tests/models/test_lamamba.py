@@ -88,13 +88,13 @@ def test_mamba_is_four_recurrences(states: int) -> None:
     by_row = [0, 1, 2, 3, 7, 6, 5, 4, 8, 9, 10, 11]
     by_column = [0, 4, 8, 9, 5, 1, 2, 6, 10, 11, 7, 3]
     y = torch.zeros_like(u)
-    for scan, path in zip(layer.scans, (by_row, by_row[::-1], by_column, by_column[::-1]), strict=True):
+    for k, path in enumerate((by_row, by_row[::-1], by_column, by_column[::-1])):
         h = torch.zeros(2, inner, states, dtype=torch.float64)
         for place in path:
-            dt, B, C = scan.x_proj(u[:, place]).split(scan.sizes, -1)
-            delta = (1 + scan.dt_proj(dt).exp()).log()[..., None]
-            h = torch.exp(delta * -scan.A_log.exp()) * h + delta * B[:, None] * u[:, place, :, None]
-            y[:, place] += (h * C[:, None]).sum(-1) + scan.D * u[:, place]
+            dt, B, C = (u[:, place] @ layer.x_proj[k].T).split(layer.sizes, -1)
+            delta = (1 + (dt @ layer.dt_proj[k].T + layer.dt_bias[k]).exp()).log()[..., None]
+            h = torch.exp(delta * -layer.A_log[k].exp()) * h + delta * B[:, None] * u[:, place, :, None]
+            y[:, place] += (h * C[:, None]).sum(-1) + layer.D[k] * u[:, place]
     centered = y - y.mean(-1, keepdim=True)
     normed = centered / (centered.square().mean(-1, keepdim=True) + 1e-5).sqrt()
     normed = normed * layer.norm.weight + layer.norm.bias
@@ -155,7 +155,7 @@ def test_merging_and_splitting_keep_tokens_in_place() -> None:
 @torch.no_grad()
 def test_unet_goes_down_and_up_with_added_skips() -> None:
     """Unrolled for one halving; the second and third stage share a resolution."""
-    model = randomized(LaMamba.preset("tiny", depth=(1, 1, 1), channel_mult=(1, 2, 2)))
+    model = randomized(LaMamba.preset("tiny", patch_size=1, depth=(1, 1, 1), channel_mult=(1, 2, 2)))
     x, label = torch.randn(2, 1, 4, 8, dtype=torch.float64), torch.tensor([5.0, 7.0], dtype=torch.float64)
     cond = model.embed(torch.tensor([1, 2]))
     c = model.time_embedding(label, x.dtype) + cond
@@ -206,7 +206,7 @@ def test_every_preset_is_counted() -> None:
         ({"bottom_depth": 0}, "bottom_depth must be at least 1, got 0"),
         ({"window": 0}, "window must be at least 1, got 0"),
         ({"states": 0}, "states must be at least 1, got 0"),
-        ({"image_size": 9}, "image_size must be a multiple of 2, got 9"),
+        ({"image_size": 9}, "image_size must be a multiple of 4, got 9"),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused(options: dict, message: str) -> None:

@@ -22,44 +22,28 @@ def serpentine(rows: int, columns: int, device: torch.device | None = None) -> T
     return torch.where(odd, index.flip(1), index).flatten()
 
 
-class DirectedScan(nn.Module):
-    """A selective scan whose step sizes, B and C are Linear in its input. Gu & Dao 2023, arXiv:2312.00752."""
-
-    def __init__(self, channels: int, states: int, dt_rank: int) -> None:
-        super().__init__()
-        self.sizes = (dt_rank, states, states)
-        self.x_proj = nn.Linear(channels, sum(self.sizes), bias=False)
-        self.dt_proj = nn.Linear(dt_rank, channels)
-        self.A_log = nn.Parameter(torch.arange(1, states + 1).float().log().repeat(channels, 1))
-        self.D = nn.Parameter(torch.ones(channels))
-        nn.init.uniform_(self.dt_proj.weight, -(dt_rank**-0.5), dt_rank**-0.5)
-        with torch.no_grad():  # step sizes log-uniform in [0.001, 0.1], through the inverse of softplus
-            delta = torch.empty(channels).uniform_(math.log(1e-3), math.log(1e-1)).exp()
-            self.dt_proj.bias.copy_(delta + torch.log(-torch.expm1(-delta)))
-
-    def forward(self, u: Tensor, reverse: bool) -> Tensor:
-        """u (B, L, channels) -> (B, channels, L)."""
-        dt, B, C = self.x_proj(u).split(self.sizes, dim=-1)  # each (B, L, features)
-        delta = F.softplus(self.dt_proj(dt)).transpose(1, 2)
-        A = -torch.exp(self.A_log.to(torch.promote_types(self.A_log.dtype, torch.float32)))
-        u, B, C = (part.transpose(1, 2) for part in (u, B, C))
-        return selective_scan(u, delta, A, B.to(u), C.to(u), self.D, reverse)
-
-
 class Mamba2d(nn.Module):
     """in_proj to (x | gate), 3x3 depthwise convolution and SiLU, four scans, norm, times SiLU(gate), out_proj.
 
     The scans go along the rows and along the columns, each there and back, every second row (column) the other
-    way round; their results are summed. Every direction has its own weights. expand: inner channels per outer
-    one. dt_rank is ceil(dim / 16), as in Mamba.
+    way round; their results are summed. Every direction has its own weights, in the first axis of what is
+    learned for the scans: step sizes, B and C are linear in x, as in Mamba (Gu & Dao 2023, arXiv:2312.00752).
+    expand: inner channels per outer one. dt_rank is ceil(dim / 16), as in Mamba.
     """
 
     def __init__(self, dim: int, states: int = 1, expand: int = 2) -> None:
         super().__init__()
         inner, dt_rank = expand * dim, math.ceil(dim / 16)
+        self.sizes = (dt_rank, states, states)
         self.in_proj = xavier(nn.Linear(dim, 2 * inner, bias=False))
         self.conv = nn.Conv2d(inner, inner, 3, padding=1, groups=inner, bias=False)
-        self.scans = nn.ModuleList(DirectedScan(inner, states, dt_rank) for _ in range(4))
+        self.x_proj = nn.Parameter(torch.empty(4, sum(self.sizes), inner).uniform_(-(inner**-0.5), inner**-0.5))
+        self.dt_proj = nn.Parameter(torch.empty(4, inner, dt_rank).uniform_(-(dt_rank**-0.5), dt_rank**-0.5))
+        # Step sizes log-uniform in [0.001, 0.1], through the inverse of softplus.
+        delta = torch.empty(4, inner).uniform_(math.log(1e-3), math.log(1e-1)).exp()
+        self.dt_bias = nn.Parameter(delta + torch.log(-torch.expm1(-delta)))
+        self.A_log = nn.Parameter(torch.arange(1, states + 1).float().log().repeat(4, inner, 1))
+        self.D = nn.Parameter(torch.ones(4, inner))
         self.norm = nn.LayerNorm(inner)
         self.out_proj = xavier(nn.Linear(inner, dim, bias=False))
 
@@ -68,11 +52,27 @@ class Mamba2d(nn.Module):
         x, gate = self.in_proj(tokens).chunk(2, dim=-1)
         grid = x.transpose(1, 2).unflatten(-1, (rows, columns))
         u = F.silu(self.conv(grid).flatten(2)).transpose(1, 2)  # (B, L, inner)
+        by_row = serpentine(rows, columns, u.device)
         tall = torch.arange(rows * columns, device=u.device).unflatten(0, (rows, columns)).t().flatten()
-        paths = serpentine(rows, columns, u.device), tall[serpentine(columns, rows, u.device)]
-        y = torch.zeros_like(u)
-        for i, path in enumerate(paths):
-            along = u[:, path]
-            there, back = self.scans[2 * i](along, False), self.scans[2 * i + 1](along, True)
-            y = y + (there + back).transpose(1, 2)[:, path.argsort()]
-        return self.out_proj(self.norm(y) * F.silu(gate))
+        by_column = tall[serpentine(columns, rows, u.device)]
+        paths = torch.stack([by_row, by_row.flip(0), by_column, by_column.flip(0)])  # (4, L)
+        y = self._scan(u[:, paths].transpose(0, 1))  # (4, B, inner, L)
+        y = y.take_along_dim(paths.argsort()[:, None, None], dim=-1).sum(0).transpose(1, 2)
+        return self.out_proj(self.norm(y.to(gate)) * F.silu(gate))
+
+    def _scan(self, u: Tensor) -> Tensor:
+        """u (4, B, L, inner), one direction each, in the order of its path -> (4, B, inner, L).
+
+        All directions and states are one scan with a single state and A = -1, which is as fast as one direction's:
+        a state of rate a = -A and step delta is one of rate 1 and step a delta, driven by u / a.
+        """
+        dt, B, C = torch.einsum("kblc,kfc->kblf", u, self.x_proj).split(self.sizes, dim=-1)
+        delta = F.softplus(torch.einsum("kblr,kcr->kbcl", dt, self.dt_proj) + self.dt_bias[:, None, :, None])
+        u = u.transpose(2, 3)
+        dtype = torch.promote_types(u.dtype, torch.float32)
+        rate = self.A_log.to(dtype).exp().transpose(1, 2)[:, :, None, :, None]  # (4, states, 1, inner, 1)
+        B, C = (part.permute(0, 3, 1, 2)[..., None, :] for part in (B, C))  # (4, states, B, 1, L)
+        driven, steps = (u[:, None] / rate).flatten(0, 2), (delta[:, None] * rate).flatten(0, 2)
+        A = -torch.ones(u.shape[2], 1, dtype=dtype, device=u.device)
+        y = selective_scan(driven, steps, A, B.flatten(0, 2), C.flatten(0, 2))
+        return y.unflatten(0, (4, rate.shape[1], -1)).sum(1) + self.D[:, None, :, None] * u
