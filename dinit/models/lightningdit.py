@@ -24,7 +24,9 @@ from dinit.models.layers.transformer import Mlp, PatchEmbed, unpatchify
 
 NORM_EPS = 1e-6
 
+# S is DiT-S's shape, for which no weights are published.
 _SIZES = {
+    "S": ({"hidden_size": 384, "depth": 12, "num_heads": 6}, (1, 2)),
     "B": ({"hidden_size": 768, "depth": 12, "num_heads": 12}, (1, 2)),
     "L": ({"hidden_size": 1024, "depth": 24, "num_heads": 16}, (2,)),
     "XL": ({"hidden_size": 1152, "depth": 28, "num_heads": 16}, (1, 2)),

@@ -17,8 +17,9 @@ from dinit.checkpoints.layouts import Layout
 from dinit.checkpoints.reading import Checkpoint, Weights, read_checkpoint
 from dinit.checkpoints.recognition import Recognised, recognise_state
 from dinit.diffusion import PARAMETERIZATIONS, PROCESSES
+from dinit.diffusion.discrete import BetaChain
 from dinit.files import whole_folder
-from dinit.models.base import BACKBONES, Backbone
+from dinit.models.base import Backbone
 from dinit.pipelines.generate import Pipeline
 from dinit.pipelines.targets import check_pipeline_target
 from dinit.registry import Registry, suggest
@@ -60,6 +61,9 @@ def convert(
 ) -> Converted:
     """Writes the weights in `source` as a pipeline folder, whole or not at all.
 
+    An upsampler or a classifier of guided-diffusion, which is no pipeline, becomes a model folder, for its class's
+    from_pretrained.
+
     source: .pt, .pth, .ckpt, .bin, .safetensors, or a model or pipeline folder of diffusers. layout: in LAYOUTS,
     where the tensors cannot tell. weights: 'ema' or 'model' of a training checkpoint; None is the EMA if there
     is one. options: arguments of the backbone that leave no trace in tensors, such as num_heads. process,
@@ -76,19 +80,23 @@ def convert(
     arguments, notes = _arguments(recognised, checkpoint, options or {})
     backbone = _backbone(recognised.layout, arguments)
     _load(backbone, recognised, checkpoint)
-    trained_on = _trained_on(recognised.layout, checkpoint, arguments, process, parameterization)
-    pipeline, more = _pipeline(backbone, recognised.layout, checkpoint, trained_on, vae)
+    if recognised.layout.denoises:
+        trained_on = _trained_on(recognised.layout, checkpoint, arguments, process, parameterization)
+        product, more = _pipeline(backbone, recognised.layout, checkpoint, trained_on, vae)
+    else:
+        name = type(backbone).__name__
+        product, more = backbone, [f"a model and no pipeline: load it with {name}.from_pretrained"]
     made = Converted(
         folder=target,
         recognised=recognised,
         weights=checkpoint.entry,
-        backbone=recognised.layout.backbone,
+        backbone=type(backbone).registry_name if recognised.layout.denoises else type(backbone).__name__,
         arguments=arguments,
         parameters=sum(parameter.numel() for parameter in backbone.parameters()),
         notes=(*notes, *more),
     )
     with whole_folder(target) as temporary:
-        pipeline.save_pretrained(temporary)
+        product.save_pretrained(temporary)
         (temporary / RECORD).write_text(json.dumps(_record(made, checkpoint), indent=2) + "\n", encoding="utf-8")
     return made
 
@@ -123,9 +131,7 @@ def _arguments(
             f"read from it: {_reason(error)}; a part of it is lost, or it is another family's"
         ) from error
     told = layout.arguments(checkpoint.config) if checkpoint.config else {}
-    accepted = [
-        name for name in inspect.signature(BACKBONES[layout.backbone].__init__).parameters if name != "self"
-    ]
+    accepted = [name for name in inspect.signature(layout.model.__init__).parameters if name != "self"]
     for name in options:
         if name not in accepted:
             raise ValueError(f"backbone {layout.backbone!r} has no argument {name!r}{suggest(name, accepted)}")
@@ -145,7 +151,7 @@ def _arguments(
 
 def _backbone(layout: Layout, arguments: Mapping[str, Any]) -> Backbone:
     try:
-        return BACKBONES[layout.backbone](**arguments).eval()
+        return layout.model(**arguments).eval()
     except TypeError as error:  # an option of a wrong type
         raise ValueError(f"backbone {layout.backbone!r} cannot be made with {dict(arguments)}: {error}") from error
 
@@ -227,11 +233,12 @@ def default_sampling(backbone: Any, layout: Layout, process: Any) -> dict[str, A
     The discrete chain by its own ancestral sampling on 250 respaced levels, flows by 50 steps of an ODE solver,
     score_sde's continuous processes by 1000 of Euler–Maruyama. Guidance where there is a null class.
     """
-    name = PROCESSES.create(process).registry_name
+    made = PROCESSES.create(process)
+    name = made.registry_name
     guided = backbone.num_classes > 0 and backbone.null_class and layout.guidance_scale != 1
     guidance = {"name": "cfg", "scale": layout.guidance_scale, "channels": layout.guided_channels}
     learned = backbone.out_channels == 2 * backbone.in_channels
-    if name == "vp-discrete":
+    if isinstance(made, BetaChain):
         variance = "learned-range" if learned else "fixed-large"
         how = {"sampler": {"name": "ddpm", "variance": variance}, "steps": 250, "grid": {"name": "respaced"}}
     elif name == "flow":

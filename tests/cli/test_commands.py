@@ -62,7 +62,7 @@ assert not heavy, heavy
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for command in ("generate", "train", "evaluate", "list", "info", "verify", "replay"):
+    for command in ("generate", "train", "evaluate", "list", "info", "verify", "replay", "convert", "export"):
         assert command in done.stdout
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dinit.checkpoints.keymap import load_mapped
 from dinit.checkpoints.layouts import LAYOUTS, Layout, Shapes
-from dinit.models.base import BACKBONES, Backbone
+from dinit.models.base import Backbone
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "backbones"
 
@@ -69,7 +69,7 @@ class Reference:
         layout = self.layout
         assert layout is not None
         arguments = {"image_size": self.tensors["in.x"].shape[-1], **layout.arguments(self.arguments), **overrides}
-        model = BACKBONES[layout.backbone](**arguments).eval()
+        model = layout.model(**arguments).eval()
         load_mapped(model, layout.prepare(self.state), layout.rules)
         return model
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dinit.checkpoints.layouts.adm import ADMClassifierLayout, ADMLayout, ADMSuperResLayout
 from dinit.models.adm import ADM
 from dinit.models.adm_classifier import ADMClassifier
 from dinit.models.adm_superres import ADMSuperRes
+from dinit.pipelines.convert import convert
 
 LAYOUT_OF: dict[Any, Any] = {
     ADM: ADMLayout(),
@@ -91,6 +93,43 @@ def published_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
         part = key.split(".")[-2]
         shapes[re.sub(pattern, name, key).replace(f"<{part}>", PARTS.get(part, part))] = shape
     return shapes
+
+
+def published_state(model: nn.Module) -> dict[str, Tensor]:
+    """The model's tensors under guided-diffusion's names."""
+    state = {}
+    for (key, tensor), (name, shape) in zip(
+        model.state_dict().items(), published_shapes(model).items(), strict=True
+    ):
+        state[name] = (tensor.t() if key == "pool.positions" else tensor).reshape(shape).contiguous()
+    return state
+
+
+@torch.no_grad()
+def test_an_upsampler_and_a_classifier_become_models(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(1)
+    x, t = torch.randn(2, 3, 8, 8, generator=generator), torch.tensor([10.0, 500.0])
+    for cls in (ADMSuperRes, ADMClassifier):
+        model = cls(**{**SMALL, "in_channels": 3, "attention_order": "qkv-first", "head_dim": 16}).eval()
+        for parameter in model.parameters():
+            nn.init.normal_(parameter, std=0.1)
+        torch.save(published_state(model), tmp_path / "weights.pt")
+        with pytest.raises(ValueError, match="left no trace in the tensors"):
+            convert(tmp_path / "weights.pt", tmp_path / cls.__name__)
+        options = {"head_dim": 16, "attention_order": "qkv-first", "image_size": 8}
+        if cls is ADMSuperRes:
+            options |= {"num_heads": 1, "null_class": True, "num_classes": 10}
+        made = convert(tmp_path / "weights.pt", tmp_path / cls.__name__, options=options)
+        assert made.backbone == cls.__name__
+        assert "from_pretrained" in made.notes[-1]
+        loaded = cls.from_pretrained(tmp_path / cls.__name__)
+        if cls is ADMSuperRes:
+            cond, small = model.embed(torch.tensor([3, 4])), x[:, :, ::4, ::4]
+            ours, theirs = loaded(x, t, cond, small), model(x, t, cond, small)
+        else:
+            ours, theirs = loaded(x, t), model(x, t)
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
 def test_only_the_64_pixel_model_was_trained_on_the_cosine_schedule() -> None:

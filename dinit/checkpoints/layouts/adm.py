@@ -193,16 +193,16 @@ def _untold(presets: Mapping[str, Mapping[str, Any]], found: Mapping[str, Any]) 
     shared = ("in_channels", "channels", "channel_mult", "blocks_per_level", "attention_factors")
     like = [preset for preset in presets.values() if all(preset[name] == found[name] for name in shared)]
     if not like:
-        return {"head_dim": None, "attention_order": None}
+        return {"head_dim": None, "num_heads": None, "attention_order": None}
     # What a preset leaves out is the default.
     names = ("head_dim", "num_heads", "attention_order", "image_size")
     return {name: like[0][name] for name in names if name in like[0]}
 
 
 class _UNetLayout(Layout):
-    """What the network and its super-resolution form have in common. model: our class."""
+    """What the network and its super-resolution form have in common."""
 
-    model: ClassVar[type[ADMNetwork]]
+    network: ClassVar[type[ADMNetwork]]
     rules: ClassVar[KeyMap] = ADM_RULES
     signature: ClassVar[tuple[str, ...]] = (
         r"input_blocks\.0\.0\.weight",
@@ -215,11 +215,11 @@ class _UNetLayout(Layout):
 
     def options(self, shapes: Shapes) -> dict[str, Any]:
         found = body_options(shapes)
-        found["in_channels"] //= self.model.stem_inputs
+        found["in_channels"] //= self.network.stem_inputs
         classes = shapes["label_emb.weight"][0] if "label_emb.weight" in shapes else 0
         return {
             **found,
-            **_untold(self.model.presets, found),
+            **_untold(self.network.presets, found),
             "num_classes": classes,
             "null_class": not classes,
             "learn_sigma": shapes["out.2.weight"][0] == 2 * found["in_channels"],
@@ -250,7 +250,7 @@ class ADMLayout(_UNetLayout):
     """openai/guided-diffusion: 64, 128, 256 and 512 pixels, unconditional and LSUN models."""
 
     backbone: ClassVar[str] = "adm"
-    model: ClassVar[type[ADMNetwork]] = ADM
+    network: ClassVar[type[ADMNetwork]] = ADM
     reference: ClassVar[tuple[str, ...]] = ("UNetModel",)
 
     def recognises(self, shapes: Shapes) -> bool:
@@ -265,27 +265,39 @@ class ADMLayout(_UNetLayout):
         return process, parameterization
 
 
+@LAYOUTS.register("adm-superres")
 class ADMSuperResLayout(_UNetLayout):
-    """openai/guided-diffusion: the upsamplers. Not in LAYOUTS: without their small image they are no backbone."""
+    """openai/guided-diffusion: the upsamplers, which are told a small image besides the label."""
 
-    model: ClassVar[type[ADMNetwork]] = ADMSuperRes
+    backbone: ClassVar[str] = "adm"
+    network: ClassVar[type[ADMNetwork]] = ADMSuperRes
     reference: ClassVar[tuple[str, ...]] = ("SuperResModel",)
+
+    @property
+    def model(self) -> type[ADMSuperRes]:
+        return ADMSuperRes
 
     def recognises(self, shapes: Shapes) -> bool:
         return super().recognises(shapes) and shapes["input_blocks.0.0.weight"][1] == 6
 
 
+@LAYOUTS.register("adm-classifier")
 class ADMClassifierLayout(Layout):
-    """openai/guided-diffusion: the classifiers of noisy images. Not in LAYOUTS, as they are no backbone."""
+    """openai/guided-diffusion: the classifiers of noisy images."""
 
-    model: ClassVar[type[ADMClassifier]] = ADMClassifier
+    backbone: ClassVar[str] = "adm"
     reference: ClassVar[tuple[str, ...]] = ("EncoderUNetModel",)
     rules: ClassVar[KeyMap] = CLASSIFIER_RULES
     signature: ClassVar[tuple[str, ...]] = (r"input_blocks\.0\.0\.weight", r"out\.2\.positional_embedding")
 
+    @property
+    def model(self) -> type[ADMClassifier]:
+        return ADMClassifier
+
     def options(self, shapes: Shapes) -> dict[str, Any]:
         found = body_options(shapes)
         untold = _untold(ADMClassifier.presets, found)
+        untold.pop("num_heads", None)  # it has head_dim only
         if found["channel_mult"] is not None:
             side = math.isqrt(shapes["out.2.positional_embedding"][1] - 1)
             untold["image_size"] = side * 2 ** (len(found["channel_mult"]) - 1)

@@ -39,6 +39,16 @@ class Layout(ABC):
     guidance_scale: ClassVar[float] = 4.0
     pixel_range: ClassVar[tuple[float, float]] = (-1.0, 1.0)
 
+    @property
+    def model(self) -> type[Any]:
+        """Our class. One that is no registered backbone (an upsampler, a classifier) overrides this."""
+        return BACKBONES[self.backbone]
+
+    @property
+    def denoises(self) -> bool:
+        """Whether the class is a backbone that a pipeline can sample with, given labels alone."""
+        return self.model in [BACKBONES[name] for name in BACKBONES]
+
     @abstractmethod
     def options(self, shapes: Shapes) -> dict[str, Any]:
         """Our constructor's arguments, read from the names and shapes of the tensors alone.
