@@ -85,8 +85,8 @@ class Pipeline(DiffusionPipeline):
         t_max: float = 1.0,
         defaults: Any = None,
         vae_reference: str | None = None,
-        pixel_range: Sequence[float] = (-1.0, 1.0),
-        compile: bool | Mapping[str, Any] = False,
+        pixel_range: Any = (-1.0, 1.0),
+        compile: Any = False,
     ) -> None:
         super().__init__()
         if process is None or parameterization is None:
