@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from dinit.diffusion import Condition, Denoised, Denoiser, Process, Scales
@@ -24,10 +25,14 @@ End = Literal["posterior-mean", "state"]
 
 @dataclass
 class Denoise:
-    """The denoiser as one step sees it: condition and step number filled in, evaluations counted."""
+    """The denoiser as one step sees it: condition and step number filled in, evaluations counted.
+
+    inner: the scales of the step's inner times, in the order of `Sampler.inner_times`.
+    """
 
     denoiser: Denoiser
     cond: Condition
+    inner: tuple[Scales, ...] = ()
     calls: int = 0
     first: Denoised | None = None
 
@@ -82,12 +87,15 @@ class Sampler(ABC):
 
     order: of convergence to the probability-flow ODE's solution (deterministic) or of the distribution
     (stochastic, weak order 1). nfe_per_step: network evaluations in one step. draws_per_step: normal draws in
-    one step, 0 for a deterministic solver.
+    one step, 0 for a deterministic solver. cost_depends_on: what decides how many evaluations and draws a run
+    takes. 'steps': their number alone, and the claims are exact; 'times': where they fall too, and the claims are
+    those of a plain step; 'state': adaptive, by reading an error back, and nfe_per_step is the least.
     """
 
     order: ClassVar[int] = 1
     nfe_per_step: ClassVar[int] = 1
     draws_per_step: ClassVar[int] = 0
+    cost_depends_on: ClassVar[Literal["steps", "times", "state"]] = "steps"
 
     @property
     def stochastic(self) -> bool:
@@ -105,6 +113,15 @@ class Sampler(ABC):
 
     def check(self, denoiser: Denoiser, grid: list[Scales]) -> None:  # noqa: B027 (most samplers run anywhere)
         """ValueError, before the first evaluation, where this sampler cannot run on these times."""
+
+    def inner_times(self, denoiser: Denoiser, t: Scales, s: Scales, total: int) -> Tensor:
+        """(N, k) float64: the k times between the grid's that each of a run's N steps evaluates at.
+
+        They are planned for all steps at once, before the loop, which then reads no schedule back; `step` finds
+        their scales in `denoise.inner`. t, s: the ends of the steps, scales of (N,) tensors. total: network
+        levels, N or (with the posterior mean at the end) N + 1.
+        """
+        return torch.empty(len(t.t), 0, dtype=torch.float64)
 
     def iterate(
         self,
@@ -140,15 +157,35 @@ class Sampler(ABC):
             x = x * denoiser.process.prior_std(levels[0])
         source: Draws = draws or NoiseSource.from_seed(seed, x.shape[0])
         cond = replace(denoiser.condition(labels, x.shape[0], x.device), noise=source)
-        return self._run(denoiser, x, levels, cond, source, end)
+        inner = self._inner_levels(denoiser, levels, end)
+        return self._run(denoiser, x, levels, inner, cond, source, end)
+
+    def _inner_levels(self, denoiser: Denoiser, levels: list[Scales], end: End) -> list[tuple[Scales, ...]]:
+        """The scales of every step's inner times, one tuple a step."""
+        times = torch.stack([k.t for k in levels])
+        t, s = denoiser.process.scales(times[:-1]), denoiser.process.scales(times[1:])
+        inner = self.inner_times(denoiser, t, s, len(levels) - (end == "state"))
+        if inner.numel() == 0:
+            return [()] * (len(levels) - 1)
+        rows = [tuple(row.unbind()) for row in denoiser.process.scales(inner).unbind()]
+        for k in (k for row in rows for k in row):
+            _ = k.numbers  # read back here, so that the loop does not
+        return rows
 
     def _run(
-        self, denoiser: Denoiser, x: Tensor, levels: list[Scales], cond: Condition, source: Draws, end: End
+        self,
+        denoiser: Denoiser,
+        x: Tensor,
+        levels: list[Scales],
+        inner: list[tuple[Scales, ...]],
+        cond: Condition,
+        source: Draws,
+        end: End,
     ) -> Iterator[Step]:
         total = len(levels) - 1 + (end == "posterior-mean")
         state, nfe = None, 0
         for i, (t, s) in enumerate(pairwise(levels)):
-            denoise = Denoise(denoiser, replace(cond, step=i))
+            denoise = Denoise(denoiser, replace(cond, step=i), inner[i])
             x_s, state = self.step(denoise, x, t, s, state, StepNoise(source, i, self.draws_per_step))
             nfe += denoise.calls
             assert denoise.first is not None, "a step evaluates the denoiser at least once"

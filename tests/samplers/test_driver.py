@@ -145,6 +145,8 @@ def test_tracking_catches_a_read() -> None:
 
 @pytest.mark.parametrize("guidance", [*GUIDANCES.names(), "nested"])
 def test_the_loop_reads_no_tensor_back(sampler: Sampler, guidance: str) -> None:
+    if sampler.cost_depends_on == "state":
+        pytest.skip("an adaptive solver reads its error estimate back")
     options = {"cfg": {"scale": 2.0, "low": -2.0, "high": 2.0, "rescale": 0.5, "channels": 1}}
     nested = [CADS(0.3, 0.9), CFG(2.0)]
     spec = nested if guidance == "nested" else {"name": guidance, **options.get(guidance, {})}
@@ -161,6 +163,8 @@ def test_the_loop_reads_no_schedule_back_either(
     sampler: Sampler, guidance: list, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not even from the CPU: then the loop can be captured whole."""
+    if sampler.cost_depends_on == "state":
+        pytest.skip("an adaptive solver reads its error estimate back")
     model = apply_guidance(mixture(), guidance)
     x = noise()
     draws = RecordedNoise(step=torch.randn(64, *x.shape), cads=torch.randn(8, len(x), 4))
