@@ -89,13 +89,15 @@ class Sampler(ABC):
     (stochastic, weak order 1). nfe_per_step: network evaluations in one step. draws_per_step: normal draws in
     one step, 0 for a deterministic solver. cost_depends_on: what decides how many evaluations and draws a run
     takes. 'steps': their number alone, and the claims are exact; 'times': where they fall too, and the claims are
-    those of a plain step; 'state': adaptive, by reading an error back, and nfe_per_step is the least.
+    those of a plain step; 'state': adaptive, by reading an error back, and nfe_per_step is the least. honours: the
+    fields of Denoised besides x0 that a guidance may speak through, and that every step reads.
     """
 
     order: ClassVar[int] = 1
     nfe_per_step: ClassVar[int] = 1
     draws_per_step: ClassVar[int] = 0
     cost_depends_on: ClassVar[Literal["steps", "times", "state"]] = "steps"
+    honours: ClassVar[frozenset[str]] = frozenset()
 
     @property
     def stochastic(self) -> bool:
@@ -108,7 +110,7 @@ class Sampler(ABC):
     ) -> tuple[Tensor, Any]:
         """From x_t at t to x_s at s < t. Scalars are float64 CPU tensors; nothing is kept on self.
 
-        state: what the previous step returned, None at the first. Returns (x_s, state).
+        state: what the previous step returned; at the first, what `init` did (None). Returns (x_s, state).
         """
 
     def check(self, denoiser: Denoiser, grid: list[Scales]) -> None:  # noqa: B027 (most samplers run anywhere)
@@ -122,6 +124,14 @@ class Sampler(ABC):
         levels, N or (with the posterior mean at the end) N + 1.
         """
         return torch.empty(len(t.t), 0, dtype=torch.float64)
+
+    def init(self, denoiser: Denoiser, levels: list[Scales], total: int) -> Any:
+        """The state that the first step is given, made before the loop from the times of the whole run.
+
+        A solver whose steps differ by their place in the run computes all its coefficients here. levels: the ends
+        of the steps, N + 1 of them. total: network levels, N + 1 or (with end='state') N.
+        """
+        return None
 
     def iterate(
         self,
@@ -151,14 +161,26 @@ class Sampler(ABC):
         if not isinstance(x, Tensor):
             raise ValueError(f"noise must be a (B, C, H, W) tensor, got {type(x).__name__}")
         levels = plan(denoiser, steps, grid, end)
+        self._check_demands(denoiser)
         self.check(denoiser, levels)
         if initial is None:
             _check_noisy_start(levels[0])
             x = x * denoiser.process.prior_std(levels[0])
         source: Draws = draws or NoiseSource.from_seed(seed, x.shape[0])
-        cond = replace(denoiser.condition(labels, x.shape[0], x.device), noise=source)
+        total = len(levels) - (end == "state")
+        cond = replace(denoiser.condition(labels, x.shape[0], x.device), noise=source, steps=total)
         inner = self._inner_levels(denoiser, levels, end)
-        return self._run(denoiser, x, levels, inner, cond, source, end)
+        state = self.init(denoiser, levels, len(levels) - (end == "state"))
+        return self._run(denoiser, x, levels, inner, state, cond, source, end)
+
+    def _check_demands(self, denoiser: Denoiser) -> None:
+        """A guidance that says more than a posterior mean would go unheard, with a bad picture and no error."""
+        if unheard := denoiser.demands - self.honours:
+            fits = [name for name in SAMPLERS if denoiser.demands <= SAMPLERS[name].honours]
+            raise ValueError(
+                f"{type(self).__name__} does not read {' and '.join(sorted(unheard))}, through which this guidance "
+                f"speaks; samplers that do: {', '.join(fits) or 'none'}"
+            )
 
     def _inner_levels(self, denoiser: Denoiser, levels: list[Scales], end: End) -> list[tuple[Scales, ...]]:
         """The scales of every step's inner times, one tuple a step."""
@@ -178,12 +200,13 @@ class Sampler(ABC):
         x: Tensor,
         levels: list[Scales],
         inner: list[tuple[Scales, ...]],
+        state: Any,
         cond: Condition,
         source: Draws,
         end: End,
     ) -> Iterator[Step]:
         total = len(levels) - 1 + (end == "posterior-mean")
-        state, nfe = None, 0
+        nfe = 0
         for i, (t, s) in enumerate(pairwise(levels)):
             denoise = Denoise(denoiser, replace(cond, step=i), inner[i])
             x_s, state = self.step(denoise, x, t, s, state, StepNoise(source, i, self.draws_per_step))
