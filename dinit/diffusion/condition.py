@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -23,7 +23,10 @@ class Condition:
     the null class; None where the network has none.
     is_null: (B,) bool, rows that carry the null class. step: the number of the current sampling step. noise:
     where condition noise comes from (CADS); None where the caller has none. copies: how many times the batch of
-    images is in here, above 1 once `joined`; the noise serves B / copies images.
+    images is in here, above 1 once `joined`; the noise serves B / copies images. labels: (B,) int64, the classes
+    that the rows stand for, except rows of the null class; None where the caller has none. steps: how many network
+    levels the run has, None outside a run. memory: what a guidance keeps from one step of this run to the next,
+    under a key of its own; every condition that is derived from this one shares it.
     """
 
     embedding: Tensor
@@ -32,6 +35,9 @@ class Condition:
     step: int = 0
     noise: Draws | None = None
     copies: int = 1
+    labels: Tensor | None = None
+    steps: int | None = None
+    memory: dict[Any, Tensor] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def batch(self) -> int:
@@ -49,9 +55,11 @@ class Condition:
 
     def joined(self, other: Condition) -> Condition:
         """Both batches as one of twice the size, for a single forward pass."""
+        labelled = self.labels is not None and other.labels is not None
         return replace(
             self,
             embedding=torch.cat([self.embedding, other.embedding]),
             is_null=torch.cat([self.is_null, other.is_null]),
             copies=self.copies + other.copies,
+            labels=torch.cat([self.labels, other.labels]) if labelled else None,  # pyright: ignore
         )

@@ -22,16 +22,24 @@ class Denoised:
     x_t, x0: (B, C, H, W); x0 is the posterior mean E[x0 | x_t]. scales: broadcastable to x_t.
     variance_fraction: (B, C, H, W) in [0, 1] where the network learned its variance (Nichol & Dhariwal 2021):
     the weight of the upper bound log beta against the lower bound log beta-tilde.
+
+    Two guidances say more than x0 can, and only samplers that name them in `honours` hear it. renoising: an eps to
+    go on with in place of the one that x_t and x0 imply. mean_gradient: a gradient to add, times the variance of a
+    stochastic step, to its mean. Each is (B, C, H, W) or None.
     """
 
     x_t: Tensor
     x0: Tensor
     scales: Scales
     variance_fraction: Tensor | None = None
+    renoising: Tensor | None = None
+    mean_gradient: Tensor | None = None
 
     @property
     def eps(self) -> Tensor:
         """The posterior mean of the noise; 0 where sigma is 0, as a clean image says nothing about it."""
+        if self.renoising is not None:
+            return self.renoising
         sigma = self.scales.sigma
         return (self.x_t - self.scales.alpha * self.x0) / torch.where(sigma == 0, torch.ones_like(sigma), sigma)
 
@@ -59,17 +67,22 @@ class Denoised:
 
     def halves(self) -> tuple[Denoised, Denoised]:
         """The first and the second half of the batch."""
-        n = self.x_t.shape[0] // 2
-        per_sample = self.scales.t.ndim > 0
-        return tuple(  # type: ignore[return-value]
-            Denoised(
-                self.x_t[part],
-                self.x0[part],
-                self.scales.map(lambda v, part=part: v[part]) if per_sample else self.scales,
-                None if self.variance_fraction is None else self.variance_fraction[part],
-            )
-            for part in (slice(None, n), slice(n, None))
-        )
+        first, second = self.parts(2)
+        return first, second
+
+    def parts(self, count: int) -> tuple[Denoised, ...]:
+        """The batch in `count` equal parts."""
+        n = self.x_t.shape[0] // count
+        return tuple(self.rows(slice(i * n, (i + 1) * n)) for i in range(count))
+
+    def rows(self, part: slice) -> Denoised:
+        """Some samples of the batch."""
+        tensors = {
+            name: None if (value := getattr(self, name)) is None else value[part]
+            for name in ("x_t", "x0", "variance_fraction", "renoising", "mean_gradient")
+        }
+        scales = self.scales.map(lambda v: v[part]) if self.scales.t.ndim else self.scales
+        return replace(self, scales=scales, **tensors)
 
 
 class Denoiser(ABC):
@@ -77,7 +90,8 @@ class Denoiser(ABC):
 
     process: the path that x_t lies on. num_classes: labels run 0 .. num_classes - 1, num_classes is null.
     null_class: False where the network was trained without one, and has no unconditional prediction.
-    t_min, t_max: the range of times at which it may be asked.
+    t_min, t_max: the range of times at which it may be asked. demands: names of the fields of Denoised, besides
+    x0, that its guidance speaks through; a sampler that does not honour them refuses to run.
     """
 
     process: Process
@@ -85,6 +99,7 @@ class Denoiser(ABC):
     null_class: bool = True
     t_min: float
     t_max: float = 1.0
+    demands: frozenset[str] = frozenset()
 
     @abstractmethod
     def __call__(self, x_t: Tensor, t: Scales | Tensor | float, cond: Condition) -> Denoised:
@@ -102,10 +117,13 @@ class Denoiser(ABC):
         ValueError for labels outside 0 .. num_classes (num_classes is null, where the network has a null class)
         or a wrong number of them.
         """
-        labels = self.check_labels(labels, batch, device)
-        null = torch.tensor([self.num_classes], device=device)
+        return self.encode(self.check_labels(labels, batch, device))
+
+    def encode(self, labels: Tensor) -> Condition:
+        """The condition of (B,) int64 labels on the device that are known to be right."""
+        null = torch.full((1,), self.num_classes, dtype=torch.int64, device=labels.device)
         null_embedding = self.embed(null) if self.null_class else None
-        return Condition(self.embed(labels), null_embedding, labels == self.num_classes)
+        return Condition(self.embed(labels), null_embedding, labels == self.num_classes, labels=labels)
 
     def check_labels(
         self, labels: Tensor | Sequence[int] | None, batch: int, device: torch.device | None = None
@@ -145,7 +163,7 @@ class _Given(Denoiser):
     def __init__(self, denoiser: Denoiser, labels: Tensor) -> None:
         self.inner, self.labels = denoiser, labels
         self.process, self.num_classes = denoiser.process, denoiser.num_classes
-        self.null_class = denoiser.null_class
+        self.null_class, self.demands = denoiser.null_class, denoiser.demands
         self.t_min, self.t_max = denoiser.t_min, denoiser.t_max
 
     def __call__(self, x_t: Tensor, t: Scales | Tensor | float, cond: Condition) -> Denoised:
@@ -153,6 +171,9 @@ class _Given(Denoiser):
 
     def embed(self, labels: Tensor) -> Tensor:
         return self.inner.embed(labels)
+
+    def encode(self, labels: Tensor) -> Condition:
+        return self.inner.encode(labels)
 
     def condition(
         self, labels: Tensor | Sequence[int] | None, batch: int, device: torch.device | None = None

@@ -30,6 +30,7 @@ class DDIM(Sampler):
     """DDIM with eta from 0 (deterministic) to 1 (DDPM), first order. Song et al. 2021, Eq. 12."""
 
     eta: float = 0.0
+    honours = frozenset({"renoising"})
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.eta <= 1.0:

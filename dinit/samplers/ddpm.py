@@ -51,6 +51,7 @@ class DDPM(Sampler):
 
     variance: Variance = "fixed-small"
     draws_per_step = 1
+    honours = frozenset({"mean_gradient"})
 
     def __post_init__(self) -> None:
         check_variance(self.variance)
@@ -62,4 +63,6 @@ class DDPM(Sampler):
         if s.numbers.sigma == 0:  # clean data has no variance, whatever formula would be used for it
             return posterior_mean_of_x_s(d, t, s), None
         mean, std = ancestral_transition(d, t, s, self.variance)
+        if d.mean_gradient is not None:  # a classifier's, in the form of Dhariwal & Nichol 2021, Algorithm 1
+            mean = mean + std**2 * d.mean_gradient
         return mean + std * noise(0, x_t), None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -80,17 +80,19 @@ class TextBackbone(DiffusersBackbone):
 class TextDenoiser(BackboneDenoiser):
     """A BackboneDenoiser of a TextBackbone: all the arguments that come from a prompt reach the network."""
 
-    def condition(
-        self, labels: Tensor | Sequence[int] | None, batch: int, device: torch.device | None = None
-    ) -> Condition:
-        labels = self.check_labels(labels, batch, device)
+    def encode(self, labels: Tensor) -> Condition:
         given = self.backbone.arguments(labels)
         null: dict[str, Tensor] = {}
         if self.null_class:
             null = self.backbone.arguments(torch.tensor([self.num_classes], device=labels.device))
         embedding, null_embedding = given.pop(TEXT), null.pop(TEXT, None)
         return TextCondition(
-            embedding, null_embedding, labels == self.num_classes, further=given, null_further=null
+            embedding,
+            null_embedding,
+            labels == self.num_classes,
+            labels=labels,
+            further=given,
+            null_further=null,
         )
 
     def ask(self, x: Tensor, noise_label: Tensor, cond: Condition) -> Tensor:

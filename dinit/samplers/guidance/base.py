@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import reduce
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from dinit.diffusion import Condition, Denoised, Denoiser, Scales
@@ -25,12 +29,17 @@ class Guidance(ABC):
 
 
 class Guided(Denoiser):
-    """A denoiser that answers with `function` and in all else is `denoiser`."""
+    """A denoiser that answers with `function` and in all else is `denoiser`.
 
-    def __init__(self, denoiser: Denoiser, function: DenoiseFunction) -> None:
+    demands: the fields of Denoised, besides x0, that `function` speaks through.
+    """
+
+    def __init__(
+        self, denoiser: Denoiser, function: DenoiseFunction, demands: frozenset[str] = frozenset()
+    ) -> None:
         self.inner, self.function = denoiser, function
         self.process, self.num_classes = denoiser.process, denoiser.num_classes
-        self.null_class = denoiser.null_class
+        self.null_class, self.demands = denoiser.null_class, denoiser.demands | demands
         self.t_min, self.t_max = denoiser.t_min, denoiser.t_max
 
     def __call__(self, x_t: Tensor, t: Scales | Tensor | float, cond: Condition) -> Denoised:
@@ -38,6 +47,9 @@ class Guided(Denoiser):
 
     def embed(self, labels: Tensor) -> Tensor:
         return self.inner.embed(labels)
+
+    def encode(self, labels: Tensor) -> Condition:
+        return self.inner.encode(labels)
 
     def condition(self, labels, batch, device=None) -> Condition:
         return self.inner.condition(labels, batch, device)
@@ -60,3 +72,105 @@ def apply_guidance(
             raise ValueError(f"guidance must be a Guidance, a name or a mapping, got {spec!r}")
         denoiser = made.wrap(denoiser)
     return denoiser
+
+
+# --- what several guidances share --------------------------------------------------------------------------------
+
+
+def contrast(
+    denoiser: Denoiser,
+    reference: Callable[[Condition], Condition],
+    combine: Callable[[Denoised, Denoised, Condition], Denoised],
+    low: float = -math.inf,
+    high: float = math.inf,
+    demands: frozenset[str] = frozenset(),
+) -> Denoiser:
+    """Guidance that sets the condition's answer against that of another condition, in one batched forward.
+
+    combine: (given, reference, condition) -> the guided answer. Where the log-SNR is outside [low, high] the
+    conditional model alone is asked and answers.
+    """
+
+    def guided(x_t: Tensor, t: Scales, cond: Condition) -> Denoised:
+        if t.t.ndim == 0 and not low <= t.numbers.log_snr <= high:
+            return denoiser(x_t, t, cond)
+        given, other = ask_together(denoiser, x_t, t, [cond, reference(cond)])
+        return confined(combine(given, other, cond), given, low, high)
+
+    return Guided(denoiser, guided, demands)
+
+
+def ask_together(denoiser: Denoiser, x_t: Tensor, t: Scales, conds: Sequence[Condition]) -> tuple[Denoised, ...]:
+    """The answers to one batch under several conditions, by one forward of that many times the batch."""
+    times = t if t.t.ndim == 0 else t.map(lambda v: torch.cat([v] * len(conds)))
+    together = denoiser(torch.cat([x_t] * len(conds)), times, reduce(Condition.joined, conds))
+    return together.parts(len(conds))
+
+
+def confined(guided: Denoised, given: Denoised, low: float, high: float) -> Denoised:
+    """`guided` for samples whose log-SNR is in [low, high], `given` for the others, where each has its own time."""
+    k = given.scales
+    if k.t.ndim == 0 or (low == -math.inf and high == math.inf):
+        return guided
+    inside = (k.log_snr >= low) & (k.log_snr <= high)  # broadcasts against x_t
+    return choose(inside, guided, given)
+
+
+def choose(mask: Tensor, one: Denoised, other: Denoised) -> Denoised:
+    """Rows of `one` where the mask is true, of `other` elsewhere. mask: (B,) or broadcastable to x_t."""
+    mask = mask.reshape(-1, *(1,) * (one.x_t.ndim - 1)).to(one.x0.device)
+    chosen = replace(one, x0=torch.where(mask, one.x0, other.x0))
+    if one.renoising is not None:
+        chosen = replace(chosen, renoising=torch.where(mask, one.renoising, other.eps))
+    if one.mean_gradient is not None:
+        rest = torch.zeros_like(one.x0) if other.mean_gradient is None else other.mean_gradient
+        chosen = replace(chosen, mean_gradient=torch.where(mask, one.mean_gradient, rest))
+    return chosen
+
+
+def other_class(denoiser: Denoiser, cond: Condition, label: int) -> Condition:
+    """The same batch conditioned on one class for all."""
+    labels = torch.full((cond.batch,), label, dtype=torch.int64, device=cond.is_null.device)
+    made = denoiser.encode(labels)
+    return replace(made, step=cond.step, noise=cond.noise, copies=cond.copies, steps=cond.steps, memory=cond.memory)
+
+
+def labels_of(cond: Condition, null: int, who: str) -> Tensor:
+    """(B,) int64 labels, `null` for rows of the null class. ValueError where the condition carries none."""
+    if cond.labels is None:
+        raise ValueError(
+            f"{who} asks for the labels of a batch, and this condition carries none: make it with "
+            "denoiser.condition(labels, batch)"
+        )
+    return torch.where(cond.is_null, torch.full_like(cond.labels, null), cond.labels)
+
+
+def per_image(values: Tensor) -> tuple[int, ...]:
+    """All axes but the batch's."""
+    return tuple(range(1, values.ndim))
+
+
+def check_null_class(denoiser: Denoiser, who: str, instead: str) -> None:
+    """ValueError unless the model has classes and an unconditional prediction beside them."""
+    if denoiser.num_classes == 0:
+        raise ValueError(f"{who} needs a model with classes; this one is unconditional: use {instead}")
+    if not denoiser.null_class:
+        raise ValueError(f"{who} needs a model trained with a null class; this one has none: use {instead}")
+
+
+def check_class(denoiser: Denoiser, label: int, who: str) -> None:
+    """ValueError unless the model has the class."""
+    if not 0 <= label < denoiser.num_classes:
+        raise ValueError(f"{who}: class {label} is not one of this model's {denoiser.num_classes}, 0 and up")
+
+
+def check_scale(scale: float, who: str, meaning: str = "1 is the conditional model, 0 the unconditional") -> None:
+    """ValueError for a negative, infinite or undefined scale."""
+    if not 0 <= scale < math.inf:
+        raise ValueError(f"{who} scale must be >= 0 ({meaning}), got {scale}")
+
+
+def check_interval(low: float, high: float) -> None:
+    """ValueError for an empty interval of log-SNR."""
+    if not low < high:
+        raise ValueError(f"the log-SNR interval needs low < high, got low = {low}, high = {high}")

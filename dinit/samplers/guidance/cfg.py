@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from dinit.diffusion import Condition, Denoised, Denoiser, Scales
+from dinit.diffusion import Condition, Denoised, Denoiser
 from dinit.diffusion.denoiser import with_x0
-from dinit.samplers.guidance.base import GUIDANCES, Guidance, Guided
+from dinit.samplers.guidance.base import (
+    GUIDANCES,
+    Guidance,
+    check_interval,
+    check_null_class,
+    check_scale,
+    contrast,
+    per_image,
+)
+from dinit.samplers.guidance.schedule import ScaleSchedule, make_schedule
 
 
 def extrapolate(given: Tensor, free: Tensor, scale: float | Tensor, channels: int | None = None) -> Tensor:
@@ -24,7 +35,7 @@ def restore_spread(guided: Tensor, given: Tensor, rescale: float) -> Tensor:
 
     Lin et al. 2023 (Common diffusion noise schedules), Section 3.4. (B, C, H, W) in and out.
     """
-    axes = tuple(range(1, guided.ndim))
+    axes = per_image(guided)
     ratio = given.std(axes, keepdim=True) / guided.std(axes, keepdim=True)
     return guided * (rescale * ratio + (1 - rescale))
 
@@ -40,7 +51,9 @@ class CFG(Guidance):
     low, high: guide where low <= log-SNR <= high only, and ask for the conditional model alone elsewhere
     (Kynkäänniemi et al. 2024). rescale: in [0, 1], how far to undo the growth of the posterior mean's standard
     deviation (Lin et al. 2023, their phi). channels: guide the first so many channels and leave the others
-    conditional; published figures of the DiT family have 3, None is all.
+    conditional; published figures of the DiT family have 3, None is all. schedule: how much of the guidance
+    applies at each time, 1 + (scale - 1) weight: 'constant', 'linear', 'cosine', 'log-snr', 'power-cosine', one of
+    them with options as a mapping, or a ScaleSchedule.
     ValueError for a negative scale, an empty interval, or a denoiser without a null class.
     """
 
@@ -49,44 +62,26 @@ class CFG(Guidance):
     high: float = math.inf
     rescale: float = 0.0
     channels: int | None = None
+    schedule: ScaleSchedule | str | Mapping[str, Any] = "constant"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.scale < math.inf:
-            raise ValueError(
-                f"guidance scale must be >= 0 (1 is the conditional model, 0 the unconditional), got {self.scale}"
-            )
-        if not self.low < self.high:
-            raise ValueError(f"the log-SNR interval needs low < high, got low = {self.low}, high = {self.high}")
+        check_scale(self.scale, "guidance")
+        check_interval(self.low, self.high)
         if not 0 <= self.rescale <= 1:
             raise ValueError(f"rescale must be in [0, 1], got {self.rescale}")
         if self.channels is not None and self.channels < 1:
             raise ValueError(f"channels must be at least 1, or None for all, got {self.channels}")
+        make_schedule(self.schedule)
 
     def wrap(self, denoiser: Denoiser) -> Denoiser:
         if self.scale == 1:
             return denoiser
-        if denoiser.num_classes == 0:
-            raise ValueError(
-                "classifier-free guidance needs a model with classes; this one is unconditional: use no guidance, "
-                "or scale = 1"
-            )
-        if not denoiser.null_class:
-            raise ValueError(
-                "classifier-free guidance needs a model trained with a null class; this one has none: use no "
-                "guidance, scale = 1, or a classifier"
-            )
+        check_null_class(denoiser, "classifier-free guidance", "no guidance, or scale = 1")
+        schedule = make_schedule(self.schedule)
 
-        def guided(x_t: Tensor, t: Scales, cond: Condition) -> Denoised:
-            if t.t.ndim == 0 and not self.low <= t.numbers.log_snr <= self.high:
-                return denoiser(x_t, t, cond)
-            twice = t if t.t.ndim == 0 else t.map(lambda v: torch.cat([v, v]))
-            given, free = denoiser(torch.cat([x_t, x_t]), twice, cond.joined(cond.null())).halves()
-            x0 = extrapolate(given.x0, free.x0, self.scale, self.channels)
-            if self.rescale:
-                x0 = restore_spread(x0, given.x0, self.rescale)
-            if t.t.ndim:
-                inside = (t.log_snr >= self.low) & (t.log_snr <= self.high)
-                x0 = torch.where(inside.to(x0.device).reshape(given.scales.t.shape), x0, given.x0)
-            return with_x0(given, x0)
+        def combine(given: Denoised, free: Denoised, cond: Condition) -> Denoised:
+            scale = schedule.scale_at(self.scale, given.scales)
+            x0 = extrapolate(given.x0, free.x0, scale, self.channels)
+            return with_x0(given, restore_spread(x0, given.x0, self.rescale) if self.rescale else x0)
 
-        return Guided(denoiser, guided)
+        return contrast(denoiser, Condition.null, combine, self.low, self.high)

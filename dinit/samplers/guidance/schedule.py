@@ -1,0 +1,131 @@
+"""Guidance scales that change along a run, as functions of time or log-SNR. Wang et al. 2024."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dinit.diffusion import Scales
+from dinit.registry import Registry
+
+SCHEDULES: Registry[type[ScaleSchedule]] = Registry("guidance schedule", "dinit.samplers.guidance")
+
+
+class ScaleSchedule(ABC):
+    """A frozen dataclass that says how much of the guidance applies at each time, in [0, 1]."""
+
+    @abstractmethod
+    def weight(self, k: Scales) -> Tensor:
+        """The fraction of the guidance that applies, of k.t's shape."""
+
+    def scale_at(self, scale: float, k: Scales) -> Tensor | float:
+        """1 + (scale - 1) weight: the conditional model where the weight is 0, the full scale where it is 1."""
+        return 1 + (scale - 1) * self.weight(k)
+
+
+@SCHEDULES.register("constant")
+@dataclass(frozen=True)
+class Constant(ScaleSchedule):
+    """The same scale at every time."""
+
+    def weight(self, k: Scales) -> Tensor:
+        return torch.ones_like(k.t)
+
+    def scale_at(self, scale: float, k: Scales) -> Tensor | float:
+        return scale
+
+
+class Ramp(ScaleSchedule):
+    """A weight from `first` at the noisy end to `last` at the clean one."""
+
+    first: float
+    last: float
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.first <= 1 and 0 <= self.last <= 1):
+            raise ValueError(f"a schedule's weights lie in [0, 1], got first = {self.first}, last = {self.last}")
+
+    @abstractmethod
+    def progress(self, k: Scales) -> Tensor:
+        """0 at the noisy end, 1 at the clean one."""
+
+    def weight(self, k: Scales) -> Tensor:
+        return self.first + (self.last - self.first) * self.progress(k)
+
+
+@SCHEDULES.register("linear")
+@dataclass(frozen=True)
+class Linear(Ramp):
+    """Linear in time from `first` at t = 1 to `last` at t = 0. Wang et al. 2024."""
+
+    first: float = 0.0
+    last: float = 1.0
+
+    def progress(self, k: Scales) -> Tensor:
+        return 1 - k.t
+
+
+@SCHEDULES.register("cosine")
+@dataclass(frozen=True)
+class Cosine(Ramp):
+    """Half a cosine in time from `first` at t = 1 to `last` at t = 0. Wang et al. 2024."""
+
+    first: float = 0.0
+    last: float = 1.0
+
+    def progress(self, k: Scales) -> Tensor:
+        return (1 + (math.pi * k.t).cos()) / 2
+
+
+@SCHEDULES.register("log-snr")
+@dataclass(frozen=True)
+class LogSNR(Ramp):
+    """Linear in log-SNR from `first` at `low` and below to `last` at `high` and above."""
+
+    low: float = -6.0
+    high: float = 6.0
+    first: float = 0.0
+    last: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not -math.inf < self.low < self.high < math.inf:
+            raise ValueError(f"a ramp in log-SNR needs finite low < high, got {self.low} and {self.high}")
+
+    def progress(self, k: Scales) -> Tensor:
+        return ((k.log_snr - self.low) / (self.high - self.low)).clamp(0, 1)
+
+
+@SCHEDULES.register("power-cosine")
+@dataclass(frozen=True)
+class PowerCosine(ScaleSchedule):
+    """(1 - cos(pi (1 - n / levels)^power)) / 2, low while noise is high. Hatamizadeh et al. 2024 (DiffiT).
+
+    n = levels t - 1 is the index of a level in the published chain. power: 4 for their 256 px images; the higher,
+    the later the guidance comes in.
+    """
+
+    power: float = 4.0
+    levels: int = 1000
+
+    def __post_init__(self) -> None:
+        if not (0 < self.power < math.inf and self.levels >= 1):
+            raise ValueError(f"need power > 0 and levels >= 1, got power = {self.power}, levels = {self.levels}")
+
+    def weight(self, k: Scales) -> Tensor:
+        clean = (1 - k.t + 1 / self.levels).clamp(0, 1)
+        return (1 - (math.pi * clean**self.power).cos()) / 2
+
+
+def make_schedule(spec: ScaleSchedule | str | Mapping[str, Any]) -> ScaleSchedule:
+    """The schedule of a name, a mapping with options, or an object. ValueError for anything else."""
+    made = SCHEDULES.create(spec)
+    if not isinstance(made, ScaleSchedule):
+        raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, or a mapping with options; got {spec!r}")
+    return made
