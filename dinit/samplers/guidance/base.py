@@ -103,7 +103,7 @@ def contrast(
 def ask_together(denoiser: Denoiser, x_t: Tensor, t: Scales, conds: Sequence[Condition]) -> tuple[Denoised, ...]:
     """The answers to one batch under several conditions, by one forward of that many times the batch."""
     times = t if t.t.ndim == 0 else t.map(lambda v: torch.cat([v] * len(conds)))
-    together = denoiser(torch.cat([x_t] * len(conds)), times, reduce(Condition.joined, conds))
+    together = denoiser(torch.cat([x_t] * len(conds)), times, reduce(lambda one, more: one.joined(more), conds))
     return together.parts(len(conds))
 
 
