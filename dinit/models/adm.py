@@ -175,6 +175,7 @@ class ADM(ADMNetwork):
     ADMNetwork.
     """
 
+    channels_last: ClassVar[bool] = True
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "tiny": _TINY,
         **{name: {"image_size": int(name), **_IMAGENET, **size} for name, size in _SIZES.items()},

@@ -25,6 +25,7 @@ class Backbone(ModelMixin, ConfigMixin):
     """
 
     _supports_gradient_checkpointing: ClassVar[bool] = True
+    channels_last: ClassVar[bool] = False  # whether it is a conv net, which runs fastest in that memory format
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
 
     in_channels: int

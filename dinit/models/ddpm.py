@@ -60,6 +60,7 @@ class DDPM(Backbone):
     convolution of a block. ValueError for sizes that do not fit together.
     """
 
+    channels_last: ClassVar[bool] = True
     presets: ClassVar[dict[str, dict[str, Any]]] = {"tiny": _TINY, "cifar10": _CIFAR, "256": _256}
 
     @register_to_config

@@ -16,6 +16,7 @@ from dinit.models.layers.blocks import run_block
 from dinit.models.layers.checks import check_divides, check_input, configure
 from dinit.models.layers.embedding import LabelEmbedding, TimeEmbedding
 from dinit.models.layers.init import xavier, zeroed
+from dinit.models.layers.linear import conv1x1
 from dinit.models.layers.modulation import ChannelLayerNorm, Modulation, gated, modulate
 from dinit.models.layers.resample import ShuffleDown, ShuffleUp
 
@@ -54,7 +55,7 @@ class DiCBlock(nn.Module):
         gate, scale, shift = self.modulation(c, x)
         h = self.conv_1(F.gelu(self.norm_1(x)))
         h = self.conv_2(self.dropout(F.gelu(modulate(self.norm_2(h), shift, scale))))
-        return gated(self.shortcut(x), gate, h)
+        return gated(conv1x1(self.shortcut, x), gate, h)
 
 
 class DiCHead(nn.Module):
@@ -111,6 +112,7 @@ class DiC(Backbone):
     The condition is the levels' label embeddings side by side, (B, 7 * hidden_size) in the presets.
     """
 
+    channels_last: ClassVar[bool] = True
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "tiny": _TINY,
         **{name: {**_IMAGENET, **size} for name, size in _SIZES.items()},

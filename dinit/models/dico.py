@@ -15,6 +15,7 @@ from dinit.models.layers.blocks import run_blocks
 from dinit.models.layers.checks import check_input, configure
 from dinit.models.layers.embedding import LabelEmbedding, TimeEmbedding
 from dinit.models.layers.init import xavier, zeroed
+from dinit.models.layers.linear import conv1x1, conv1x1_gelu
 from dinit.models.layers.modulation import ChannelLayerNorm, Modulation, gated, modulate
 from dinit.models.layers.resample import ShuffleDown, ShuffleUp
 
@@ -38,7 +39,7 @@ class ChannelAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, dim, H, W) -> (B, dim, H, W)."""
-        return x * self.conv(x.mean((2, 3), keepdim=True)).sigmoid()
+        return x * conv1x1(self.conv, x.mean((2, 3), keepdim=True)).sigmoid()
 
 
 class DiCoBlock(nn.Module):
@@ -60,11 +61,11 @@ class DiCoBlock(nn.Module):
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         """x (B, dim, H, W), c (B, dim) -> (B, dim, H, W)."""
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(c, x)
-        h = self.conv_in(modulate(self.norm(x), shift_a, scale_a))
-        h = self.conv_out(self.channel_attention(F.gelu(self.conv_depthwise(h))))
+        h = conv1x1(self.conv_in, modulate(self.norm(x), shift_a, scale_a))
+        h = conv1x1(self.conv_out, self.channel_attention(F.gelu(self.conv_depthwise(h))))
         x = gated(x, gate_a, self.dropout(h))
-        h = self.dropout(F.gelu(self.mlp_in(modulate(self.norm(x), shift_m, scale_m))))
-        return gated(x, gate_m, self.dropout(self.mlp_out(h)))
+        h = self.dropout(conv1x1_gelu(self.mlp_in, modulate(self.norm(x), shift_m, scale_m)))
+        return gated(x, gate_m, self.dropout(conv1x1(self.mlp_out, h)))
 
 
 class DiCoHead(nn.Module):
@@ -94,6 +95,7 @@ class DiCo(Backbone):
     The condition is the three levels' label embeddings side by side, (B, 7 * hidden_size).
     """
 
+    channels_last: ClassVar[bool] = True
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "tiny": _TINY,
         **{name: {**_IMAGENET, **size} for name, size in _SIZES.items()},

@@ -119,6 +119,7 @@ class DiffiTUNet(Backbone):
     not fit together.
     """
 
+    channels_last: ClassVar[bool] = True
     presets: ClassVar[dict[str, dict[str, Any]]] = {"tiny": _TINY, "cifar10-32": _CIFAR10, "ffhq-64": _FFHQ}
 
     @register_to_config

@@ -93,6 +93,7 @@ class DiMR(Backbone):
     label tokens of the stages that attend, side by side.
     """
 
+    channels_last: ClassVar[bool] = True
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "tiny": _TINY,
         "XL/2R": {**_IMAGENET, "stages": _XL_2R},

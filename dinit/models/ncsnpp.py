@@ -166,6 +166,7 @@ class NCSNpp(Backbone):
     a block. ValueError for sizes or choices that do not fit together.
     """
 
+    channels_last: ClassVar[bool] = True
     presets: ClassVar[dict[str, dict[str, Any]]] = {"tiny": _TINY, **_PUBLISHED}
     _keep_in_fp32_modules: ClassVar[list[str]] = ["frequencies"]  # for from_pretrained(torch_dtype=...)
 

@@ -15,6 +15,7 @@ from dinit.models.layers.blocks import run_block
 from dinit.models.layers.checks import check_divides, check_input, configure
 from dinit.models.layers.embedding import LabelEmbedding, TimeEmbedding
 from dinit.models.layers.init import zeroed
+from dinit.models.layers.linear import conv1x1
 from dinit.models.layers.modulation import modulate
 from dinit.models.layers.transformer import Attention
 
@@ -52,7 +53,7 @@ class ResBlock(nn.Module):
         shift, scale = self.condition(F.silu(c))[:, :, None, None].chunk(2, dim=1)
         h = self.conv_1(F.silu(self.norm_1(x)))
         h = self.conv_2(self.dropout(F.silu(modulate(self.norm_2(h), shift, scale))))
-        return self.shortcut(x) + h
+        return conv1x1(self.shortcut, x) + h
 
 
 class SpatialAttention(nn.Module):
@@ -134,6 +135,7 @@ class UNet(Backbone):
     learned variance. ValueError for sizes that do not fit together.
     """
 
+    channels_last: ClassVar[bool] = True
     presets: ClassVar[dict[str, dict[str, Any]]] = {"tiny": _TINY}
 
     @register_to_config

@@ -112,6 +112,8 @@ class Pipeline(DiffusionPipeline):
                 f"the vae has {self.codec.latent_channels} latent channels, the backbone takes "
                 f"{backbone.in_channels}"
             )
+        if getattr(backbone, "channels_last", False):
+            backbone.to(memory_format=torch.channels_last)
         if compile:
             # The first call compiles; another batch size compiles once more, then for any batch size.
             backbone.compile(**(compile if isinstance(compile, Mapping) else {}))

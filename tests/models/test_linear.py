@@ -8,16 +8,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dinit.models.layers import linear as module
-from dinit.models.layers.linear import linear, linear_gelu
+from dinit.models.layers.linear import conv1x1, conv1x1_gelu, linear, linear_gelu
 
 
 @pytest.fixture
-def fused_calls(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+def fused_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """One entry (its gelu argument) for every call of the fused kernel."""
-    calls: list[bool] = []
+    calls: list[str] = []
     kernel = module._fused
 
-    def counting(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
+    def counting(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: str) -> Tensor:
         calls.append(gelu)
         return kernel(x, weight, bias, gelu)
 
@@ -28,17 +28,34 @@ def fused_calls(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(3, 5, 24), (1, 24), (2, 1, 24)])
 @torch.no_grad()
-def test_numbers_of_the_plain_layer(shape: tuple[int, ...], bias: bool, fused_calls: list[bool]) -> None:
+def test_numbers_of_the_plain_layer(shape: tuple[int, ...], bias: bool, fused_calls: list[str]) -> None:
     torch.manual_seed(0)
     layer, x = nn.Linear(24, 40, bias=bias), 3 * torch.randn(*shape)
     torch.testing.assert_close(linear(layer, x), layer(x), rtol=1e-5, atol=1e-5)
     exact = F.gelu(layer.double()(x.double()), approximate="tanh").float()
     torch.testing.assert_close(linear_gelu(layer.float(), x), exact, rtol=1e-5, atol=1e-5)
     if module._FUSED:
-        assert fused_calls == [False, True]
+        assert fused_calls == ["", "tanh"]
 
 
-def test_gradients_hooks_adapters_and_other_dtypes_take_the_plain_layer(fused_calls: list[bool]) -> None:
+@torch.no_grad()
+def test_1x1_convolutions(fused_calls: list[str]) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 6, 3, 5).contiguous(memory_format=torch.channels_last)
+    layer = nn.Conv2d(6, 4, 1)
+    out = conv1x1(layer, x)
+    assert out.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(out, layer(x), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(conv1x1(layer, x.contiguous()), layer(x), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(conv1x1_gelu(layer, x), F.gelu(layer(x)), rtol=1e-5, atol=1e-6)
+    if module._FUSED:
+        assert fused_calls == ["", "", "none"]
+    for other in (nn.Conv2d(6, 4, 3), nn.Conv2d(6, 4, 1, stride=2), nn.Conv2d(6, 4, 1, groups=2), nn.Identity()):
+        assert torch.equal(conv1x1(other, x), other(x))
+    assert len(fused_calls) <= 3
+
+
+def test_gradients_hooks_adapters_and_other_dtypes_take_the_plain_layer(fused_calls: list[str]) -> None:
     layer, x = nn.Linear(4, 4), torch.randn(2, 4)
     linear_gelu(layer, x).sum().backward()
     assert layer.weight.grad is not None

@@ -18,12 +18,13 @@ RECIPES = Path(dinit.__file__).parent.parent / "examples" / "recipes"
 LABELS = torch.arange(10).repeat_interleave(10)
 
 
-def test_the_three_are_there() -> None:
-    assert {"digits-dico", "digits-dit", "digits-unet"} <= set(shipped())
+def test_the_five_are_there() -> None:
+    assert {"digits-dic", "digits-dico", "digits-dis", "digits-dit", "digits-unet"} <= set(shipped())
 
 
 def test_together_they_are_small() -> None:
-    assert sum(file.stat().st_size for file in SHIPPED.rglob("*.safetensors")) <= 6e6
+    folders = [SHIPPED / name for name in shipped()]
+    assert sum(file.stat().st_size for folder in folders for file in folder.rglob("*.safetensors")) <= 6e6
 
 
 @pytest.mark.parametrize("name", shipped())

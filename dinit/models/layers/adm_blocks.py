@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dinit.models.layers.init import zeroed
+from dinit.models.layers.linear import conv1x1
 from dinit.models.layers.modulation import modulate
 
 GROUPS = 32  # of every group norm, at every width
@@ -87,7 +88,7 @@ class ResBlock(nn.Module):
             h = modulate(self.norm_2(h), shift, scale)
         else:
             h = self.norm_2(h + told)
-        return self.shortcut(self.resample(x, c)) + self.conv_2(self.dropout(F.silu(h)))
+        return conv1x1(self.shortcut, self.resample(x, c)) + self.conv_2(self.dropout(F.silu(h)))
 
 
 class SpatialAttention(nn.Module):

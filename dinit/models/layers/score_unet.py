@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from dinit.models.layers.blocks import run_block
 from dinit.models.layers.checks import check_divides
 from dinit.models.layers.init import small_normal, zeroed
+from dinit.models.layers.linear import conv1x1
 from dinit.models.layers.transformer import Attention
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ class ScoreBlock(nn.Module):
         h = self.conv_1(self.resample(F.silu(self.norm_1(x))))
         h = h + self.condition(F.silu(c))[:, :, None, None]
         h = self.conv_2(self.dropout(F.silu(self.norm_2(h))))
-        return self.attention((self.shortcut(self.resample(x)) + h) * self.residual_scale)
+        return self.attention((conv1x1(self.shortcut, self.resample(x)) + h) * self.residual_scale)
 
 
 class ScoreHead(nn.Module):
