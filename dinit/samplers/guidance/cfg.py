@@ -84,4 +84,4 @@ class CFG(Guidance):
             x0 = extrapolate(given.x0, free.x0, scale, self.channels)
             return with_x0(given, restore_spread(x0, given.x0, self.rescale) if self.rescale else x0)
 
-        return contrast(denoiser, Condition.null, combine, self.low, self.high)
+        return contrast(denoiser, lambda cond: cond.null(), combine, self.low, self.high)
