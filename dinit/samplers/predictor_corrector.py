@@ -1,28 +1,31 @@
-"""Predictor–corrector sampling. Song et al. 2021, Section 4.2."""
+"""The reverse-diffusion step, and Langevin corrections after any sampler's step. Song et al. 2021, Section 4.2."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, get_args
 
+import torch
 from torch import Tensor
 
-from dinit.diffusion import Denoised, Scales
+from dinit.diffusion import Denoised, Denoiser, Scales
 from dinit.registry import suggest
 from dinit.samplers.base import SAMPLERS, Denoise, Sampler, StepNoise
 from dinit.samplers.ddim import transition_variance
 from dinit.samplers.ddpm import ancestral_transition
-from dinit.samplers.sde import euler_maruyama_transition
 
-Predictor = Literal["reverse-diffusion", "ancestral", "euler-maruyama", "none"]
 Corrector = Literal["annealed", "langevin", "none"]
 
 
 def reverse_diffusion_transition(d: Denoised, t: Scales, s: Scales) -> tuple[Tensor, Tensor]:
     """Mean (B, C, H, W) and standard deviation of x_s given x_t: the forward chain's step, reversed.
 
-    Song et al. 2021, Appendix E, with the chain x_t = (alpha_t / alpha_s) x_s + noise, for any path.
+    Song et al. 2021, Appendix E, with the chain x_t = (alpha_t / alpha_s) x_s + noise, for any path. At alpha = 0
+    x_t holds nothing of x_s, and the ancestral transition is taken.
     """
+    if t.numbers.alpha == 0:
+        return ancestral_transition(d, t, s, "fixed-small")
     variance = transition_variance(t, s)
     return (2 - t.alpha / s.alpha) * d.x_t + variance * d.score, variance.sqrt()
 
@@ -39,30 +42,48 @@ def langevin_step_size(d: Denoised, z: Tensor, t: Scales, snr: float, corrector:
     return 2 * (snr * sizes.reshape(-1, *(1,) * (z.ndim - 1))) ** 2
 
 
+@SAMPLERS.register("reverse-diffusion")
+@dataclass(frozen=True)
+class ReverseDiffusion(Sampler):
+    """The forward chain's step, reversed, with its exact coefficients on any path. Song et al. 2021, Appendix E.
+
+    On VE this is DDPM('fixed-large').
+    """
+
+    draws_per_step = 1
+
+    def step(
+        self, denoise: Denoise, x_t: Tensor, t: Scales, s: Scales, state: Any, noise: StepNoise
+    ) -> tuple[Tensor, Any]:
+        mean, std = reverse_diffusion_transition(denoise(x_t, t), t, s)
+        return mean + std * noise(0, x_t), None
+
+
 @SAMPLERS.register("predictor-corrector")
 @dataclass(frozen=True)
 class PredictorCorrector(Sampler):
-    """A step of the reverse SDE, then Langevin moves at the new time. Song et al. 2021, Algorithm 1.
+    """A step of any sampler, then Langevin moves at the new time. Song et al. 2021, Algorithm 1.
 
-    predictor: 'reverse-diffusion', 'ancestral' (DDPM), 'euler-maruyama' or 'none'. corrector: 'annealed' has a
-    step that depends on the time alone, and so leaves the distribution as it is (up to snr²); 'langevin' fits
-    it to each sample's score, which suits images of many pixels and is biased where there are few; or 'none'.
-    snr: size of a correction against the noise, positive. corrector_steps: Langevin moves a step, at least 1.
+    predictor: a registered sampler, by name or as an object, or 'none'. Song et al. take 'reverse-diffusion',
+    'ancestral' or 'euler-maruyama'. corrector: 'annealed' has a step that depends on the time alone, and so leaves
+    the distribution as it is (up to snr²); 'langevin' fits it to each sample's score, which suits images of many
+    pixels and is biased where there are few; or 'none'. Both run on every process. snr: size of a correction
+    against the noise, positive. corrector_steps: Langevin moves a step, at least 1.
     ValueError for other settings, or with neither predictor nor corrector.
     """
 
-    predictor: Predictor = "reverse-diffusion"
+    predictor: str | Sampler = "reverse-diffusion"
     corrector: Corrector = "annealed"
     snr: float = 0.16
     corrector_steps: int = 1
 
     def __post_init__(self) -> None:
-        for kind, name, known in (
-            ("predictor", self.predictor, list(get_args(Predictor))),
-            ("corrector", self.corrector, list(get_args(Corrector))),
-        ):
-            if name not in known:
-                raise ValueError(f"unknown {kind} {name!r}{suggest(str(name), known)}")
+        if isinstance(self.predictor, str) and self.predictor != "none" and self.predictor not in SAMPLERS:
+            raise ValueError(f"unknown predictor {self.predictor!r}{suggest(self.predictor, [*SAMPLERS, 'none'])}")
+        if self.corrector not in get_args(Corrector):
+            raise ValueError(
+                f"unknown corrector {self.corrector!r}{suggest(str(self.corrector), list(get_args(Corrector)))}"
+            )
         if self.predictor == "none" and self.corrector == "none":
             raise ValueError("predictor and corrector are both 'none': there is nothing to run")
         if not self.snr > 0:
@@ -73,40 +94,56 @@ class PredictorCorrector(Sampler):
             )
 
     @property
+    def order(self) -> int:  # type: ignore[override]
+        return self._first.order if self._first and not self._moves else 1
+
+    @property
     def draws_per_step(self) -> int:  # type: ignore[override]
-        return 1 + self._moves
+        return (self._first.draws_per_step if self._first else 0) + self._moves
 
     @property
     def nfe_per_step(self) -> int:  # type: ignore[override]
-        return (self.predictor != "none") + self._moves
+        return (self._first.nfe_per_step if self._first else 0) + self._moves
+
+    @property
+    def cost_depends_on(self) -> Literal["steps", "times", "state"]:  # type: ignore[override]
+        return self._first.cost_depends_on if self._first else "steps"
+
+    @cached_property
+    def _first(self) -> Sampler | None:
+        """The predictor; None for 'none'."""
+        return None if self.predictor == "none" else SAMPLERS.create(self.predictor)
 
     @property
     def _moves(self) -> int:
         return self.corrector_steps if self.corrector != "none" else 0
 
-    def check(self, denoiser: Any, grid: list[Scales]) -> None:
+    def check(self, denoiser: Denoiser, grid: list[Scales]) -> None:
         if self._moves and len(grid) > 1 and grid[-1].numbers.sigma == 0:
             raise ValueError(
                 "a Langevin corrector has no step at sigma = 0, where this run ends: leave the last time out, "
                 "end with 'posterior-mean', or use corrector='none'"
             )
+        if self._first:
+            self._first.check(denoiser, grid)
+
+    def inner_times(self, denoiser: Denoiser, t: Scales, s: Scales, total: int) -> Tensor:
+        if self._first is None:
+            return torch.empty(len(t.t), 0, dtype=torch.float64)
+        return self._first.inner_times(denoiser, t, s, total)
+
+    def init(self, denoiser: Denoiser, levels: list[Scales], total: int) -> Any:
+        return self._first.init(denoiser, levels, total) if self._first else None
 
     def step(
         self, denoise: Denoise, x_t: Tensor, t: Scales, s: Scales, state: Any, noise: StepNoise
     ) -> tuple[Tensor, Any]:
-        x = x_t
-        if self.predictor != "none":
-            mean, std = self._predict(denoise(x_t, t), t, s)
-            x = mean + std * noise(0, x_t)
+        x, drawn = x_t, 0
+        if self._first:
+            x, state = self._first.step(denoise, x_t, t, s, state, noise)
+            drawn = self._first.draws_per_step
         for j in range(self._moves):
-            d, z = denoise(x, s), noise(1 + j, x_t)
+            d, z = denoise(x, s), noise(drawn + j, x_t)
             size = langevin_step_size(d, z, s, self.snr, self.corrector)
             x = x + size * d.score + (2 * size).sqrt() * z
-        return x, None
-
-    def _predict(self, d: Denoised, t: Scales, s: Scales) -> tuple[Tensor, Tensor]:
-        if self.predictor == "reverse-diffusion":
-            return reverse_diffusion_transition(d, t, s)
-        if self.predictor == "ancestral":
-            return ancestral_transition(d, t, s, "fixed-small")
-        return euler_maruyama_transition(d, t, s)
+        return x, state

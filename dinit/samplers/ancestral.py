@@ -1,0 +1,108 @@
+"""Ancestral sampling: a solver to a level below s, then noise back up to s. Song et al. 2021 (DDIM)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from dinit.diffusion import Denoised, Denoiser, Scales
+from dinit.diffusion.process import Numbers
+from dinit.registry import suggest
+from dinit.samplers.base import SAMPLERS, Denoise, Sampler, StepNoise
+
+Solver = Literal["euler", "dpm-2", "dpmpp-2s"]
+
+
+@SAMPLERS.register("ancestral")
+@dataclass(frozen=True)
+class Ancestral(Sampler):
+    """Ancestral sampling with eta and s_noise, known as Euler ancestral. Song et al. 2021 (DDIM), Eq. 16.
+
+    In y = x / alpha and u = sigma / alpha, a solver goes from u_t to u_down and noise of standard deviation u_up
+    leads back to u_s = sqrt(u_down² + u_up²), u_up = min(u_s, eta u_s sqrt(1 - u_s² / u_t²)). So it runs on any
+    process: with 'euler' it is DDIM(eta), and with eta = 1 DDPM, which on VE is score_sde's ancestral sampling.
+
+    eta: at least 0, which is deterministic; above 1 noise is exchanged faster than DDPM does it, and inf draws all
+    of it anew at every step. s_noise: factor on the noise, positive. solver: 'euler'; 'dpm-2' (Karras et al. 2022,
+    the midpoint rule in u, evaluated halfway in log u) or 'dpmpp-2s' (Lu et al. 2022, the midpoint rule in log u),
+    which are of second order at eta = 0 and evaluate twice, but once where a step has no middle: from alpha = 0 or
+    to u_down = 0. ValueError for other settings.
+    """
+
+    eta: float = 1.0
+    s_noise: float = 1.0
+    solver: Solver = "euler"
+
+    def __post_init__(self) -> None:
+        check_noise(self.eta, self.s_noise)
+        if self.solver not in get_args(Solver):
+            raise ValueError(f"unknown solver {self.solver!r}{suggest(str(self.solver), list(get_args(Solver)))}")
+
+    @property
+    def order(self) -> int:  # type: ignore[override]
+        return 1 if self.stochastic or self.solver == "euler" else 2
+
+    @property
+    def nfe_per_step(self) -> int:  # type: ignore[override]
+        return 1 if self.solver == "euler" else 2
+
+    @property
+    def cost_depends_on(self) -> Literal["steps", "times"]:  # type: ignore[override]
+        return "steps" if self.solver == "euler" else "times"
+
+    @property
+    def draws_per_step(self) -> int:  # type: ignore[override]
+        return int(self.eta > 0)
+
+    def inner_times(self, denoiser: Denoiser, t: Scales, s: Scales, total: int) -> Tensor:
+        if self.solver == "euler":
+            return torch.empty(len(t.t), 0, dtype=torch.float64)
+        down = [
+            ancestral_split(a.numbers, b.numbers, self.eta)[0] for a, b in zip(t.unbind(), s.unbind(), strict=True)
+        ]
+        level = (t.noise_level * torch.tensor(down, dtype=torch.float64) / s.alpha).sqrt()
+        middle = level.isfinite() & (level > 0)  # elsewhere the step is Euler's, and any time will do
+        times = denoiser.process.time_of_noise_level(torch.where(middle, level, torch.ones_like(level)))
+        return torch.where(middle, times, s.t)[:, None]
+
+    def step(
+        self, denoise: Denoise, x_t: Tensor, t: Scales, s: Scales, state: Any, noise: StepNoise
+    ) -> tuple[Tensor, Any]:
+        d = denoise(x_t, t)
+        down, up = ancestral_split(t.numbers, s.numbers, self.eta)
+        if self.solver == "euler" or t.numbers.alpha == 0 or down == 0:
+            x_s = s.alpha * d.x0 + down * d.eps
+        else:
+            x_s = self._second_order(denoise, d, t.numbers, s.numbers, down)
+        if self.stochastic and up > 0:
+            x_s = x_s + self.s_noise * up * noise(0, x_t)
+        return x_s, None
+
+    def _second_order(self, denoise: Denoise, d: Denoised, t: Numbers, s: Numbers, down: float) -> Tensor:
+        """The step to the level down / alpha_s, in units of x at s."""
+        mid = denoise.inner[0]
+        middle = denoise(mid.alpha * d.x0 + mid.sigma * d.eps, mid)
+        if self.solver == "dpm-2":  # dy / du = eps
+            return s.alpha / t.alpha * d.x_t + (down - s.alpha * t.sigma / t.alpha) * middle.eps
+        keep = down / t.sigma
+        return keep * d.x_t + (s.alpha - keep * t.alpha) * middle.x0
+
+
+def ancestral_split(t: Numbers, s: Numbers, eta: float) -> tuple[float, float]:
+    """alpha_s (u_down, u_up): what is left of the old noise at s, and what is new, in units of x."""
+    ratio = t.alpha / t.sigma * s.sigma / s.alpha  # u_s / u_t
+    up = min(1.0, eta * math.sqrt(1 - ratio**2)) if eta else 0.0
+    down = ratio if eta == 1 else math.sqrt(1 - up**2)  # exact where the root would cancel
+    return s.sigma * down, s.sigma * up
+
+
+def check_noise(eta: float, s_noise: float) -> None:
+    """ValueError unless eta >= 0 and s_noise > 0."""
+    if not eta >= 0:
+        raise ValueError(f"eta must be at least 0 (0 is deterministic, 1 is the reverse-time SDE), got {eta}")
+    if not s_noise > 0:
+        raise ValueError(f"s_noise, a factor on the noise, must be positive, got {s_noise}")
