@@ -1,0 +1,90 @@
+"""Adaptive projected guidance. Sadat et al. 2024 (Eliminating oversaturation at high guidance scales)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dinit.diffusion import Condition, Denoised, Denoiser
+from dinit.diffusion.denoiser import with_x0
+from dinit.samplers.guidance.base import (
+    GUIDANCES,
+    Guidance,
+    check_interval,
+    check_null_class,
+    check_scale,
+    contrast,
+    per_image,
+)
+
+
+def projected(difference: Tensor, given: Tensor, eta: float, radius: float) -> Tensor:
+    """The difference, at most `radius` long, with its part along `given` weakened to eta of it.
+
+    (B, C, H, W) in and out; lengths and directions are those of each sample.
+    """
+    if radius < math.inf:
+        difference = difference * (radius / _length(difference)).clamp(max=1)
+    if eta == 1:
+        return difference
+    direction = given / _length(given)
+    along = (difference * direction).sum(per_image(given), keepdim=True) * direction
+    return difference - (1 - eta) * along
+
+
+def _length(x: Tensor) -> Tensor:
+    square = (x * x).sum(per_image(x), keepdim=True)
+    return square.sqrt().clamp_min(torch.finfo(x.dtype).tiny)
+
+
+@GUIDANCES.register("apg")
+@dataclass(frozen=True)
+class APG(Guidance):
+    """CFG without the part that oversaturates: projected, of limited length, with momentum. Sadat et al. 2024.
+
+    x0 = conditional + (scale - 1) update. scale: 1 is neutral. eta: how much of the difference along the
+    conditional posterior mean is kept; 0 is the paper's, 1 all of it. radius: the largest length of a sample's
+    difference, their r; it depends on the size of the image, infinity sets none. momentum: what is added of the
+    evaluation before, their beta; negative weakens what repeats itself. It is kept within the run, so a sampler
+    that tries a step more than once counts every try.
+    With eta = 1, radius = inf and momentum = 0 this is CFG. low, high: guide where low <= log-SNR <= high only.
+    ValueError for settings out of range or a denoiser without a null class.
+    """
+
+    scale: float = 4.0
+    eta: float = 0.0
+    radius: float = math.inf
+    momentum: float = 0.0
+    low: float = -math.inf
+    high: float = math.inf
+
+    def __post_init__(self) -> None:
+        check_scale(self.scale, "guidance")
+        check_interval(self.low, self.high)
+        if not self.radius > 0:
+            raise ValueError(f"radius must be positive (infinity limits nothing), got {self.radius}")
+        if not -1 < self.momentum < 1:
+            raise ValueError(f"momentum must be in (-1, 1), 0 is none; got {self.momentum}")
+        if not math.isfinite(self.eta):
+            raise ValueError(f"eta must be a number (0 leaves nothing along the image, 1 all), got {self.eta}")
+
+    def wrap(self, denoiser: Denoiser) -> Denoiser:
+        if self.scale == 1:
+            return denoiser
+        check_null_class(denoiser, "adaptive projected guidance", "no guidance, or scale = 1")
+        owner = object()  # two of these in one nest remember apart
+
+        def combine(given: Denoised, free: Denoised, cond: Condition) -> Denoised:
+            difference = given.x0 - free.x0
+            if self.momentum:
+                key = (owner, cond.batch)
+                if key in cond.memory:
+                    difference = difference + self.momentum * cond.memory[key]
+                cond.memory[key] = difference
+            update = projected(difference, given.x0, self.eta, self.radius)
+            return with_x0(given, given.x0 + (self.scale - 1) * update)
+
+        return contrast(denoiser, lambda cond: cond.null(), combine, self.low, self.high)

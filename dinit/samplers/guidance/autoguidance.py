@@ -1,0 +1,87 @@
+"""Guidance by a weaker version of the model itself. Karras et al. 2024 (Autoguidance)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from dinit.diffusion import Condition, Denoised, Denoiser, Scales
+from dinit.diffusion.denoiser import with_x0
+from dinit.samplers.guidance.base import (
+    GUIDANCES,
+    Guidance,
+    Guided,
+    check_interval,
+    check_scale,
+    confined,
+    labels_of,
+)
+from dinit.samplers.guidance.cfg import extrapolate
+
+
+def check_companion(denoiser: Denoiser, other: Denoiser, who: str) -> None:
+    """ValueError unless the other model answers the same question: the path, the classes, the null class."""
+    if other.process != denoiser.process:
+        raise ValueError(
+            f"{who} needs two models of one noise process; the model has {denoiser.process}, the other "
+            f"{other.process}"
+        )
+    if other.num_classes != denoiser.num_classes or (denoiser.null_class and not other.null_class):
+        raise ValueError(
+            f"{who} needs two models of the same classes; the model has {_classes(denoiser)}, the other "
+            f"{_classes(other)}"
+        )
+
+
+def _classes(denoiser: Denoiser) -> str:
+    return f"{denoiser.num_classes} {'and a' if denoiser.null_class else 'without'} null class"
+
+
+def asked_of(other: Denoiser, cond: Condition, labels: Tensor) -> Condition:
+    """The condition of these labels in another model's embedding, within the same run."""
+    run = {"step": cond.step, "noise": cond.noise, "copies": cond.copies, "steps": cond.steps}
+    return replace(other.encode(labels), memory=cond.memory, **run)
+
+
+@GUIDANCES.register("autoguidance")
+@dataclass(frozen=True)
+class Autoguidance(Guidance):
+    """Away from a weaker model with the same labels: quality without loss of variety. Karras et al. 2024.
+
+    scale: 1 is the model alone (neutral), 0 the weak one; their figures have 1.5 to 3. weak: the denoiser of a
+    smaller or less trained model on the same process, with the same classes. low, high: guide where
+    low <= log-SNR <= high only. ValueError for a scale without a weak model, or one that does not fit.
+    """
+
+    scale: float = 2.0
+    weak: Denoiser | None = None
+    low: float = -math.inf
+    high: float = math.inf
+
+    def __post_init__(self) -> None:
+        check_scale(self.scale, "autoguidance", "1 is the model alone, 0 the weak one")
+        check_interval(self.low, self.high)
+        if self.weak is not None and not isinstance(self.weak, Denoiser):
+            raise ValueError(f"weak must be a Denoiser, such as weak_pipeline.denoiser(); got {self.weak!r}")
+
+    def wrap(self, denoiser: Denoiser) -> Denoiser:
+        if self.scale == 1:
+            return denoiser
+        weak = self.weak
+        if weak is None:
+            raise ValueError(
+                "autoguidance needs a weaker model: Autoguidance(scale, weak=weak_pipeline.denoiser())"
+            )
+        check_companion(denoiser, weak, "autoguidance")
+
+        def guided(x_t: Tensor, t: Scales, cond: Condition) -> Denoised:
+            given = denoiser(x_t, t, cond)
+            if t.t.ndim == 0 and not self.low <= t.numbers.log_snr <= self.high:
+                return given
+            labels = labels_of(cond, weak.num_classes, "autoguidance")
+            poor = weak(x_t, t, asked_of(weak, cond, labels))
+            return confined(with_x0(given, extrapolate(given.x0, poor.x0, self.scale)), given, self.low, self.high)
+
+        return Guided(denoiser, guided)

@@ -1,0 +1,74 @@
+"""Guidance by the gradient of a scalar of the noisy image: what classifier and discriminator share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from dinit.diffusion import Condition, Denoised, Denoiser, Scales
+from dinit.diffusion.denoiser import with_x0
+from dinit.samplers.guidance.base import Guided, confined
+
+LogRatio = Callable[[Tensor, Scales, Condition], Tensor]
+
+
+def gradient(function: Callable[[Tensor], Tensor], x_t: Tensor) -> Tensor:
+    """The gradient of each sample's value with respect to that sample, (B, C, H, W).
+
+    function: (B, C, H, W) -> (B,), no sample touching another's value. It works inside torch.no_grad and
+    inference_mode. Where the caller differentiates x_t itself (a likelihood), the result can be differentiated.
+    """
+    if torch.is_grad_enabled() and x_t.requires_grad:
+        return torch.autograd.grad(function(x_t).sum(), x_t, create_graph=True)[0]
+    with torch.inference_mode(False), torch.enable_grad():
+        x = x_t.detach().clone().requires_grad_()
+        return torch.autograd.grad(function(x).sum(), x)[0]
+
+
+def shift_score(denoised: Denoised, change: Tensor) -> Denoised:
+    """The same batch with `change` (B, C, H, W) added to its score: x0 moves by sigma^2 / alpha times it.
+
+    Where alpha is 0 it stays as it is: x_t is noise alone there, and a gradient at it says nothing about x0.
+    """
+    alpha, sigma = denoised.scales.alpha, denoised.scales.sigma
+    blank = alpha == 0
+    gain = torch.where(blank, torch.zeros_like(alpha), sigma**2 / torch.where(blank, torch.ones_like(alpha), alpha))
+    return with_x0(denoised, denoised.x0 + gain * change)
+
+
+def shift_mean(denoised: Denoised, change: Tensor) -> Denoised:
+    """The same batch with `change` for stochastic steps to add, times their variance, to their mean."""
+    before = denoised.mean_gradient
+    return replace(denoised, mean_gradient=change if before is None else before + change)
+
+
+def climb(
+    denoiser: Denoiser,
+    log_ratio: LogRatio,
+    scale: float,
+    low: float = -math.inf,
+    high: float = math.inf,
+    shift: Callable[[Denoised, Tensor], Denoised] = shift_score,
+    demands: frozenset[str] = frozenset(),
+    unconditional: bool = False,
+) -> Denoiser:
+    """The denoiser guided up the gradient of log_ratio(x_t, t, cond), (B,), where low <= log-SNR <= high.
+
+    unconditional: ask the denoiser for its null class there; the log-ratio still has the condition.
+    """
+
+    def guided(x_t: Tensor, t: Scales, cond: Condition) -> Denoised:
+        if t.t.ndim == 0 and not low <= t.numbers.log_snr <= high:
+            return denoiser(x_t, t, cond)
+        given = denoiser(x_t, t, cond.null() if unconditional else cond)
+        change = scale * gradient(lambda x: log_ratio(x, t, cond), x_t)
+        answer = shift(given, change.to(x_t.dtype))
+        if unconditional and t.t.ndim and (low > -math.inf or high < math.inf):
+            given = denoiser(x_t, t, cond)
+        return confined(answer, given, low, high)
+
+    return Guided(denoiser, guided, demands)

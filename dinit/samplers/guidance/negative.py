@@ -1,0 +1,53 @@
+"""A negative class in place of the null class."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from dinit.diffusion import Condition, Denoised, Denoiser
+from dinit.diffusion.denoiser import with_x0
+from dinit.samplers.guidance.base import (
+    GUIDANCES,
+    Guidance,
+    check_class,
+    check_interval,
+    check_scale,
+    choose,
+    contrast,
+    other_class,
+)
+from dinit.samplers.guidance.cfg import extrapolate
+
+
+@GUIDANCES.register("negative")
+@dataclass(frozen=True)
+class Negative(Guidance):
+    """Away from another class: CFG with that class in place of the null class.
+
+    scale: 1 is neutral, 0 the negative class itself. label: the negative class. Rows of the null class are left as
+    they are, so that it may stand inside CFG. It needs no null class. low, high: guide where
+    low <= log-SNR <= high only. ValueError for a negative scale, an empty interval, or a class the model has not.
+    """
+
+    scale: float = 1.5
+    label: int = 0
+    low: float = -math.inf
+    high: float = math.inf
+
+    def __post_init__(self) -> None:
+        check_scale(self.scale, "guidance", "1 is the conditional model, 0 the negative class")
+        check_interval(self.low, self.high)
+
+    def wrap(self, denoiser: Denoiser) -> Denoiser:
+        check_class(denoiser, self.label, "negative guidance")
+        if self.scale == 1:
+            return denoiser
+
+        def combine(given: Denoised, bad: Denoised, cond: Condition) -> Denoised:
+            guided = with_x0(given, extrapolate(given.x0, bad.x0, self.scale))
+            return choose(~cond.is_null, guided, given)
+
+        return contrast(
+            denoiser, lambda cond: other_class(denoiser, cond, self.label), combine, self.low, self.high
+        )

@@ -1,0 +1,58 @@
+"""Noise-damped classifier-free guidance. He et al. 2023 (ScaleCrafter)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dinit.diffusion import Condition, Denoised, Denoiser, Scales
+from dinit.diffusion.denoiser import with_x0
+from dinit.samplers.guidance.autoguidance import asked_of, check_companion
+from dinit.samplers.guidance.base import GUIDANCES, Guidance, Guided, ask_together, check_null_class, check_scale
+
+
+@GUIDANCES.register("noise-damped")
+@dataclass(frozen=True)
+class NoiseDamped(Guidance):
+    """CFG whose direction is one network's and whose base another's, for sizes not trained on. He et al. 2023.
+
+    x0 = base's unconditional + scale (conditional - unconditional). The guided network is the one with a widened
+    field of view (dilated convolutions), which gets the structure of a large image right and denoises badly;
+    base: the original one, which denoises well. Without a base, or at log-SNR above `until`, this is
+    classifier-free guidance. scale: 1 without a base is the conditional model (neutral).
+    ValueError for a negative scale, a denoiser without a null class, or a base that does not fit.
+    """
+
+    scale: float = 1.5
+    base: Denoiser | None = None
+    until: float = math.inf
+
+    def __post_init__(self) -> None:
+        check_scale(self.scale, "guidance")
+        if self.base is not None and not isinstance(self.base, Denoiser):
+            raise ValueError(f"base must be a Denoiser, such as pipeline.denoiser(); got {self.base!r}")
+
+    def wrap(self, denoiser: Denoiser) -> Denoiser:
+        if self.scale == 1 and self.base is None:
+            return denoiser
+        check_null_class(denoiser, "noise-damped guidance", "no guidance, or scale = 1 without a base")
+        if self.base is not None:
+            check_companion(denoiser, self.base, "noise-damped guidance")
+
+        def guided(x_t: Tensor, t: Scales, cond: Condition) -> Denoised:
+            given, free = ask_together(denoiser, x_t, t, [cond, cond.null()])
+            start = self._base(x_t, t, cond, free)
+            return with_x0(given, start + self.scale * (given.x0 - free.x0))
+
+        return Guided(denoiser, guided)
+
+    def _base(self, x_t: Tensor, t: Scales, cond: Condition, free: Denoised) -> Tensor:
+        """The unconditional posterior mean that guidance starts from, (B, C, H, W)."""
+        if self.base is None or (t.t.ndim == 0 and t.numbers.log_snr > self.until):
+            return free.x0
+        null = torch.full((cond.batch,), self.base.num_classes, dtype=torch.int64, device=cond.is_null.device)
+        x0 = self.base(x_t, t, asked_of(self.base, cond, null)).x0
+        return x0 if t.t.ndim == 0 else torch.where(free.scales.log_snr <= self.until, x0, free.x0)
