@@ -1,8 +1,15 @@
-"""Every registered backbone × process × parameterization × sampler × guidance: an image, or a reason why not."""
+"""Every registered backbone × process × parameterization × sampler × guidance: an image, or a reason why not.
+
+The product of all five is near a million runs. Every backbone × process is walked here with every sampler, every
+parameterization and every guidance, which take turns, from another start for each test, so that over the tests
+every two entries of any two registries meet. What a sampler sees of a network is its posterior mean alone, so
+process × sampler × guidance is walked in full on one backbone.
+"""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from itertools import product
 
 import pytest
@@ -15,6 +22,7 @@ from dinit.samplers.guidance import GUIDANCES, apply_guidance
 
 LABELS = torch.tensor([3, 10])  # a class and the null class of the tiny presets
 GUIDES = [[], *[[name] for name in GUIDANCES], list(GUIDANCES), list(GUIDANCES)[::-1]]
+PAIRS = list(product(BACKBONES.names(), PROCESSES.names()))
 
 
 def tiny(name: str) -> Backbone:
@@ -32,24 +40,59 @@ def test_every_backbone_can_be_made_tiny() -> None:
         assert sum(p.numel() for p in tiny(name).parameters()) < 500_000
 
 
-@pytest.mark.parametrize(("backbone_name", "process_name"), product(BACKBONES.names(), PROCESSES.names()))
+def turns(start: int) -> Iterator[tuple[str, str, list[str]]]:
+    """Every sampler, parameterization and list of guidances at least once; `start` shifts who meets whom."""
+    samplers, pairs = SAMPLERS.names(), PARAMETERIZATIONS.names()
+    for i in range(max(len(samplers), len(pairs), len(GUIDES))):
+        yield samplers[i % len(samplers)], pairs[(i + start) % len(pairs)], GUIDES[(i + start) % len(GUIDES)]
+
+
+def test_over_all_tests_every_two_entries_meet() -> None:
+    met = {turn[:2] for start in range(len(PAIRS)) for turn in turns(start)}
+    assert met == set(product(SAMPLERS, PARAMETERIZATIONS))
+    met = {(sampler, *guides) for start in range(len(PAIRS)) for sampler, _, guides in turns(start)}
+    assert met == {(sampler, *guides) for sampler, guides in product(SAMPLERS, GUIDES)}
+
+
+@pytest.mark.parametrize(("backbone_name", "process_name"), PAIRS)
 @torch.no_grad()
 def test_finite_image_or_refusal(backbone_name: str, process_name: str) -> None:
-    backbone, process = tiny(backbone_name), PROCESSES.create(process_name)
-    size = backbone.image_size
-    noise = torch.randn(2, backbone.in_channels, size, size, generator=torch.Generator().manual_seed(1))
+    backbone = tiny(backbone_name)
+    noise = noise_for(backbone)
+    denoisers = {name: read(backbone, process_name, name) for name in PARAMETERIZATIONS}
     made = 0
-    for pair_name in PARAMETERIZATIONS:
-        try:
-            denoiser = BackboneDenoiser(backbone, process, PARAMETERIZATIONS.create(pair_name))
-        except ValueError as refusal:
-            assert "singular" in str(refusal)
-            assert "Use " in str(refusal)
-            # Stopping short of pure noise, as the refusal suggests, must work.
-            denoiser = BackboneDenoiser(backbone, process, PARAMETERIZATIONS.create(pair_name), t_max=0.999)
-        for sampler_name, guides in product(SAMPLERS, GUIDES):
-            made += _one_image(denoiser, sampler_name, guides, noise)
+    for sampler_name, pair_name, guides in turns(PAIRS.index((backbone_name, process_name))):
+        made += _one_image(denoisers[pair_name], sampler_name, guides, noise)
     assert made > 0
+
+
+@pytest.mark.parametrize("process_name", PROCESSES.names())
+@torch.no_grad()
+def test_every_sampler_with_every_guidance(process_name: str) -> None:
+    backbone = tiny("unet")
+    denoisers = [read(backbone, process_name, name) for name in PARAMETERIZATIONS]
+    noise = noise_for(backbone)
+    made = [
+        _one_image(denoisers[i % len(denoisers)], sampler_name, guides, noise)
+        for i, (sampler_name, guides) in enumerate(product(SAMPLERS, GUIDES))
+    ]
+    assert any(made)
+
+
+def noise_for(backbone: Backbone) -> torch.Tensor:
+    size = backbone.image_size
+    return torch.randn(2, backbone.in_channels, size, size, generator=torch.Generator().manual_seed(1))
+
+
+def read(backbone: Backbone, process_name: str, pair_name: str) -> BackboneDenoiser:
+    """The denoiser; where the pair is singular at pure noise, short of it, as the refusal suggests."""
+    process, pair = PROCESSES.create(process_name), PARAMETERIZATIONS.create(pair_name)
+    try:
+        return BackboneDenoiser(backbone, process, pair)
+    except ValueError as refusal:
+        assert "singular" in str(refusal)
+        assert "Use " in str(refusal)
+        return BackboneDenoiser(backbone, process, pair, t_max=0.999)
 
 
 def _one_image(denoiser: BackboneDenoiser, sampler_name: str, guides: list[str], noise: torch.Tensor) -> bool:
