@@ -69,7 +69,7 @@ class Step:
 
     index: 0 .. total - 1. t: the time that x_t stands at. x0: the posterior mean that the step was taken from,
     (B, C, H, W). x_s: the state after the step; after the last one it is the sample. nfe: network evaluations
-    per image so far.
+    per image so far. state: what the solver carries on besides x_s (multistep history, a coupled state).
     """
 
     index: int
@@ -79,6 +79,7 @@ class Step:
     x0: Tensor
     x_s: Tensor
     nfe: int
+    state: Any = None
 
 
 @dataclass(frozen=True)
@@ -142,6 +143,7 @@ class Sampler(ABC):
         labels: Tensor | Sequence[int] | None = None,
         grid: TimeGrid | str | Tensor | None = None,
         initial: Tensor | None = None,
+        state: Any = None,
         draws: Draws | None = None,
         seed: int = 0,
         end: End = "posterior-mean",
@@ -151,9 +153,10 @@ class Sampler(ABC):
         noise: (B, C, H, W) standard normal, scaled here to the prior of the first time; its dtype (float32 or
         float64) is the state's. steps: network levels, at least 1. grid: a TimeGrid, a registered name, or
         decreasing times; None is the process's usual one. labels: (B,), None for the denoiser's own or null.
-        initial: a state at the first time, in place of noise. draws: the source of the noise that stochastic
-        steps add; None is NoiseSource.from_seed(seed). end: 'posterior-mean' stops at the last time with
-        sigma > 0 and returns E[x0 | x_t] there; 'state' returns x at the grid's last time.
+        initial: a state at the first time, in place of noise. state: what came with it (`Step.state`); None is what
+        `init` makes. draws: the source of the noise that stochastic steps add; None is NoiseSource.from_seed(seed).
+        end: 'posterior-mean' stops at the last time with sigma > 0 and returns E[x0 | x_t] there; 'state' returns
+        x at the grid's last time.
         Raises ValueError for steps < 1, times that do not decrease, a first time that pure noise cannot stand
         at, or a pairing that cannot run.
         """
@@ -170,7 +173,8 @@ class Sampler(ABC):
         total = len(levels) - (end == "state")
         cond = replace(denoiser.condition(labels, x.shape[0], x.device), noise=source, steps=total)
         inner = self._inner_levels(denoiser, levels, end)
-        state = self.init(denoiser, levels, len(levels) - (end == "state"))
+        if state is None:
+            state = self.init(denoiser, levels, len(levels) - (end == "state"))
         return self._run(denoiser, x, levels, inner, state, cond, source, end)
 
     def _check_demands(self, denoiser: Denoiser) -> None:
@@ -212,11 +216,11 @@ class Sampler(ABC):
             x_s, state = self.step(denoise, x, t, s, state, StepNoise(source, i, self.draws_per_step))
             nfe += denoise.calls
             assert denoise.first is not None, "a step evaluates the denoiser at least once"
-            yield Step(i, total, t.numbers.t, x, denoise.first.x0, x_s, nfe)
+            yield Step(i, total, t.numbers.t, x, denoise.first.x0, x_s, nfe, state)
             x = x_s
         if end == "posterior-mean":
             x0 = denoiser(x, levels[-1], replace(cond, step=total - 1)).x0
-            yield Step(total - 1, total, levels[-1].numbers.t, x, x0, x0, nfe + 1)
+            yield Step(total - 1, total, levels[-1].numbers.t, x, x0, x0, nfe + 1, state)
 
     def sample(self, denoiser: Denoiser, noise: Tensor, steps: int | None = None, **options: Any) -> Tensor:
         """The end of the trajectory, (B, C, H, W). Arguments as `iterate`."""
