@@ -116,6 +116,8 @@ def _read_pickle(path: Path) -> Any:
         raise ValueError(_refusal(path, str(error))) from error
     except (RuntimeError, OSError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         told = str(error).splitlines()[0] if str(error) else "it ends too early"
+        if isinstance(error, KeyError):  # whose text is the bare key
+            told = "no pickle in it"
         raise ValueError(f"{path} is damaged or no checkpoint ({told}); copy or download it again") from error
 
 

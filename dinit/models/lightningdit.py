@@ -189,7 +189,7 @@ class _Parts:
 
 @BACKBONES.register("lightningdit")
 class LightningDiT(Backbone):
-    """DiT with newer transformer parts (Yao et al. 2025); presets B, L, XL, 1p0B and 1p6B at their patch sizes.
+    """DiT with newer transformer parts (Yao et al. 2025); presets S, B, L, XL, 1p0B and 1p6B at their patch sizes.
 
     image_size, in_channels, hidden_size, dropout and learn_sigma are as in DiT; where a published model has
     learn_sigma it throws the second half of the channels away, here they are given. use_qknorm: norms on
