@@ -1,0 +1,214 @@
+"""Exact integrals of an extrapolated prediction: the weights of every exponential and multistep solver.
+
+Between two times the probability-flow ODE is an integral of what a network can be read to say. In each form
+
+    x_s / rho_s = x_t / rho_t + ∫ F du        with
+
+    prediction       rho                    u                      F
+    eps              alpha                  sigma / alpha          eps
+    x0               sigma                  alpha / sigma          x0
+    v                (alpha²+sigma²)^1/2    atan(sigma / alpha)    (alpha eps - sigma x0) / rho
+    velocity         alpha + sigma          sigma / rho            eps - x0
+    path-velocity    1                      t                      dx/dt
+
+which is exact: only F is approximated, by a polynomial through its past values. What the polynomial is taken in is
+the solver's second choice: u itself ("own": plain Adams-Bashforth), half the log-SNR ("log-snr": exponential), or
+t (DEIS's tAB). Lu et al. 2022 (DPM-Solver, DPM-Solver++) for eps and x0; Zhang & Chen 2023 (DEIS) for t. "velocity"
+is that of the straight path alpha + sigma = 1, onto which any path is scaled; there u is t.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from dinit.diffusion import Denoised, Process, Scales
+
+Prediction = Literal["eps", "x0", "v", "velocity", "path-velocity"]
+Variable = Literal["own", "log-snr", "t"]
+Variant = Literal["exact", "midpoint", "bh1", "taylor", "pseudo"]
+
+ADAMS_BASHFORTH = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
+"""Weights of past slopes, the newest first, for equal steps."""
+
+NODES = 48
+"""Gauss-Legendre nodes of the integrals: exact to rounding for steps over 20 in half the log-SNR."""
+
+
+def choice(owner: str, **options: tuple[object, object]) -> None:
+    """ValueError unless each option's value is among its Literal's; an option is (value, Literal)."""
+    for name, (value, kind) in options.items():
+        if value not in get_args(kind):
+            raise ValueError(
+                f"{owner}: {name} must be one of {', '.join(map(repr, get_args(kind)))}; got {value!r}"
+            )
+
+
+def check_order(owner: str, order: int) -> None:
+    """ValueError unless order is 1 to 4."""
+    if isinstance(order, bool) or order not in (1, 2, 3, 4):
+        raise ValueError(f"{owner}: order must be 1, 2, 3 or 4; got {order!r}")
+
+
+@dataclass(frozen=True)
+class Form:
+    """How one step reads the network and what it extrapolates in."""
+
+    prediction: Prediction
+    variable: Variable
+
+    def read(self, d: Denoised) -> Tensor:
+        """F, (B, C, H, W)."""
+        if self.prediction == "eps":
+            return d.eps
+        if self.prediction == "x0":
+            return d.x0
+        if self.prediction == "velocity":
+            return d.eps - d.x0
+        if self.prediction == "path-velocity":
+            return d.velocity
+        k = d.scales
+        return (k.alpha * d.eps - k.sigma * d.x0) / (k.alpha**2 + k.sigma**2).sqrt()
+
+    def rho(self, k: Scales) -> Tensor:
+        """What x is divided by, in k.t's shape."""
+        if self.prediction == "eps":
+            return k.alpha
+        if self.prediction == "x0":
+            return k.sigma
+        if self.prediction == "velocity":
+            return k.alpha + k.sigma
+        return (k.alpha**2 + k.sigma**2).sqrt() if self.prediction == "v" else torch.ones_like(k.alpha)
+
+    def u(self, k: Scales) -> Tensor:
+        """The variable of integration, in k.t's shape. Infinite for eps at alpha = 0 and for x0 at sigma = 0."""
+        if self.prediction == "eps":
+            return k.sigma / k.alpha
+        if self.prediction == "x0":
+            return k.alpha / k.sigma
+        if self.prediction == "velocity":
+            return k.sigma / (k.alpha + k.sigma)
+        return torch.atan2(k.sigma, k.alpha) if self.prediction == "v" else k.t
+
+    def place(self, k: Scales) -> float:
+        """The value of the polynomial's variable at a single time."""
+        if self.variable == "own":
+            return float(self.u(k))
+        return k.numbers.t if self.variable == "t" else k.numbers.log_snr / 2
+
+    def between(self, process: Process, t: Scales, s: Scales, fraction: float) -> Scales:
+        """The time at which the polynomial's variable has gone `fraction` of the way from t to s."""
+        if fraction == 1:
+            return s
+        start, end = self.place(t), self.place(s)
+        at = torch.as_tensor(start + fraction * (end - start), dtype=torch.float64)
+        if self.variable == "t" or self.prediction == "path-velocity":
+            return process.scales(at if self.variable != "log-snr" else process.time_of(2 * at))
+        return process.scales(process.time_of(2 * (at if self.variable == "log-snr" else self._half_log_snr(at))))
+
+    def _half_log_snr(self, u: Tensor) -> Tensor:
+        """Half the log-SNR where u has the given values."""
+        if self.prediction == "eps":
+            return -u.log()
+        if self.prediction == "x0":
+            return u.log()
+        return -(u.log() - (1 - u).log()) if self.prediction == "velocity" else -u.tan().log()
+
+    def u_on_the_way(self, process: Process, t: Scales, s: Scales, fractions: Tensor) -> Tensor:
+        """u where the polynomial's variable has gone the given fractions of the way from t to s."""
+        if self.variable == "own":
+            start, end = self.u(t), self.u(s)
+            return start + fractions * (end - start)
+        start, end = self.place(t), self.place(s)
+        at = start + fractions * (end - start)
+        if self.variable == "t":
+            return self.u(process.scales(at))
+        if self.prediction == "path-velocity":
+            return process.time_of(2 * at)
+        # Of any path with this log-SNR: u depends on alpha / sigma alone.
+        alpha, sigma = at.sigmoid(), (-at).sigmoid()
+        return self.u(Scales(at, alpha, sigma, at, at))
+
+
+def form_at(
+    prediction: Prediction, variable: Variable, t: Scales, s: Scales, nodes: Sequence[Scales]
+) -> Form | None:
+    """The form in which a step from t to s is finite; None where only DDIM's step is, the limit of order 1.
+
+    At alpha = 0 half the log-SNR and sigma / alpha are infinite: there the posterior mean, smooth in alpha / sigma,
+    takes the place of eps. At sigma_s = 0 the exponential forms have DDIM's step as their limit.
+    """
+    pure = any(k.numbers.alpha == 0 for k in (t, *nodes))
+    clean = s.numbers.sigma == 0
+    if prediction == "eps" and (t.numbers.alpha == 0 or (pure and variable != "t")):
+        prediction = "x0"
+    if clean and (prediction == "x0" or (prediction == "eps" and variable == "log-snr")):
+        return None
+    if variable == "log-snr" and (pure or clean):
+        variable = "own"
+    return Form(prediction, variable)
+
+
+def weights(
+    form: Form, process: Process, t: Scales, s: Scales, nodes: Sequence[Scales], variant: Variant = "exact"
+) -> tuple[float, list[float]]:
+    """(gain, w) with x_s = gain x_t + sum_j w_j F_j, F known at the nodes; exact for F polynomial of their number.
+
+    variant: what stands in place of the exact integral of the polynomial's powers. 'midpoint': with two nodes, the
+    line at the middle of the step (DPM-Solver-2, DPM-Solver++(2M), UniPC's B2). 'bh1': the same with UniPC's B1.
+    'taylor': besides, with three nodes half of the quadratic term, as in the published DPM-Solver++(3M), which gives
+    half the second derivative the weight of all of it and so is of order 2. 'pseudo': Adams-Bashforth's fractions of
+    the whole integral, whatever the steps (PNDM).
+    """
+    start, end = form.place(t), form.place(s)
+    rho_t, rho_s = float(form.rho(t)), float(form.rho(s))
+    if variant == "pseudo":
+        (whole,) = _moments(form, process, t, s, 1)
+        return rho_s / rho_t, [rho_s * whole * part for part in ADAMS_BASHFORTH[len(nodes) - 1]]
+    moments = _moments(form, process, t, s, len(nodes))
+    if len(nodes) == 2 and variant in ("midpoint", "taylor"):
+        moments[1] = moments[0] / 2
+    if len(nodes) == 2 and variant == "bh1":
+        h = s.numbers.log_snr / 2 - t.numbers.log_snr / 2
+        u_s = float(form.u(s))
+        moments[1] = (u_s if form.prediction == "x0" else -u_s) * h / 2
+    if variant == "taylor":
+        moments = [m / math.factorial(k) if k > 1 else m for k, m in enumerate(moments)]
+    places = [(form.place(k) - start) / (end - start) for k in nodes]
+    vandermonde = torch.tensor([[p**k for p in places] for k in range(len(nodes))], dtype=torch.float64)
+    solved = torch.linalg.solve(vandermonde, torch.tensor(moments, dtype=torch.float64))
+    return rho_s / rho_t, (rho_s * solved).tolist()
+
+
+def ddim_weights(t: Scales, s: Scales) -> tuple[float, list[float]]:
+    """(gain, [w]) of DDIM's step on the posterior mean. Song et al. 2021 (DDIM)."""
+    k, l = t.numbers, s.numbers
+    return l.sigma / k.sigma, [l.alpha - k.alpha / k.sigma * l.sigma]
+
+
+def _moments(form: Form, process: Process, t: Scales, s: Scales, count: int) -> list[float]:
+    """∫ tau^k du over the step for k < count, where tau runs from 0 to 1 in the polynomial's variable.
+
+    By parts, (u_s - u_t) - k ∫ tau^(k-1) (u - u_t) dtau, so that no derivative of the path is asked for.
+    """
+    u_t, u_s = form.u(t), form.u(s)
+    if count == 1:
+        return [float(u_s - u_t)]
+    fractions, mass = gauss_legendre(NODES)
+    way = form.u_on_the_way(process, t, s, fractions) - u_t
+    return [float(u_s - u_t)] + [
+        float(u_s - u_t - k * (mass * fractions ** (k - 1) * way).sum()) for k in range(1, count)
+    ]
+
+
+def gauss_legendre(count: int) -> tuple[Tensor, Tensor]:
+    """Nodes and weights on [0, 1], (count,) float64. Golub & Welsch 1969: eigenvalues of the Jacobi matrix."""
+    k = torch.arange(1, count, dtype=torch.float64)
+    off = k / (4 * k**2 - 1).sqrt()
+    roots, vectors = torch.linalg.eigh(torch.diag(off, 1) + torch.diag(off, -1))
+    return (roots + 1) / 2, vectors[0] ** 2
