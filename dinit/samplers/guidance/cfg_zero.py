@@ -36,8 +36,8 @@ class CFGZeroStar(Guidance):
     v = s v_free + scale (v_given - s v_free), s = <v_given, v_free> / |v_free|^2 of each sample. On the straight
     path the velocity is flow matching's; elsewhere it is that path's own. scale: 1 is neutral with zero_steps = 0.
     zero_steps: so many first steps have velocity 0 (the paper's zero-init, 1 or 4 % of the steps), for flow models
-    whose first velocity is worse than none; the last level of a run is never one of them. ValueError for a negative scale or count, or a denoiser without a
-    null class.
+    whose first velocity is worse than none; the last level of a run is never one of them.
+    ValueError for a negative scale or count, or a denoiser without a null class.
     """
 
     scale: float = 1.5

@@ -84,4 +84,4 @@ class Classifier(Guidance):
             return log_p[:, self.label]
         labels = labels_of(cond, 0, "classifier guidance")
         chosen = log_p.gather(1, labels[:, None])[:, 0]
-        return torch.where(cond.is_null, torch.zeros_like(chosen), chosen)
+        return torch.where(~cond.is_null, chosen, torch.zeros_like(chosen))

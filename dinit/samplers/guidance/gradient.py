@@ -65,10 +65,15 @@ def climb(
         if t.t.ndim == 0 and not low <= t.numbers.log_snr <= high:
             return denoiser(x_t, t, cond)
         given = denoiser(x_t, t, cond.null() if unconditional else cond)
-        change = scale * gradient(lambda x: log_ratio(x, t, cond), x_t)
+        change = scale * gradient(lambda x: log_ratio(x, _differentiable(t), cond), x_t)
         answer = shift(given, change.to(x_t.dtype))
         if unconditional and t.t.ndim and (low > -math.inf or high < math.inf):
             given = denoiser(x_t, t, cond)
         return confined(answer, given, low, high)
 
     return Guided(denoiser, guided, demands)
+
+
+def _differentiable(t: Scales) -> Scales:
+    """Scales that autograd may keep; those made under inference_mode it refuses."""
+    return t.map(torch.clone) if t.t.is_inference() else t
