@@ -106,10 +106,13 @@ def _one_image(denoiser: BackboneDenoiser, sampler_name: str, guides: list[str],
         return forward(*args)
 
     denoiser.backbone.forward = counting
+    # Random networks are rough: to an adaptive solver's usual tolerances they take hundreds of evaluations.
+    loose = {"rtol": 0.1, "atol": 0.1} if SAMPLERS[sampler_name].cost_depends_on == "state" else {}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            image = SAMPLERS.create(sampler_name).sample(apply_guidance(denoiser, guides), noise, 3, labels=LABELS)
+            sampler = SAMPLERS.create(sampler_name, **loose)
+            image = sampler.sample(apply_guidance(denoiser, guides), noise, 3, labels=LABELS)
     except ValueError as refusal:
         assert calls == 0, f"refused after {calls} network calls"
         assert len(str(refusal)) > 30

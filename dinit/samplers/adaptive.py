@@ -36,10 +36,10 @@ SMALLEST = 1e-10  # of [0, 1]: shorter steps mean that the tolerance cannot be m
 
 
 class Controller(NamedTuple):
-    """What one step hands to the next: the size to try, and the last accepted error."""
+    """What one step hands to the next, for every sample: the size to try, and the last accepted error; (B,)."""
 
-    size: float
-    error: float
+    size: Tensor
+    error: Tensor
 
 
 @SAMPLERS.register("rk45")
@@ -48,11 +48,12 @@ class RK45(Sampler):
     """Dormand–Prince 5(4) on the probability-flow ODE in t, with adaptive steps. Song et al. 2021, Section 4.3.
 
     Between two grid times it takes as many steps as the tolerances ask for, and never evaluates outside them;
-    with a grid of two times the solver is free between them. A trial is accepted where the largest, over the
-    batch, root mean square of error / (atol + rtol max(|x_t|, |x_s|)) is at most 1; so the steps, though to a
-    tolerance only, depend on the batch. A PI controller chooses the next size.
+    with a grid of two times the solver is free between them. Every sample has step sizes of its own, so that an
+    image does not depend on its batch: a trial is accepted where the root mean square over the sample of
+    error / (atol + rtol max(|x_t|, |x_s|)) is at most 1, and a PI controller chooses the next size. The batch is
+    evaluated until its slowest sample arrives.
     order: what single steps between the times of a fine grid show. nfe is the least; the steps tell the truth.
-    Evaluations are 6 a trial step and 1 for each grid interval. The defaults are score_sde's.
+    Evaluations are 6 a trial and 1 for each grid interval. The default tolerances are score_sde's.
     ValueError for tolerances that are not positive, RuntimeError where they cannot be met.
     """
 
@@ -73,39 +74,57 @@ class RK45(Sampler):
     def step(
         self, denoise: Denoise, x_t: Tensor, t: Scales, s: Scales, state: Controller | None, noise: StepNoise
     ) -> tuple[Tensor, Controller]:
-        now, end = t.numbers.t, s.numbers.t
-        size, before = state or Controller(now - end, 1.0)
-        x, slope = x_t, denoise(x_t, t).velocity
-        rejected = False
-        while now > end:
-            step = min(size, now - end)
-            target = s if step == now - end else denoise.scales(torch.tensor(now - step, dtype=torch.float64))
-            trial, last_slope, error = self._trial(denoise, x, slope, now, target, step)
-            if error <= 1:
-                x, slope, now = trial, last_slope, end if target is s else now - step
-                factor = SAFETY * max(error, 1e-10) ** -INTEGRAL * before**PROPORTIONAL
-                grown = step * min(max(factor, SLOWEST), 1.0 if rejected else FASTEST)
-                # A step cut short by the grid says nothing against the size that was to be tried.
-                size, before, rejected = max(grown, size if step < size else 0.0), max(error, 1e-4), False
-            else:  # also where it is not a number
-                size, rejected = step * max(SAFETY * error**-0.2 if error < 1e10 else 0.0, SLOWEST), True
-                if size < SMALLEST:
-                    raise RuntimeError(
-                        f"{self} cannot meet its tolerances at t = {now:g}: loosen rtol and atol, run in float64, "
-                        "or see whether the network returns finite numbers there"
-                    )
-        return x, Controller(size, before)
+        now, x, slope = t.t.expand(len(x_t)), x_t, denoise(x_t, t).velocity
+        control = state or Controller(now - s.t, torch.ones_like(now))
+        rejected = torch.zeros(len(x_t), dtype=torch.bool)
+        while bool((now > s.t).any()):
+            left = now - s.t
+            size = torch.minimum(control.size, left)
+            target = torch.where(size == left, s.t, now - size)
+            trial, last_slope, error = self._trial(denoise, x, slope, now, target)
+            accepted = error <= 1  # not where it is not a number
+            self._check_progress(size[~accepted], now)
+            x, slope = (torch.where(_like(accepted, x), new, old) for new, old in ((trial, x), (last_slope, slope)))
+            now = torch.where(accepted, target, now)
+            control = _next(control, size, error, accepted, rejected)
+            rejected = ~accepted
+        return x, control
 
     def _trial(
-        self, denoise: Denoise, x: Tensor, slope: Tensor, now: float, target: Scales, step: float
-    ) -> tuple[Tensor, Tensor, float]:
-        """One step of Dormand–Prince from `now`: the new state, its velocity, and the error over the tolerance."""
-        slopes, moved = [slope], x
+        self, denoise: Denoise, x: Tensor, slope: Tensor, now: Tensor, target: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """One step from `now` to `target`: the new state, its velocity, and (B,) errors over the tolerance."""
+        size = now - target
+        slopes, h, moved = [slope], _like(size, x), x
         for node, row in zip(DORMAND_PRINCE.nodes, DORMAND_PRINCE.stages, strict=True):
-            time = torch.tensor(now - node * step, dtype=torch.float64)
-            moved = x - step * combined(row, slopes)
-            slopes.append(denoise(moved, target if node == 1 else denoise.scales(time)).velocity)
+            moved = x - h * combined(row, slopes)
+            slopes.append(denoise(moved, denoise.scales(target if node == 1 else now - node * size)).velocity)
         # The last stage stands at the result: its row is the weights.
         allowed = self.atol + self.rtol * torch.maximum(x.abs(), moved.abs())
-        ratio = (step * combined(DIFFERENCE, slopes) / allowed).flatten(1)
-        return moved, slopes[-1], float(ratio.square().mean(1).max().sqrt())
+        ratio = (h * combined(DIFFERENCE, slopes) / allowed).flatten(1)
+        return moved, slopes[-1], ratio.square().mean(1).sqrt().double().cpu()
+
+    def _check_progress(self, refused: Tensor, now: Tensor) -> None:
+        if bool((refused < SMALLEST).any()):
+            raise RuntimeError(
+                f"{self} cannot meet its tolerances at t = {float(now.min()):g}: loosen rtol and atol, run in "
+                "float64, or see whether the network returns finite numbers there"
+            )
+
+
+def _next(control: Controller, size: Tensor, error: Tensor, accepted: Tensor, rejected: Tensor) -> Controller:
+    """The sizes to try after steps of `size`. rejected: samples whose trial before this one was refused."""
+    factor = SAFETY * error.clamp(min=1e-10) ** -INTEGRAL * control.error**PROPORTIONAL
+    grown = size * torch.where(rejected, factor.clamp(SLOWEST, 1.0), factor.clamp(SLOWEST, FASTEST))
+    # A step cut short by the grid says nothing against the size that was to be tried.
+    grown = torch.where(size < control.size, torch.maximum(grown, control.size), grown)
+    shrunk = size * (SAFETY * error**-0.2).nan_to_num(0.0).clamp(min=SLOWEST)
+    return Controller(
+        torch.where(accepted, grown, shrunk), torch.where(accepted, error.clamp(min=1e-4), control.error)
+    )
+
+
+def _like(values: Tensor, x: Tensor) -> Tensor:
+    """(B,) values on the CPU in a form that broadcasts against x; times and sizes in x's dtype."""
+    dtype = values.dtype if values.dtype == torch.bool else x.dtype
+    return values.to(device=x.device, dtype=dtype).reshape(-1, *(1,) * (x.ndim - 1))
