@@ -61,7 +61,7 @@ class LogSNR(TimeGrid):
     first: float = 0.999
 
     def times(self, process: Process, steps: int, t_min: float, t_max: float) -> Tensor:
-        return _spaced(process, steps, t_min, t_max, self.first, lambda lo, hi, n: _line(hi, lo, n))
+        return spaced(process, steps, t_min, t_max, self.first, lambda lo, hi, n: _line(hi, lo, n))
 
 
 @GRIDS.register("karras")
@@ -81,7 +81,7 @@ class Karras(TimeGrid):
             root = lambda log_snr: (-log_snr / (2 * self.rho)).exp()  # noqa: E731
             return -2 * self.rho * _line(root(high), root(low), count).log()
 
-        return _spaced(process, steps, t_min, t_max, self.first, roots)
+        return spaced(process, steps, t_min, t_max, self.first, roots)
 
 
 @GRIDS.register("timesteps")
@@ -135,7 +135,7 @@ def _line(start: float | Tensor, end: float | Tensor, count: int) -> Tensor:
     return torch.where(u == 1, end, start + (end - start) * u)
 
 
-def _spaced(process: Process, steps: int, t_min: float, t_max: float, first: float, spacing) -> Tensor:
+def spaced(process: Process, steps: int, t_min: float, t_max: float, first: float, spacing) -> Tensor:
     """Times whose log-SNR is spaced by `spacing(low end's, high end's log-SNR, count)`, both ends exact."""
     noiseless = float(process.scales(t_max).alpha) == 0
     start = min(t_max, first) if noiseless else t_max

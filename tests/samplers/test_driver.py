@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import json
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import FrozenInstanceError
+from pathlib import Path
 
 import pytest
 import torch
@@ -182,13 +184,14 @@ def test_the_loop_reads_no_schedule_back_either(
 
 @pytest.mark.parametrize("process", PROCESSES.names())
 @pytest.mark.parametrize("grid", GRIDS.names())
-def test_every_grid_gives_decreasing_times_in_range(grid: str, process: str) -> None:
-    made, p = PROCESSES.create(process), None
+def test_every_grid_gives_decreasing_times_in_range(grid: str, process: str, tmp_path: Path) -> None:
+    made = PROCESSES.create(process)
     for steps in (1, 2, 3, 10, 37):
-        p = GRIDS.create(
-            grid, **({"values": tuple(1 - i / steps for i in range(steps))} if grid == "times" else {})
-        )
-        times = p.times(made, steps, made.t_min, 1.0)
+        values = [1 - i / steps for i in range(steps)]
+        cache = tmp_path / f"{steps}.json"
+        cache.write_text(json.dumps({"times": values}))
+        given = {"times": {"values": tuple(values)}, "searched": {"path": str(cache)}}
+        times = GRIDS.create(grid, **given.get(grid, {})).times(made, steps, made.t_min, 1.0)
         assert times.shape == (steps,)
         assert times.dtype == F64
         assert bool((times.diff() < 0).all())

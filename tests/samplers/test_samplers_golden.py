@@ -28,6 +28,7 @@ from dinit.samplers.dpmpp import DPMpp2M
 from dinit.samplers.euler import Euler, Heun
 from dinit.samplers.flow import FlowEuler
 from dinit.samplers.grids import Karras, LogSNR, Timesteps
+from dinit.samplers.grids_more import Exponential, Polyexponential, VPInSigma
 from dinit.samplers.guidance.cfg import CFG
 from dinit.samplers.guidance.clip import ClipX0
 from dinit.samplers.respacing import Respaced
@@ -279,7 +280,8 @@ def k_diffusion(golden: Golden) -> Pairs:
 
 @covers("k_schedules_wrappers")
 def k_schedules(golden: Golden) -> Pairs:
-    grids = {"karras": Karras(), "karras_rho5": Karras(5.0), "exponential": LogSNR()}
+    grids = {"karras": Karras(), "karras_rho5": Karras(5.0), "exponential": Exponential()}
+    grids |= {"polyexponential_rho1.3": Polyexponential(1.3), "vp": VPInSigma()}
     pairs = []
     for name, grid in grids.items():
         for count, theirs in golden.under(f"sched.{name}/n").items():
