@@ -124,24 +124,24 @@ class DPMpp3MSDE(Sampler):
     or to sigma = 0 is of first.
 
     eta: 0 is deterministic, 1 the reverse-time SDE. s_noise: factor on the noise. curvature: weight of the
-    parabola's second difference. 'integral' is the exact one, and the third order at eta = 0 rests on it;
+    parabola's second difference. 'exact' is the integral's, and the third order at eta = 0 rests on it;
     'published' is half of it, as in the code of DPM-Solver++ and k-diffusion, and leaves the second order.
     """
 
     eta: float = 1.0
     s_noise: float = 1.0
-    curvature: Literal["integral", "published"] = "integral"
+    curvature: Literal["exact", "published"] = "exact"
 
     def __post_init__(self) -> None:
         check_noise(self.eta, self.s_noise)
-        if self.curvature not in ("integral", "published"):
-            raise ValueError(f"curvature must be 'integral' or 'published', got {self.curvature!r}")
+        if self.curvature not in ("exact", "published"):
+            raise ValueError(f"curvature must be 'exact' or 'published', got {self.curvature!r}")
 
     @property
     def order(self) -> int:  # type: ignore[override]
         if self.stochastic:
             return 1
-        return 3 if self.curvature == "integral" else 2
+        return 3 if self.curvature == "exact" else 2
 
     @property
     def draws_per_step(self) -> int:  # type: ignore[override]

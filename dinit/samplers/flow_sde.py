@@ -79,6 +79,10 @@ class FlowSDE(Sampler):
     def draws_per_step(self) -> int:  # type: ignore[override]
         return int(self.norm > 0 or self.diffusion == "decreasing")
 
+    def coefficient(self, k: Scales) -> Tensor:
+        """w at the scales k: half the squared diffusion coefficient, a float64 tensor of their shape."""
+        return DIFFUSIONS[self.diffusion](self.norm, k)
+
     def check(self, denoiser: Denoiser, grid: list[Scales]) -> None:
         onto_clean = grid[-1].numbers.sigma == 0
         if self.method == "heun" and self.last_step == "none" and onto_clean:
@@ -99,7 +103,7 @@ class FlowSDE(Sampler):
         if t.numbers.alpha == 0 and self.diffusion == "sbdm":
             mean, std = ancestral_transition(denoise(x_t, t), t, s, "fixed-small")
             return mean + std * noise(0, x_t) if self.stochastic else mean, None
-        w = DIFFUSIONS[self.diffusion](self.norm, t)
+        w = self.coefficient(t)
         dt = s.t - t.t
         kick = (-2 * w * dt).sqrt() * noise(0, x_t) if self.stochastic else 0.0
         if self.method == "euler-maruyama":
@@ -107,14 +111,14 @@ class FlowSDE(Sampler):
         start = x_t + kick
         slope = _drift(denoise(start, t), w)
         end = denoise(start + dt * slope, s)
-        return start + dt * (slope + _drift(end, DIFFUSIONS[self.diffusion](self.norm, s))) / 2, None
+        return start + dt * (slope + _drift(end, self.coefficient(s))) / 2, None
 
     def _onto_clean(self, d: Denoised, t: Scales, s: Scales) -> Tensor:
         if self.last_step == "tweedie" or t.numbers.alpha == 0:
             return s.alpha * d.x0
         if self.last_step == "euler":
             return d.x_t + (s.t - t.t) * d.velocity
-        return d.x_t + (s.t - t.t) * _drift(d, DIFFUSIONS[self.diffusion](self.norm, t))
+        return d.x_t + (s.t - t.t) * _drift(d, self.coefficient(t))
 
 
 def _drift(d: Denoised, w: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ class SASolver(Sampler):
 
     tau: size of the noise, at least 0; 0 is the probability flow, 1 the reverse-time SDE. low, high: the log-SNR
     between which tau applies; outside steps are deterministic. predictor_order: 1 to 4. corrector_order: 0 (none)
-    to 4. weights: of two nodes, 'integral' is the exact one; 'published' is that of the authors' code, which
+    to 4. weights: of two nodes, 'exact' is the integral's; 'published' is that of the authors' code, which
     departs from it by a term that vanishes with the step. ValueError for other settings.
     """
 
@@ -45,7 +45,7 @@ class SASolver(Sampler):
     high: float = math.inf
     predictor_order: int = 2
     corrector_order: int = 2
-    weights: Literal["integral", "published"] = "integral"
+    weights: Literal["exact", "published"] = "exact"
 
     def __post_init__(self) -> None:
         if not self.tau >= 0:
@@ -56,8 +56,8 @@ class SASolver(Sampler):
             raise ValueError(f"predictor_order must be 1, 2, 3 or 4, got {self.predictor_order!r}")
         if self.corrector_order not in (0, 1, 2, 3, 4):
             raise ValueError(f"corrector_order must be 0 (no corrector) to 4, got {self.corrector_order!r}")
-        if self.weights not in ("integral", "published"):
-            raise ValueError(f"weights must be 'integral' or 'published', got {self.weights!r}")
+        if self.weights not in ("exact", "published"):
+            raise ValueError(f"weights must be 'exact' or 'published', got {self.weights!r}")
 
     @property
     def order(self) -> int:  # type: ignore[override]
