@@ -173,7 +173,7 @@ def weights(
     moments = _moments(form, process, t, s, len(nodes))
     if len(nodes) == 2 and variant in ("midpoint", "taylor"):
         moments[1] = moments[0] / 2
-    if len(nodes) == 2 and variant == "bh1":
+    if len(nodes) == 2 and variant == "bh1" and form.variable == "log-snr":
         h = s.numbers.log_snr / 2 - t.numbers.log_snr / 2
         u_s = float(form.u(s))
         moments[1] = (u_s if form.prediction == "x0" else -u_s) * h / 2

@@ -8,6 +8,7 @@ such choices. All coefficients of a run are computed before it, in float64; the 
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -42,7 +43,9 @@ class Rule:
     step makes anyway, takes part in a second, better step in place of the first (order + 1 evaluations). variable:
     what the polynomial is taken in. variant, corrector_variant: published approximations of its integral.
     span: 2 starts from the state one step back, as the second half of a published single step does. stages: a step
-    without history, its inner evaluations at these fractions of it: see `single_step`, which order then follows.
+    without history, its inner evaluations at these fractions of it: see `single_step`, which order then follows. reach: a
+    step longer than `reach` times the one before it, in the polynomial's variable, extrapolates over two evaluations
+    at most: higher polynomials go astray there.
     """
 
     prediction: Prediction = "x0"
@@ -53,6 +56,7 @@ class Rule:
     corrector_variant: Variant = "exact"
     span: int = 1
     stages: tuple[float, ...] = ()
+    reach: float = math.inf
 
     def __post_init__(self) -> None:
         choice(
