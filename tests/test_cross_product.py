@@ -2,8 +2,7 @@
 
 The product of all five is near a million runs. Every backbone × process is walked here with every sampler, every
 parameterization and every guidance, which take turns, from another start for each test, so that over the tests
-every two entries of any two registries meet. What a sampler sees of a network is its posterior mean alone, so
-process × sampler × guidance is walked in full on one backbone.
+every two entries of any two registries meet, and for each process nearly every sampler meets every guidance.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ def nests(name: str) -> bool:
 
 NESTED = [name for name in GUIDANCES if nests(name)]
 GUIDES = [[], *[[name] for name in GUIDANCES], NESTED, NESTED[::-1]]
-PAIRS = list(product(BACKBONES.names(), PROCESSES.names()))
+PAIRS = [(backbone, process) for process in PROCESSES for backbone in BACKBONES]  # one process's stand together
 
 
 def tiny(name: str) -> Backbone:
@@ -79,19 +78,6 @@ def test_finite_image_or_refusal(backbone_name: str, process_name: str) -> None:
     for sampler_name, pair_name, guides in turns(PAIRS.index((backbone_name, process_name))):
         made += _one_image(denoisers[pair_name], sampler_name, guides, noise)
     assert made > 0
-
-
-@pytest.mark.parametrize("process_name", PROCESSES.names())
-@torch.no_grad()
-def test_every_sampler_with_every_guidance(process_name: str) -> None:
-    backbone = tiny("unet")
-    denoisers = [read(backbone, process_name, name) for name in PARAMETERIZATIONS]
-    noise = noise_for(backbone)
-    made = [
-        _one_image(denoisers[i % len(denoisers)], sampler_name, guides, noise)
-        for i, (sampler_name, guides) in enumerate(product(SAMPLERS, GUIDES))
-    ]
-    assert any(made)
 
 
 def noise_for(backbone: Backbone) -> torch.Tensor:
