@@ -1,4 +1,4 @@
-"""The trained denoiser of a diffusers pipeline, for dinit's samplers and guidance.
+"""The trained denoiser of a diffusers pipeline, for dinit's samplers and guidance; its scheduler as a sampler.
 
 Trajectories end as everywhere in dinit: with the posterior mean at the last noisy level. diffusers' schedulers
 agree where their last sigma is zero (final_sigmas_type = "zero"; DDIM with set_alpha_to_one and leading or trailing
@@ -18,8 +18,11 @@ from torch import Tensor
 
 from dinit.checkpoints.interop.networks import class_backbone
 from dinit.checkpoints.interop.schedule import read_scheduler
+from dinit.checkpoints.interop.scheduler_sampler import sampler_from_diffusers
 from dinit.checkpoints.interop.text import Given, TextDenoiser, takes_text, text_backbone
 from dinit.diffusion import BackboneDenoiser, Denoiser, Parameterization, Process
+
+__all__ = ["check_variance", "denoiser_from_diffusers", "network_of", "sampler_from_diffusers"]
 
 
 def denoiser_from_diffusers(

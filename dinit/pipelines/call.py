@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from dinit.checkpoints.interop.scheduler_sampler import SchedulerGrid, SchedulerSampler
 from dinit.diffusion import Process
 from dinit.registry import Registry, suggest
 from dinit.samplers import GRIDS, SAMPLERS, Sampler, TimeGrid
@@ -226,10 +227,18 @@ def _integer(what: str, value: Any) -> int:
 def _create(registry: Registry[Any], kind: type, spec: Any) -> Any:
     """The registry's object. ValueError where an option is of a wrong type, or it is no `kind`."""
     try:
-        value = registry.create(from_spec(spec))
+        value = _of_diffusers(kind, spec) or registry.create(from_spec(spec))
     except TypeError as error:  # an option of a wrong type: "'<' not supported between instances of ..."
         raise ValueError(f"{registry.kind} {spec!r} cannot be made: {error}") from error
     if not isinstance(value, kind):
         noun = registry.kind
         raise ValueError(f"{noun} must be a {kind.__name__}, a name, or a mapping with options; got {value!r}")
     return value
+
+
+def _of_diffusers(kind: type, spec: Any) -> Any:
+    """The sampler, or the grid, of a diffusers scheduler from its record; None where the spec is none."""
+    made = {Sampler: SchedulerSampler, TimeGrid: SchedulerGrid}.get(kind)
+    if made is None or not isinstance(spec, Mapping) or spec.get("name") != made.registry_name:
+        return None
+    return made(**{key: from_spec(value) for key, value in spec.items() if key != "name"})

@@ -213,8 +213,9 @@ class Pipeline(DiffusionPipeline):
         resolved = resolve_labels(labels, num_images, self.backbone.num_classes, self.class_names)
         if sampler is None and "sampler" not in self._defaults:
             raise ValueError("give a sampler; this pipeline has no default")
+        chosen = make_sampler(self._defaults["sampler"] if sampler is None else sampler)
         if grid is None:
-            grid = self._defaults.get("grid")
+            grid = chosen.own_grid or self._defaults.get("grid")
         elif steps is None and isinstance(grid, Tensor):
             steps = grid.numel()
         if steps is None and not (isinstance(grid, Mapping) and grid.get("name") == "times"):
@@ -223,7 +224,7 @@ class Pipeline(DiffusionPipeline):
         return Call(
             labels=resolved,
             keys=make_keys(seed, len(resolved), start_index),
-            sampler=make_sampler(self._defaults["sampler"] if sampler is None else sampler),
+            sampler=chosen,
             steps=steps,
             grid=grid,
             guidance=make_guidance(self._defaults.get("guidance") if guidance is None else guidance),

@@ -105,6 +105,11 @@ class Sampler(ABC):
         """Whether the steps put noise back."""
         return self.draws_per_step > 0
 
+    @property
+    def own_grid(self) -> TimeGrid | None:
+        """The only grid that this sampler runs on; None where any will do."""
+        return None
+
     @abstractmethod
     def step(
         self, denoise: Denoise, x_t: Tensor, t: Scales, s: Scales, state: Any, noise: StepNoise

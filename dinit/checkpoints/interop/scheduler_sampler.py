@@ -1,0 +1,280 @@
+"""Any diffusers scheduler as a sampler: the same samples as diffusers' own loop, or an error that says why not."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from dinit.checkpoints.interop.schedule import CHAIN_SCHEDULERS, SCHEDULERS, read_scheduler
+from dinit.checkpoints.interop.scheduler_run import SchedulerRun, build, learns_variance, start
+from dinit.diffusion import Condition, Denoised, Denoiser, Parameterization, Process, Scales
+from dinit.diffusion.condition import Draws
+from dinit.diffusion.discrete import BetaChain
+from dinit.diffusion.parameterization import X0, Epsilon, V, check_pair
+from dinit.samplers import Sampler, Step, TimeGrid
+from dinit.samplers.base import Denoise, StepNoise
+
+NAME = "diffusers"  # in the record of a call, where a registered sampler or grid has its own
+_TREE = "DPMSolverSDEScheduler"  # draws from a Brownian tree, by a generator of its own
+KNOWN = tuple(name for name in SCHEDULERS if name != _TREE)
+PREDICTIONS = {"epsilon": Epsilon(), "sample": X0(), "v_prediction": V()}
+_OURS = ("self", "model_output", "timestep", "sample", "generator", "variance_noise", "return_dict")
+
+
+def sampler_from_diffusers(scheduler: Any, options: Mapping[str, Any] | None = None) -> SchedulerSampler:
+    """The scheduler as a sampler, for `pipe(labels, sampler=..., steps=20)` and any denoiser.
+
+    scheduler: of one of diffusers' own classes; its class and config are read, and it is left as it is. options:
+    further arguments of its `step`, such as {"eta": 1.0} for DDIMScheduler. ValueError for a class or a setting
+    that is not covered.
+    """
+    import diffusers
+
+    name = type(scheduler).__name__
+    if getattr(diffusers, name, None) is not type(scheduler) or not hasattr(scheduler, "set_timesteps"):
+        raise ValueError(
+            f"give an object of one of diffusers' scheduler classes, got {type(scheduler)}: every run makes a "
+            "scheduler anew from its class and config, which for other classes may not be all there is to it"
+        )
+    config = {key: _plain(scheduler.config[key]) for key in _arguments(type(scheduler)) if key in scheduler.config}
+    if (shift := vars(scheduler).get("_shift", config.get("shift"))) != config.get("shift"):
+        raise ValueError(
+            f"this {name} has another shift, {shift}, than its config, {config['shift']}: make one with "
+            f"{name}.from_config(scheduler.config, shift={shift}) in place of set_shift"
+        )
+    return SchedulerSampler(name, config, options or {})
+
+
+@dataclass(frozen=True)
+class SchedulerGrid(TimeGrid):
+    """The times at which a diffusers scheduler starts its steps, for the samplers of dinit.
+
+    scheduler: the name of its class. config: what it is made of. ValueError on a path that is not the scheduler's.
+    """
+
+    registry_name: ClassVar[str] = NAME
+
+    scheduler: str
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+    def times(self, process: Process, steps: int, t_min: float, t_max: float) -> Tensor:
+        return SchedulerSampler(self.scheduler, self.config).run(process, steps).times
+
+
+@dataclass(frozen=True)
+class SchedulerSampler(Sampler):
+    """A diffusers scheduler by class name and config, which every run makes anew.
+
+    A step is all of the scheduler's calls that belong to one of its `num_inference_steps`; the last is the
+    scheduler's too, down to its own final sigma. It starts from the noise that diffusers would scale for it. The
+    posterior mean is handed over as the prediction type that the scheduler expects, and noise comes from the keyed
+    source. The schedule and the prediction type are compared with the denoiser's before the network is asked.
+    scheduler: see KNOWN. options: further arguments of the scheduler's step. ValueError for what is not covered.
+    """
+
+    registry_name: ClassVar[str] = NAME
+
+    scheduler: str
+    config: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    _trained: Any = field(init=False, repr=False, compare=False, default=None)
+    _plain_step: Any = field(init=False, repr=False, compare=False, default=(1, 0))
+
+    def __post_init__(self) -> None:
+        if self.scheduler == _TREE:
+            raise ValueError(f"{_TREE} draws noise that no seed of an image controls: use dinit's 'dpmpp-sde'")
+        if self.scheduler not in KNOWN:
+            raise ValueError(f"{self.scheduler} is not covered as a sampler (known: {', '.join(KNOWN)})")
+        made = build(self.scheduler, self.config)
+        accepted = [name for name in _arguments(type(made).step) if name not in _OURS]
+        if unknown := [name for name in self.options if name not in accepted]:
+            raise ValueError(
+                f"the step of {self.scheduler} has no {', '.join(unknown)} (it takes: "
+                f"{', '.join(accepted) or 'nothing more'})"
+            )
+        if made.config.get("variance_type") == "learned":
+            raise ValueError("variance_type='learned' is not covered; a learned variance is 'learned_range' here")
+        try:
+            object.__setattr__(self, "_trained", read_scheduler(made))
+        except ValueError as error:  # what follows the semicolon is advice for those who bring a network
+            raise ValueError(str(error).rpartition("; ")[0]) from error
+        object.__setattr__(self, "_plain_step", self._rehearse())
+
+    @property
+    def nfe_per_step(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self._plain_step[0]
+
+    @property
+    def draws_per_step(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self._plain_step[1]
+
+    @property
+    def own_grid(self) -> TimeGrid:
+        return SchedulerGrid(self.scheduler, self.config)
+
+    def run(self, process: Process, steps: int) -> SchedulerRun:
+        """A fresh run of the scheduler on the process. ValueError for another path than the scheduler's."""
+        expected, parameterization = self._trained
+        _check_path(self.scheduler, expected, process)
+        return start(self.scheduler, self.config, self.options, process, parameterization, steps)
+
+    def init(self, denoiser: Denoiser, levels: list[Scales], total: int) -> SchedulerRun:
+        run = self.run(denoiser.process, total)
+        if not torch.allclose(run.times, torch.stack([k.t for k in levels[:total]]), rtol=0, atol=1e-9):
+            raise ValueError(_own_times(self.scheduler))
+        return run
+
+    def step(
+        self, denoise: Denoise, x_t: Tensor, t: Scales, s: Scales, state: Any, noise: StepNoise
+    ) -> tuple[Tensor, Any]:
+        return state.step(denoise, x_t, t, s, noise), state
+
+    def check(self, denoiser: Denoiser, grid: list[Scales]) -> None:
+        _, parameterization = self._trained
+        _check_prediction(self, parameterization, denoiser)
+        check_pair(denoiser.process, parameterization, grid[0].numbers.t)
+
+    def iterate(
+        self, denoiser: Denoiser, noise: Tensor, steps: int | None = None, **options: Any
+    ) -> Iterator[Step]:
+        """As `Sampler.iterate`, on the scheduler's own times, and without `state` and `end`.
+
+        initial: a state x_t at the first of those times.
+        """
+        grid, initial = options.pop("grid", None), options.pop("initial", None)
+        if grid is not None and not (isinstance(grid, SchedulerGrid) and grid == self.own_grid):
+            raise ValueError(_own_times(self.scheduler))
+        if options.get("state") is not None or options.get("end", "posterior-mean") != "posterior-mean":
+            raise ValueError(f"{self.scheduler} starts without history and ends by itself: leave out state and end")
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+            raise ValueError(f"steps must be a whole number, at least 1; got {steps!r}")
+        run = self.run(denoiser.process, steps)
+        first = run.groups[0][0][1]
+        if initial is None and float(first.noise_level) < 1:
+            raise ValueError(
+                f"{steps} steps of {self.scheduler} start at t = {first.numbers.t:.3g}, where x_t is more image "
+                "than noise: take more steps, make it with timestep_spacing='trailing', or give initial="
+            )
+        initial = noise * run.start_std if initial is None else initial
+        return super().iterate(denoiser, noise, grid=run.times, **{**options, "initial": initial, "state": run})
+
+    def _run(
+        self,
+        denoiser: Denoiser,
+        x: Tensor,
+        levels: list[Scales],
+        inner: list[tuple[Scales, ...]],
+        state: SchedulerRun,
+        cond: Condition,
+        source: Draws,
+        end: Any,
+    ) -> Iterator[Step]:
+        total, nfe = len(levels), 0
+        for i, t in enumerate(levels):
+            denoise = Denoise(denoiser, replace(cond, step=i))
+            s = levels[i + 1] if i + 1 < total else denoiser.process.scales(0.0)
+            noise = StepNoise(source, i, len(state.groups[0]))
+            x_s, _ = self.step(denoise, x, t, s, state, noise)
+            nfe += denoise.calls
+            assert denoise.first is not None, "a step evaluates the denoiser at least once"
+            yield Step(i, total, t.numbers.t, x, denoise.first.x0, x_s, nfe, state)
+            x = x_s
+
+    def nfe(self, steps: int) -> int:
+        scheduler = build(self.scheduler, self.config)
+        scheduler.set_timesteps(steps)
+        return len(scheduler.timesteps)
+
+    def _rehearse(self) -> tuple[int, int]:
+        """Calls and draws of a plain step, counted on one black pixel: a scheduler that cannot run says so here."""
+        process, parameterization = self._trained
+        run = start(
+            self.scheduler, self.config, self.options, process, parameterization, min(10, process.num_steps)
+        )
+        pixel, counted = torch.zeros(1, 1, 1, 1), _Counted()
+        fraction = pixel if learns_variance(run.scheduler) else None
+        for i, calls in enumerate(run.groups):
+            k = calls[0][1]
+            denoise: Any = lambda x, k: Denoised(x, pixel, k, fraction)  # noqa: E731
+            run.step(denoise, pixel, k, k, StepNoise(counted, i, 1))
+        return len(run.groups[-2:][0]), -(-counted.draws // len(run.groups))
+
+
+class _Counted:
+    """Zeros for noise, and how many were asked for."""
+
+    draws = 0
+
+    def normal(self, stream: str, number: int, like: Tensor) -> Tensor:
+        self.draws += 1
+        return torch.zeros_like(like)
+
+
+def _check_path(name: str, expected: Process, process: Process) -> None:
+    """ValueError unless both are the same levels of one chain, or else the same path on any clock."""
+    if isinstance(expected, BetaChain):
+        t = torch.arange(1, expected.num_steps + 1, dtype=torch.float64) / expected.num_steps
+        theirs, ours = expected.scales(t), process.scales(t)
+        same_levels = process.num_steps == expected.num_steps
+    else:
+        log_snr = torch.linspace(-4, 4, 33, dtype=torch.float64)
+        theirs, ours = (p.scales(p.time_of(log_snr)) for p in (expected, process))
+        same_levels = True
+    apart = torch.maximum((theirs.alpha - ours.alpha).abs(), (theirs.sigma - ours.sigma).abs()).max()
+    if not (same_levels and float(apart) < 1e-4):
+        raise ValueError(
+            f"{name} was made for {expected}, and the denoiser is on {process}: it would take its steps at wrong "
+            "noise levels. Make it from the schedule that the network was trained on (from_config with the config "
+            "of the network's own scheduler), or take one of dinit's samplers, which run on any process"
+        )
+
+
+def _check_prediction(sampler: SchedulerSampler, expected: Parameterization, denoiser: Denoiser) -> None:
+    """ValueError where the network is known to predict something else than the scheduler is set to."""
+    given = _parameterization(denoiser)
+    if given is None or _same_prediction(given, expected, denoiser.process):
+        return
+    fits = [name for name, one in PREDICTIONS.items() if _same_prediction(given, one, denoiser.process)]
+    advice = "take one of dinit's samplers, which read any prediction"
+    if fits and sampler.scheduler in CHAIN_SCHEDULERS:
+        advice = f"make it with prediction_type='{fits[0]}'"
+    setting = sampler.config.get("prediction_type")
+    setting = f" (prediction_type={setting!r})" if setting else ""
+    raise ValueError(
+        f"{sampler.scheduler} reads the network's output as {expected}{setting}, "
+        f"and the denoiser's network predicts {given}: {advice}"
+    )
+
+
+def _parameterization(denoiser: Any) -> Parameterization | None:
+    """What the network under the guidance predicts; None for a denoiser that is no network's."""
+    while not hasattr(denoiser, "parameterization") and hasattr(denoiser, "inner"):
+        denoiser = denoiser.inner
+    return getattr(denoiser, "parameterization", None)
+
+
+def _same_prediction(one: Parameterization, other: Parameterization, process: Process) -> bool:
+    """Whether the two say the same up to a factor: a velocity on any clock; a score and eps."""
+    k = process.scales(torch.linspace(0.1, 0.9, 9, dtype=torch.float64))
+    (p, q), (u, v) = one.coefficients(k), other.coefficients(k)
+    return bool(((p * v - q * u).abs() <= 1e-6 * torch.hypot(p, q) * torch.hypot(u, v)).all())
+
+
+def _own_times(name: str) -> str:
+    return f"{name} places its own times, by its config and the number of steps: leave the grid out"
+
+
+def _arguments(function: Any) -> list[str]:
+    return list(inspect.signature(function).parameters)
+
+
+def _plain(value: Any) -> Any:
+    """Arrays and tuples as lists: what a record in JSON gives back."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    return list(value) if isinstance(value, tuple) else value
