@@ -52,12 +52,13 @@ class ExponentialAB(Planned):
 
     Lu et al. 2022 (DPM-Solver: 'eps'; DPM-Solver++: 'x0') with exact integrals, Zhang & Chen 2023 (DEIS). 'v' turns
     the state by the angle between signal and noise; 'velocity' moves it on the straight path.
-    levels: evaluations extrapolated, 1 to 4. warm_up: see `Planned.warm`.
+    levels: evaluations extrapolated, 1 to 4. warm_up: see `Planned.warm`. reach: see `Rule`.
     """
 
     levels: int = 3
     prediction: Literal["x0", "eps", "v", "velocity"] = "x0"
     warm_up: WarmUp = "corrected"
+    reach: float = 2.0
 
     def __post_init__(self) -> None:
         check_order("eab", self.levels)
@@ -78,7 +79,7 @@ class ExponentialAB(Planned):
     @property
     def rule(self) -> Rule:
         """What every step follows."""
-        return Rule(self.prediction, self.levels, False, "log-snr")
+        return Rule(self.prediction, self.levels, False, "log-snr", reach=self.reach)
 
     def rules(self, steps: int, tail: bool) -> list[Rule]:
         return [self.rule] * steps

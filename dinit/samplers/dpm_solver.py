@@ -65,12 +65,14 @@ class DPMpp3M(Planned):
 
     variant: 'exact' integrates the parabola, for order 3; 'published' gives its quadratic term half the weight, as
     the paper's code and those after it do, for order 2. warm_up: see `Planned.warm`; theirs is 'lower-order'.
-    lower_order_final: the last steps with orders 2 and 1 in runs of fewer than 15 levels, as theirs.
+    lower_order_final: the last steps with orders 2 and 1 in runs of fewer than 15 levels, as theirs. reach: see
+    `Rule`; theirs is infinite.
     """
 
     variant: Literal["exact", "published"] = "exact"
     warm_up: WarmUp = "corrected"
     lower_order_final: bool = False
+    reach: float = 2.0
 
     def __post_init__(self) -> None:
         choice("dpmpp-3m", variant=(self.variant, Literal["exact", "published"]), warm_up=(self.warm_up, WarmUp))
@@ -86,7 +88,7 @@ class DPMpp3M(Planned):
     @property
     def rule(self) -> Rule:
         """What every step follows."""
-        return Rule("x0", 3, False, variant="exact" if self.variant == "exact" else "taylor")
+        return Rule("x0", 3, False, variant="exact" if self.variant == "exact" else "taylor", reach=self.reach)
 
     def rules(self, steps: int, tail: bool) -> list[Rule]:
         rules = [self.rule] * steps

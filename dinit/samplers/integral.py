@@ -159,11 +159,11 @@ def weights(
 ) -> tuple[float, list[float]]:
     """(gain, w) with x_s = gain x_t + sum_j w_j F_j, F known at the nodes; exact for F polynomial of their number.
 
-    variant: what stands in place of the exact integral of the polynomial's powers. 'midpoint': with two nodes, the
-    line at the middle of the step (DPM-Solver-2, DPM-Solver++(2M), UniPC's B2). 'bh1': the same with UniPC's B1.
-    'taylor': besides, with three nodes half of the quadratic term, as in the published DPM-Solver++(3M), which gives
-    half the second derivative the weight of all of it and so is of order 2. 'pseudo': Adams-Bashforth's fractions of
-    the whole integral, whatever the steps (PNDM).
+    variant: what stands in place of the exact integral of the polynomial's powers. 'midpoint': with two nodes,
+    the line at the middle of the step (DPM-Solver-2, DPM-Solver++(2M), UniPC's B2). 'bh1': the same with UniPC's
+    B1. 'taylor': besides, with three nodes half of the quadratic term, as in the published DPM-Solver++(3M), which
+    weighs half the second derivative as if it were all of it, and so is of order 2. 'pseudo': Adams-Bashforth's
+    fractions of the whole integral, whatever the steps (PNDM).
     """
     start, end = form.place(t), form.place(s)
     rho_t, rho_s = float(form.rho(t)), float(form.rho(s))

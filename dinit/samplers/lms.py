@@ -15,7 +15,7 @@ class LMS(Planned):
     """Adams-Bashforth on d(x / alpha) = eps d(sigma / alpha), weights for unequal steps. k-diffusion; no paper.
 
     levels: evaluations extrapolated, 1 (DDIM) to 4. warm_up: see `Planned.warm`; 'lower-order' is k-diffusion's.
-    Theirs takes the last step, to sigma = 0, with all of them; so does this one with end='state' on times down to 0.
+    Theirs takes the last step, to sigma = 0, with all of them; so does this one with end='state' on times to 0.
     """
 
     levels: int = 4

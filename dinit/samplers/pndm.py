@@ -69,7 +69,7 @@ class PNDM(Planned):
 
 
 def runge_kutta(process: Process, t: Scales, s: Scales) -> StepPlan:
-    """One step of the classical Runge-Kutta weights, its middle in t. Liu et al. 2022 (PNDM), pseudo Runge-Kutta."""
+    """One step of the classical Runge-Kutta weights, its middle in t. Liu et al. 2022 (PNDM)."""
     form = form_at("eps", "t", t, s, (t,))
     if form is None:
         raise ValueError(f"PNDM's Runge-Kutta step evaluates at its end, t = {s.numbers.t:g}, where sigma is 0")

@@ -43,9 +43,9 @@ class Rule:
     step makes anyway, takes part in a second, better step in place of the first (order + 1 evaluations). variable:
     what the polynomial is taken in. variant, corrector_variant: published approximations of its integral.
     span: 2 starts from the state one step back, as the second half of a published single step does. stages: a step
-    without history, its inner evaluations at these fractions of it: see `single_step`, which order then follows. reach: a
-    step longer than `reach` times the one before it, in the polynomial's variable, extrapolates over two evaluations
-    at most: higher polynomials go astray there.
+    without history, its inner evaluations at these fractions of it: see `single_step`, which order then follows.
+    reach: a step longer than `reach` times the one before it, in the polynomial's variable, extrapolates over two
+    evaluations at most: higher polynomials go astray there.
     """
 
     prediction: Prediction = "x0"
@@ -101,7 +101,7 @@ class Evaluation(NamedTuple):
 
 
 class StepPlan(NamedTuple):
-    """correct: applied on arrival at t, None without. stages: inner times and how to reach them. advance: t to s."""
+    """correct: applied on arrival at t, or None. stages: inner times and how to reach them. advance: to s."""
 
     correct: Sum | None
     stages: tuple[tuple[Scales, Sum], ...]
@@ -122,7 +122,7 @@ class Planned(Sampler):
 
     @abstractmethod
     def rules(self, steps: int, tail: bool) -> list[Rule]:
-        """One rule for each of a run's steps >= 1. tail: whether the run ends with the posterior mean after them."""
+        """One rule for each of a run's steps >= 1. tail: whether a posterior mean follows them."""
 
     @property
     def warm(self) -> WarmUp:
@@ -172,7 +172,7 @@ class Unified(Planned):
     schedule: rules, or mappings of a rule's fields. warm_up: see `Planned.warm`.
     """
 
-    schedule: tuple[Rule, ...] = (Rule(),)
+    schedule: tuple[Rule, ...] = (Rule(reach=2.0),)
     warm_up: WarmUp = "corrected"
 
     def __post_init__(self) -> None:
@@ -227,6 +227,8 @@ def plan_steps(process: Process, levels: list[Scales], rules: list[Rule], warm_u
     for i, ((t, s), rule) in enumerate(zip(pairwise(levels), rules, strict=True)):
         nodes = levels[i::-1][: rule.order]  # the newest first
         starting = len(nodes) < rule.order and not rule.stages
+        if len(nodes) > 2 and _ratio(rule, s, nodes) > rule.reach:
+            nodes = nodes[:2]
         stages: tuple[tuple[Scales, Sum], ...] = ()
         if rule.stages:
             stages, advance = single_step(process, t, s, rule, rule.stages)
@@ -240,6 +242,15 @@ def plan_steps(process: Process, levels: list[Scales], rules: list[Rule], warm_u
         if corrected and not stages and s.numbers.sigma > 0:  # a single step is better than its correction
             pending = corrector_sum(process, t, s, nodes, rule)
     return tuple(plans)
+
+
+def _ratio(rule: Rule, s: Scales, nodes: Sequence[Scales]) -> float:
+    """The step to s over the one before it, in the polynomial's variable; 0 where either is infinite."""
+    form = form_at(rule.prediction, rule.variable, nodes[0], s, nodes)
+    if form is None:
+        return 0.0
+    end, start, before = (form.place(k) for k in (s, *nodes[:2]))
+    return (end - start) / (start - before)
 
 
 def advance_sum(process: Process, t: Scales, s: Scales, nodes: Sequence[Scales], rule: Rule, back: int = 0) -> Sum:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from golden import Golden, Levels, Pairs, covers
 from torch import Tensor
@@ -88,7 +90,7 @@ def diffusers_dpm(golden: Golden) -> Pairs:
     config, levels = golden.kwargs["full_config"], golden.kwargs["num_inference_steps"]
     order = config["solver_order"]
     if golden.name.startswith("df_dpmpp_3m"):
-        return diffusers_run(golden, DPMpp3M("published", "lower-order", config["lower_order_final"]))
+        return diffusers_run(golden, DPMpp3M("published", "lower-order", config["lower_order_final"], math.inf))
     if golden.name.endswith("m"):
         rule = Rule("eps", order, False, variant="taylor" if order == 3 else "midpoint")
         rules = lower_at_the_end([rule] * levels, False)
