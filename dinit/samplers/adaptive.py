@@ -32,7 +32,7 @@ DIFFERENCE = tuple(b - c for b, c in zip(DORMAND_PRINCE.weights, FOURTH_ORDER, s
 
 SAFETY, SLOWEST, FASTEST = 0.9, 0.2, 5.0  # Hairer, Nørsett & Wanner 1993, Section II.4
 INTEGRAL, PROPORTIONAL = 0.7 / 5, 0.4 / 5  # Gustafsson 1991, for an estimate of order 4
-SMALLEST = 1e-10  # of [0, 1]: shorter steps mean that the tolerance cannot be met
+SMALLEST, MOST_TRIALS = 1e-10, 2000  # shorter steps, or more between two grid times, mean a hopeless tolerance
 
 
 class Controller(NamedTuple):
@@ -77,18 +77,24 @@ class RK45(Sampler):
         now, x, slope = t.t.expand(len(x_t)), x_t, denoise(x_t, t).velocity
         control = state or Controller(now - s.t, torch.ones_like(now))
         rejected = torch.zeros(len(x_t), dtype=torch.bool)
-        while bool((now > s.t).any()):
+        for _ in range(MOST_TRIALS):
+            if not bool((now > s.t).any()):
+                return x, control
             left = now - s.t
             size = torch.minimum(control.size, left)
             target = torch.where(size == left, s.t, now - size)
             trial, last_slope, error = self._trial(denoise, x, slope, now, target)
             accepted = error <= 1  # not where it is not a number
-            self._check_progress(size[~accepted], now)
+            if bool((size[~accepted] < SMALLEST).any()):
+                break
             x, slope = (torch.where(_like(accepted, x), new, old) for new, old in ((trial, x), (last_slope, slope)))
             now = torch.where(accepted, target, now)
             control = _next(control, size, error, accepted, rejected)
             rejected = ~accepted
-        return x, control
+        raise RuntimeError(
+            f"{self} cannot meet its tolerances at t = {float(now.max()):g}: loosen rtol and atol, run in float64, "
+            "or see whether the network returns finite numbers there"
+        )
 
     def _trial(
         self, denoise: Denoise, x: Tensor, slope: Tensor, now: Tensor, target: Tensor
@@ -104,13 +110,6 @@ class RK45(Sampler):
         ratio = (h * combined(DIFFERENCE, slopes) / allowed).flatten(1)
         return moved, slopes[-1], ratio.square().mean(1).sqrt().double().cpu()
 
-    def _check_progress(self, refused: Tensor, now: Tensor) -> None:
-        if bool((refused < SMALLEST).any()):
-            raise RuntimeError(
-                f"{self} cannot meet its tolerances at t = {float(now.min()):g}: loosen rtol and atol, run in "
-                "float64, or see whether the network returns finite numbers there"
-            )
-
 
 def _next(control: Controller, size: Tensor, error: Tensor, accepted: Tensor, rejected: Tensor) -> Controller:
     """The sizes to try after steps of `size`. rejected: samples whose trial before this one was refused."""
@@ -119,8 +118,11 @@ def _next(control: Controller, size: Tensor, error: Tensor, accepted: Tensor, re
     # A step cut short by the grid says nothing against the size that was to be tried.
     grown = torch.where(size < control.size, torch.maximum(grown, control.size), grown)
     shrunk = size * (SAFETY * error**-0.2).nan_to_num(0.0).clamp(min=SLOWEST)
+    last = torch.where(accepted, error.clamp(min=1e-4), control.error)
+    arrived = size == 0  # and waiting for slower samples, which must not change what comes next for this one
     return Controller(
-        torch.where(accepted, grown, shrunk), torch.where(accepted, error.clamp(min=1e-4), control.error)
+        torch.where(arrived, control.size, torch.where(accepted, grown, shrunk)),
+        torch.where(arrived, control.error, last),
     )
 
 
