@@ -100,6 +100,7 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "flow euler": ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}, {}),
     "flow sde": ("FlowMatchEulerDiscreteScheduler", {"stochastic_sampling": True}, {}),
     "flow heun": ("FlowMatchHeunDiscreteScheduler", {"shift": 2.0}, {}),
+    "flow heun churn": ("FlowMatchHeunDiscreteScheduler", {}, {"s_churn": 2.0}),
     "edm euler": ("EDMEulerScheduler", {"sigma_data": 0.7}, {}),
     "edm churn": ("EDMEulerScheduler", {"sigma_schedule": "exponential"}, {"s_churn": 3.0, "s_tmin": 0.1}),
     "edm dpm++": ("EDMDPMSolverMultistepScheduler", {}, {}),
@@ -128,10 +129,12 @@ class Recorded:
     """Draws that torch made, kept for a loop of diffusers: the source of noise of both."""
 
     def __init__(self) -> None:
-        self.generator, self.kept = torch.Generator().manual_seed(7), []
+        self.generator, self.kept, self.numbers = torch.Generator().manual_seed(7), [], set()
 
     def normal(self, stream: str, number: int, like: Tensor) -> Tensor:
-        assert (stream, number) == ("step", number)
+        assert stream == "step"
+        assert number not in self.numbers, "a draw was used twice"
+        self.numbers.add(number)
         self.kept.append(torch.randn(like.shape, generator=self.generator, dtype=like.dtype))
         return self.kept[-1]
 
