@@ -164,7 +164,8 @@ def test_order_without_noise(sampler: Sampler, order: int, process: Process) -> 
         (SASolver(1.0, predictor_order=1, corrector_order=0), DDPM()),
         (SASolver(0.0, predictor_order=2, corrector_order=0), DPMpp2M("heun")),
         (SASolver(0.7, predictor_order=2, corrector_order=0), DPMpp2MSDE(0.49, variant="heun")),
-        (SASolver(0.7, predictor_order=3, corrector_order=0), DPMpp3MSDE(0.49)),
+        (SASolver(0.7, predictor_order=3, corrector_order=0), DPMpp3MSDE(0.49, reach=math.inf)),
+        (DPMpp2MSDE(variant="heun"), DPMpp3MSDE(reach=1e-9)),
         (ERSDE("ode", 1), DDIM()),
         (ERSDE("sde", 1), DDPM()),
         (FlowSDE(norm=0.0), Euler()),
@@ -382,6 +383,7 @@ def test_every_registered_sampler_can_be_a_predictor(name: str) -> None:
         (lambda: DPMpp2MSDE(variant="euler"), "'midpoint' or 'heun'"),  # type: ignore[arg-type]
         (lambda: DPMpp2MSDE(levels=3), "'dpmpp-3m-sde'"),  # type: ignore[arg-type]
         (lambda: DPMpp3MSDE(curvature="half"), "'exact' or 'published'"),  # type: ignore[arg-type]
+        (lambda: DPMpp3MSDE(reach=0.0), "reach"),
         (lambda: SASolver(-1.0), "tau must be at least 0"),
         (lambda: SASolver(1.0, 2.0, 1.0), "low must be below high"),
         (lambda: SASolver(predictor_order=5), "predictor_order must be"),
