@@ -7,11 +7,9 @@ from golden import Golden, Pairs, covers
 from torch import Tensor
 
 from dinit.diffusion import Process
-from dinit.diffusion.continuous import LinearFlow
 from dinit.diffusion.discrete import VPDiscrete
 from dinit.samplers import Sampler
 from dinit.samplers.ddim import DDIM
-from dinit.samplers.euler import Euler
 from dinit.samplers.grids import Timesteps
 from dinit.samplers.inversion import DDIMInverse, ascend
 from dinit.samplers.respacing import Respaced
@@ -45,15 +43,9 @@ def diffusers_inverse(golden: Golden) -> Pairs:
     return [(climb(golden, DDIMInverse(), process, times), golden["out.trajectory"])]
 
 
-def sit_reverse(golden: Golden) -> Pairs:
-    assert golden.kwargs["path_type"] == "Linear"
-    times = 1 - golden["sched.t_grid"].flip(0)
-    return [(climb(golden, Euler(), LinearFlow(), times), golden["out.trajectory"])]
+RUNS = {"gd": guided_diffusion_reverse, "df": diffusers_inverse}
 
 
-RUNS = {"gd": guided_diffusion_reverse, "df": diffusers_inverse, "sit": sit_reverse}
-
-
-@covers("gd_ddim_reverse_*", "df_ddim_inverse", "sit_ode_*_reverse_euler")
+@covers("gd_ddim_reverse_*", "df_ddim_inverse")
 def inversion(golden: Golden) -> Pairs:
     return RUNS[golden.name.split("_")[0]](golden)

@@ -146,6 +146,14 @@ def test_bdia_is_ddim_for_small_gamma_and_counts_evaluations() -> None:
     assert [step.nfe for step in BDIAEDM().iterate(model, noise(), 4)] == [2, 5, 8, 9]
 
 
+@pytest.mark.parametrize("sampler", [BDIADDIM(0.7), BDIAEDM(0.7)], ids=repr)
+def test_damped_bdia_is_exact_over_few_steps(sampler: Sampler) -> None:
+    model = mixture(PROCESSES.create("flow"))
+    run = list(sampler.iterate(model, noise(), 10, labels=LABELS, end="state"))
+    start = invert(sampler, model, run[-1].x_s, 10, labels=LABELS, state=run[-1].state)
+    assert relative(start.x, run[0].x_t) < 1e-10
+
+
 def test_bdia_by_hand() -> None:
     """Two steps of the formula with gamma, written out."""
     process, gamma = PROCESSES.create("vp"), 0.7
