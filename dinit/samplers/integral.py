@@ -22,6 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal, get_args
 
 import torch
@@ -206,6 +207,7 @@ def _moments(form: Form, process: Process, t: Scales, s: Scales, count: int) -> 
     ]
 
 
+@cache
 def gauss_legendre(count: int) -> tuple[Tensor, Tensor]:
     """Nodes and weights on [0, 1], (count,) float64. Golub & Welsch 1969: eigenvalues of the Jacobi matrix."""
     k = torch.arange(1, count, dtype=torch.float64)
