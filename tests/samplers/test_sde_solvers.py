@@ -52,8 +52,9 @@ STOCHASTIC = [
     ERSDE(levels=1),
     ERSDE("sde", 2),
     FlowSDE(),
-    FlowSDE(method="heun"),
+    FlowSDE(method="euler-maruyama"),
     FlowSDE("sbdm"),
+    FlowSDE("sbdm", method="euler-maruyama"),
 ]
 # Each with the order that it must show against the probability flow.
 DETERMINISTIC = {
@@ -75,8 +76,8 @@ DETERMINISTIC = {
     ERSDE("ode", 1): 1,
     ERSDE("ode", 2): 2,
     ERSDE("ode", 3): 3,
-    FlowSDE(norm=0.0): 1,
-    FlowSDE(norm=0.0, method="heun"): 2,
+    FlowSDE(norm=0.0, method="euler-maruyama"): 1,
+    FlowSDE(norm=0.0): 2,
 }
 
 
@@ -168,9 +169,9 @@ def test_order_without_noise(sampler: Sampler, order: int, process: Process) -> 
         (DPMpp2MSDE(variant="heun"), DPMpp3MSDE(reach=1e-9)),
         (ERSDE("ode", 1), DDIM()),
         (ERSDE("sde", 1), DDPM()),
-        (FlowSDE(norm=0.0), Euler()),
-        (FlowSDE(norm=0.0, method="heun"), Heun()),
-        (FlowSDE("sbdm"), EulerMaruyama()),
+        (FlowSDE(norm=0.0, method="euler-maruyama"), Euler()),
+        (FlowSDE(norm=0.0), Heun()),
+        (FlowSDE("sbdm", method="euler-maruyama"), EulerMaruyama()),
         (PredictorCorrector("dpmpp-2m", "none"), DPMpp2M()),
         (PredictorCorrector(DPMppSDE(0.3), "none"), DPMppSDE(0.3)),
         (PredictorCorrector("reverse-diffusion", "none"), ReverseDiffusion()),
@@ -297,6 +298,7 @@ NO_LIMIT = [
     Ancestral(solver="dpm-2"),
     Ancestral(0.0, solver="dpm-2"),
     FlowSDE("sbdm"),
+    FlowSDE("sbdm", method="euler-maruyama"),
     SASolver(1.0, -1.0, 1.0, 1, 0),
 ]
 
