@@ -72,7 +72,7 @@ def exact_end(model: MixtureDenoiser, x: Tensor, start: Scales) -> Tensor:
     scale = float(start.alpha + start.sigma)
     shape, begin, end = x.shape, float(start.sigma) / scale, 1e-6
 
-    def slope(t: float, y: Tensor) -> Tensor:
+    def slope(t: float, y: Any) -> Any:
         return straight(torch.as_tensor(y).reshape(shape), t, cond).velocity.flatten().numpy()
 
     found = solve_ivp(slope, (begin, end), (x / scale).flatten().numpy(), "DOP853", rtol=1e-10, atol=1e-10)
