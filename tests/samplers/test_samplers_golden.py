@@ -37,13 +37,13 @@ from dinit.samplers.score_sde import ScoreSDE
 # Published runs whose reference does something that dinit does not reproduce, and why.
 NOT_COVERED = {
     "acc_problem_open": "a problem for measuring accuracy, not a run",
-    "az_ito_*": "azula's own discretisation of the SDE, by a decay of its step",
+    "az_ito_*": "Euler–Maruyama in sigma / alpha; ours steps in t",
     "az_pc_*": "azula's corrector is a re-noising",
     "az_reab3_*": "its integral is scaled wrongly, which makes every order first order",
     "df_ddim_linspace": "diffusers steps to t - T // n, which is not the next level of this spacing",
     "df_dpmpp_3s": "diffusers counts a singlestep solver's inner evaluations as steps of the run",
     "df_euler_churn": "diffusers asks the network before the noise is raised, and not after",
-    "df_sde_dpm_2m": "noise-prediction form of the SDE solver",
+    "df_sde_dpm_2m": "the noise form of the SDE solver, infinite at alpha = 0; ours is the data form",
     "df_sde_dpmpp_3m*": "a sign of its third-order term is wrong",
     "gd_ddpm_25_learned": "a variance that is learned without bounds",
     "gmm_oracle": "tested in test_analytic",
