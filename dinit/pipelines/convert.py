@@ -90,7 +90,7 @@ def convert(
         folder=target,
         recognised=recognised,
         weights=checkpoint.entry,
-        backbone=type(backbone).registry_name if recognised.layout.denoises else type(backbone).__name__,
+        backbone=recognised.layout.backbone if recognised.layout.denoises else type(backbone).__name__,
         arguments=arguments,
         parameters=sum(parameter.numel() for parameter in backbone.parameters()),
         notes=(*notes, *more),

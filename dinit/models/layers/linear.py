@@ -17,21 +17,24 @@ Approximation = Literal["none", "tanh"]
 _FUSED = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
-def linear(layer: nn.Module, x: Tensor) -> Tensor:
-    """layer(x), by the fused kernel where that gives the same numbers faster. x (..., in) -> (..., out)."""
+def linear(layer: Any, x: Tensor) -> Tensor:
+    """layer(x), by the fused kernel where that gives the same numbers faster. x (..., in) -> (..., out).
+
+    layer: an nn.Linear, or any module in its place, such as an adapter.
+    """
     if _fusible(layer, x, nn.Linear):
         return _pointwise(x, layer.weight, layer.bias, "")
     return layer(x)
 
 
-def linear_gelu(layer: nn.Module, x: Tensor, approximate: Approximation = "tanh") -> Tensor:
+def linear_gelu(layer: Any, x: Tensor, approximate: Approximation = "tanh") -> Tensor:
     """GELU of layer(x), its tanh approximation unless that is 'none'. x (..., in) -> (..., out)."""
     if _fusible(layer, x, nn.Linear):
         return _pointwise(x, layer.weight, layer.bias, approximate)
     return F.gelu(layer(x), approximate=approximate)
 
 
-def conv1x1(layer: nn.Module, x: Tensor) -> Tensor:
+def conv1x1(layer: Any, x: Tensor) -> Tensor:
     """A 1x1 convolution, as a Linear over the channels of a channels-last x (B, C, H, W); else layer(x).
 
     layer may be an nn.Identity, as shortcuts are where no width changes.
@@ -41,7 +44,7 @@ def conv1x1(layer: nn.Module, x: Tensor) -> Tensor:
     return layer(x)
 
 
-def conv1x1_gelu(layer: nn.Module, x: Tensor) -> Tensor:
+def conv1x1_gelu(layer: Any, x: Tensor) -> Tensor:
     """The exact GELU of a 1x1 convolution of x (B, C, H, W)."""
     if _fusible(layer, x, nn.Conv2d) and _is_1x1(layer):
         return _over_channels(x, layer, "none")
