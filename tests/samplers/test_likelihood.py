@@ -155,7 +155,7 @@ def test_bins_and_guidance() -> None:
     "options",
     [{"trace": "exat"}, {"method": "rk5"}, {"bin_width": 0}, {"prior": "flat"}, {"steps": 1},
      {"chart": TIME, "grid": torch.tensor([1.0, 0.5, 0.0], dtype=F64)}],
-    ids=str,
+    ids=lambda options: "-".join(options),
 )  # fmt: skip
 def test_refusals(options) -> None:
     model = mixture(PROCESSES.create("vp"))
