@@ -8,10 +8,21 @@ if __name__ != "dinit.samplers":
     raise ImportError("import dinit.samplers, not samplers: a second name for one folder makes a second registry")
 
 from dinit.samplers.base import SAMPLERS, Sampler, Step
+from dinit.samplers.comparison import Comparison, compare
 from dinit.samplers.grids import GRIDS, TimeGrid
 from dinit.samplers.noise import NoiseSource, RecordedNoise
 
-__all__ = ["GRIDS", "SAMPLERS", "NoiseSource", "RecordedNoise", "Sampler", "Step", "TimeGrid"]
+__all__ = [
+    "GRIDS",
+    "SAMPLERS",
+    "Comparison",
+    "NoiseSource",
+    "RecordedNoise",
+    "Sampler",
+    "Step",
+    "TimeGrid",
+    "compare",
+]
 
 
 def __getattr__(name: str) -> Any:

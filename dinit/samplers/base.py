@@ -234,6 +234,18 @@ class Sampler(ABC):
             x = step.x_s
         return x
 
+    def describe(
+        self, process: Process | str, steps: int | None = None, grid: TimeGrid | str | Tensor | None = None
+    ) -> Any:
+        """A table of the run: its times and their scales, evaluations so far, and the weights of every step.
+
+        process: a Process or a registered name. steps, grid: as `iterate`. Returns a Description, which prints as a
+        table; its rows have the numbers. A sampler that reads its states (adaptive, norms) has no weights there.
+        """
+        from dinit.samplers.description import describe  # imports this module
+
+        return describe(self, process, steps, grid)
+
     def nfe(self, steps: int) -> int:
         """Network evaluations per image for `steps` levels: the solver steps and the last posterior mean."""
         return (steps - 1) * self.nfe_per_step + 1
