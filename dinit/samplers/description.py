@@ -87,23 +87,23 @@ def describe(
     sampler: Sampler, process: Process | str, steps: int | None = None, grid: TimeGrid | str | Tensor | None = None
 ) -> Description:
     """The table of a run. Arguments and errors as `Sampler.describe`."""
-    process = PROCESSES.create(process)
+    path: Process = PROCESSES.create(process)
     options = {"grid": sampler.own_grid or grid}
     # A first run counts the unit inputs, the second has one sample for each, and one that mixes them all.
     count = _Inputs(size=1)
-    _run(sampler, process, count, steps, options)
+    _run(sampler, path, count, steps, options)
     inputs = _Inputs(size=1 + len(count.places))
-    trajectory = _run(sampler, process, inputs, steps, options)
+    trajectory = _run(sampler, path, inputs, steps, options)
     linear = sampler.cost_depends_on != "state" and all(inputs.adds_up(step.x_s) for step in trajectory)
     rows, seen = [], 0
     for step in trajectory:
-        k = process.scales(step.t).numbers
+        k = path.scales(step.t).numbers
         weights = None
         if linear:
             weights = _weights(step, inputs)
         rows.append(Row(step.t, k.alpha, k.sigma, k.log_snr, step.nfe, weights))
         seen = step.nfe
-    return Description(f"{sampler} on {process}, {len(rows)} levels, {seen} NFE", tuple(rows))
+    return Description(f"{sampler} on {path}, {len(rows)} levels, {seen} NFE", tuple(rows))
 
 
 @dataclass

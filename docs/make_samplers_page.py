@@ -1,0 +1,145 @@
+"""Writes docs/samplers.md and its pictures from the registries: `python docs/make_samplers_page.py`.
+
+Everything on the page but the formulas (formulas.toml) is read from the registered classes; `--text` leaves the
+pictures as they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import re
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dinit.diffusion import PROCESSES
+from dinit.registry import Registry
+from dinit.samplers import GRIDS, SAMPLERS, Sampler, compare
+from dinit.samplers.guidance import GUIDANCES
+
+DOCS = Path(__file__).parent
+PAGE = DOCS / "samplers.md"
+IMAGES = DOCS / "images"
+FORMULAS = tomllib.loads((DOCS / "formulas.toml").read_text(encoding="utf-8"))
+PIPELINE, NFE, SEED = "digits-dico", 20, 1
+_WHO = r"[A-Z][\w-]+(?:(?:, [A-Z][\w-]+)* (?:&|and) [A-Z][\w-]+| et al\.)?"
+_WHERE = r"(?:, (?:Eq\.|Algorithm|Section|Sec\.|Appendix|Table) [\w.]*\w)?"
+_CITATION = re.compile(rf"({_WHO} [12]\d{{3}}(?: \([^)]*\))?{_WHERE})")
+_CODE = re.compile(r"k-diffusion|guided-diffusion|diffusers")
+
+_HEAD = f"""# Samplers, grids, guidance, processes
+
+Written by `python docs/make_samplers_page.py` from the registries; what is registered is here. `dinit list samplers`
+is the short form. `dinit verify` measures every claim on this page against closed forms: the order of each
+deterministic solver, the mean, spread and weights of each stochastic one, on every process.
+
+```python
+from dinit.samplers import SAMPLERS, compare
+
+compare(denoiser, noise, labels, ["ddim", "heun", "dpmpp-2m"], nfe=20)  # a grid of pictures, and their tensors
+print(SAMPLERS.create("dpmpp-2m").describe("vp", steps=8))  # the times, and the weights of every step
+```
+
+Notation: a step leads from $x_t$ to $x_s$, $s < t$, with $x_t = \\alpha_t x_0 + \\sigma_t \\varepsilon$; $x_0$,
+$\\varepsilon$ and $v = dx/dt$ in a formula are the network's posterior means at $x_t$, $z$ is fresh noise;
+$\\lambda = \\log(\\alpha / \\sigma)$ (half the log-SNR), $h = \\lambda_s - \\lambda_t$, $h'$ and $x_0'$ are those
+of the step before. $y$ and $u$ are a rescaled state and the variable that its slope is taken in: $x / \\alpha$ and
+$\\sigma / \\alpha$ unless the text says otherwise, and for `flow-*` $x / (\\alpha + \\sigma)$, written $x$, and
+$\\sigma / (\\alpha + \\sigma)$. $P$ is a polynomial through the last predictions.
+
+Order: of convergence to the probability-flow ODE's solution for deterministic solvers, of the distribution for
+stochastic ones, with default options. NFE: network evaluations a step.
+
+Pictures: `{PIPELINE}`, all classes from the same noise (seed {SEED}), at most {NFE} evaluations, no guidance.
+Deterministic solvers approach one solution and draw the same digits; stochastic ones go elsewhere.
+"""
+
+
+def reference(entry: Any) -> str:
+    """The citations of an entry's docstring, its module's where it has none; else the program it follows."""
+    texts = [inspect.getdoc(entry) or "", inspect.getdoc(inspect.getmodule(entry)) or ""]
+    for text in texts:
+        flat = " ".join(text.split())
+        if found := list(dict.fromkeys(_CITATION.findall(flat))):
+            papers = [one for one in found if not any(one != other and other.startswith(one) for other in found)]
+            return "; ".join(papers[:3])
+    programs = _CODE.findall(" ".join(texts))
+    return programs[0] if programs else "—"
+
+
+def kind(sampler: Sampler) -> str:
+    return "stochastic" if sampler.stochastic else "deterministic"
+
+
+def cost(sampler: Sampler) -> str:
+    """Network evaluations a step; '≥' where the sampler decides by what it finds."""
+    return f"≥ {sampler.nfe_per_step}" if sampler.cost_depends_on == "state" else str(sampler.nfe_per_step)
+
+
+def paragraphs(entry: Any) -> str:
+    """A docstring as the page has it: asterisks are products there, not emphasis."""
+    return (inspect.getdoc(entry) or "").replace("*", r"\*")
+
+
+def sampler_section(name: str) -> str:
+    sampler = SAMPLERS.create(name)
+    facts = f"{kind(sampler)}, order {sampler.order}, {cost(sampler)} NFE a step. {reference(SAMPLERS[name])}"
+    parts = [f"### {name}", f"```math\n{FORMULAS[name]}\n```", f"*{facts}*", paragraphs(SAMPLERS[name])]
+    return "\n\n".join([*parts, f"![digits drawn by {name}](images/{name}.png)"])
+
+
+def sampler_table() -> str:
+    rows = ["| sampler | order | NFE a step | kind | reference |", "|---|---|---|---|---|"]
+    for name in SAMPLERS:
+        one = SAMPLERS.create(name)
+        cells = f"[`{name}`](#{name})", str(one.order), cost(one), kind(one), reference(SAMPLERS[name])
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def registry_table(registry: Registry[Any]) -> str:
+    rows = [f"| {registry.kind} | what it is | reference |", "|---|---|---|"]
+    for name in registry:
+        summary = registry.summary(name).replace("|", r"\|").replace("*", r"\*")
+        rows.append(f"| `{name}` | {summary} | {reference(registry[name])} |")
+    return "\n".join(rows)
+
+
+def page() -> str:
+    sections = ["## Samplers", sampler_table(), *map(sampler_section, SAMPLERS)]
+    plots = sorted((DOCS.parent / "benchmarks" / "results").glob("solvers*.png"))
+    if plots:
+        shown = [f"![error against NFE](../benchmarks/results/{plot.name})" for plot in plots]
+        sections += ["## Accuracy at few steps", "Measured by `benchmarks/solvers.py`.", *shown]
+    for title, registry in (("Time grids", GRIDS), ("Guidance", GUIDANCES), ("Processes", PROCESSES)):
+        sections += [f"## {title}", registry_table(registry)]
+    return "\n\n".join([_HEAD.rstrip(), *sections]) + "\n"
+
+
+def draw() -> None:
+    """One picture a sampler: ten digits in a row."""
+    from dinit import Pipeline
+
+    pipe = Pipeline.from_pretrained(PIPELINE)
+    noise = torch.randn(10, 1, 8, 8, generator=torch.Generator().manual_seed(SEED))
+    IMAGES.mkdir(exist_ok=True)
+    for name in SAMPLERS:
+        found = compare(pipe.denoiser(), noise, list(range(10)), [name], nfe=NFE, seed=SEED)
+        found.figure().save(IMAGES / f"{name}.png", optimize=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--text", action="store_true", help="leave the pictures as they are")
+    if not parser.parse_args().text:
+        draw()
+    PAGE.write_text(page(), encoding="utf-8")
+    sys.stdout.write(f"{PAGE.name}: {len(SAMPLERS)} samplers\n")
+
+
+if __name__ == "__main__":
+    main()
