@@ -33,9 +33,9 @@ _CODE = re.compile(r"k-diffusion|guided-diffusion|diffusers")
 
 _HEAD = f"""# Samplers, grids, guidance, processes
 
-Written by `python docs/make_samplers_page.py` from the registries; what is registered is here. `dinit list samplers`
-is the short form. `dinit verify` measures every claim on this page against closed forms: the order of each
-deterministic solver, the mean, spread and weights of each stochastic one, on every process.
+Written by `python docs/make_samplers_page.py` from the registries; what is registered is here. `dinit list
+samplers` is the short form. `dinit verify` measures every claim on this page against closed forms: the order of
+each deterministic solver, the mean, spread and weights of each stochastic one, on every process.
 
 ```python
 from dinit.samplers import SAMPLERS, compare
