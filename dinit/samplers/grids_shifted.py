@@ -20,20 +20,26 @@ class Shifted(TimeGrid):
     u = sigma / (alpha + sigma) is the time of the straight path (1 - u) x0 + u eps, on which any process is once
     divided by alpha + sigma, so the same rule serves them all; on the flow process u is t. shift: positive; above 1
     it crowds the noisy levels, 1 leaves v as it is. end: 'open' leaves v = 0 out, as pipelines of flow models do
-    (v = 1, ..., 1 / steps), and never goes below t_min; 't_min' spaces v down to t_min. The first time is t_max.
+    (v = 1, ..., 1 / steps), and never goes below t_min; 't_min' spaces v down to t_min. first: a run
+    starts at the lower of it and t_max. A little below 1 it gives multistep solvers a finite first log-SNR to
+    extrapolate from on paths without signal at t = 1, where the state hardly differs: diffusers does so.
     """
 
     shift: float = 3.0
     end: Literal["open", "t_min"] = "open"
+    first: float = 1.0
 
     def __post_init__(self) -> None:
         if not self.shift > 0:
             raise ValueError(f"shift must be positive, got {self.shift}")
+        if not 0 < self.first <= 1:
+            raise ValueError(f"first must be above 0 and at most 1, got {self.first}")
         if self.end not in ("open", "t_min"):
             raise ValueError(f"end must be 'open' or 't_min', got {self.end!r}")
 
     def times(self, process: Process, steps: int, t_min: float, t_max: float) -> Tensor:
-        k = process.scales(torch.tensor([t_max, t_min], dtype=torch.float64))
+        ends = torch.tensor([max(min(t_max, self.first), t_min), t_min], dtype=torch.float64)
+        k = process.scales(ends)
         # Before the shift: v = u / (shift - (shift - 1) u) undoes it.
         u = k.sigma / (k.alpha + k.sigma)
         high, low = (u / (self.shift - (self.shift - 1) * u)).tolist()
@@ -43,4 +49,4 @@ class Shifted(TimeGrid):
         times = process.time_of_noise_level(self.shift * v / (1 - v))
         if steps > 1 and last == low:
             times[-1] = t_min
-        return torch.cat([torch.tensor([t_max], dtype=torch.float64), times])
+        return torch.cat([ends[:1], times])

@@ -23,6 +23,7 @@ from dinit.diffusion import Denoiser
 from dinit.files import write_atomically
 from dinit.samplers.adams import ExponentialAB
 from dinit.samplers.grids import Karras, LogSNR, TimeGrid, Times, Uniform
+from dinit.samplers.grids_shifted import Shifted
 from dinit.samplers.integral import Prediction, Variable
 from dinit.samplers.unified import Rule, Unified
 
@@ -159,8 +160,8 @@ class Genome:
 
 
 def starts(denoiser: Denoiser, steps: int) -> list[Genome]:
-    """The named solvers' schedules: every form, orders 2 to 4, with and without corrector, on three grids."""
-    grids: list[TimeGrid] = [LogSNR(), Karras(), Uniform()]
+    """The named solvers' schedules: every form, orders 2 to 4, with and without corrector, on four grids."""
+    grids: list[TimeGrid] = [LogSNR(), Karras(), Uniform(), Shifted(2.0, "t_min")]
     genomes = []
     for grid in grids:
         times = tuple(grid.times(denoiser.process, steps + 1, denoiser.t_min, denoiser.t_max).tolist())

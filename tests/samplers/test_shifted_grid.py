@@ -64,10 +64,20 @@ def test_without_shift_it_is_the_uniform_grid_of_the_flow() -> None:
         assert torch.allclose(times, Uniform().times(flow, steps, flow.t_min, 1.0))
 
 
+def test_first_is_where_the_run_starts() -> None:
+    flow = LinearFlow()
+    times = Shifted(3.0, first=0.999).times(flow, 8, flow.t_min, 1.0)
+    assert torch.equal(times, Shifted(3.0).times(flow, 8, flow.t_min, 0.999))
+    assert float(times[0]) == 0.999
+
+
 def test_options_are_checked() -> None:
     assert GRIDS.create("shifted") == Shifted(3.0, "open")
     for shift in (0.0, -1.0, math.nan):
         with pytest.raises(ValueError, match="shift must be positive"):
             Shifted(shift)
+    for first in (0.0, 1.1):
+        with pytest.raises(ValueError, match="first must be"):
+            Shifted(first=first)
     with pytest.raises(ValueError, match="'open' or 't_min'"):
         Shifted(3.0, "closed")  # type: ignore[arg-type]
