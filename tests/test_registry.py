@@ -12,7 +12,7 @@ from dinit.samplers import DDIM, SAMPLERS
 
 
 def test_unknown_name_is_a_key_error_and_a_value_error_with_a_suggestion() -> None:
-    with pytest.raises(KeyError, match=r"unknown sampler 'dddim'; did you mean 'ddim'\? \(known: ddim, ") as caught:
+    with pytest.raises(KeyError, match=r"unknown sampler 'dddim'; did you mean 'ddim'\? \(known: ab, ") as caught:
         SAMPLERS["dddim"]
     assert isinstance(caught.value, ValueError)
     assert str(caught.value).count("'") == 4  # the message itself, not its repr
