@@ -117,12 +117,7 @@ class ADMNetwork(Backbone):
             channels=channels,
             blocks_per_level=blocks_per_level,
         )
-        if not num_classes and not null_class:
-            raise ValueError(
-                f"{type(self).__name__}: null_class must be True with num_classes = 0, "
-                "as null is then the only label"
-            )
-        self.null_class = null_class
+        self._set_null_class(null_class)
         plan = ADMPlan(
             type(self).__name__,
             channels=channels,
@@ -139,10 +134,23 @@ class ADMNetwork(Backbone):
         self.cond_dim = plan.cond_dim
         self.time_embedding = TimeEmbedding(plan.cond_dim, features=channels)
         self.label_embedding = _label_table(num_classes, null_class, plan.cond_dim)
+        self._build(plan, num_heads if decoder_heads is None else decoder_heads)
+
+    def _set_null_class(self, null_class: bool) -> None:
+        """ValueError for no null class and no other."""
+        if not self.num_classes and not null_class:
+            raise ValueError(
+                f"{type(self).__name__}: null_class must be True with num_classes = 0, "
+                "as null is then the only label"
+            )
+        self.null_class = null_class
+
+    def _build(self, plan: ADMPlan, decoder_heads: int) -> None:
+        """The levels and the head."""
         # Entry 0 is the stem: like every other entry it leaves its output for the way up.
-        self.encoder, left = plan.encoder(self.stem_inputs * in_channels)
+        self.encoder, left = plan.encoder(self.stem_inputs * self.in_channels)
         self.middle = plan.middle()
-        self.decoder = plan.decoder(left, num_heads if decoder_heads is None else decoder_heads)
+        self.decoder = plan.decoder(left, decoder_heads)
         self.head = ADMHead(plan.widths[0], self.out_channels)
 
     def embed(self, labels: Tensor) -> Tensor:

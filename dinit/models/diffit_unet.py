@@ -8,6 +8,7 @@ known to be the paper's, and our choice: widths, heads, windows, numbers of bloc
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -153,28 +154,13 @@ class DiffiTUNet(Backbone):
             window=window,
             mlp_width=int(channels * mlp_ratio),
         )
-        widths = [channels * multiple for multiple in channel_mult]
-        if not widths or min(widths) < 1:
-            raise ValueError(f"DiffiTUNet: channel_mult must be one or more positive numbers, got {channel_mult}")
-        for width in widths:
-            check_divides("DiffiTUNet", "num_heads", num_heads, "every level's width", width)
-            check_divides("DiffiTUNet", "num_groups", num_groups, "every level's width", width)
+        widths = _widths(channels, channel_mult, num_heads, num_groups)
         self.cond_dim = 4 * channels
+        sizes = {"num_heads": num_heads, "window": window, "num_groups": num_groups, "mlp_ratio": mlp_ratio}
+        block = partial(DiffiTResBlock, cond_dim=self.cond_dim, dropout=dropout, **sizes)
 
         def level(width: int) -> nn.ModuleList:
-            blocks = (
-                DiffiTResBlock(
-                    width,
-                    self.cond_dim,
-                    num_heads=num_heads,
-                    window=window,
-                    num_groups=num_groups,
-                    mlp_ratio=mlp_ratio,
-                    dropout=dropout,
-                )
-                for _ in range(blocks_per_level)
-            )
-            return nn.ModuleList(blocks)
+            return nn.ModuleList(block(width) for _ in range(blocks_per_level))
 
         self.stem = nn.Conv2d(in_channels, channels * channel_mult[0], 3, padding=1)
         self.time_embedding = TimeEmbedding(self.cond_dim)
@@ -208,3 +194,14 @@ class DiffiTUNet(Backbone):
         for up, blocks in zip(self.ups, self.decoder, strict=True):
             x = run_blocks(self, blocks, up(x, skips.pop()), c)
         return self.head(x)
+
+
+def _widths(channels: int, channel_mult: Sequence[int], num_heads: int, num_groups: int) -> list[int]:
+    """Every level's. ValueError for none, for one that is not positive or that heads or groups do not divide."""
+    widths = [channels * multiple for multiple in channel_mult]
+    if not widths or min(widths) < 1:
+        raise ValueError(f"DiffiTUNet: channel_mult must be one or more positive numbers, got {channel_mult}")
+    for width in widths:
+        check_divides("DiffiTUNet", "num_heads", num_heads, "every level's width", width)
+        check_divides("DiffiTUNet", "num_groups", num_groups, "every level's width", width)
+    return widths

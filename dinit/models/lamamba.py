@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch.nn.functional as F
@@ -96,6 +96,19 @@ class SplitUp(nn.Module):
         return self.norm(squares.transpose(2, 3).flatten(1, 4))
 
 
+def _stages(
+    cond_dim: int, num_heads: int, window: int, states: int, dropout: float
+) -> Callable[[int, int], nn.ModuleList]:
+    """What makes the blocks of a stage of one width; every second one has its windows shifted."""
+
+    def stage(width: int, blocks: int) -> nn.ModuleList:
+        return nn.ModuleList(
+            LaMambaBlock(width, cond_dim, num_heads, window, b % 2 == 1, states, dropout) for b in range(blocks)
+        )
+
+    return stage
+
+
 def _check_stages(depth: Sequence[int], channel_mult: Sequence[int]) -> None:
     """ValueError for stages that do not follow each other."""
     if not depth or len(depth) != len(channel_mult) or min(depth) < 1:
@@ -175,13 +188,7 @@ class LaMamba(Backbone):
         widths = [hidden_size * multiple for multiple in channel_mult]
         # Whether a stage works at half the resolution of the one before it.
         self.halved = [after > before for before, after in zip((1, *channel_mult), channel_mult, strict=False)]
-
-        def stage(width: int, blocks: int) -> nn.ModuleList:
-            return nn.ModuleList(
-                LaMambaBlock(width, widths[-1], num_heads, window, b % 2 == 1, states, dropout)
-                for b in range(blocks)
-            )
-
+        stage = _stages(widths[-1], num_heads, window, states, dropout)
         self.stem = PatchEmbed(in_channels, hidden_size, patch_size)
         self.stem_norm = nn.LayerNorm(hidden_size)
         side = image_size // patch_size
@@ -189,6 +196,14 @@ class LaMamba(Backbone):
         self.register_buffer("positions", sincos_positions(hidden_size, side, side), persistent=False)
         self.time_embedding = TimeEmbedding(widths[-1])
         self.label_embedding = LabelEmbedding(num_classes, widths[-1])
+        self._build(stage, widths, depth, bottom_depth)
+        self.head_condition = xavier(nn.Linear(widths[-1], hidden_size))
+        self.head = DiTHead(hidden_size, patch_size * patch_size * self.out_channels)
+
+    def _build(
+        self, stage: Callable[[int, int], nn.ModuleList], widths: list[int], depth: Sequence[int], bottom_depth: int
+    ) -> None:
+        """The stages on the way down, at the bottom and on the way up. stage(width, blocks) makes one."""
         self.encoder = nn.ModuleList(stage(*sizes) for sizes in zip(widths, depth, strict=True))
         doubled = [width for width, half in zip(widths, self.halved, strict=True) if half]
         self.downs = nn.ModuleList(MergeDown(width // 2) for width in doubled)
@@ -196,8 +211,6 @@ class LaMamba(Backbone):
         self.ups = nn.ModuleList(SplitUp(width) for width in reversed(doubled))
         up_stages = zip(reversed(widths), reversed(depth), strict=True)
         self.decoder = nn.ModuleList(stage(width, blocks + 1) for width, blocks in up_stages)
-        self.head_condition = xavier(nn.Linear(widths[-1], hidden_size))
-        self.head = DiTHead(hidden_size, patch_size * patch_size * self.out_channels)
 
     def embed(self, labels: Tensor) -> Tensor:
         """labels (B,) int64 in 0..num_classes -> (B, 4 * hidden_size in the presets)."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -212,18 +212,6 @@ class NCSNpp(Backbone):
         self.log_sigma_max = math.log(sigma_max)
         self.log_step = math.log(sigma_min / sigma_max) / (num_scales - 1)  # of sigma, from level to level
 
-        def block(in_width: int, width: int, attend: bool, resample: nn.Module | None = None) -> ScoreBlock:
-            return ScoreBlock(
-                in_width,
-                width,
-                self.cond_dim,
-                dropout,
-                norm=_norm,
-                residual_scale=_RESIDUAL_SCALE,
-                resample=resample,
-                attend=attend,
-            )
-
         self.stem = nn.Conv2d(in_channels, channels, 3, padding=1)
         self.time_embedding = (
             FourierEmbedding(self.cond_dim, channels)
@@ -231,12 +219,24 @@ class NCSNpp(Backbone):
             else TimeEmbedding(self.cond_dim, channels, freq_shift=1.0)
         )
         self.label_embedding = LabelEmbedding(num_classes, self.cond_dim) if num_classes else None
+        block = _blocks(self.cond_dim, dropout)
         self.encoder, self.middle, self.decoder = build_levels(
             block, channels, widths, blocks_per_level, attention_levels
         )
+        self._build(block, widths, fir, input_pyramid, output_pyramid)
+
+    def _build(
+        self,
+        block: Callable[..., ScoreBlock],
+        widths: list[int],
+        fir: bool,
+        input_pyramid: str,
+        output_pyramid: str,
+    ) -> None:
+        """What stands between the levels, the pyramids and the heads."""
         self.downs = nn.ModuleList(block(w, w, False, downsampler(fir)) for w in widths[:-1])
         self.ups = nn.ModuleList(block(w, w, False, upsampler(fir)) for w in widths[:0:-1])
-        self.pyramid = _input_pyramid(input_pyramid, in_channels, widths, fir)
+        self.pyramid = _input_pyramid(input_pyramid, self.in_channels, widths, fir)
         fan_average(self.stem)
         fan_average(self.pyramid)
         coarse = widths[:0:-1] if output_pyramid == "skip" else []
@@ -292,6 +292,24 @@ class NCSNpp(Backbone):
         """The noise level that a label stands for, of its shape, float32 at least; fractional indices included."""
         label = noise_label.to(torch.promote_types(noise_label.dtype, torch.float32))
         return label if self.fourier else (self.log_sigma_max + self.log_step * label).exp()
+
+
+def _blocks(cond_dim: int, dropout: float) -> Callable[..., ScoreBlock]:
+    """What makes a residual block of widths in and out, with attention or not, resampling or not."""
+
+    def block(in_width: int, width: int, attend: bool, resample: nn.Module | None = None) -> ScoreBlock:
+        return ScoreBlock(
+            in_width,
+            width,
+            cond_dim,
+            dropout,
+            norm=_norm,
+            residual_scale=_RESIDUAL_SCALE,
+            resample=resample,
+            attend=attend,
+        )
+
+    return block
 
 
 def _check_choices(input_pyramid: str, output_pyramid: str, embedding: str) -> None:
