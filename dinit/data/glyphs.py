@@ -27,10 +27,10 @@ FONTS = (
     "DejaVuSerif",
     "DejaVuSerif-Bold",
     "STIXGeneral",
+    "STIXGeneralItalic",
     "STIXGeneralBolIta",
     "cmss10",
     "cmtt10",
-    "cmti10",
 )
 DIGITS, CAPITALS = "0123456789", "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 # Small letters that are not a capital's shape at another scale: with them, size is no longer told from class.
