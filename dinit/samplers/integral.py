@@ -156,7 +156,13 @@ def form_at(
 
 
 def weights(
-    form: Form, process: Process, t: Scales, s: Scales, nodes: Sequence[Scales], variant: Variant = "exact"
+    form: Form,
+    process: Process,
+    t: Scales,
+    s: Scales,
+    nodes: Sequence[Scales],
+    variant: Variant = "exact",
+    differences: Sequence[float] = (),
 ) -> tuple[float, list[float]]:
     """(gain, w) with x_s = gain x_t + sum_j w_j F_j, F known at the nodes; exact for F polynomial of their number.
 
@@ -165,6 +171,8 @@ def weights(
     B1. 'taylor': besides, with three nodes half of the quadratic term, as in the published DPM-Solver++(3M), which
     weighs half the second derivative as if it were all of it, and so is of order 2. 'pseudo': Adams-Bashforth's
     fractions of the whole integral, whatever the steps (PNDM).
+    differences: factors on the terms of Newton's form of the polynomial, from the first divided difference on; 1
+    where none is given.
     """
     start, end = form.place(t), form.place(s)
     rho_t, rho_s = float(form.rho(t)), float(form.rho(s))
@@ -181,9 +189,20 @@ def weights(
     if variant == "taylor":
         moments = [m / math.factorial(k) if k > 1 else m for k, m in enumerate(moments)]
     places = [(form.place(k) - start) / (end - start) for k in nodes]
-    vandermonde = torch.tensor([[p**k for p in places] for k in range(len(nodes))], dtype=torch.float64)
-    solved = torch.linalg.solve(vandermonde, torch.tensor(moments, dtype=torch.float64))
+    solved = _through(places, moments)
+    for count, factor in enumerate(differences[: len(nodes) - 1], start=1):
+        # Newton's form: the term of the count-th difference is what the count-th node more adds to the integral.
+        term = torch.zeros_like(solved)
+        term[: count + 1] = _through(places[: count + 1], moments)
+        term[:count] -= _through(places[:count], moments)
+        solved = solved + (factor - 1) * term
     return rho_s / rho_t, (rho_s * solved).tolist()
+
+
+def _through(places: Sequence[float], moments: Sequence[float]) -> Tensor:
+    """Weights of the values at the places in the integral of the polynomial through them, from powers' moments."""
+    vandermonde = torch.tensor([[p**k for p in places] for k in range(len(places))], dtype=torch.float64)
+    return torch.linalg.solve(vandermonde, torch.tensor(moments[: len(places)], dtype=torch.float64))
 
 
 def ddim_weights(t: Scales, s: Scales) -> tuple[float, list[float]]:
@@ -198,8 +217,8 @@ def _moments(form: Form, process: Process, t: Scales, s: Scales, count: int) -> 
     By parts, (u_s - u_t) - k ∫ tau^(k-1) (u - u_t) dtau, so that no derivative of the path is asked for.
     """
     u_t, u_s = form.u(t), form.u(s)
-    if count == 1:
-        return [float(u_s - u_t)]
+    if count == 1 or form.variable == "own":  # u is the polynomial's variable itself
+        return [float(u_s - u_t) / (k + 1) for k in range(count)]
     fractions, mass = gauss_legendre(NODES)
     way = form.u_on_the_way(process, t, s, fractions) - u_t
     return [float(u_s - u_t)] + [

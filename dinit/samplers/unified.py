@@ -46,6 +46,8 @@ class Rule:
     without history, its inner evaluations at these fractions of it: see `single_step`, which order then follows.
     reach: a step longer than `reach` times the one before it, in the polynomial's variable, extrapolates over two
     evaluations at most: higher polynomials go astray there.
+    differences: factors on the extrapolation's divided differences, from the first on, where they are to be other
+    than 1: `SolverSearch` fits them. They leave the first order, which the step's own evaluation carries.
     """
 
     prediction: Prediction = "x0"
@@ -57,6 +59,7 @@ class Rule:
     span: int = 1
     stages: tuple[float, ...] = ()
     reach: float = math.inf
+    differences: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         choice(
@@ -72,6 +75,11 @@ class Rule:
         object.__setattr__(self, "stages", tuple(self.stages))
         if len(self.stages) > 2 or not all(0 < fraction <= 1 for fraction in self.stages):
             raise ValueError(f"rule: stages must be at most two fractions in (0, 1], got {self.stages!r}")
+        object.__setattr__(self, "differences", tuple(self.differences))
+        if len(self.differences) > 3 or not all(math.isfinite(factor) for factor in self.differences):
+            raise ValueError(f"rule: differences must be at most three finite factors, got {self.differences!r}")
+        if self.differences and (self.stages or self.variant == "pseudo"):
+            raise ValueError("rule: differences are those of past evaluations; stages and 'pseudo' have none")
 
 
 class Sum(NamedTuple):
@@ -204,6 +212,8 @@ def rule_order(rule: Rule, warm_up: WarmUp) -> int:
     if rule.stages:
         return 3 if rule.stages == (1 / 3, 2 / 3) and rule.variant == "exact" else 2
     order = rule.order
+    if rule.differences[: order - 1] != (1.0,) * len(rule.differences[: order - 1]):
+        order = 1 + next(i for i, factor in enumerate(rule.differences) if factor != 1)
     if rule.variant in ("taylor", "pseudo"):
         order = min(order, 2)
     if rule.corrector:
@@ -258,7 +268,7 @@ def advance_sum(process: Process, t: Scales, s: Scales, nodes: Sequence[Scales],
     form = form_at(rule.prediction, rule.variable, t, s, nodes)
     if form is None:
         return Sum(Form("x0", "own"), *ddim_weights(t, s), back, (0,))
-    gain, w = weights(form, process, t, s, nodes, rule.variant)
+    gain, w = weights(form, process, t, s, nodes, rule.variant, rule.differences)
     return Sum(form, gain, w, back, tuple(range(len(nodes))))
 
 

@@ -18,7 +18,7 @@ from dinit.samplers.adams import ExponentialAB
 from dinit.samplers.dpmpp import DPMpp2M
 from dinit.samplers.solver_search import Found, SolverSearch, moved
 
-SEARCH = SolverSearch(population=8, generations=6, reference_steps=60)
+SEARCH = SolverSearch(population=8, generations=6, fit=0, reference_steps=60)
 
 
 def mixture(process: Process) -> MixtureDenoiser:
@@ -48,7 +48,7 @@ def test_the_same_seed_finds_the_same() -> None:
 
 
 def test_results_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    search = SolverSearch(2, 1, reference_steps=10, cache=tmp_path / "deep")
+    search = SolverSearch(2, 1, fit=1, reference_steps=10, cache=tmp_path / "deep")
     model = mixture(VP())
     found = search.find(model, 4, noise(0), key="mixture")
     (file,) = (tmp_path / "deep").iterdir()
@@ -59,7 +59,7 @@ def test_results_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.parametrize("changed", ["nfe", "noise", "key", "process"])
 def test_another_problem_is_searched_anew(changed: str, tmp_path: Path) -> None:
-    search = SolverSearch(2, 0, reference_steps=10, cache=tmp_path)
+    search = SolverSearch(2, 0, fit=0, reference_steps=10, cache=tmp_path)
     search.find(mixture(VP()), 4, noise(0), key="a")
     search.find(
         mixture(LinearFlow() if changed == "process" else VP()),
@@ -83,6 +83,7 @@ def test_moved_times_keep_their_order_and_ends() -> None:
     [
         (lambda: SEARCH.find(mixture(VP()), 1, noise(0)), "at least 2"),
         (lambda: SolverSearch(population=1), "at least 2, got 1"),
+        (lambda: SolverSearch(fit=-1), "fit must be at least 0, got -1"),
         (lambda: SolverSearch(cache="x").find(mixture(VP()), 4, noise(0)), "needs a key"),
     ],
 )
