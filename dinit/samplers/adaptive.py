@@ -51,7 +51,8 @@ class RK45(Sampler):
     with a grid of two times the solver is free between them. Every sample has step sizes of its own, so that an
     image does not depend on its batch: a trial is accepted where the root mean square over the sample of
     error / (atol + rtol max(|x_t|, |x_s|)) is at most 1, and a PI controller chooses the next size. The batch is
-    evaluated until its slowest sample arrives.
+    evaluated until its slowest sample arrives. That is why no library stands behind it: torchdiffeq has one step
+    size for the whole batch, and its dopri5 asks the network beyond the last time and interpolates back.
     order: what single steps between the times of a fine grid show. nfe is the least; the steps tell the truth.
     Evaluations are 6 a trial and 1 for each grid interval. The default tolerances are score_sde's.
     ValueError for tolerances that are not positive, RuntimeError where they cannot be met.
@@ -87,7 +88,9 @@ class RK45(Sampler):
             accepted = error <= 1  # not where it is not a number
             if bool((size[~accepted] < SMALLEST).any()):
                 break
-            x, slope = (torch.where(_like(accepted, x), new, old) for new, old in ((trial, x), (last_slope, slope)))
+            x, slope = (
+                torch.where(like_batch(accepted, x), new, old) for new, old in ((trial, x), (last_slope, slope))
+            )
             now = torch.where(accepted, target, now)
             control = _next(control, size, error, accepted, rejected)
             rejected = ~accepted
@@ -101,7 +104,7 @@ class RK45(Sampler):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """One step from `now` to `target`: the new state, its velocity, and (B,) errors over the tolerance."""
         size = now - target
-        slopes, h, moved = [slope], _like(size, x), x
+        slopes, h, moved = [slope], like_batch(size, x), x
         for node, row in zip(DORMAND_PRINCE.nodes, DORMAND_PRINCE.stages, strict=True):
             moved = x - h * combined(row, slopes)
             slopes.append(denoise(moved, denoise.scales(target if node == 1 else now - node * size)).velocity)
@@ -126,7 +129,7 @@ def _next(control: Controller, size: Tensor, error: Tensor, accepted: Tensor, re
     )
 
 
-def _like(values: Tensor, x: Tensor) -> Tensor:
+def like_batch(values: Tensor, x: Tensor) -> Tensor:
     """(B,) values on the CPU in a form that broadcasts against x; times and sizes in x's dtype."""
     dtype = values.dtype if values.dtype == torch.bool else x.dtype
     return values.to(device=x.device, dtype=dtype).reshape(-1, *(1,) * (x.ndim - 1))

@@ -1,4 +1,4 @@
-"""The adaptive solver: tolerance against error, times it asks at, the batch, refusals."""
+"""The adaptive solvers: tolerance against error, times it asks at, the batch, refusals."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dinit.diffusion import PROCESSES
 from dinit.diffusion.continuous import EDM, VE, VP, LinearFlow
 from dinit.models.analytic import GaussianDenoiser, MixtureDenoiser
 from dinit.samplers.adaptive import DIFFERENCE, DORMAND_PRINCE, FOURTH_ORDER, RK45
+from dinit.samplers.dpm_adaptive import DPMAdaptive
 from dinit.samplers.guidance import apply_guidance
 from dinit.samplers.guidance.cads import CADS
 from dinit.samplers.guidance.cfg import CFG
@@ -110,5 +111,73 @@ def test_grid_times_do_not_stop_its_stride() -> None:
 )
 def test_refusals(call, error: type[Exception], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dinit.samplers.adaptive.MOST_TRIALS", 100)
+    with pytest.raises(error, match=message):
+        call(GaussianDenoiser(VP(), 0.3, 0.5, (1, 2, 2)), randn(2, 1, 2, 2))
+
+
+# --- dpm-adaptive ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("process", ["edm", "flow", "vp"])
+@pytest.mark.parametrize("solver", [12, 23])
+def test_dpm_adaptive_meets_its_tolerance(solver, process: str) -> None:
+    """Tighter costs more and errs less; from alpha = 0 it starts with a step of first order, which is small."""
+    made = PROCESSES.create(process)
+    exact, times = GaussianDenoiser(made, 0.3, 0.5, (1, 2, 2)), ends(made)
+    x = randn(4, 1, 2, 2) * made.prior_std(made.scales(1.0))
+    end, errors, costs = exact.flow(x, *times), [], []
+    for tolerance in (1e-2, 1e-3, 1e-4):
+        sampler = DPMAdaptive(solver, tolerance, tolerance)
+        steps = list(sampler.iterate(exact, x, grid=times, initial=x, end="state"))
+        errors.append(float((steps[-1].x_s - end).abs().max()))
+        costs.append(steps[-1].nfe)
+    assert errors[-1] < min(2e-3, errors[0] / 5)
+    assert costs[0] < costs[1] < costs[2]
+
+
+def test_dpm_adaptive_asks_inside_its_grid_and_once_for_a_start() -> None:
+    asked: list[tuple[float, float]] = []
+
+    class Watching(GaussianDenoiser):
+        def __call__(self, x_t, t, cond):
+            k = self.scales(t)
+            asked.append((float(k.t.min()), float(x_t.flatten()[0])))
+            return super().__call__(x_t, k, cond)
+
+    model, times = Watching(VE(), 0.3, 0.05, (1, 2, 2)), torch.tensor([1.0, 0.6, 0.1], dtype=F64)
+    for size in (0.05, 30.0):  # the first trial of a whole interval is refused, and its start not asked for again
+        asked.clear()
+        steps = list(DPMAdaptive(first=size).iterate(model, randn(1, 1, 2, 2), grid=times, end="state"))
+        assert steps[-1].nfe == len(asked) == len(set(asked))
+        assert 0.1 < min(t for t, _ in asked) <= max(t for t, _ in asked) <= 1.0
+        assert min(t for t, _ in asked[: steps[0].nfe]) > 0.6
+
+
+def test_dpm_adaptive_batch_independence() -> None:
+    means = torch.tensor([-2.0, 0.1, 2.0], dtype=F64).reshape(3, 1, 1, 1).expand(3, 1, 2, 2)
+    model = MixtureDenoiser(LinearFlow(), means, torch.full_like(means, 1e-4), None, torch.tensor([0, 0, 1]))
+    x, sampler = randn(3, 1, 2, 2), DPMAdaptive(proportional=0.3, integral=0.5, derivative=0.1)
+    whole = sampler.sample(model, x, 4, labels=[0, 1, 2])
+    for i in range(3):
+        alone = sampler.sample(model, x[i : i + 1], 4, labels=[i])
+        assert torch.allclose(whole[i : i + 1], alone, rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda m, x: DPMAdaptive(13), ValueError, "12 or 23"),  # type: ignore[arg-type]
+        (lambda m, x: DPMAdaptive(rtol=0.0), ValueError, "rtol must be positive"),
+        (lambda m, x: DPMAdaptive(integral=0.0), ValueError, "more than 0"),
+        (lambda m, x: DPMAdaptive(accept=1.0), ValueError, "accept"),
+        (
+            lambda m, x: DPMAdaptive().sample(m, x, grid=torch.tensor([1.0, 0.0]), end="state"),
+            ValueError,
+            "infinite at sigma = 0",
+        ),
+        (lambda m, x: DPMAdaptive().sample(m, x * torch.nan, 3), RuntimeError, "finite numbers"),
+    ],
+)
+def test_dpm_adaptive_refusals(call, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call(GaussianDenoiser(VP(), 0.3, 0.5, (1, 2, 2)), randn(2, 1, 2, 2))

@@ -47,7 +47,6 @@ NOT_COVERED = {
     "df_sde_dpmpp_3m*": "a sign of its third-order term is wrong",
     "gd_ddpm_25_learned": "a variance that is learned without bounds",
     "gmm_oracle": "tested in test_analytic",
-    "k_dpm_adaptive*": "solver not there",
 }
 TOLERANCES.update({"gd_ddim_cosine_*": 1e-9, "gd_ddpm_cosine*": 1e-9, "az_*": 1e-9})
 
