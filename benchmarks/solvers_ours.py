@@ -1,0 +1,135 @@
+"""dinit's side of benchmarks/solvers.py: its deterministic samplers, their grids, and the searched schedule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from peer_network import Wanted
+from solvers_problems import Problem, start_of
+from torch import Tensor
+
+from dinit.diffusion import Denoiser, Process
+from dinit.samplers import SAMPLERS, Sampler, TimeGrid
+from dinit.samplers.adams import AdamsBashforth, ExponentialAB
+from dinit.samplers.base import End
+from dinit.samplers.deis import DEIS
+from dinit.samplers.dpmpp import DPMpp2M
+from dinit.samplers.grids import Karras, LogSNR, Uniform
+from dinit.samplers.grids_shifted import Shifted
+from dinit.samplers.lms import LMS
+from dinit.samplers.solver_search import SolverSearch
+from dinit.samplers.unified import Rule, Unified
+from dinit.samplers.unipc import UniPC
+
+
+@dataclass(frozen=True)
+class Until(TimeGrid):
+    """Another grid, that ends where sigma / alpha is `last`, or at t_min where that is later."""
+
+    grid: TimeGrid
+    last: float
+
+    def times(self, process: Process, steps: int, t_min: float, t_max: float) -> Tensor:
+        t = float(process.time_of_noise_level(torch.tensor(self.last, dtype=torch.float64)))
+        return self.grid.times(process, steps, max(t_min, t), t_max)
+
+
+GRIDS: dict[str, TimeGrid] = {
+    "log-snr": LogSNR(),
+    "karras": Karras(),
+    "uniform": Uniform(),
+    "shifted 1": Shifted(1.0, "t_min"),
+    "shifted 2": Shifted(2.0, "t_min"),
+    "shifted 3": Shifted(3.0, "t_min"),
+}
+# For paths without signal at t = 1, where diffusers starts a little below.
+FROM_BELOW: dict[str, TimeGrid] = {
+    "shifted 1 from 0.999": Shifted(1.0, first=0.999),
+    "shifted 1 from 1 - 1e-6": Shifted(1.0, first=1 - 1e-6),
+    "shifted 1 from 0.999 to t_min": Shifted(1.0, "t_min", 0.999),
+    "shifted 3 open": Shifted(3.0),
+}
+# For Adams-Bashforth, which azula ends at levels of one's choice.
+UNTIL: dict[str, TimeGrid] = {
+    f"shifted {shift:g} to {last:g}": Until(Shifted(shift, "t_min"), last)
+    for last in (0.01, 0.03)
+    for shift in (1.0, 1.4)
+}
+VARIANTS: dict[str, Sampler] = {
+    **{f"eab {k} {p}": ExponentialAB(k, p) for k in (2, 3, 4) for p in ("x0", "eps", "v", "velocity")},
+    **{f"ab {k} {p}": AdamsBashforth(k, p) for k in (2, 3, 4) for p in ("eps", "v", "velocity")},
+    **{f"lms {k}": LMS(k) for k in (2, 3)},
+    "deis log-rho": DEIS(3, "log-rho"),
+    "unipc 3": UniPC(3),
+    "dpmpp-2m heun": DPMpp2M("heun"),
+    **{f"unified {k} {p}": Unified((Rule(p, k, True),)) for k in (1, 2, 3) for p in ("v", "velocity")},
+}
+LEFT_OUT = ("ddim-inverse", "eab", "ab", "unified")  # among VARIANTS in all forms
+
+
+def solvers() -> dict[str, Sampler]:
+    """The registry's deterministic samplers of a fixed cost that need no options, and the variants."""
+    found = {}
+    for name in SAMPLERS:
+        try:
+            found[name] = SAMPLERS.create(name)
+        except ValueError:  # needs options
+            continue
+    found = {n: s for n, s in found.items() if n not in LEFT_OUT} | VARIANTS
+    return {n: s for n, s in found.items() if not s.stochastic and s.cost_depends_on == "steps"}
+
+
+def ours(problem: Problem, nfe: int, wanted: Wanted) -> Iterator[tuple[str, str, Tensor]]:
+    """(solver, grid, end) of every solver on its grids."""
+    for name, sampler in solvers().items():
+        wide = name.startswith(("ab ", "eab "))
+        for grid, made in grids_for(problem, wide and nfe < 50).items():
+            for end in ("posterior-mean", "state") if wide else ("posterior-mean",):
+                label = f"{grid}{', state' if end == 'state' else ''}"
+                if wanted(name, label) and (found := sample(problem, sampler, nfe, made, end)) is not None:
+                    yield name, label, found
+
+
+def grids_for(problem: Problem, wide: bool) -> dict[str, TimeGrid]:
+    pure = float(problem.model.process.scales(problem.model.t_max).alpha) == 0
+    return GRIDS | (FROM_BELOW if pure else {}) | (UNTIL if wide else {})
+
+
+def sample(problem: Problem, sampler: Sampler, nfe: int, grid: TimeGrid | Tensor, end: End) -> Tensor | None:
+    """Where a run of nfe evaluations ends; None where there is none. 'state': without the last posterior mean."""
+    spare = end == "state"  # the time at which the network is not asked
+    steps = next((n for n in range(1, nfe + 2) if sampler.nfe(n) - spare == nfe), None)
+    if steps is None or (isinstance(grid, Tensor) and len(grid) != steps):
+        return None
+    try:
+        return sampler.sample(problem.model, problem.noise, steps, grid=grid, end=end)
+    except ValueError:  # this sampler refuses this process, or this end
+        return None
+
+
+def on_levels(problem: Problem, name: str, nfe: int, levels: Sequence[float], denoised: bool) -> Tensor | None:
+    """Where a solver leads on the noise levels of a peer's run, which ended with a posterior mean or the state."""
+    process = problem.model.process
+
+    def time_of(level: float) -> Tensor:
+        if not 0 < level < math.inf:
+            return torch.tensor(1.0 if level else 0.0, dtype=torch.float64)
+        return process.time_of_noise_level(torch.tensor(level, dtype=torch.float64))
+
+    grid = torch.stack([time_of(level) for level in levels]).clamp(max=problem.model.t_max)
+    return sample(problem, solvers()[name], nfe, grid, "posterior-mean" if denoised else "state")
+
+
+def searched(problem: Problem, model: Denoiser, nfe: int, classes: int) -> Tensor:
+    """The end of the schedule found on 256 noises and labels that are not the problem's."""
+    labels = torch.randint(classes, (256,), generator=torch.Generator().manual_seed(101))
+    process = model.process
+    noise = start_of(process, (256, *problem.start.shape[1:]), 100)
+    noise = noise / float(process.prior_std(process.scales(1.0)))
+    found = SolverSearch(population=24, generations=40, seed=7).find(
+        model, nfe, noise.to(problem.start.dtype), labels
+    )
+    return found.sampler.sample(problem.model, problem.noise, grid=found.grid)
