@@ -1,4 +1,4 @@
-"""The loss: a weighted squared error of the network's output, for any process and parameterization."""
+"""The loss: a weighted squared error of the network's output, for any process and parameterization; more terms."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dinit.diffusion import Parameterization, Process
 from dinit.models.base import Backbone
+from dinit.training.terms import LossTerm
 from dinit.training.times import TimeSampler
 from dinit.training.weighting import Weighting
 
@@ -32,7 +33,7 @@ class TrainingNetwork(nn.Module):
 class Objective:
     """What is minimised: E over x0, eps and t of weight(t) mean |network(x_t, t) - target|^2.
 
-    t_max: the noisy end of training times, below 1 where the pair is singular at 1.
+    t_max: the noisy end of training times, below 1 where the pair is singular at 1. terms: added to the error.
     """
 
     process: Process
@@ -40,13 +41,14 @@ class Objective:
     weighting: Weighting
     time_sampler: TimeSampler
     t_max: float = 1.0
+    terms: tuple[LossTerm, ...] = ()
 
     def times(self, count: int, generator: torch.Generator) -> Tensor:
         """(count,) float64 training times in [process.t_min, t_max]."""
         return self.time_sampler.times(count, self.process, self.process.t_min, self.t_max, generator)
 
     def losses(self, network: Network, x0: Tensor, labels: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-        """(B,) float32 weighted squared error of each sample, averaged over channels and pixels.
+        """(B,) float32 weighted squared error of each sample, averaged over channels and pixels, and its terms.
 
         x0, eps: (B, C, H, W). labels: (B,) int64. t: (B,) float64 on the CPU.
         """
@@ -60,5 +62,6 @@ class Objective:
         table = torch.stack(columns).to(device=x0.device, dtype=torch.float32)
         alpha, sigma, p, q, scale = table[:5].reshape(5, -1, *(1,) * (x0.ndim - 1))
         x_t = alpha * x0 + sigma * eps
-        output = network(scale * x_t, table[6], labels)
-        return table[5] * (output.float() - (p * x0 + q * eps)).square().flatten(1).mean(1)
+        output, target = network(scale * x_t, table[6], labels).float(), p * x0 + q * eps
+        error = (output - target).square().flatten(1).mean(1)
+        return table[5] * sum((term.of(output, target) for term in self.terms), start=error)

@@ -10,6 +10,7 @@ from dinit.diffusion import PARAMETERIZATIONS, PROCESSES
 from dinit.models.base import BACKBONES, Backbone
 from dinit.training.objective import Objective
 from dinit.training.recipe import Named, Recipe
+from dinit.training.terms import LOSS_TERMS
 from dinit.training.times import TIME_SAMPLERS
 from dinit.training.weighting import WEIGHTINGS
 
@@ -22,6 +23,7 @@ def make_objective(recipe: Recipe) -> Objective:
         WEIGHTINGS.create(recipe.loss.weighting.spec()),
         TIME_SAMPLERS.create(recipe.time.spec()),
         recipe.t_max,
+        tuple(LOSS_TERMS.create(term.spec()) for term in recipe.loss.terms),
     )
 
 

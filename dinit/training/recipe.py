@@ -45,7 +45,10 @@ def _as_list(value: Any) -> Any:
 
 
 class LossSection(Section):
+    """terms: added to the weighted squared error."""
+
     weighting: Named = Named(name="uniform")
+    terms: Annotated[list[Named], BeforeValidator(_as_list)] = []
 
 
 class OptimizerSection(Section):

@@ -26,6 +26,7 @@ from dinit.samplers.guidance.base import GUIDANCES, apply_guidance
 from dinit.training.parts import make_backbone, make_data
 from dinit.training.recipe import Named, Recipe
 from dinit.training.recipe_yaml import Mistake, Path
+from dinit.training.terms import LOSS_TERMS
 from dinit.training.times import TIME_SAMPLERS
 from dinit.training.weighting import WEIGHTINGS
 
@@ -97,6 +98,8 @@ def check_recipe(recipe: Recipe) -> list[Mistake]:
     process = checks.part(("process",), PROCESSES, recipe.process)
     parameterization = checks.part(("parameterization",), PARAMETERIZATIONS, recipe.parameterization)
     weighting = checks.part(("loss", "weighting"), WEIGHTINGS, recipe.loss.weighting)
+    for i, term in enumerate(recipe.loss.terms):
+        checks.part(("loss", "terms", i), LOSS_TERMS, term)
     checks.part(("time",), TIME_SAMPLERS, recipe.time)
     backbone = _check_backbone(checks, recipe)
     denoiser = None

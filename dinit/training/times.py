@@ -6,6 +6,7 @@ and where the times gather are separate choices.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -104,6 +105,31 @@ class Stratified(TimeSampler):
 
     def quantile(self, u: Tensor, process: Process, t_min: float, t_max: float) -> Tensor:
         return TIME_SAMPLERS.create(self.of).quantile(u, process, t_min, t_max)
+
+
+@TIME_SAMPLERS.register("snr-shift")
+@dataclass(frozen=True)
+class SNRShift(TimeSampler):
+    """Another distribution (`of`) moved along the log-SNR, as by data `scale` times as large. Yao et al. 2024.
+
+    FasterDiT finds how fast a model trains in the density of the SNR that it is trained at, and moves it by scaling
+    the data; here the data stay and every time t goes to where the log-SNR is lower by 2 ln scale. scale: positive;
+    below 1 trains more at high noise levels. of: as in 'stratified'.
+    """
+
+    scale: float = 0.5
+    of: str | Mapping[str, Any] | TimeSampler = field(default="uniform")
+
+    def __post_init__(self) -> None:
+        positive("snr-shift times", scale=self.scale)
+        TIME_SAMPLERS.create(self.of)
+
+    def uniforms(self, count: int, generator: torch.Generator) -> Tensor:
+        return TIME_SAMPLERS.create(self.of).uniforms(count, generator)
+
+    def quantile(self, u: Tensor, process: Process, t_min: float, t_max: float) -> Tensor:
+        t = TIME_SAMPLERS.create(self.of).quantile(u, process, t_min, t_max).clamp(t_min, t_max)
+        return process.time_of(process.log_snr(t) + 2 * math.log(self.scale))
 
 
 def _normal_quantile(u: Tensor) -> Tensor:

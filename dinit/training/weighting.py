@@ -84,6 +84,40 @@ class MinSNRWeighting(_OnPosteriorMean):
         return _snr(k).clamp(max=self.gamma)
 
 
+@WEIGHTINGS.register("p2")
+@dataclass(frozen=True)
+class P2Weighting(_OnPosteriorMean):
+    """1 / (k + snr)^gamma on the error of the noise: less weight where the image is nearly clean. Choi et al. 2022.
+
+    k: positive. gamma: at least 0; 0 is 'snr'.
+    """
+
+    k: float = 1.0
+    gamma: float = 1.0
+
+    def __post_init__(self) -> None:
+        positive("p2 weighting", k=self.k)
+        if not self.gamma >= 0:
+            raise ValueError(f"p2 weighting: gamma must be at least 0, got {self.gamma}")
+
+    def on_x0(self, k: Scales) -> Tensor:
+        return _snr(k) / (self.k + _snr(k)) ** self.gamma
+
+
+@WEIGHTINGS.register("sigmoid")
+@dataclass(frozen=True)
+class SigmoidWeighting(_OnPosteriorMean):
+    """sigmoid(bias - log-SNR) times the weight of the variational bound. Kingma & Gao 2023, Section 3.
+
+    bias: the log-SNR above which weight falls off, in nats.
+    """
+
+    bias: float = 0.0
+
+    def on_x0(self, k: Scales) -> Tensor:
+        return torch.sigmoid(self.bias - k.log_snr) * LikelihoodWeighting().on_x0(k)
+
+
 @WEIGHTINGS.register("likelihood")
 @dataclass(frozen=True)
 class LikelihoodWeighting(_OnPosteriorMean):

@@ -16,7 +16,9 @@ from dinit.training.times import UniformTimes
 from dinit.training.weighting import (
     LikelihoodWeighting,
     MinSNRWeighting,
+    P2Weighting,
     PosteriorMeanWeighting,
+    SigmoidWeighting,
     SNRWeighting,
     UniformWeighting,
 )
@@ -67,6 +69,21 @@ def test_likelihood_weight_is_minus_half_the_derivative_of_snr(process) -> None:
     (slope,) = torch.autograd.grad(process.log_snr(t).exp().sum(), t)
     k = process.scales(T)
     torch.testing.assert_close(LikelihoodWeighting().on_x0(k), -slope / 2)
+
+
+def test_p2_weight_on_the_noise() -> None:
+    """Choi et al. 2022: 1 / (k + snr)^gamma on the error of the noise."""
+    process, ratio = VP(), snr(VP())
+    torch.testing.assert_close(weight(P2Weighting(0.5, 1.5), process, Epsilon()), (0.5 + ratio) ** -1.5)
+    torch.testing.assert_close(weight(P2Weighting(2.0, 0.0), process, V()), weight(SNRWeighting(), process, V()))
+
+
+def test_sigmoid_weight_of_the_bound() -> None:
+    """Kingma & Gao 2023: half of -d log-SNR / dt times sigmoid(b - log-SNR), on the error of the noise."""
+    process, t = LinearFlow(), T.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(process.log_snr(t).sum(), t)
+    expected = -slope / 2 / (1 + (process.log_snr(T) - 1.5).exp())
+    torch.testing.assert_close(weight(SigmoidWeighting(1.5), process, Epsilon()), expected)
 
 
 class ExactNetwork:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dinit.diffusion import PROCESSES, Process
 from dinit.diffusion.continuous import EDM, LinearFlow
-from dinit.training.times import TIME_SAMPLERS, LogitNormal, LogNormalNoise, Stratified, UniformTimes
+from dinit.training.times import TIME_SAMPLERS, LogitNormal, LogNormalNoise, SNRShift, Stratified, UniformTimes
 
 N = 40_000
 CRITICAL = 1.95 / math.sqrt(N)  # Kolmogorov-Smirnov at a level of 0.1 %
@@ -70,6 +70,17 @@ def test_stratified_mean_varies_less() -> None:
         for sampler in (UniformTimes(), Stratified())
     ]
     assert means[1] < means[0] / 20  # 1 / 64 of it by theory
+
+
+def test_snr_shift_is_training_on_scaled_data() -> None:
+    """On the straight path data c times as large at t are the data at t' with t' / (1 - t') = t / (1 - t) / c."""
+    process, shifted = LinearFlow(), SNRShift(0.25)
+    u = torch.linspace(0.1, 0.9, 9, dtype=torch.float64)
+    t = process.t_min + u * (1 - process.t_min)
+    found = shifted.quantile(u, process, process.t_min, 1.0)
+    torch.testing.assert_close(found / (1 - found), t / (1 - t) / 0.25)
+    inner = SNRShift(0.25, Stratified()).uniforms(32, torch.Generator().manual_seed(0))
+    assert sorted((inner * 32).long().tolist()) == list(range(32))
 
 
 @pytest.mark.parametrize("name", TIME_SAMPLERS.names())
