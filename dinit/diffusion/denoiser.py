@@ -41,7 +41,7 @@ class Denoised:
         if self.renoising is not None:
             return self.renoising
         sigma = self.scales.sigma
-        return (self.x_t - self.scales.alpha * self.x0) / torch.where(sigma == 0, torch.ones_like(sigma), sigma)
+        return (self.x_t - self.scales.alpha * self.x0) / (sigma + (sigma == 0))
 
     @property
     def score(self) -> Tensor:

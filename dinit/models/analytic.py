@@ -105,6 +105,14 @@ class GaussianDenoiser(MixtureDenoiser):
     ) -> None:
         mean = torch.as_tensor(mean, dtype=torch.float64).expand(shape)
         super().__init__(process, mean[None], torch.full((1, *shape), std**2), t_max=t_max)
+        self.variance = std**2
+
+    def __call__(self, x_t: Tensor, t: Scales | Tensor | float, cond: Condition) -> Denoised:
+        """The mixture's formula for one component, whatever the condition: a third of its kernels."""
+        k = self.scales(t).like(x_t)
+        signal, noise = k.alpha**2 * self.variance, k.sigma**2
+        gain = k.alpha * self.variance / (signal + noise)
+        return Denoised(x_t, self.means[0].to(x_t) * (noise / (signal + noise)) + gain * x_t, k)
 
     def flow(self, x_t: Tensor, t: Tensor | float, s: Tensor | float) -> Tensor:
         """The exact solution at time s of the probability-flow ODE through x_t at time t, (B, *shape)."""
