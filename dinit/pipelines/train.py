@@ -139,7 +139,7 @@ class _Run:
         if accelerator.device.type == "cuda":
             backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         network = TrainingNetwork(backbone).to(accelerator.device)
-        optimizer = make_optimizer(network.parameters(), recipe.optimizer)
+        optimizer = make_optimizer(network, recipe.optimizer)
         self.network, self.optimizer = accelerator.prepare(network, optimizer)
         self.backbone: Any = accelerator.unwrap_model(self.network).backbone
         self.parameters = list(self.backbone.parameters())

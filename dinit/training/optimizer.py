@@ -1,30 +1,116 @@
-"""AdamW and the learning rate of each optimiser step."""
+"""Optimisers, and the learning rate of each of their steps."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dinit.training.recipe import OptimizerSection, ScheduleSection
 
 
-def make_optimizer(parameters: Iterable[nn.Parameter], section: OptimizerSection) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019) in its fused form, where there is one: small networks gain most.
+def make_optimizer(network: nn.Module, section: OptimizerSection) -> torch.optim.Optimizer:
+    """The optimiser of `section.kind` for a network that is on its device already.
 
-    Give it parameters that are on their device already.
+    adamw: Loshchilov & Hutter 2019, in its fused form, where there is one: small networks gain most. lion: Chen et
+    al. 2023. muon: torch's Muon (Jordan et al. 2024) for matrices, its rate matched to AdamW's, and AdamW for
+    all else: convolutions, embedding tables, vectors; ValueError where this torch has no Muon (before 2.9).
     """
-    chosen = list(parameters)
+    if section.kind == "muon":
+        return _muon(network, section)
+    parameters = list(network.parameters())
+    return _lion(parameters, section) if section.kind == "lion" else _adamw(parameters, section)
+
+
+def _adamw(parameters: list[nn.Parameter], section: OptimizerSection) -> torch.optim.Optimizer:
     return torch.optim.AdamW(
-        chosen,
+        parameters,
         lr=section.lr,
         betas=section.betas,
         eps=section.eps,
         weight_decay=section.weight_decay,
-        fused=chosen[0].device.type in ("cpu", "cuda"),
+        fused=parameters[0].device.type in ("cpu", "cuda"),
     )
+
+
+def _lion(parameters: list[nn.Parameter], section: OptimizerSection) -> torch.optim.Optimizer:
+    return Lion(parameters, section.lr, section.betas, section.weight_decay)
+
+
+def _muon(network: nn.Module, section: OptimizerSection) -> torch.optim.Optimizer:
+    if not hasattr(torch.optim, "Muon"):
+        raise ValueError(f"optimizer.kind muon needs torch 2.9 or newer, this is {torch.__version__}")
+    # A row of a table has a gradient only where its label was drawn: nothing to orthogonalise.
+    tables = {id(module.weight) for module in network.modules() if isinstance(module, nn.Embedding)}
+    matrices = [p for p in network.parameters() if p.ndim == 2 and id(p) not in tables]
+    others = [p for p in network.parameters() if p.ndim != 2 or id(p) in tables]
+    muon = torch.optim.Muon(
+        matrices,
+        lr=section.lr,
+        momentum=section.betas[0],
+        weight_decay=section.weight_decay,
+        adjust_lr_fn="match_rms_adamw",
+    )
+    return Joined([muon, *([_adamw(others, section)] if others else [])])
+
+
+class Lion(torch.optim.Optimizer):
+    """w <- w - lr (sign(b1 m + (1 - b1) g) + decay w); m <- b2 m + (1 - b2) g. Chen et al. 2023, Algorithm 2."""
+
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], lr: float, betas: tuple[float, float], weight_decay: float
+    ) -> None:
+        super().__init__(parameters, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        loss = None if closure is None else torch.enable_grad()(closure)()
+        for group in self.param_groups:
+            weights = [p for p in group["params"] if p.grad is not None]
+            if not weights:
+                continue
+            gradients: list[Tensor] = [p.grad for p in weights]
+            momenta = [self._momentum(p) for p in weights]
+            first, second = group["betas"]
+            moves = torch._foreach_sign(torch._foreach_lerp(momenta, gradients, 1 - first))  # pyright: ignore
+            torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])  # pyright: ignore
+            torch._foreach_add_(weights, moves, alpha=-group["lr"])  # pyright: ignore
+            torch._foreach_lerp_(momenta, gradients, 1 - second)  # pyright: ignore
+        return loss
+
+    def _momentum(self, parameter: nn.Parameter) -> Tensor:
+        state = self.state[parameter]
+        if "momentum" not in state:
+            state["momentum"] = torch.zeros_like(parameter)
+        return state["momentum"]
+
+
+class Joined(torch.optim.Optimizer):
+    """Several optimisers, each of its own parameters, as one: one state, one list of groups."""
+
+    def __init__(self, parts: list[torch.optim.Optimizer]) -> None:
+        self.parts = parts
+        super().__init__([group for part in parts for group in part.param_groups], {})
+        self._share()
+
+    def _share(self) -> None:
+        groups = iter(self.param_groups)
+        for part in self.parts:
+            part.param_groups = [next(groups) for _ in part.param_groups]
+            part.state = self.state
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        loss = None if closure is None else torch.enable_grad()(closure)()
+        for part in self.parts:
+            part.step()
+        return loss
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self._share()
 
 
 def learning_rate(step: int, total: int, peak: float, schedule: ScheduleSection) -> float:

@@ -52,6 +52,9 @@ class LossSection(Section):
 
 
 class OptimizerSection(Section):
+    """betas: of 'muon' the first is its momentum. eps: not for 'lion', which wants a third of the rate or less."""
+
+    kind: Literal["adamw", "lion", "muon"] = "adamw"
     lr: float = Field(default=1e-3, gt=0)
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.99)
     weight_decay: float = Field(default=0.0, ge=0)

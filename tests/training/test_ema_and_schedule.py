@@ -81,7 +81,7 @@ def test_constant_schedule() -> None:
 def test_optimizer_is_adamw_with_the_recipes_settings() -> None:
     section = OptimizerSection(lr=0.1, betas=(0.8, 0.9), weight_decay=0.5, eps=1e-6)
     network = Tiny()
-    optimizer = make_optimizer(network.parameters(), section)
+    optimizer = make_optimizer(network, section)
     network.weight.grad = torch.tensor([3.0, -4.0])
     optimizer.step()
     # First step of AdamW: decoupled decay, then lr times the sign of the gradient.

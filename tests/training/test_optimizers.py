@@ -1,0 +1,86 @@
+"""Optimisers against their update rules, and their state through a checkpoint."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dinit.training.checkpoint import optimizer_tensors, restore_optimizer
+from dinit.training.optimizer import make_optimizer
+from dinit.training.recipe import OptimizerSection
+
+
+def network() -> nn.Module:
+    generator = torch.Generator().manual_seed(0)
+    made = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(16, 8), nn.Linear(8, 8))
+    for parameter in made.parameters():
+        nn.init.normal_(parameter, generator=generator)
+    return made
+
+
+def gradients(model: nn.Module, seed: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+    return [p.grad for p in model.parameters() if p.grad is not None]
+
+
+def test_lion_follows_its_rule() -> None:
+    """Chen et al. 2023, Algorithm 2, in plain numbers over three steps."""
+    model = network()
+    optimizer = make_optimizer(model, OptimizerSection(kind="lion", lr=0.01, betas=(0.9, 0.95), weight_decay=0.2))
+    weights = [p.detach().clone().double() for p in model.parameters()]
+    momenta = [torch.zeros_like(w) for w in weights]
+    for seed in range(3):
+        for i, g in enumerate(gradients(model, seed)):
+            move = (0.9 * momenta[i] + 0.1 * g).sign()
+            weights[i] = weights[i] - 0.01 * (move + 0.2 * weights[i])
+            momenta[i] = 0.95 * momenta[i] + 0.05 * g
+        optimizer.step()
+    for ours, expected in zip(model.parameters(), weights, strict=True):
+        torch.testing.assert_close(ours.detach().double(), expected, rtol=0, atol=1e-6)
+
+
+def test_muon_makes_steps_of_matrices_orthogonal_and_leaves_the_rest_to_adamw() -> None:
+    model, same = network(), network()
+    section = OptimizerSection(kind="muon", lr=0.01, betas=(0.9, 0.99))
+    optimizer = make_optimizer(model, section)
+    others = [p for p in same.parameters() if p.ndim != 2]
+    adamw = make_optimizer(nn.ParameterList(others), OptimizerSection(lr=0.01, betas=(0.9, 0.99)))
+    before = [p.detach().clone() for p in model.parameters()]
+    gradients(model, 0), gradients(same, 0)
+    optimizer.step(), adamw.step()
+    for old, ours, theirs in zip(before, model.parameters(), same.parameters(), strict=True):
+        if ours.ndim == 2:
+            # Newton-Schulz leaves singular values near 1; the rate is 0.2 sqrt(larger side) of them.
+            move = (old - ours.detach()) / (0.01 * 0.2 * max(ours.shape) ** 0.5)
+            values = torch.linalg.svdvals(move)
+            assert float(values.min()) > 0.5
+            assert float(values.max()) < 1.4
+        else:
+            assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("kind", ["adamw", "lion", "muon"])
+def test_a_restored_optimizer_goes_on_with_the_same_steps(kind: str) -> None:
+    section = OptimizerSection(kind=kind, lr=0.05, weight_decay=0.1)  # type: ignore[arg-type]
+    model, again = network(), network()
+    optimizer = make_optimizer(model, section)
+    for seed in range(3):
+        gradients(model, seed)
+        optimizer.step()
+    other = make_optimizer(again, section)
+    again.load_state_dict(model.state_dict())
+    restore_optimizer(other, {k: v.clone() for k, v in optimizer_tensors(optimizer).items()})
+    for group in (*optimizer.param_groups, *other.param_groups):
+        group["lr"] = 0.02  # as the schedule does: it must reach every part
+    before = [p.detach().clone() for p in again.parameters()]
+    for m, o in ((model, optimizer), (again, other)):
+        gradients(m, 7)
+        o.step()
+        o.zero_grad()
+    for ours, expected, old in zip(again.parameters(), model.parameters(), before, strict=True):
+        assert torch.equal(ours, expected)
+        assert not torch.equal(ours, old)
+        assert ours.grad is None
