@@ -26,16 +26,22 @@ from dinit.cli.options import (
 )
 
 NumSamples = Annotated[int, typer.Option(help="Images to generate, as many of every class.")]
-Data = Annotated[str, typer.Option(metavar="NAME[:KEY=VALUE,…]", help="Data set to compare with.")]
-Features = Annotated[str, typer.Option(metavar="NAME[:KEY=VALUE,…]", help="Feature extractor.")]
+Data = Annotated[
+    str | None,
+    typer.Option(metavar="NAME[:KEY=VALUE,…]", help="Data set to compare with [default: the recipe's, or digits]."),
+]
+Features = Annotated[
+    str | None,
+    typer.Option(metavar="NAME[:KEY=VALUE,…]", help="Feature extractor [default: the data set's]."),
+]
 JsonOut = Annotated[Path | None, typer.Option("--json", help="Where to write the report, .json.")]
 
 
 def evaluate(
     name: Name,
     num_samples: NumSamples = 1000,
-    data: Data = "digits",
-    features: Features = "digits-classifier",
+    data: Data = None,
+    features: Features = None,
     sampler: SamplerOption = None,
     sampler_option: SamplerOptions = None,
     steps: Steps = None,
@@ -61,8 +67,8 @@ def evaluate(
     report = run(
         pipe,
         num_samples,
-        dataset_name=parse_spec(data),
-        features=parse_spec(features),
+        dataset_name=None if data is None else parse_spec(data),
+        features=None if features is None else parse_spec(features),
         seed=seed,
         output=json,
         batch_size=batch_size,

@@ -23,6 +23,7 @@ class ImageData(Dataset[tuple[Tensor, int]]):
     labels: (N,) int64, 0 .. num_classes - 1. num_classes: 0 is unconditional, and then every label is 0.
     class_names: one a class. image_size: height = width. channels: 1 or 3 (or what the file has).
     horizontal_flip: whether `sample` mirrors about half of the images.
+    features: the feature extractor that judges such images unless another is asked for.
     """
 
     labels: NDArray[np.int64]
@@ -31,6 +32,7 @@ class ImageData(Dataset[tuple[Tensor, int]]):
     image_size: int
     channels: int
     horizontal_flip: bool = False
+    features: str = "inception-v3"
 
     def image(self, index: int) -> Tensor:
         """(C, H, W) float32 in [-1, 1], without augmentation."""

@@ -22,6 +22,8 @@ class Digits(InMemory):
     Pixel values 0 .. 16 become [-1, 1] exactly. ValueError for another split.
     """
 
+    features = "digits-classifier"
+
     def __init__(self, split: str = "train") -> None:
         if split not in SPLITS:
             raise ValueError(f"the digits have the splits {', '.join(SPLITS)}, got {split!r}")

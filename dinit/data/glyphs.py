@@ -38,7 +38,7 @@ SMALL = "abdefghijmnqrty"
 CHARACTERS = {"digits": DIGITS, "capitals": CAPITALS, "digits+capitals": DIGITS + CAPITALS}
 CHARACTERS["digits+letters"] = DIGITS + CAPITALS + SMALL
 
-_INK, _INK_CHROMA, _GROUND_CHROMA = 128, 110, 16  # bytes: the mean of red, green and blue, and the swing about it
+INK, _INK_CHROMA, _GROUND_CHROMA = 128, 110, 16  # bytes: the mean of red, green and blue, and the swing about it
 _DARK, _LEVELS = 16, 48  # the ground's mean: 16 .. 63 or 192 .. 239, ever far from the ink's 128
 _BLOCK = 4096
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -90,6 +90,7 @@ class Glyphs(ImageData):
     """
 
     channels = 3
+    features = "glyphs-classifier"
 
     def __init__(
         self,
@@ -154,7 +155,7 @@ class Glyphs(ImageData):
         glyph = texture(self.fonts[int(factors.font)], self.class_names[int(factors.label)], size)
         shift = (round(8 * size * float(factors.x)), round(8 * size * float(factors.y)))
         covered = coverage(glyph, size, size * float(factors.scale), float(factors.rotation), shift)
-        ink = palette(_INK, _INK_CHROMA, int(factors.hue))
+        ink = palette(INK, _INK_CHROMA, int(factors.hue))
         ground = palette(int(factors.background), _GROUND_CHROMA, int(factors.background_hue))
         return blend(covered, ink, ground)
 

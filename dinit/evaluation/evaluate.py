@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dinit.data import DATASETS, ImageData, epoch_order
@@ -29,14 +30,16 @@ class RealImages:
     test: Tensor
     name: str
     reference: str
+    class_names: tuple[str, ...]
     num_classes: int
+    features: str
 
 
 def evaluate_images(
     images: Tensor,
     labels: Tensor | None = None,
     dataset_name: str | Mapping[str, Any] | ImageData = "digits",
-    features: str | Mapping[str, Any] | Extractor = "digits-classifier",
+    features: str | Mapping[str, Any] | Extractor | None = None,
     metrics: Sequence[str] = METRICS,
     *,
     seed: int = 0,
@@ -47,26 +50,27 @@ def evaluate_images(
     """Measures images against the data set's test split, and as many of its train split in the same way.
 
     images: (N, C, H, W) uint8. labels: (N,) int64, the classes that were asked for; None leaves class
-    accuracy out. dataset_name, features: a name, a mapping with options, or an object; a data set without
-    splits of its own is halved, class by class. made_by: kept in the report.
+    accuracy out. dataset_name, features: a name, a mapping with options, or an object; features None is the
+    extractor that the data set names. A data set without splits of its own is halved, class by class.
+    made_by: kept in the report.
     ValueError for images of another shape or dtype, labels out of range, unknown metrics.
     """
     check_metrics(metrics)
-    extractor: Extractor = EXTRACTORS.create(features)
     _check_images(images)
-    real = real_images(dataset_name)
+    real = real_images(dataset_name, len(images), seed)
+    extractor: Extractor = EXTRACTORS.create(real.features if features is None else features)
     if images.shape[1:] != real.test.shape[1:]:
         wanted = tuple(real.test.shape[1:])
         raise ValueError(f"images of {real.name} are {wanted}, got {tuple(images.shape[1:])}")
     _check_labels(labels, len(images), real.num_classes)
-    chosen = torch.from_numpy(epoch_order(seed, 0, len(real.train))[: len(images)].copy())
-    train, train_labels = real.train[chosen], real.train_labels[chosen]
+    train, train_labels = real.train, real.train_labels
+    knows = extractor.class_names() in (None, real.class_names)
     settings = Settings.for_counts([len(images), len(train), len(real.test)], seed)
 
-    rows, read = [], True
+    rows, read = [], knows
     for row_name, samples, asked in ((name, images, labels), (REAL, train, train_labels)):
         scores = measure(samples, real.test, extractor, settings, metrics, cuda)
-        if "class-accuracy" in metrics and asked is not None and real.num_classes:
+        if "class-accuracy" in metrics and asked is not None and real.num_classes and knows:
             found = extractor.read_labels(samples)
             read = found is not None
             if found is not None:
@@ -78,23 +82,35 @@ def evaluate_images(
     return Report(protocol, tuple(rows), notes, dict(made_by or {}))
 
 
-def real_images(dataset: str | Mapping[str, Any] | ImageData) -> RealImages:
-    """The data set's own train and test splits where it has them, otherwise two halves of every class."""
+def real_images(
+    dataset: str | Mapping[str, Any] | ImageData, count: int | None = None, seed: int = 0
+) -> RealImages:
+    """The data set's own train and test splits where it has them, otherwise two halves of every class.
+
+    count: how many of the train images, drawn by `seed`; all by default, in the data set's own order.
+    """
+
+    def drawn(rows: NDArray[np.int64]) -> list[int]:
+        return (rows if count is None else rows[epoch_order(seed, 0, len(rows))[:count]]).tolist()
+
     options = {"name": dataset} if isinstance(dataset, str) else dataset
     if isinstance(options, Mapping) and "split" in _options_of(options):
         if "split" in options:
             raise ValueError(f"evaluation reads both splits; leave split={options['split']!r} out")
         train, test = (DATASETS.create(options, split=split) for split in ("train", "test"))
-        parts = (train.uint8_images(), train.labels, test.uint8_images())
+        chosen = drawn(np.arange(len(train)))
+        parts = (train.uint8_images(chosen), train.labels[chosen], test.uint8_images())
         name, how = str(options["name"]), "test split"
     else:
         train = test = DATASETS.create(options)
         half = stratified(train.labels, 0.5, seed=0)
         first, second = (np.flatnonzero(mask) for mask in (~half, half))
-        parts = (train.uint8_images(first.tolist()), train.labels[first], test.uint8_images(second.tolist()))
+        chosen = drawn(first)
+        parts = (train.uint8_images(chosen), train.labels[chosen], test.uint8_images(second.tolist()))
         name, how = getattr(train, "registry_name", type(train).__name__), "second half of every class"
     reference = f"{name}, {how}, {test.fingerprint()[:16]}"
-    return RealImages(parts[0], torch.from_numpy(parts[1]), parts[2], name, reference, train.num_classes)
+    labels, classes = torch.from_numpy(parts[1]), tuple(train.class_names)
+    return RealImages(parts[0], labels, parts[2], name, reference, classes, train.num_classes, train.features)
 
 
 def _options_of(spec: Mapping[str, Any]) -> list[str]:

@@ -43,6 +43,10 @@ class Extractor:
         """The class of each image, (N,) int64, or None where the extractor knows no classes of ours."""
         return None
 
+    def class_names(self) -> tuple[str, ...] | None:
+        """What the labels of `read_labels` stand for; None: the classes of whatever data set it is used on."""
+        return None
+
     def weights_hash(self) -> str:
         """Start of the SHA-256 of the weights: two reports compare only where it is equal."""
         digest = hashlib.sha256()

@@ -15,7 +15,10 @@ from dinit.evaluation.evaluate import evaluate_images
 from dinit.evaluation.features import EXTRACTORS, Extractor
 from dinit.evaluation.metrics import METRICS, MIN_IMAGES, check_metrics
 from dinit.evaluation.report import Report
+from dinit.pipelines.loading import locate, shipped
+from dinit.training.recipe_file import load_recipe
 
+RECIPE = "recipe.yaml"
 _IMAGES_PER_CALL = 1000  # of a pipeline: 50,000 float images at once would not fit in memory
 _RECORDED = ("sampler", "steps", "grid", "guidance")  # of the call, besides the seed
 
@@ -32,8 +35,8 @@ def evaluate(
     pipeline: Any,
     num_samples: int = 1000,
     *,
-    dataset_name: str | Mapping[str, Any] | ImageData = "digits",
-    features: str | Mapping[str, Any] | Extractor = "digits-classifier",
+    dataset_name: str | Mapping[str, Any] | ImageData | None = None,
+    features: str | Mapping[str, Any] | Extractor | None = None,
     metrics: Sequence[str] = METRICS,
     seed: int = 0,
     output: str | Path | None = None,
@@ -44,18 +47,23 @@ def evaluate(
 
     pipeline: a `Pipeline`, or a name, folder or hub id of one. call: options of the pipeline's call (sampler,
     steps, guidance, batch_size, …); the report keeps them as they were resolved. output: where to write the
-    report, a .json file. dataset_name, features, metrics, cuda: see `dinit.evaluation.evaluate_images`.
+    report, a .json file. dataset_name: None is what the pipeline's recipe trained on, where its folder has one,
+    otherwise the digits. features: None is the extractor that the data set names. Both and metrics, cuda: see
+    `dinit.evaluation.evaluate_images`.
     ValueError for fewer than 8 samples, for classes that are not the data set's, and for what the pipeline
     or the metrics refuse; before anything is generated, where that can be known.
     """
     if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < MIN_IMAGES:
         raise ValueError(f"num_samples must be a whole number >= {MIN_IMAGES}, got {num_samples!r}")
     check_metrics(metrics)
-    dataset: ImageData = DATASETS.create(dataset_name)
-    extractor: Extractor = EXTRACTORS.create(features)
-    extractor.weights_path()
+    if dataset_name is not None:
+        DATASETS.create(dataset_name)  # its mistakes before the pipeline is read
     destination = None if output is None else _destination(Path(output))
     name, pipe = _open(pipeline)
+    dataset_name = _own_data(pipe) if dataset_name is None else dataset_name
+    dataset: ImageData = DATASETS.create(dataset_name)
+    extractor: Extractor = EXTRACTORS.create(dataset.features if features is None else features)
+    extractor.weights_path()
     classes = _shared_classes(pipe, dataset)
     labels = torch.arange(num_samples) % classes if classes else None  # as many of each as can be
     planned = pipe.plan(num_images=num_samples, labels=labels, seed=seed, **call).to_config()
@@ -120,6 +128,15 @@ def _open(pipeline: Any) -> tuple[str, Any]:
         source = getattr(pipeline, "name_or_path", None) or type(pipeline).__name__
     # A folder goes into the report by its name alone: the rest of its path says something of one machine only.
     return Path(source).resolve().name if Path(source).is_dir() else source, pipeline
+
+
+def _own_data(pipe: Any) -> dict[str, Any]:
+    """The data set in the recipe of the pipeline's folder, without its split; the digits where there is none."""
+    named = getattr(pipe, "name_or_path", None)
+    recipe = locate(named) / RECIPE if named and (named in shipped() or Path(named).is_dir()) else None
+    if recipe is None or not recipe.is_file():
+        return {"name": "digits"}
+    return {key: value for key, value in load_recipe(recipe).data.spec().items() if key != "split"}
 
 
 def _destination(path: Path) -> Path:

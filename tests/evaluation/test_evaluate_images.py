@@ -100,7 +100,7 @@ def test_a_set_without_splits_is_halved_class_by_class(tmp_path: Path) -> None:
     whole = {image.numpy().tobytes() for image in data.uint8_images()}
     both = [image.numpy().tobytes() for part in (halves.train, halves.test) for image in part]
     assert set(both) == whole
-    report = evaluate_images(*real(100), dataset_name=NpzImages(tmp_path / "a.npz"), cuda=False)
+    report = evaluate_images(*real(100), NpzImages(tmp_path / "a.npz"), "digits-classifier", cuda=False)
     assert report.protocol.dataset == "npz"
     assert report.model.metrics["class_accuracy"] > 0.98
 
@@ -136,8 +136,9 @@ def test_digits_features_refuse_other_images(tmp_path: Path) -> None:
         for i in range(20):
             Image.new("RGB", (16, 16), (i, 0, 0)).save(tmp_path / name / f"{i}.png")
     folder = {"name": "folder", "path": str(tmp_path), "size": 16}
+    images = torch.zeros(10, 3, 16, 16, dtype=torch.uint8)
     with pytest.raises(ValueError, match="features='inception-v3'"):
-        evaluate_images(torch.zeros(10, 3, 16, 16, dtype=torch.uint8), dataset_name=folder, cuda=False)
+        evaluate_images(images, None, folder, "digits-classifier", cuda=False)
 
 
 def test_inception_without_its_weights_says_where_to_put_them(
