@@ -215,7 +215,7 @@ class Pipeline(DiffusionPipeline):
             raise ValueError("give a sampler; this pipeline has no default")
         chosen = make_sampler(self._defaults["sampler"] if sampler is None else sampler)
         if grid is None:
-            grid = chosen.own_grid or self._defaults.get("grid")
+            grid = chosen.own_grid or self._defaults.get("grid") or chosen.grid_for(self.process)
         elif steps is None and isinstance(grid, Tensor):
             steps = grid.numel()
         if steps is None and not (isinstance(grid, Mapping) and grid.get("name") == "times"):

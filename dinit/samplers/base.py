@@ -110,6 +110,13 @@ class Sampler(ABC):
         """The only grid that this sampler runs on; None where any will do."""
         return None
 
+    def grid_for(self, process: Process) -> TimeGrid:
+        """The grid of a run that names none: the process's usual one, where steps even in it suit this solver.
+
+        One that steps in another variable, which the usual grid crosses in too long a first step, says another.
+        """
+        return self.own_grid or default_grid(process)
+
     @abstractmethod
     def step(
         self, denoise: Denoise, x_t: Tensor, t: Scales, s: Scales, state: Any, noise: StepNoise
@@ -157,7 +164,8 @@ class Sampler(ABC):
 
         noise: (B, C, H, W) standard normal, scaled here to the prior of the first time; its dtype (float32 or
         float64) is the state's. steps: network levels, at least 1. grid: a TimeGrid, a registered name, or
-        decreasing times; None is the process's usual one. labels: (B,), None for the denoiser's own or null.
+        decreasing times; None is the sampler's `grid_for` the process. labels: (B,), None for the denoiser's own or
+        null.
         initial: a state at the first time, in place of noise. state: what came with it (`Step.state`); None is what
         `init` makes. draws: the source of the noise that stochastic steps add; None is NoiseSource.from_seed(seed).
         end: 'posterior-mean' stops at the last time with sigma > 0 and returns E[x0 | x_t] there; 'state' returns
@@ -168,7 +176,7 @@ class Sampler(ABC):
         x = noise if initial is None else initial
         if not isinstance(x, Tensor):
             raise ValueError(f"noise must be a (B, C, H, W) tensor, got {type(x).__name__}")
-        levels = plan(denoiser, steps, grid, end)
+        levels = plan(denoiser, steps, self.grid_for(denoiser.process) if grid is None else grid, end)
         self._check_demands(denoiser)
         self.check(denoiser, levels)
         if initial is None:

@@ -3,20 +3,26 @@
 From x_t a solver is run twice, down to s and back up to the time r that x_t was reached from. Adding gamma times
 what the way back misses of x_r corrects the last step, and makes the next state affine in x_r given x_t:
 
-    x_s = down(x_t) + gamma (x_r - up(x_t))        and so        x_r = up(x_t) + (x_s - down(x_t)) / gamma
+    x_s = down(x_t) + c (x_r - up(x_t)),  c = gamma rho_s / rho_r,  and so  x_r = up(x_t) + (x_s - down(x_t)) / c
+
+with rho = (alpha² + sigma²)^1/2, which is 1 on VP, the paper's path: what is handed down is handed down in units of
+the state, or on VE the miss at sigma = 80 would drown the image.
 """
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from torch import Tensor
 
-from dinit.diffusion import Scales
+from dinit.diffusion import Process, Scales
 from dinit.samplers.base import SAMPLERS, Denoise, StepNoise
 from dinit.samplers.charts import NOISE_LEVEL, STRAIGHT
+from dinit.samplers.grids import TimeGrid
+from dinit.samplers.grids_shifted import Shifted
 from dinit.samplers.inversion import Reversible, wide
 
 
@@ -58,9 +64,14 @@ class _BDIA(Reversible):
             x_s = state.other
         else:
             ahead, back = self._moved(denoise, x, t, [s, state.r])
-            weight = self.gamma if s.numbers.t < t.numbers.t else 1 / self.gamma
-            x_s = ahead + weight * (state.other - back)
+            gamma = self.gamma if s.numbers.t < t.numbers.t else 1 / self.gamma
+            x_s = ahead + gamma * _size(s) / _size(state.r) * (state.other - back)
         return x_s.to(x_t.dtype), Pair(x_s, here, t)
+
+
+def _size(k: Scales) -> float:
+    """The size of a state whose data has unit variance."""
+    return math.hypot(k.numbers.alpha, k.numbers.sigma)
 
 
 @SAMPLERS.register("bdia-ddim")
@@ -80,17 +91,26 @@ class BDIADDIM(_BDIA):
 @SAMPLERS.register("bdia-edm")
 @dataclass(frozen=True)
 class BDIAEDM(_BDIA):
-    """BDIA on EDM's Heun steps in the noise level, 3 NFE a step. Zhang et al. 2023; Karras et al. 2022.
+    """BDIA on Heun's steps, as in EDM, 3 NFE a step. Zhang et al. 2023; Karras et al. 2022.
 
-    Both ways are full Heun steps from x_t, sharing their first slope. A step to sigma = 0 is Euler's, and one
-    from or to alpha = 0 goes along the straight path, as the noise level is infinite there.
-
-    For inversion, not for pictures: the recursion carries on the errors of a network that is not exact, and most
-    images of a trained one are unreadable after 50 steps.
+    Both ways are full Heun steps from x_t, sharing their first slope. A step to sigma = 0 is Euler's.
+    variable: what the steps are taken in. 'straight' is sigma / (alpha + sigma), on x / (alpha + sigma);
+    'noise-level', sigma / alpha, is EDM's and the paper's, whose first steps are so long that the errors of a
+    network that is not exact grow on the way to unreadable images; steps from or to alpha = 0 are straight there.
     """
+
+    variable: Literal["straight", "noise-level"] = "straight"
 
     order = 2
     nfe_per_step = 3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.variable not in ("straight", "noise-level"):
+            raise ValueError(f"variable must be 'straight' or 'noise-level', got {self.variable!r}")
+
+    def grid_for(self, process: Process) -> TimeGrid:
+        return Shifted()  # steps of like size in the variable, as looking both ways wants them
 
     def nfe(self, steps: int) -> int:
         return max(super().nfe(steps) - 1, 1)  # the first step has nothing to look back to
@@ -99,7 +119,8 @@ class BDIAEDM(_BDIA):
         d = denoise(x_t, t)
         moved = []
         for s in targets:
-            chart = STRAIGHT if 0 in (t.numbers.alpha, s.numbers.alpha) else NOISE_LEVEL
+            straight = self.variable == "straight" or 0 in (t.numbers.alpha, s.numbers.alpha)
+            chart = STRAIGHT if straight else NOISE_LEVEL
             y, h, slope = x_t / chart.scale(t), chart.variable(s) - chart.variable(t), chart.slope(d)
             if s.numbers.sigma > 0:
                 slope = (slope + chart.slope(denoise(chart.scale(s) * (y + h * slope), s))) / 2

@@ -1,4 +1,4 @@
-"""DDPM's ancestral sampling with its three choices of variance. Ho et al. 2020; Nichol & Dhariwal 2021."""
+"""DDPM's ancestral sampling with its choices of variance. Ho et al. 2020; Nichol & Dhariwal 2021."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dinit.registry import suggest
 from dinit.samplers.base import SAMPLERS, Denoise, Sampler, StepNoise
 from dinit.samplers.ddim import ancestral_std, transition_variance
 
-Variance = Literal["fixed-small", "fixed-large", "learned-range"]
+Variance = Literal["fixed-small", "fixed-large", "learned-range", "learned"]
 
 
 def posterior_mean_of_x_s(d: Denoised, t: Scales, s: Scales) -> Tensor:
@@ -25,17 +25,21 @@ def posterior_mean_of_x_s(d: Denoised, t: Scales, s: Scales) -> Tensor:
 def ancestral_transition(d: Denoised, t: Scales, s: Scales, variance: Variance) -> tuple[Tensor, Tensor]:
     """Mean (B, C, H, W) and standard deviation of x_s given x_t; the latter has that shape where it is learned.
 
-    ValueError for 'learned-range' where the network learned no variance.
+    ValueError for 'learned-range' and 'learned' where the network learned no variance.
     """
     mean = posterior_mean_of_x_s(d, t, s)
     if variance == "learned-range":
         return mean, (d.log_variance(s) / 2).exp()
+    if variance == "learned":
+        if d.variance_fraction is None:
+            raise ValueError("this network has no learned variance: choose 'fixed-small' or 'fixed-large'")
+        return mean, (d.variance_fraction - 0.5).exp()  # the channels say 2 fraction - 1
     std = ancestral_std(t, s, 1.0) if variance == "fixed-small" else transition_variance(t, s).sqrt()
     return mean, std
 
 
 def check_variance(variance: str) -> None:
-    """ValueError unless it is one of the three."""
+    """ValueError unless it is one of the four."""
     if variance not in get_args(Variance):
         raise ValueError(f"unknown variance {variance!r}{suggest(str(variance), list(get_args(Variance)))}")
 
@@ -46,7 +50,9 @@ class DDPM(Sampler):
     """DDPM's ancestral sampling, on any path and any subset of its times. Ho et al. 2020, Algorithm 2.
 
     variance of x_s given x_t: 'fixed-small' is that of the posterior given x0 (beta-tilde), 'fixed-large' that
-    of x_t given x_s (beta), 'learned-range' what the network learned between the two (Nichol & Dhariwal 2021).
+    of x_t given x_s (beta), 'learned-range' what the network learned between the two (Nichol & Dhariwal 2021),
+    'learned' for networks whose variance channels are log Σ itself, without bounds (Nichol & Dhariwal 2021,
+    Section 3.1, who found it hard to train; guided-diffusion's LEARNED): on the steps they were trained on.
     """
 
     variance: Variance = "fixed-small"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -75,16 +76,22 @@ class DPMpp2MSDE(Sampler):
 
     eta: 0 is dpmpp-2m, 1 the reverse-time SDE. s_noise: factor on the noise. variant: how the slope of the
     posterior mean is weighed, 'midpoint' (the paper's) or 'heun' (the integral of its line). levels: 2, or 1 for
-    DPM-Solver++(1) on the SDE, which at eta = 1 is DDPM.
+    DPM-Solver++(1) on the SDE, which at eta = 1 is DDPM. prediction: 'eps' is SDE-DPM-Solver, the same in the noise
+    (Lu et al. 2022 (DPM-Solver++), Section 5): 'midpoint' only, not from alpha = 0, and less stable.
     """
 
     eta: float = 1.0
     s_noise: float = 1.0
     variant: Literal["midpoint", "heun"] = "midpoint"
     levels: Literal[1, 2] = 2
+    prediction: Literal["x0", "eps"] = "x0"
 
     def __post_init__(self) -> None:
         check_noise(self.eta, self.s_noise)
+        if self.prediction not in ("x0", "eps"):
+            raise ValueError(f"prediction must be 'x0' or 'eps', got {self.prediction!r}")
+        if self.prediction == "eps" and self.variant != "midpoint":
+            raise ValueError("SDE-DPM-Solver, prediction='eps', has the variant 'midpoint' only")
         if self.variant not in ("midpoint", "heun"):
             raise ValueError(f"variant must be 'midpoint' or 'heun', got {self.variant!r}")
         if self.levels not in (1, 2):
@@ -101,6 +108,8 @@ class DPMpp2MSDE(Sampler):
     def step(
         self, denoise: Denoise, x_t: Tensor, t: Scales, s: Scales, state: History | None, noise: StepNoise
     ) -> tuple[Tensor, History]:
+        if self.prediction == "eps":
+            return self._in_noise(denoise(x_t, t).eps, x_t, t, s, state or (), noise)
         x0 = denoise(x_t, t).x0
         half_log_snr = t.numbers.log_snr / 2
         linear = linear_part(t.numbers, s.numbers, self.eta)
@@ -113,6 +122,28 @@ class DPMpp2MSDE(Sampler):
         if self.stochastic:
             x_s = x_s + self.s_noise * linear.std * noise(0, x_t)
         return x_s, remember(x0, half_log_snr, history, 1)
+
+    def check(self, denoiser: Denoiser, grid: list[Scales]) -> None:
+        if self.prediction == "eps" and len(grid) > 1 and grid[0].numbers.alpha == 0:
+            raise ValueError(
+                f"SDE-DPM-Solver's step is infinite from alpha = 0, at t = {grid[0].numbers.t:g}: start a little "
+                "later, or use prediction='x0'"
+            )
+
+    def _in_noise(
+        self, eps: Tensor, x_t: Tensor, t: Scales, s: Scales, history: History, noise: StepNoise
+    ) -> tuple[Tensor, History]:
+        """x_s / alpha_s = x_t / alpha_t - (1 + eta) (u_t - u_s) (eps extrapolated to the middle) + noise."""
+        a, b = t.numbers, s.numbers
+        u_t, u_s = a.sigma / a.alpha, b.sigma / b.alpha
+        slope = eps
+        if self.levels == 2 and history and b.sigma > 0:
+            eps_before, before = history[0]
+            slope = eps + (b.log_snr - a.log_snr) / (a.log_snr - 2 * before) / 2 * (eps - eps_before)
+        x_s = b.alpha / a.alpha * x_t - (1 + self.eta) * b.alpha * (u_t - u_s) * slope
+        if self.stochastic:
+            x_s = x_s + self.s_noise * b.alpha * math.sqrt(self.eta * (u_t**2 - u_s**2)) * noise(0, x_t)
+        return x_s, remember(eps, a.log_snr / 2, history, 1)
 
 
 @SAMPLERS.register("dpmpp-3m-sde")

@@ -38,6 +38,16 @@ def default_grid(process: Process) -> TimeGrid:
     return Karras() if float(process.scales(1.0).alpha) == 1.0 else Uniform()
 
 
+def noise_level_grid(process: Process) -> TimeGrid:
+    """The grid for solvers that step in sigma / alpha, where none is named: the usual one, or even log-SNR.
+
+    Where the noise level starts finite and huge (20,000 on the cosine chain), even steps in t leave nearly all of
+    it to the first; where it is infinite, these solvers take that step along the straight path.
+    """
+    first = float(process.scales(1.0).alpha)
+    return LogSNR() if 0.0 < first < 1.0 else default_grid(process)
+
+
 @GRIDS.register("uniform")
 @dataclass(frozen=True)
 class Uniform(TimeGrid):

@@ -81,7 +81,7 @@ def ascend(
     ValueError for a sampler that cannot go up, and as `Sampler.iterate`.
     """
     sampler = upward(SAMPLERS.create(sampler))
-    levels = plan(denoiser, steps, grid, "state")
+    levels = plan(denoiser, steps, sampler.grid_for(denoiser.process) if grid is None else grid, "state")
     sampler._check_demands(denoiser)
     places = {k.numbers.t: i for i, k in enumerate(levels)}
     levels = levels[::-1]

@@ -14,9 +14,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from dinit.diffusion import Denoiser, Scales
+from dinit.diffusion import Denoiser, Process, Scales
 from dinit.samplers.base import SAMPLERS, Denoise, Sampler, StepNoise
 from dinit.samplers.charts import NOISE_LEVEL, STRAIGHT, TIME, Chart, noise_chart
+from dinit.samplers.grids import TimeGrid, noise_level_grid
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,9 @@ class EDMHeun(Churned):
         if self.variable not in ("noise-level", "t"):
             raise ValueError(f"variable must be 'noise-level' or 't', got {self.variable!r}")
 
+    def grid_for(self, process: Process) -> TimeGrid:
+        return noise_level_grid(process)
+
     def _nodes(self, denoiser: Denoiser, start: Scales, s: Scales) -> list[Tensor]:
         if self.variable == "t" or self.alpha == 1:
             return [TIME.between(denoiser.process, start, s, self.alpha)]
@@ -154,6 +158,9 @@ class DPM2(Churned):
 
     order = 2
     nfe_per_step = 2
+
+    def grid_for(self, process: Process) -> TimeGrid:
+        return noise_level_grid(process)
 
     def _nodes(self, denoiser: Denoiser, start: Scales, s: Scales) -> list[Tensor]:
         process = denoiser.process

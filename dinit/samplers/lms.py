@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dinit.diffusion import Process
 from dinit.samplers.base import SAMPLERS
+from dinit.samplers.grids import TimeGrid, noise_level_grid
 from dinit.samplers.integral import check_order, choice
 from dinit.samplers.unified import Planned, Rule, WarmUp, rule_order
 
@@ -24,6 +26,9 @@ class LMS(Planned):
     def __post_init__(self) -> None:
         check_order("lms", self.levels)
         choice("lms", warm_up=(self.warm_up, WarmUp))
+
+    def grid_for(self, process: Process) -> TimeGrid:
+        return noise_level_grid(process)
 
     @property
     def warm(self) -> WarmUp:

@@ -10,6 +10,7 @@ import torch
 
 from dinit.diffusion import Process, Scales
 from dinit.samplers.base import SAMPLERS
+from dinit.samplers.grids import TimeGrid, noise_level_grid
 from dinit.samplers.integral import choice, form_at, weights
 from dinit.samplers.unified import Planned, Rule, StepPlan, Sum, WarmUp, plan_steps
 
@@ -48,6 +49,9 @@ class PNDM(Planned):
 
     def __post_init__(self) -> None:
         choice("pndm", start=(self.start, Literal["plms", "prk"]))
+
+    def grid_for(self, process: Process) -> TimeGrid:
+        return noise_level_grid(process)
 
     @property
     def warm(self) -> WarmUp:

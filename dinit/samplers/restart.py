@@ -13,6 +13,7 @@ from torch import Tensor
 from dinit.diffusion import Denoiser, Process, Scales
 from dinit.samplers.base import SAMPLERS, Denoise, Sampler, StepNoise
 from dinit.samplers.charts import noise_chart
+from dinit.samplers.grids import TimeGrid, noise_level_grid
 from dinit.samplers.runge_kutta import TRAPEZOID, runge_kutta_step
 
 
@@ -85,6 +86,9 @@ class Restart(Sampler):
     @property
     def cost_depends_on(self) -> Literal["steps", "times", "state"]:  # type: ignore[override]
         return "times"
+
+    def grid_for(self, process: Process) -> TimeGrid:
+        return noise_level_grid(process)
 
     def check(self, denoiser: Denoiser, grid: list[Scales]) -> None:
         top = float(grid[0].noise_level)

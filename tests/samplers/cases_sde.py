@@ -18,7 +18,9 @@ from dinit.samplers.ddim import DDIM
 from dinit.samplers.dpmpp_sde import DPMpp2MSDE, DPMpp3MSDE, DPMppSDE
 from dinit.samplers.flow_sde import FlowSDE
 from dinit.samplers.grids import Karras, LogSNR
+from dinit.samplers.predictor_corrector import PredictorCorrector, renoised
 from dinit.samplers.sa_solver import History, SASolver
+from dinit.samplers.sde import EulerMaruyama
 
 # --- k-diffusion -------------------------------------------------------------------------------------------------
 
@@ -151,6 +153,43 @@ def azula_ddim(golden: Golden) -> Pairs:
     return [(golden.run(sampler, process, golden["sched.t"], end="state"), golden["out.trajectory"])]
 
 
+def azula_ito(golden: Golden) -> Pairs:
+    process = Levels(golden["sched.t"], golden["sched.alpha"], golden["sched.sigma"])
+    sampler = EulerMaruyama("noise-level", golden.kwargs["eta"])
+    return [(golden.run(sampler, process, golden["sched.t"], end="state"), golden["out.trajectory"])]
+
+
+def azula_corrector(golden: Golden) -> Pairs:
+    """They correct before a step of DDIM, we after it: the first corrections, and the last step, are done here."""
+    given, theirs, noise = golden.kwargs, golden["out.trajectory"], golden["in.noise"]
+    path = Levels(golden["sched.t"], golden["sched.alpha"], golden["sched.sigma"])
+    model, count, snr = golden.mixture(path), given["corrections"], math.sqrt(given["delta"]) / 2
+    cond = model.condition(golden["in.labels"], len(golden["in.labels"]))
+
+    def corrected(x: Tensor, i: int) -> Tensor:
+        t = path.scales(path.t[i])
+        for z in noise[count * i : count * (i + 1)]:
+            x = renoised(model(x, t, cond), z, t, snr)
+        return x
+
+    start = corrected(theirs[0], 0)
+    sampler = PredictorCorrector(DDIM(), "renoising", snr, count)
+    ours = golden.run(sampler, model, path.t[:-1], initial=start, noise=noise[count:], end="state")
+    last = golden.run(DDIM(), model, path.t[-2:], initial=ours[-1], end="state")[-1]
+    return [(ours, torch.stack([corrected(x, i) for i, x in enumerate(theirs[:-1])])), (last, theirs[-1])]
+
+
+def diffusers_sde_dpm(golden: Golden) -> Pairs:
+    """The noise form, which ends at a level above 0 by a step of first order."""
+    process = chain(golden)
+    times = process.time_of_noise_level(golden["sched.sigmas"])
+    sampler = DPMpp2MSDE(prediction="eps")
+    ours = golden.run(sampler, process, times[:-1], end="state")
+    first_order, z = replace(sampler, levels=1), golden["in.noise"][-1:]
+    last = golden.run(first_order, process, times[-2:], initial=ours[-1], noise=z, end="state")
+    return [(torch.cat([ours, last[1:]]), golden["out.trajectory"])]
+
+
 # --- all of them -------------------------------------------------------------------------------------------------
 
 READ = {
@@ -164,6 +203,9 @@ READ = {
     "df_sasolver*": diffusers_sa_solver,
     "sit_sde_*": sit,
     "az_ddim_*": azula_ddim,
+    "az_ito_*": azula_ito,
+    "az_pc_*": azula_corrector,
+    "df_sde_dpm_2m": diffusers_sde_dpm,
 }
 
 

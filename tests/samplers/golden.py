@@ -106,10 +106,10 @@ def error(ours: Tensor, theirs: Tensor) -> float:
 
 
 class LearnedRange(Denoiser):
-    """The mixture with the variance channels of the fixtures: v = 0.9 sin(2 x + label / 100)."""
+    """The mixture with the variance channels of the fixtures: v = centre + width 0.9 sin(2 x + label / 100)."""
 
-    def __init__(self, inner: Denoiser, label_scale: float = 1.0) -> None:
-        self.inner, self.label_scale = inner, label_scale
+    def __init__(self, inner: Denoiser, label_scale: float = 1.0, centre: float = 0.0, width: float = 1.0) -> None:
+        self.inner, self.label_scale, self.centre, self.width = inner, label_scale, centre, width
         self.process, self.num_classes, self.t_min = inner.process, inner.num_classes, inner.t_min
 
     def embed(self, labels: Tensor) -> Tensor:
@@ -117,7 +117,7 @@ class LearnedRange(Denoiser):
 
     def __call__(self, x_t: Tensor, t: Scales | Tensor | float, cond: Condition) -> Denoised:
         label = self.label_scale * self.process.noise_label(self.scales(t))
-        v = 0.9 * torch.sin(2 * x_t + label / 100)
+        v = self.centre + self.width * 0.9 * torch.sin(2 * x_t + label / 100)
         return replace(self.inner(x_t, t, cond), variance_fraction=(v + 1) / 2)
 
 
