@@ -24,8 +24,8 @@ def train(recipe: Recipe, overrides: Overrides = None, out: Out = None, no_resum
 
     loaded = load_recipe(recipe, overrides or ())
     # After the recipe's mistakes were told: this is slow to import.
-    from dinit.pipelines.train import TrainingDiverged
     from dinit.pipelines.train import train as run
+    from dinit.training.faults import TrainingDiverged
 
     folder = Path("runs") / recipe.stem if out is None else out
     try:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 import dinit
 from dinit.data import ImageData
+from dinit.data.order import sample_indices
 from dinit.files import remove_leftovers, whole_folder
 from dinit.pipelines.generate import Pipeline
 from dinit.training import randomness
@@ -35,6 +36,7 @@ from dinit.training.checkpoint import (
     save_checkpoint,
 )
 from dinit.training.ema import EMA
+from dinit.training.faults import Skips, SpikeDetector, forget_skips, write_skip
 from dinit.training.loss_log import LossLog
 from dinit.training.objective import TrainingNetwork
 from dinit.training.optimizer import learning_rate, make_optimizer
@@ -45,10 +47,6 @@ from dinit.training.run_folder import check_run_folder, flatten, write_recipe
 from dinit.training.sheet import sheet
 
 _GRID_CLASSES, _GRID_COLUMNS = 10, 8  # of the sample grids
-
-
-class TrainingDiverged(RuntimeError):
-    """The loss is no longer a number."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,8 @@ def train(recipe: Recipe, out: str | Path, resume: bool = True, progress: bool =
     out: a new or empty folder, or one that this recipe has begun; anything else raises RunFolderError (a
     ValueError) and nothing is overwritten. It gets recipe.yaml, losses.jsonl, checkpoints/, samples/, the
     tracker's logs/ and pipeline/. On the CPU the losses are the same, bit for bit, however often it was
-    stopped. ValueError for settings that this machine cannot run; TrainingDiverged for a loss of NaN.
+    stopped. A step whose gradient is not finite is passed over and written to skipped.jsonl. ValueError for
+    settings that this machine cannot run; TrainingDiverged for `training.max_skipped` such steps in a row.
     """
     out = Path(out)
     check_run_folder(out, recipe, resume)
@@ -145,6 +144,7 @@ class _Run:
         self.parameters = list(self.backbone.parameters())
         self.ema = EMA(self.backbone, recipe.ema.decay, recipe.ema.warmup)
         torch.manual_seed(randomness.network_seed(recipe.seed, accelerator.process_index))
+        self.skips, self.spikes = Skips(loop.max_skipped), SpikeDetector()
         self.step, self.seconds, self.began = 0, 0.0, time.monotonic()
 
     def go(self) -> TrainResult:
@@ -157,6 +157,7 @@ class _Run:
                 remove_leftovers(folder)
             write_recipe(self.out, self.recipe)
             self.log = LossLog(self.out / "losses.jsonl", self.step)
+            forget_skips(self.out / "skipped.jsonl", self.step)
         if self.recipe.tracker:
             self.accelerator.init_trackers(self.recipe.name, config=_scalars(self.recipe))
         loop = self.recipe.training
@@ -207,13 +208,30 @@ class _Run:
                 loss = self.objective.losses(self.network, x0, labels, t[rows], eps).mean() / share.parts
                 self.accelerator.backward(loss)
             total += loss.detach()
-        if recipe.training.clip_norm is not None:
-            self.accelerator.clip_grad_norm_(self.parameters, recipe.training.clip_norm)
         self._set_learning_rate()
-        self.optimizer.step()
+        if self._finite_gradient(total):
+            self.optimizer.step()
+            self.ema.update(self.step)
         self.optimizer.zero_grad()
-        self.ema.update(self.step)
         return total
+
+    def _finite_gradient(self, loss: Tensor) -> bool:
+        """Clips the gradient. False, once counted and written down, where it is not finite in any process.
+
+        Gradients are summed over processes, so that all agree. The host waits for the device here, as a loss scaler
+        makes it do; under one (fp16) the scaler itself passes steps over and lowers its scale.
+        """
+        limit = self.recipe.training.clip_norm
+        norm = self.accelerator.clip_grad_norm_(self.parameters, math.inf if limit is None else limit)
+        if self.accelerator.scaler is not None:
+            return True
+        finite = norm is None or bool(torch.isfinite(norm))
+        if not finite and self.main:
+            first = (self.step - 1) * self.share.batch
+            rows = sample_indices(self.recipe.seed, first, self.share.batch, len(self.data))
+            write_skip(self.out / "skipped.jsonl", self.step, float(loss), rows)
+        self.skips.see(self.step, finite)
+        return finite
 
     def _set_learning_rate(self) -> None:
         recipe = self.recipe
@@ -225,18 +243,16 @@ class _Run:
         """Losses of the steps up to this one, averaged over processes: to the log, the tracker, the display."""
         values = self.accelerator.reduce(torch.stack(losses), reduction="mean").tolist()  # type: ignore[union-attr]
         first = self.step - len(values) + 1
-        for step, value in enumerate(values, first):
-            if not math.isfinite(value):
-                raise TrainingDiverged(
-                    f"the loss of step {step} is {value}; the last checkpoint is from before it. Lower "
-                    "optimizer.lr, lengthen schedule.warmup_steps, or use precision fp32"
-                )
-        mean = sum(values) / len(values)
+        finite = [value for value in values if math.isfinite(value)]
+        mean = sum(finite) / len(finite) if finite else math.nan
         if self.main:
             self.log.append(first, values)
         display.show(self.step, mean)
+        for step, value in self.spikes.spikes(first, values):
+            display.warn(f"the loss of step {step} is {value:.4g}, far above those before it")
         if self.recipe.tracker:
             figures = {"loss": mean, "lr": self.rate, "images_per_second": display.images_per_second}
+            figures["skipped_steps"] = self.skips.total
             self.accelerator.log(figures, step=self.step)
 
     def _seconds(self) -> float:
@@ -254,7 +270,12 @@ class _Run:
             ema=self.ema.network.state_dict(),
             optimizer=optimizer_tensors(self.optimizer),
             random={key: state for states_of_one in states for key, state in states_of_one.items()},
-            extra={"seconds": self._seconds(), "scaler": scaler},
+            extra={
+                "seconds": self._seconds(),
+                "scaler": scaler,
+                "skipped": self.skips.total,
+                "skipped_in_a_row": self.skips.in_a_row,
+            },
         )
         save_checkpoint(self.out / "checkpoints", checkpoint, self.recipe.training.keep)
 
@@ -268,6 +289,8 @@ class _Run:
         restore_random_state(checkpoint.random, self.accelerator.process_index, self.accelerator.device)
         if self.accelerator.scaler is not None and checkpoint.extra["scaler"]:
             self.accelerator.scaler.load_state_dict(dict(checkpoint.extra["scaler"]))
+        self.skips.total = checkpoint.extra.get("skipped", 0)
+        self.skips.in_a_row = checkpoint.extra.get("skipped_in_a_row", 0)
         self.step, self.seconds = checkpoint.step, checkpoint.extra["seconds"]
 
     def _pipeline(self) -> Pipeline:
@@ -304,7 +327,8 @@ class _Run:
             "steps": loop.steps,
             "images": loop.steps * loop.batch_size,
             "seconds": round(self._seconds(), 2),
-            "final_loss": sum(self.log.recent) / len(self.log.recent),
+            "final_loss": sum(self.log.recent) / max(len(self.log.recent), 1),
+            "skipped_steps": self.skips.total,
             "parameters": sum(p.numel() for p in self.backbone.parameters()),
             "data": self.data.fingerprint(),
             "device": str(self.accelerator.device),

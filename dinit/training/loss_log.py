@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,14 +18,14 @@ class LossLog:
         kept = [(s, loss) for s, loss in read_losses(path) if s <= step] if path.exists() else []
         write_atomically(path, "".join(_line(s, loss) for s, loss in kept))
         self._stream = open(path, "a", encoding="utf-8")  # noqa: SIM115  (closed by `close`)
-        self.recent = [loss for _, loss in kept][-100:]
+        self.recent = [loss for _, loss in kept if math.isfinite(loss)][-100:]  # without steps passed over
 
     def append(self, first_step: int, losses: Sequence[float]) -> None:
         """Logs the losses of first_step, first_step + 1, ...; they are on the disk when this returns."""
         self._stream.write("".join(_line(first_step + i, loss) for i, loss in enumerate(losses)))
         self._stream.flush()
         os.fsync(self._stream.fileno())
-        self.recent = [*self.recent, *losses][-100:]
+        self.recent = [*self.recent, *(loss for loss in losses if math.isfinite(loss))][-100:]
 
     def close(self) -> None:
         self._stream.close()

@@ -50,3 +50,8 @@ class Display:
         if self._enabled and not self._console.is_terminal:
             left = (self._total - step) * seconds / max(step - self._start, 1)
             self._console.print(f"{self._name}: step {step}/{self._total}  {figures}  {left:.0f} s left")
+
+    def warn(self, message: str) -> None:
+        """A line above the bar."""
+        if self._enabled:
+            self._console.print(f"{self._name}: warning: {message}", markup=False)

@@ -75,7 +75,10 @@ class EMASection(Section):
 
 
 class LoopSection(Section):
-    """batch_size: images an optimiser step, over all processes and accumulated parts. 0 turns samples off."""
+    """batch_size: images an optimiser step, over all processes and accumulated parts. 0 turns samples off.
+
+    max_skipped: steps in a row with a gradient that is not finite, from which a run ends.
+    """
 
     steps: Positive
     batch_size: Positive = 128
@@ -88,6 +91,7 @@ class LoopSection(Section):
     sample_every: Count = 0
     checkpoint_every: Positive = 1000
     keep: Positive = 2
+    max_skipped: Positive = 10
 
 
 class SamplingSection(Section):

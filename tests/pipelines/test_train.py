@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import multiprocessing
 import os
 import random
@@ -18,10 +20,12 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
+from dinit.data.order import sample_indices
 from dinit.pipelines.generate import Pipeline
-from dinit.pipelines.train import TrainingDiverged, train
-from dinit.training import Recipe, load_recipe, parse_recipe
+from dinit.pipelines.train import train
+from dinit.training import Objective, Recipe, load_recipe, parse_recipe
 from dinit.training.checkpoint import list_checkpoints
+from dinit.training.faults import TrainingDiverged
 from dinit.training.loss_log import read_losses
 from dinit.training.parts import make_backbone, make_data
 from dinit.training.run_folder import RunFolderError
@@ -206,9 +210,33 @@ def test_fp16_on_the_cpu_is_refused(tmp_path: Path) -> None:
 
 
 def test_diverged_run_stops_and_says_so(tmp_path: Path) -> None:
-    with pytest.raises(TrainingDiverged, match="Lower"):
-        train(tiny("optimizer.lr=1e30", "training.clip_norm=null"), tmp_path / "run", progress=False)
+    overrides = ("optimizer.lr=1e30", "training.clip_norm=null", "training.max_skipped=3")
+    with pytest.raises(TrainingDiverged, match=r"3 steps in a row.*Lower"):
+        train(tiny(*overrides), tmp_path / "run", progress=False)
     assert not (tmp_path / "run" / "pipeline").exists()
+
+
+def test_a_step_without_a_finite_gradient_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The weights after it are those before it, its images are named, and the run goes on."""
+    folder, steps = tmp_path / "run", iter(range(1, 100))
+    honest = Objective.losses
+
+    def losses_of(self, network, *arguments):
+        return honest(self, network, *arguments) * (math.nan if next(steps) == 3 else 1.0)
+
+    monkeypatch.setattr(Objective, "losses", losses_of)
+    overrides = ("training.steps=4", "training.checkpoint_every=1", "training.keep=9", "schedule.kind=constant")
+    recipe = tiny(*overrides, "training.gradient_accumulation=1", "schedule.warmup_steps=0")
+    train(recipe, folder, progress=False)
+    models = [load_file(path / "model.safetensors") for path in list_checkpoints(folder / "checkpoints")]
+    same = [all(torch.equal(a[key], b[key]) for key in a) for a, b in itertools.pairwise(models)]
+    assert same == [False, True, False]
+    (line,) = (folder / "skipped.jsonl").read_text().splitlines()
+    size = recipe.training.batch_size
+    indices = sample_indices(recipe.seed, 2 * size, size, len(make_data(recipe)))
+    assert json.loads(line) == {"step": 3, "loss": "nan", "indices": list(map(int, indices))}
+    assert json.loads((folder / "pipeline" / "training.json").read_text())["skipped_steps"] == 1
+    assert [math.isnan(loss) for _, loss in losses(folder)] == [False, False, True, False]
 
 
 def test_sample_grid_and_tracker(tmp_path: Path) -> None:

@@ -1,0 +1,77 @@
+"""Steps whose gradient is not finite: passed over, counted, written down; and losses far off the recent ones."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dinit.files import write_atomically
+
+_SPIKE = 8.0
+"""Deviations above the mean of recent losses from which a loss is called a spike."""
+_RECENT = 50
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss or its gradient is no longer a number, step after step."""
+
+
+@dataclass
+class Skips:
+    """Counts the optimiser steps that were passed over, in all and in a row.
+
+    limit: how many in a row end the run.
+    """
+
+    limit: int
+    total: int = 0
+    in_a_row: int = 0
+
+    def see(self, step: int, finite: bool) -> None:
+        """TrainingDiverged at the limit-th bad step in a row."""
+        self.in_a_row = 0 if finite else self.in_a_row + 1
+        self.total += not finite
+        if self.in_a_row >= self.limit:
+            raise TrainingDiverged(
+                f"loss or gradient was not finite for {self.in_a_row} steps in a row, up to step {step}; the last "
+                "checkpoint is from before them, and skipped.jsonl names their images. Lower optimizer.lr, "
+                "lengthen schedule.warmup_steps, or use precision fp32"
+            )
+
+
+def write_skip(path: Path, step: int, loss: float, indices: Sequence[int]) -> None:
+    """One line more in skipped.jsonl: the step, its loss and the data set's rows of its batch."""
+    with open(path, "a", encoding="utf-8") as stream:
+        stream.write(json.dumps({"step": step, "loss": str(loss), "indices": list(indices)}) + "\n")
+
+
+def forget_skips(path: Path, step: int) -> None:
+    """Drops what skipped.jsonl says of later steps, which a resumed run takes again."""
+    if path.exists():
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+        write_atomically(path, "".join(kept))
+
+
+@dataclass
+class SpikeDetector:
+    """Looks for losses that stand out from the recent ones."""
+
+    recent: list[float] = field(default_factory=list)
+
+    def spikes(self, first_step: int, losses: Sequence[float]) -> list[tuple[int, float]]:
+        """(step, loss) of those 8 deviations above the mean of the last 50; spikes do not count among these."""
+        found = []
+        finite = ((step, loss) for step, loss in enumerate(losses, first_step) if math.isfinite(loss))
+        for step, loss in finite:
+            if len(self.recent) == _RECENT:
+                mean, deviation = statistics.fmean(self.recent), statistics.pstdev(self.recent)
+                if loss > mean + _SPIKE * deviation:
+                    found.append((step, loss))
+                    continue
+            self.recent = [*self.recent, loss][-_RECENT:]
+        return found
