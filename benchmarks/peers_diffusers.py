@@ -100,7 +100,7 @@ def peers(model: Denoiser, x: Tensor, nfe: int, wanted: Wanted) -> Iterator[Run]
 
     for name, cls, given, tried in cases(model.process):
         for option in tried:
-            if not wanted(f"diffusers {name}", " ".join(words(option))):
+            if not wanted(f"diffusers {variant(name, option)}", " ".join(words(option))):
                 continue
             for steps in dict.fromkeys((nfe, nfe - 1, (nfe + 1) // 2)):
                 try:
@@ -145,7 +145,13 @@ def run(scheduler: Any, name: str, option: Options, model: Denoiser, x: Tensor, 
         levels.append(last / (1 - last) if flow else last)
     # Heun's asks twice at a level; KDPM2 between two of them, and PNDM twice at the second.
     ends = [] if cls in ("KDPM2DiscreteScheduler", "PNDMScheduler") else dict.fromkeys(levels)
-    return Run("diffusers", name, " ".join(words(option)), state, tuple(ends), closed)
+    return Run("diffusers", variant(name, option), " ".join(words(option)), state, tuple(ends), closed)
+
+
+def variant(name: str, option: Options) -> str:
+    """The name of what is another solver, not the same on another grid."""
+    kinds = {"heun": " heun", "dpmsolver": " noise", "bh1": " bh1"}
+    return name + "".join(kinds.get(str(option.get(key)), "") for key in ("solver_type", "algorithm_type"))
 
 
 def words(option: Options) -> Iterator[str]:

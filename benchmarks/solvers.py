@@ -5,7 +5,7 @@ probability-flow ODE: what is left is the solver's own error. Every sampler of t
 every peer by its own loop on its own grids; for each the best grid is shown, with the same number of evaluations
 (NFE), counted, from the same 64 noises and labels. A sample's error is the RMS over its pixels.
 
-Run: python benchmarks/solvers.py [--search] [--digits [NAME ...]] [--problem FILE]
+Run: python benchmarks/solvers.py [--search] [--digits [NAME ...]] [--problem FILE] [--nfe N ...] [--jobs N]
 --search: adds the schedules that `SolverSearch` finds on other noises, labels and another seed.
 --digits: instead, the distance to the 1,000-step solution of shipped models, and KID: all, or those named.
 --problem: a safetensors file with gmm.NAME.{means,var,weights}, in.z and out.NAME.{vp_linear,edm80,flow_linear}.
@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 
 from solvers_digits import DIGITS, digits
-from solvers_measure import MISSING, measure, quiet, report
+from solvers_measure import MISSING, NFES, measure, quiet, report
 from solvers_problems import mixtures
 from solvers_tables import head_to_head, namesakes
 
@@ -32,6 +32,7 @@ def main() -> None:
     parser.add_argument("--problem", type=Path)
     parser.add_argument("--digits", metavar="NAME", nargs="*")
     parser.add_argument("--search", action="store_true")
+    parser.add_argument("--nfe", type=int, nargs="+", default=NFES)
     parser.add_argument("--jobs", type=int, default=1, help="problems measured at a time")
     parser.add_argument("--out", type=Path, help="the Markdown file; its plots go beside it")
     given = parser.parse_args()
@@ -43,7 +44,7 @@ def main() -> None:
         return
     found = list(mixtures(given.problem))
     with ProcessPoolExecutor(given.jobs, initializer=quiet) as pool:
-        measured = pool.map(partial(measure, search=given.search and not given.problem), found)
+        measured = pool.map(partial(measure, nfes=given.nfe, search=given.search and not given.problem), found)
         every = {}
         for problem, errors in zip(found, measured, strict=True):
             every[problem.name] = errors

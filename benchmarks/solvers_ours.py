@@ -14,8 +14,9 @@ from torch import Tensor
 from dinit.diffusion import Denoiser, Process
 from dinit.samplers import SAMPLERS, Sampler, TimeGrid
 from dinit.samplers.adams import AdamsBashforth, ExponentialAB
-from dinit.samplers.base import End
+from dinit.samplers.base import End, plan
 from dinit.samplers.deis import DEIS
+from dinit.samplers.dpm_solver import DPMpp3M
 from dinit.samplers.dpmpp import DPMpp2M
 from dinit.samplers.grids import Karras, LogSNR, Uniform
 from dinit.samplers.grids_shifted import Shifted
@@ -44,23 +45,34 @@ GRIDS: dict[str, TimeGrid] = {
     "shifted 1": Shifted(1.0, "t_min"),
     "shifted 2": Shifted(2.0, "t_min"),
     "shifted 3": Shifted(3.0, "t_min"),
+    "log-snr to 0.03": Until(LogSNR(), 0.03),
+    "log-snr to 0.1": Until(LogSNR(), 0.1),
+    "karras to 0.1": Until(Karras(), 0.1),
+    "shifted 1 to 0.03": Until(Shifted(1.0, "t_min"), 0.03),
+    "shifted 1.4 to 0.03": Until(Shifted(1.4, "t_min"), 0.03),
 }
 # For paths without signal at t = 1, where diffusers starts a little below.
 FROM_BELOW: dict[str, TimeGrid] = {
     "shifted 1 from 0.999": Shifted(1.0, first=0.999),
     "shifted 1 from 1 - 1e-6": Shifted(1.0, first=1 - 1e-6),
     "shifted 1 from 0.999 to t_min": Shifted(1.0, "t_min", 0.999),
+    "shifted 1 from 0.999 to 0.03": Until(Shifted(1.0, "t_min", 0.999), 0.03),
     "shifted 3 open": Shifted(3.0),
 }
-# For Adams-Bashforth, which azula ends at levels of one's choice.
-UNTIL: dict[str, TimeGrid] = {
-    f"shifted {shift:g} to {last:g}": Until(Shifted(shift, "t_min"), last)
-    for last in (0.01, 0.03)
-    for shift in (1.0, 1.4)
+# As textbooks and the peers have them: fewer evaluations at the start, and all of them after steps of any length.
+PLAIN: dict[str, Sampler] = {
+    **{f"ab {k} {p}": AdamsBashforth(k, p, "lower-order") for k in (2, 3, 4) for p in ("eps", "velocity")},
+    **{f"eab {k} {p}": ExponentialAB(k, p, "lower-order", math.inf) for k in (2, 3, 4) for p in ("eps", "x0")},
+    **{f"lms {k}": LMS(k, "lower-order") for k in (2, 3, 4)},
+    **{f"unipc {k}": UniPC(k, lower_order_final=True, warm_up="lower-order") for k in (2, 3)},
+    "dpmpp-3m": DPMpp3M("published", "lower-order", True, math.inf),
+    "dpmpp-3m to the end": DPMpp3M("published", "lower-order", False, math.inf),
+    "deis log-rho": DEIS(3, "log-rho", warm_up="lower-order", lower_order_final=True),
 }
 VARIANTS: dict[str, Sampler] = {
     **{f"eab {k} {p}": ExponentialAB(k, p) for k in (2, 3, 4) for p in ("x0", "eps", "v", "velocity")},
     **{f"ab {k} {p}": AdamsBashforth(k, p) for k in (2, 3, 4) for p in ("eps", "v", "velocity")},
+    **{f"{n} plain": s for n, s in PLAIN.items()},
     **{f"lms {k}": LMS(k) for k in (2, 3)},
     "deis log-rho": DEIS(3, "log-rho"),
     "unipc 3": UniPC(3),
@@ -86,28 +98,33 @@ def ours(problem: Problem, nfe: int, wanted: Wanted) -> Iterator[tuple[str, str,
     """(solver, grid, end) of every solver on its grids."""
     for name, sampler in solvers().items():
         wide = name.startswith(("ab ", "eab "))
-        for grid, made in grids_for(problem, wide and nfe < 50).items():
+        for grid, made in grids_for(problem).items():
             for end in ("posterior-mean", "state") if wide else ("posterior-mean",):
                 label = f"{grid}{', state' if end == 'state' else ''}"
                 if wanted(name, label) and (found := sample(problem, sampler, nfe, made, end)) is not None:
                     yield name, label, found
 
 
-def grids_for(problem: Problem, wide: bool) -> dict[str, TimeGrid]:
+def grids_for(problem: Problem) -> dict[str, TimeGrid]:
     pure = float(problem.model.process.scales(problem.model.t_max).alpha) == 0
-    return GRIDS | (FROM_BELOW if pure else {}) | (UNTIL if wide else {})
+    return GRIDS | (FROM_BELOW if pure else {})
 
 
 def sample(problem: Problem, sampler: Sampler, nfe: int, grid: TimeGrid | Tensor, end: End) -> Tensor | None:
-    """Where a run of nfe evaluations ends; None where there is none. 'state': without the last posterior mean."""
+    """Where a run of nfe evaluations ends; None where there is none.
+
+    end: 'state' is without the last posterior mean; the state is then scaled to alpha = 1, as azula's paths end.
+    """
     spare = end == "state"  # the time at which the network is not asked
     steps = next((n for n in range(1, nfe + 2) if sampler.nfe(n) - spare == nfe), None)
     if steps is None or (isinstance(grid, Tensor) and len(grid) != steps):
         return None
     try:
-        return sampler.sample(problem.model, problem.noise, steps, grid=grid, end=end)
+        levels = plan(problem.model, steps, grid, end)
+        found = sampler.sample(problem.model, problem.noise, steps, grid=grid, end=end)
     except ValueError:  # this sampler refuses this process, or this end
         return None
+    return found / levels[-1].numbers.alpha if spare else found
 
 
 def on_levels(problem: Problem, name: str, nfe: int, levels: Sequence[float], denoised: bool) -> Tensor | None:

@@ -13,29 +13,33 @@ SEARCHED = "searched"
 NAMESAKES: dict[str, tuple[str, ...]] = {
     "dpmpp-2m": ("diffusers DPMSolverMultistep 2M", "diffusers EDMDPMSolverMultistep 2M", "k-diffusion dpmpp_2m",
                  "k-diffusion dpmpp_2m_sde"),
-    "dpmpp-2m heun": ("k-diffusion dpmpp_2m_sde heun",),
-    "dpmpp-3m": ("diffusers DPMSolverMultistep 3M", "diffusers EDMDPMSolverMultistep 3M",
-                 "k-diffusion dpmpp_3m_sde"),
+    "dpmpp-2m heun": ("k-diffusion dpmpp_2m_sde heun", "diffusers DPMSolverMultistep 2M heun",
+                      "diffusers EDMDPMSolverMultistep 2M heun"),
+    **{f"dpmpp-3m{plain}": ("diffusers DPMSolverMultistep 3M", "diffusers EDMDPMSolverMultistep 3M")
+       for plain in ("", " plain")},
+    "dpmpp-3m to the end plain": ("k-diffusion dpmpp_3m_sde",),
     "dpmpp-2s": ("k-diffusion dpmpp_2s", "k-diffusion dpmpp_sde"),
     "dpm-2": ("k-diffusion dpm_2", "diffusers KDPM2Discrete"),
-    "dpm-solver-3": ("k-diffusion dpm_fast",),
     "unipc": ("diffusers UniPC 2",),
-    "unipc 3": ("diffusers UniPC 3",),
-    "deis log-rho": ("diffusers DEIS 3",),
+    "unipc 2 plain": ("diffusers UniPC 2",),
+    **{f"unipc 3{plain}": ("diffusers UniPC 3",) for plain in ("", " plain")},
+    **{f"deis log-rho{plain}": ("diffusers DEIS 3",) for plain in ("", " plain")},
     "euler": ("diffusers FlowMatchEulerDiscrete",),
     "edm-euler": ("diffusers EulerDiscrete", "diffusers EDMEuler", "k-diffusion euler", "azula Euler"),
     "ddim": ("diffusers DDIM",),
     "edm-heun": ("diffusers HeunDiscrete", "k-diffusion heun", "azula Heun"),
     "flow-heun": ("diffusers FlowMatchHeunDiscrete",),
     "lms": ("diffusers LMSDiscrete", "k-diffusion lms 4"),
-    **{f"lms {k}": (f"k-diffusion lms {k}",) for k in (2, 3)},
+    "lms 4 plain": ("diffusers LMSDiscrete", "k-diffusion lms 4"),
+    **{f"lms {k}{plain}": (f"k-diffusion lms {k}",) for k in (2, 3) for plain in ("", " plain")},
     "pndm": ("diffusers PNDM",),
     **{
-        f"{ours} {k} {p}": (f"azula {theirs} {k}",)
+        f"{ours} {k} {p}{plain}": (f"azula {theirs} {k}",)
         for ours, p, theirs in (
             ("ab", "eps", "zAB"), ("ab", "velocity", "vAB"), ("eab", "eps", "zEAB"), ("eab", "x0", "xEAB"),
         )
         for k in (2, 3, 4)
+        for plain in ("", " plain")
     },
 }  # fmt: skip
 
