@@ -238,6 +238,41 @@ def test_cads_nests_both_ways_and_spares_null_rows(cads_outside: bool) -> None:
     assert not torch.equal(asked.embedding[:3], cond.embedding[:3])
 
 
+def test_cads_on_labels_weighs_the_table_by_a_noised_one_hot() -> None:
+    """At each time; rows of the null class and of clean times as they were. The embeddings here are no one-hots."""
+    model, x = Recorder(), torch.zeros(5, 2, 2, 2, dtype=torch.float64)
+    labels = torch.tensor([1, 0, 1, model.num_classes, 0])
+    cond = replace(model.condition(labels, 5), noise=NoiseSource.from_seed(9, 5), step=3)
+    classes = torch.arange(model.num_classes)
+    one_hot = (labels[:, None] == classes).to(cond.embedding)
+    z = NoiseSource.from_seed(9, 5).normal("cads", 3, one_hot)
+    times = torch.tensor([0.2, 0.7, 0.9, 0.7, 0.99], dtype=torch.float64)
+    gamma = anneal(times, 0.3, 0.9)[:, None]
+    cads = CADS(0.3, 0.9, scale=0.4, mixing=0.6, on="label")
+    apply_guidance(model, cads)(x, times, cond)
+    expected = noised(one_hot, z, gamma, 0.4, 0.6) @ model.embed(classes)
+    expected[3] = cond.embedding[3]
+    seen = model.asked[-1][1].embedding
+    assert torch.allclose(seen, expected, rtol=1e-10, atol=1e-6)
+    assert torch.allclose(seen[0], cond.embedding[0])
+    doubled = apply_guidance(model, [cads, CFG(2.0)])(x, times, cond)  # inside CFG, its rows are twice as many
+    assert torch.allclose(model.asked[-1][1].embedding[:5], expected, rtol=1e-10, atol=1e-6)
+    assert doubled.x0.isfinite().all()
+
+
+def test_cads_on_labels_refusals() -> None:
+    model = Recorder()
+    with pytest.raises(ValueError, match="did you mean 'label'"):
+        CADS(on="labels")  # type: ignore[arg-type]
+    unconditional = Recorder()
+    unconditional.num_classes = 0
+    with pytest.raises(ValueError, match="needs a network with classes"):
+        CADS(on="label").wrap(unconditional)
+    cond = replace(model.condition([0], 1), noise=NoiseSource.from_seed(0, 1), labels=None)
+    with pytest.raises(ValueError, match="asks for the labels of a batch"):
+        CADS(0.1, 0.9, on="label").wrap(model)(torch.zeros(1, 1, 2, 2), 0.7, cond)
+
+
 def test_cads_depends_on_the_seed_and_not_on_the_batch() -> None:
     model = apply_guidance(Recorder(), [CFG(2.0), CADS(0.3, 0.9)])
     noise = torch.randn(4, 2, 2, 2, generator=torch.Generator().manual_seed(1))

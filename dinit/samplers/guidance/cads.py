@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from dinit.diffusion import Condition, Denoised, Denoiser, Scales
-from dinit.samplers.guidance.base import GUIDANCES, Guidance, Guided
+from dinit.registry import suggest
+from dinit.samplers.guidance.base import GUIDANCES, Guidance, Guided, labels_of
+
+On = Literal["embedding", "label"]
 
 
 def anneal(t: Tensor, tau1: float, tau2: float) -> Tensor:
@@ -41,18 +45,24 @@ class CADS(Guidance):
     """Condition-annealed sampling: noise on the condition at high noise levels, none later. Sadat et al. 2024.
 
     tau1, tau2: the condition is whole at times t <= tau1 and all noise at t >= tau2; tau1 = 1 is neutral.
-    scale: of the noise, in units of the embedding. mixing: in [0, 1], how far mean and deviation of the
-    embedding are restored (the paper's psi). The noise is drawn from the run's source, by image and step, and
-    rows of the null class are not touched, so CADS may stand inside CFG or around it.
-    ValueError for settings outside these ranges or a run without a noise source.
+    on: what is noised. 'embedding': what the network is conditioned on. 'label': the one-hot vector of the class,
+    num_classes numbers, which then weighs the embeddings of all classes, on any network with classes. scale: of
+    the noise, in units of what is noised. mixing: in [0, 1], how far its mean and deviation are restored (the
+    paper's psi). The noise is drawn from the run's source, by image and step, and rows of the null class are not
+    touched, so CADS may stand inside CFG or around it.
+    ValueError for settings outside these ranges, labels of a network without classes, or a run without a noise
+    source.
     """
 
     tau1: float = 0.6
     tau2: float = 0.9
     scale: float = 0.25
     mixing: float = 1.0
+    on: On = "embedding"
 
     def __post_init__(self) -> None:
+        if self.on not in get_args(On):
+            raise ValueError(f"unknown CADS target {self.on!r}{suggest(str(self.on), list(get_args(On)))}")
         if not 0 <= self.tau1 <= self.tau2 <= 1:
             raise ValueError(f"CADS needs 0 <= tau1 <= tau2 <= 1, got tau1 = {self.tau1}, tau2 = {self.tau2}")
         if not 0 <= self.scale < math.inf:
@@ -61,25 +71,49 @@ class CADS(Guidance):
             raise ValueError(f"CADS mixing must be in [0, 1], got {self.mixing}")
 
     def wrap(self, denoiser: Denoiser) -> Denoiser:
+        if self.on == "label" and denoiser.num_classes == 0:
+            raise ValueError(
+                "CADS on labels needs a network with classes, and this one has none: use on='embedding', where the "
+                "network is conditioned on something else"
+            )
+
         def guided(x_t: Tensor, t: Scales, cond: Condition) -> Denoised:
             if t.t.ndim == 0 and t.numbers.t <= self.tau1:
                 return denoiser(x_t, t, cond)
-            return denoiser(x_t, t, self._noised(cond, anneal(t.t, self.tau1, self.tau2)))
+            return denoiser(x_t, t, self._noised(denoiser, cond, anneal(t.t, self.tau1, self.tau2)))
 
         return Guided(denoiser, guided)
 
-    def _noised(self, cond: Condition, gamma: Tensor) -> Condition:
+    def _noised(self, denoiser: Denoiser, cond: Condition, gamma: Tensor) -> Condition:
         if cond.noise is None:
             raise ValueError(
                 "CADS draws noise from cond.noise, and this condition has none: run it through a sampler, or set "
                 "it with dataclasses.replace(cond, noise=NoiseSource.from_seed(seed, batch))"
             )
-        y = cond.embedding
+        embedded = cond.embedding
+        y = self._one_hot(denoiser, cond) if self.on == "label" else embedded
         images = cond.batch // cond.copies
         noise = cond.noise.normal("cads", cond.step, like=y[:images])
         noise = noise.repeat(cond.copies, *(1,) * (y.ndim - 1))
-        broadcast = (-1,) + (1,) * (y.ndim - 1)
         if gamma.ndim:
-            gamma = gamma.to(y).reshape(broadcast)
+            gamma = gamma.to(y).reshape(-1, *(1,) * (y.ndim - 1))
         blurred = noised(y, noise, gamma, self.scale, self.mixing)
-        return replace(cond, embedding=torch.where(cond.is_null.reshape(broadcast), y, blurred))
+        if self.on == "label":
+            blurred = torch.tensordot(blurred, self._table(denoiser, cond).to(blurred), dims=1)
+        is_null = cond.is_null.reshape(-1, *(1,) * (embedded.ndim - 1))
+        return replace(cond, embedding=torch.where(is_null, embedded, blurred.to(embedded)))
+
+    def _one_hot(self, denoiser: Denoiser, cond: Condition) -> Tensor:
+        """(B, num_classes), in the embedding's dtype; rows of the null class, which go unused, are of class 0."""
+        labels = labels_of(cond, 0, "CADS on labels")
+        classes = torch.arange(denoiser.num_classes, device=labels.device)
+        return (labels[:, None] == classes).to(cond.embedding)
+
+    @staticmethod
+    def _table(denoiser: Denoiser, cond: Condition) -> Tensor:
+        """The embeddings of all classes, (num_classes, ...), made once a run."""
+        key = ("cads", id(denoiser))
+        if key not in cond.memory:
+            classes = torch.arange(denoiser.num_classes, device=cond.embedding.device)
+            cond.memory[key] = denoiser.encode(classes).embedding
+        return cond.memory[key]
