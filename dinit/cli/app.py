@@ -11,6 +11,7 @@ import typer
 from dinit import __version__
 from dinit.cli.console import errors, show_error
 from dinit.cli.convert import convert
+from dinit.cli.ema import ema
 from dinit.cli.evaluate import evaluate
 from dinit.cli.export import export
 from dinit.cli.generate import generate
@@ -29,6 +30,7 @@ app = typer.Typer(
 )
 app.command()(generate)
 app.command()(train)
+app.command()(ema)
 app.command()(evaluate)
 app.command("list")(list_registries)
 app.command()(info)

@@ -41,10 +41,12 @@ from dinit.training.loss_log import LossLog
 from dinit.training.objective import TrainingNetwork
 from dinit.training.optimizer import learning_rate, make_optimizer
 from dinit.training.parts import make_backbone, make_data, make_objective
+from dinit.training.power_ema import PowerEMA
 from dinit.training.progress import Display
 from dinit.training.recipe import Recipe
 from dinit.training.run_folder import check_run_folder, flatten, write_recipe
 from dinit.training.sheet import sheet
+from dinit.training.snapshots import save_snapshot
 
 _GRID_CLASSES, _GRID_COLUMNS = 10, 8  # of the sample grids
 
@@ -143,6 +145,7 @@ class _Run:
         self.backbone: Any = accelerator.unwrap_model(self.network).backbone
         self.parameters = list(self.backbone.parameters())
         self.ema = EMA(self.backbone, recipe.ema.decay, recipe.ema.warmup)
+        self.powers = [PowerEMA(self.backbone, width) for width in recipe.ema.widths]
         torch.manual_seed(randomness.network_seed(recipe.seed, accelerator.process_index))
         self.skips, self.spikes = Skips(loop.max_skipped), SpikeDetector()
         self.step, self.seconds, self.began = 0, 0.0, time.monotonic()
@@ -185,6 +188,9 @@ class _Run:
             if save or self.step % loop.log_every == 0:  # only here does the host wait for the device
                 self._report(losses, display)
                 losses = []
+            if self.main and self.powers and (last or self.step % self.recipe.ema.snapshot_every == 0):
+                for average in self.powers:
+                    save_snapshot(self.out / "ema", average, self.step)
             if save:
                 self._save()
             if self.main and loop.sample_every and (last or self.step % loop.sample_every == 0):
@@ -211,7 +217,8 @@ class _Run:
         self._set_learning_rate()
         if self._finite_gradient(total):
             self.optimizer.step()
-            self.ema.update(self.step)
+            for average in (self.ema, *self.powers):
+                average.update(self.step)
         self.optimizer.zero_grad()
         return total
 
@@ -276,6 +283,7 @@ class _Run:
                 "skipped": self.skips.total,
                 "skipped_in_a_row": self.skips.in_a_row,
             },
+            powers={f"{p.sigma_rel}/{name}": v for p in self.powers for name, v in p.averages.items()},
         )
         save_checkpoint(self.out / "checkpoints", checkpoint, self.recipe.training.keep)
 
@@ -285,6 +293,8 @@ class _Run:
             return
         self.backbone.load_state_dict(checkpoint.model)
         self.ema.network.load_state_dict(checkpoint.ema)
+        for power in self.powers:
+            power.load({name: checkpoint.powers[f"{power.sigma_rel}/{name}"] for name in power.averages})
         restore_optimizer(self.optimizer, checkpoint.optimizer)
         restore_random_state(checkpoint.random, self.accelerator.process_index, self.accelerator.device)
         if self.accelerator.scaler is not None and checkpoint.extra["scaler"]:

@@ -1,8 +1,9 @@
 """Checkpoints of a training run: atomic, complete, and read without running any code from them.
 
 checkpoints/step-00001000/ holds model.safetensors, ema.safetensors, optimizer.safetensors, random.safetensors
-(torch's generators of every process) and state.json (step, seconds, loss scale). The step fixes the data
-position, the learning rate and all noise, so they need no state.
+(torch's generators of every process), powers.safetensors where there are EMAs of other widths, and state.json
+(step, seconds, loss scale). The step fixes the data position, the learning rate and all noise, so they need no
+state.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class Checkpoint:
     """Everything a run needs to go on after `step` optimiser steps.
 
     model, ema: state dicts. optimizer: `optimizer_tensors`. random: `random_state` of every process. extra:
-    plain values.
+    plain values. powers: '{width}/{parameter}' of every power-function EMA.
     """
 
     step: int
@@ -37,13 +38,14 @@ class Checkpoint:
     optimizer: Mapping[str, Tensor]
     random: Mapping[str, Tensor]
     extra: Mapping[str, Any] = field(default_factory=dict)
+    powers: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     """Writes folder/step-XXXXXXXX, then removes all but the newest `keep` checkpoints. Returns its path."""
     target = folder / f"step-{checkpoint.step:08d}"
     with whole_folder(target) as temporary:
-        for name in _TENSORS:
+        for name in (*_TENSORS, *(["powers"] if checkpoint.powers else [])):
             tensors: Mapping[str, Tensor] = getattr(checkpoint, name)
             plain = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
             save_file(plain, temporary / f"{name}.safetensors")
@@ -74,7 +76,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
     try:
         state = json.loads((path / "state.json").read_text())
         model, ema, optimizer, random = (load_file(path / f"{name}.safetensors") for name in _TENSORS)
-        return Checkpoint(state["step"], model, ema, optimizer, random, state["extra"])
+        powers = path / "powers.safetensors"
+        averages = load_file(powers) if powers.exists() else {}
+        return Checkpoint(state["step"], model, ema, optimizer, random, state["extra"], averages)
     except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
         raise ValueError(f"checkpoint {path} is damaged or incomplete: {error}") from error
 

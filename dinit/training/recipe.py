@@ -70,8 +70,15 @@ class ScheduleSection(Section):
 
 
 class EMASection(Section):
+    """decay: of what is sampled from. widths: relative ones of power-function EMAs (EDM2) kept beside it.
+
+    Of these, snapshots are written every snapshot_every steps; `dinit ema` makes any width of them afterwards.
+    """
+
     decay: float = Field(default=0.999, ge=0, lt=1)
     warmup: bool = True
+    widths: list[Annotated[float, Field(gt=0, le=0.28)]] = []
+    snapshot_every: Positive = 1000
 
 
 class LoopSection(Section):

@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 
 from dinit.data.order import sample_indices
 from dinit.pipelines.generate import Pipeline
+from dinit.pipelines.posthoc import pipeline_of_width
 from dinit.pipelines.train import train
 from dinit.training import Objective, Recipe, load_recipe, parse_recipe
 from dinit.training.checkpoint import list_checkpoints
@@ -237,6 +238,23 @@ def test_a_step_without_a_finite_gradient_is_passed_over(tmp_path: Path, monkeyp
     assert json.loads(line) == {"step": 3, "loss": "nan", "indices": list(map(int, indices))}
     assert json.loads((folder / "pipeline" / "training.json").read_text())["skipped_steps"] == 1
     assert [math.isnan(loss) for _, loss in losses(folder)] == [False, False, True, False]
+
+
+def test_another_width_of_ema_after_the_training(tmp_path: Path) -> None:
+    """A snapshot's own width gives the average that the checkpoint holds."""
+    folder = tmp_path / "run"
+    overrides = ("ema={widths: [0.05, 0.1], snapshot_every: 4}", "training.steps=10", "training.checkpoint_every=5")
+    train(tiny(*overrides), folder, progress=False)
+    kept = load_file(list_checkpoints(folder / "checkpoints")[-1] / "powers.safetensors")
+    made = pipeline_of_width(folder, 0.1, tmp_path / "made")
+    found = dict(Pipeline.from_pretrained(made).backbone.named_parameters())
+    for name, value in found.items():
+        torch.testing.assert_close(value, kept[f"0.1/{name}"], rtol=1e-4, atol=1e-6)
+    assert json.loads((made / "training.json").read_text())["ema"] == {"sigma_rel": 0.1, "step": 10}
+    names = sorted(path.name for path in (folder / "ema").iterdir())
+    assert names == sorted(f"ema-{w}-{s:08d}.safetensors" for w in ("0.0500", "0.1000") for s in (4, 8, 10))
+    with pytest.raises(FileExistsError, match="another folder"):
+        pipeline_of_width(folder, 0.1, made)
 
 
 def test_sample_grid_and_tracker(tmp_path: Path) -> None:

@@ -1,0 +1,22 @@
+"""`dinit ema`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dinit.cli.console import console
+
+Run = Annotated[Path, typer.Argument(help="Folder of a run trained with ema.widths.", show_default=False)]
+Width = Annotated[float, typer.Option("--sigma-rel", help="Relative width, such as 0.08.", show_default=False)]
+To = Annotated[Path, typer.Option("--to", help="Folder of the new pipeline.", show_default=False)]
+Step = Annotated[int | None, typer.Option("--step", help="As it was after this step [default: the last].")]
+
+
+def ema(run: Run, sigma_rel: Width, to: To, step: Step = None) -> None:
+    """Make a trained run's pipeline with an EMA of another width. Karras et al. 2024 (EDM2)."""
+    from dinit.pipelines.posthoc import pipeline_of_width
+
+    console.print(str(pipeline_of_width(run, sigma_rel, to, step)))
