@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-import torch.nn.functional as F
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
@@ -13,7 +12,7 @@ from dinit.models.layers.blocks import run_blocks
 from dinit.models.layers.checks import check_divides, check_input, configure
 from dinit.models.layers.embedding import LabelEmbedding, TimeEmbedding, sincos_positions
 from dinit.models.layers.init import zeroed
-from dinit.models.layers.modulation import Modulation, gated, modulate
+from dinit.models.layers.modulation import Modulation, gated, modulated_norm
 from dinit.models.layers.transformer import Attention, Mlp, PatchEmbed, unpatchify
 
 NORM_EPS = 1e-6
@@ -51,11 +50,9 @@ class DiTBlock(nn.Module):
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         """x (B, N, dim), c (B, dim) -> (B, N, dim)."""
-        dim = x.shape[-1:]
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(c, x)
-        x = gated(x, gate_a, self.attention(modulate(F.layer_norm(x, dim, eps=NORM_EPS), shift_a, scale_a)))
-        normed = F.layer_norm(x, dim, eps=self.mlp_norm_eps)
-        return gated(x, gate_m, self.mlp(modulate(normed, shift_m, scale_m)))
+        x = gated(x, gate_a, self.attention(modulated_norm(x, shift_a, scale_a, NORM_EPS)))
+        return gated(x, gate_m, self.mlp(modulated_norm(x, shift_m, scale_m, self.mlp_norm_eps)))
 
 
 class DiTHead(nn.Module):
@@ -69,7 +66,7 @@ class DiTHead(nn.Module):
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         """x (B, N, dim), c (B, dim) -> (B, N, features)."""
         shift, scale = self.modulation(c, x)
-        return self.linear(modulate(F.layer_norm(x, x.shape[-1:], eps=NORM_EPS), shift, scale))
+        return self.linear(modulated_norm(x, shift, scale, NORM_EPS))
 
 
 @BACKBONES.register("dit")

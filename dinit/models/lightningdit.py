@@ -18,7 +18,6 @@ from dinit.models.layers.blocks import run_block
 from dinit.models.layers.checks import check_divides, check_input, configure
 from dinit.models.layers.embedding import LabelEmbedding, TimeEmbedding, sincos_positions
 from dinit.models.layers.init import xavier, zeroed
-from dinit.models.layers.linear import linear
 from dinit.models.layers.modulation import Modulation, gated, modulate
 from dinit.models.layers.transformer import Mlp, PatchEmbed, unpatchify
 
@@ -87,14 +86,12 @@ class RotaryAttention(nn.Module):
 
     def forward(self, x: Tensor, angles: Tensor | None) -> Tensor:
         """x (B, N, dim), angles (N, head_dim // 2) or None -> (B, N, dim)."""
-        q, k, v = (
-            linear(self.qkv, x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        )  # (B, heads, N, d)
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, N, d)
         q, k = self.norm_q(q), self.norm_k(k)
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)
         mixed = F.scaled_dot_product_attention(q.to(v), k.to(v), v)  # norms are float32 under autocast
-        return self.dropout(linear(self.proj, mixed.transpose(1, 2).flatten(2)))
+        return self.dropout(self.proj(mixed.transpose(1, 2).flatten(2)))
 
 
 class SwiGlu(nn.Module):
@@ -108,8 +105,8 @@ class SwiGlu(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, N, dim) -> (B, N, dim)."""
-        gate, value = linear(self.gate_value, x).chunk(2, dim=-1)
-        return self.dropout(linear(self.out, self.dropout(F.silu(gate) * value)))
+        gate, value = self.gate_value(x).chunk(2, dim=-1)
+        return self.dropout(self.out(self.dropout(F.silu(gate) * value)))
 
 
 class LightningDiTBlock(nn.Module):

@@ -37,6 +37,23 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return torch.addcmul(shift, x, 1 + scale)
 
 
+def layer_norm(x: Tensor, eps: float) -> Tensor:
+    """LayerNorm over the last dimension of x, without affine weights."""
+    width = x.shape[-1:]
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
+        return F.layer_norm(x, width, eps=eps)
+    # PyTorch's CPU kernel is vectorised only where it is given weights; these change no number.
+    return F.layer_norm(x, width, x.new_ones(width), x.new_zeros(width), eps)
+
+
+def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
+    """`modulate` of the LayerNorm of x (B, N, dim), written over the norm where no gradient needs that."""
+    normed = layer_norm(x, eps)
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
+        return modulate(normed, shift, scale)
+    return torch.addcmul(shift, normed, 1 + scale, out=normed)
+
+
 def gated(x: Tensor, gate: Tensor, branch: Tensor) -> Tensor:
     """x + gate * branch, so that gate = 0 leaves x as it is."""
     return torch.addcmul(x, gate, branch)
@@ -52,5 +69,5 @@ class ChannelLayerNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # A view where x is channels-last; the result is channels-last in any case.
-        normed = F.layer_norm(x.permute(0, 2, 3, 1), (self.channels,), eps=self.eps)
+        normed = layer_norm(x.permute(0, 2, 3, 1), self.eps)
         return normed.permute(0, 3, 1, 2)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dinit.models.layers.init import xavier
-from dinit.models.layers.linear import linear, linear_gelu
+from dinit.models.layers.linear import linear_gelu
 
 
 class PatchEmbed(nn.Module):
@@ -18,7 +18,8 @@ class PatchEmbed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, C, H, W) -> (B, H/p * W/p, dim), row by row."""
-        return self.proj(x).flatten(2).transpose(1, 2)
+        # Laid out token by token: every block keeps the layout of its input, and strided features make norms slow.
+        return self.proj(x).flatten(2).transpose(1, 2).contiguous()
 
 
 def unpatchify(tokens: Tensor, rows: int, columns: int, patch_size: int) -> Tensor:
@@ -40,11 +41,9 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, N, dim) -> (B, N, dim)."""
-        q, k, v = (
-            linear(self.qkv, x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        )  # (B, heads, N, d)
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, N, d)
         mixed = F.scaled_dot_product_attention(q, k, v)
-        return self.dropout(linear(self.proj, mixed.transpose(1, 2).flatten(2)))
+        return self.dropout(self.proj(mixed.transpose(1, 2).flatten(2)))
 
 
 class Mlp(nn.Module):
@@ -58,4 +57,4 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, N, dim) -> (B, N, dim)."""
-        return self.dropout(linear(self.fc2, self.dropout(linear_gelu(self.fc1, x))))
+        return self.dropout(self.fc2(self.dropout(linear_gelu(self.fc1, x))))
