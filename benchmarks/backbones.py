@@ -49,6 +49,17 @@ MATCHED: dict[str, tuple[str | None, dict[str, Any]]] = {
     "dis": ("S/2", {}),
     "diffussm": (None, {**_SHAPE, "hidden_size": 384, "depth": 12}),
     "lamamba": ("S", {}),
+    "dimr": (
+        None,  # XL/2R's shape, at 384 and 192 channels
+        {
+            **_SHAPE,
+            "num_heads": 6,
+            "stages": (
+                {"width": 384, "mlp_width": 768, "depth": 15, "patch_size": 2},
+                {"width": 192, "mlp_width": 384, "depth": 9, "kernel_size": 7},
+            ),
+        },
+    ),
 }
 
 
@@ -238,9 +249,8 @@ def small_cases(args: argparse.Namespace) -> Iterable[Row]:
             )
 
 
-def families(args: argparse.Namespace) -> list[tuple[str, float, float, float]]:
+def families(args: argparse.Namespace) -> Iterable[tuple[str, float, float, float]]:
     """(name, millions of parameters, images/s, ratio to DiT-S/2 timed beside it), eager, float32, batch 4."""
-    found = []
     dit = ours(
         randomized(BACKBONES["dit"].preset("S/2"), args.device, torch.float32), 4, 4, args.device, torch.float32
     )
@@ -252,8 +262,7 @@ def families(args: argparse.Namespace) -> list[tuple[str, float, float, float]]:
         measured = medians({"dit": dit, name: run}, args.rounds, args.device)
         parameters = sum(p.numel() for p in model.parameters()) / 1e6
         title = f"{cls.__name__}-{preset}" if preset else cls.__name__
-        found.append((title, parameters, 4e3 / measured[name], measured["dit"] / measured[name]))
-    return found
+        yield title, parameters, 4e3 / measured[name], measured["dit"] / measured[name]
 
 
 def on_cuda(args: argparse.Namespace) -> Iterable[Row]:
@@ -321,19 +330,36 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="Markdown file to write")
     args = parser.parse_args()
     logging.getLogger("diffusers").setLevel(logging.ERROR)
-    rows = list(small_cases(args))
-    if not args.quick:
-        for dtype in (torch.float32, torch.bfloat16):
-            torch._dynamo.reset()
-            rows += compare("DiT-S/2", dit_pair("S/2", args.device, dtype), 4, args)
-            torch._dynamo.reset()
-            rows += compare("U-Net", unet_pair(args.device, dtype), 3, args)
-        if args.device.type == "cuda":
-            rows += on_cuda(args)
-    text = report(rows, families(args), args)
-    print(text)
-    if args.out:
-        args.out.write_text(text, encoding="utf-8")
+    rows: list[Row] = []
+    table: list[tuple[str, float, float, float]] = []
+    # Written after every line, so that an interrupted run keeps what it has.
+    for row in cases(args):
+        rows.append(row)
+        write(report(rows, table, args), args.out)
+    torch._dynamo.reset()
+    for line in families(args):
+        table.append(line)
+        write(report(rows, table, args), args.out)
+    print(report(rows, table, args))
+
+
+def cases(args: argparse.Namespace) -> Iterable[Row]:
+    """Every comparison that the arguments ask for."""
+    yield from small_cases(args)
+    if args.quick:
+        return
+    for dtype in (torch.float32, torch.bfloat16):
+        torch._dynamo.reset()
+        yield from compare("DiT-S/2", dit_pair("S/2", args.device, dtype), 4, args)
+        torch._dynamo.reset()
+        yield from compare("U-Net", unet_pair(args.device, dtype), 3, args)
+    if args.device.type == "cuda":
+        yield from on_cuda(args)
+
+
+def write(text: str, path: Path | None) -> None:
+    if path:
+        path.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
