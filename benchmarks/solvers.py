@@ -24,6 +24,9 @@ from solvers_measure import MISSING, NFES, measure, quiet, report
 from solvers_problems import mixtures
 from solvers_tables import head_to_head, namesakes
 
+from dinit.samplers.solver_search import SolverSearch
+
+SEARCH = SolverSearch(population=16, generations=10, fit=30, seed=7, reference_steps=400)
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -44,7 +47,7 @@ def main() -> None:
         return
     found = list(mixtures(given.problem))
     with ProcessPoolExecutor(given.jobs, initializer=quiet) as pool:
-        measured = pool.map(partial(measure, nfes=given.nfe, search=given.search and not given.problem), found)
+        measured = pool.map(partial(measure, nfes=given.nfe, search=SEARCH if given.search else None), found)
         every = {}
         for problem, errors in zip(found, measured, strict=True):
             every[problem.name] = errors

@@ -14,6 +14,7 @@ from solvers_tables import Errors, head_to_head, header
 from torch import Tensor
 
 from dinit.samplers.adams import ExponentialAB
+from dinit.samplers.solver_search import SolverSearch
 
 DIGITS = ("digits-dit", "digits-dico", "digits-dic", "digits-unet", "digits-dis")
 # A network takes longer than a mixture: the solvers that lead there, and some namesakes, on a few grids each.
@@ -34,6 +35,8 @@ SOLVERS: dict[str, tuple[str, ...]] = {
     "k-diffusion dpmpp_3m_sde": ("exponential",),
 }
 FOR_KID = (5, 10, 20)
+TO_SEARCH = (5, 10)
+SEARCH = SolverSearch(population=8, generations=0, fit=15, seed=7)
 KID_COUNT = 500
 
 
@@ -65,7 +68,7 @@ def digits(names: Sequence[str], out: Path, jobs: int = 1) -> None:
 
 def measured(name: str) -> tuple[Errors, list[str]]:
     problem = digits_problem(name)
-    errors = measure(problem, NFES, wanted=wanted)
+    errors = measure(problem, NFES, SEARCH, TO_SEARCH, wanted)
     return errors, kid_rows(name, errors)
 
 

@@ -11,7 +11,7 @@ from peer_network import Wanted
 from solvers_problems import Problem, start_of
 from torch import Tensor
 
-from dinit.diffusion import Denoiser, Process
+from dinit.diffusion import Process
 from dinit.samplers import SAMPLERS, Sampler, TimeGrid
 from dinit.samplers.adams import AdamsBashforth, ExponentialAB
 from dinit.samplers.base import End, plan
@@ -140,13 +140,15 @@ def on_levels(problem: Problem, name: str, nfe: int, levels: Sequence[float], de
     return sample(problem, solvers()[name], nfe, grid, "posterior-mean" if denoised else "state")
 
 
-def searched(problem: Problem, model: Denoiser, nfe: int, classes: int) -> Tensor:
-    """The end of the schedule found on 256 noises and labels that are not the problem's."""
-    labels = torch.randint(classes, (256,), generator=torch.Generator().manual_seed(101))
-    process = model.process
-    noise = start_of(process, (256, *problem.start.shape[1:]), 100)
-    noise = noise / float(process.prior_std(process.scales(1.0)))
-    found = SolverSearch(population=24, generations=40, seed=7).find(
-        model, nfe, noise.to(problem.start.dtype), labels
+def searched(problem: Problem, nfe: int, search: SolverSearch) -> Tensor:
+    """The end of the schedule found on noises (and, of a mixture, labels) that are not the problem's."""
+    count = 512 if problem.classes else len(problem.start)
+    generator = torch.Generator().manual_seed(101)
+    labels = torch.randint(problem.classes, (count,), generator=generator) if problem.classes else None
+    process = problem.model.process
+    noise = start_of(process, (count, *problem.start.shape[1:]), 100) / float(
+        process.prior_std(process.scales(1.0))
     )
+    model = problem.any_class or problem.model
+    found = search.find(model, nfe, noise.to(problem.start.dtype), labels)
     return found.sampler.sample(problem.model, problem.noise, grid=found.grid)

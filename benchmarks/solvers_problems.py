@@ -28,12 +28,17 @@ PATHS: dict[str, Process] = {
 
 @dataclass(frozen=True)
 class Problem:
-    """start: (64, C, H, W), the states at t = 1. exact: (64, C, H, W), where their exact solutions end."""
+    """start: (64, C, H, W), the states at t = 1. exact: (64, C, H, W), where their exact solutions end.
+
+    model: with the labels of these 64. any_class, classes: the same for labels that a search draws, if it may.
+    """
 
     name: str
     model: Denoiser
     start: Tensor
     exact: Tensor
+    any_class: Denoiser | None = None
+    classes: int = 0
 
     @property
     def noise(self) -> Tensor:
@@ -59,7 +64,7 @@ def start_of(process: Process, shape: Sequence[int], seed: int) -> Tensor:
 def mixture_problem(path: str) -> Problem:
     model, labels = mixture(PATHS[path]), torch.arange(64) % 2
     start = start_of(PATHS[path], (64, 2, 4, 4), 3)
-    return Problem(f"mixture_{path}", model.given(labels), start, exact_end(model, start, labels))
+    return Problem(f"mixture_{path}", model.given(labels), start, exact_end(model, start, labels), model, 2)
 
 
 def given_problem(file: Path, name: str, path: str) -> Problem:
@@ -67,7 +72,7 @@ def given_problem(file: Path, name: str, path: str) -> Problem:
     prior = [data[f"gmm.{name}.{part}"] for part in ("means", "var", "weights")]
     model = MixtureDenoiser(PATHS[path], prior[0], prior[1], prior[2])
     start = data["in.z"] * float(model.process.prior_std(model.process.scales(1.0)))
-    return Problem(f"{name}_{path}", model, start, data[f"out.{name}.{path}"])
+    return Problem(f"{name}_{path}", model, start, data[f"out.{name}.{path}"], model, 1)
 
 
 def mixtures(file: Path | None) -> Iterator[Problem]:
