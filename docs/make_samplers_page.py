@@ -115,12 +115,32 @@ def registry_table(registry: Registry[Any]) -> str:
     return "\n".join(rows)
 
 
+_SEARCH = """
+Measured by `benchmarks/solvers.py`. A schedule searched for one network and one number of evaluations (the stars)
+goes further than any fixed solver: the forms, orders, correctors, times and weights of its steps are fitted to that
+network's own long runs, and hold for other noises and labels.
+
+```python
+import torch
+from dinit import Pipeline
+from dinit.samplers.solver_search import SolverSearch
+
+pipe = Pipeline.from_pretrained("digits-dit")
+labels = torch.arange(100) % 10
+noise = torch.randn(100, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+search = SolverSearch(cache="schedules")  # minutes, once
+found = search.find(pipe.denoiser(labels.tolist()), 6, noise, key="digits-dit")
+images = pipe([3, 1, 4], sampler=found.sampler, grid=found.grid).images  # 6 evaluations
+```
+"""
+
+
 def page() -> str:
     sections = ["## Samplers", sampler_table(), *map(sampler_section, SAMPLERS)]
     plots = sorted((DOCS.parent / "benchmarks" / "results").glob("solvers*.png"))
     if plots:
         shown = [f"![error against NFE](../benchmarks/results/{plot.name})" for plot in plots]
-        sections += ["## Accuracy at few steps", "Measured by `benchmarks/solvers.py`.", *shown]
+        sections += ["## Accuracy at few steps", _SEARCH.strip(), *shown]
     for title, registry in (("Time grids", GRIDS), ("Guidance", GUIDANCES), ("Processes", PROCESSES)):
         sections += [f"## {title}", registry_table(registry)]
     return "\n\n".join([_HEAD.rstrip(), *sections]) + "\n"
