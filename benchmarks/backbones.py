@@ -222,10 +222,14 @@ class _WithEmbed:
 
 
 def small_cases(args: argparse.Namespace) -> Iterable[Row]:
-    """At batch 4 in float32: DiT-S/2 against the floor, DiC-S and DiCo-S against their repositories."""
+    """At batch 4 in float32: DiT-S/2 and its floor, the U-Net, DiC-S and DiCo-S beside their repositories."""
     where = {"batch": 4, "channels": 4, "device": args.device, "dtype": torch.float32}
     peer, dit = dit_pair("S/2", args.device, torch.float32)
+    unet_peer, unet = unet_pair(args.device, torch.float32)
+    images = {**where, "channels": 3}
     runs = {"peer": theirs(peer, **where), "floor": floor(4, args.device, torch.float32)}
+    runs |= {"unet peer": theirs(unet_peer, **images), "unet": ours(unet, **images)}
+    runs["unet compiled"] = ours(_WithEmbed(torch.compile(unet), unet), **images)
     models = {
         "dit": dit,
         **{
@@ -241,6 +245,8 @@ def small_cases(args: argparse.Namespace) -> Iterable[Row]:
         label = how.strip() or "eager"
         yield Row(f"DiT-S/2, batch 4, forward, {label}", "diffusers eager", measured["peer"], measured[f"dit{how}"])
         yield Row(f"DiT-S/2, batch 4, forward, {label}", "the floor", measured["floor"], measured[f"dit{how}"])
+        what = f"U-Net, batch 4, forward, {label}"
+        yield Row(what, "diffusers eager", measured["unet peer"], measured[f"unet{how}"])
         for name, factor in REPOSITORY_OVER_DIFFUSERS_DIT.items():
             baseline = factor * measured["peer"]
             title = BACKBONES[name].__name__
@@ -333,28 +339,28 @@ def main() -> None:
     rows: list[Row] = []
     table: list[tuple[str, float, float, float]] = []
     # Written after every line, so that an interrupted run keeps what it has.
-    for row in cases(args):
+    for row in small_cases(args):
         rows.append(row)
         write(report(rows, table, args), args.out)
     torch._dynamo.reset()
     for line in families(args):
         table.append(line)
         write(report(rows, table, args), args.out)
+    for row in () if args.quick else large_cases(args):
+        rows.append(row)
+        write(report(rows, table, args), args.out)
     print(report(rows, table, args))
 
 
-def cases(args: argparse.Namespace) -> Iterable[Row]:
-    """Every comparison that the arguments ask for."""
-    yield from small_cases(args)
-    if args.quick:
-        return
+def large_cases(args: argparse.Namespace) -> Iterable[Row]:
+    """What --quick leaves out: batches, training steps, bf16, and on CUDA the large presets."""
+    if args.device.type == "cuda":
+        yield from on_cuda(args)
     for dtype in (torch.float32, torch.bfloat16):
         torch._dynamo.reset()
         yield from compare("DiT-S/2", dit_pair("S/2", args.device, dtype), 4, args)
         torch._dynamo.reset()
         yield from compare("U-Net", unet_pair(args.device, dtype), 3, args)
-    if args.device.type == "cuda":
-        yield from on_cuda(args)
 
 
 def write(text: str, path: Path | None) -> None:
