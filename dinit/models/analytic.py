@@ -104,7 +104,7 @@ class GaussianDenoiser(MixtureDenoiser):
         self, process: Process, mean: float | Tensor, std: float, shape: tuple[int, ...], t_max: float = 1.0
     ) -> None:
         mean = torch.as_tensor(mean, dtype=torch.float64).expand(shape)
-        super().__init__(process, mean[None], torch.full((1, *shape), std**2), t_max=t_max)
+        super().__init__(process, mean[None], torch.full((1, *shape), std**2, dtype=torch.float64), t_max=t_max)
         self.variance = std**2
 
     def __call__(self, x_t: Tensor, t: Scales | Tensor | float, cond: Condition) -> Denoised:
