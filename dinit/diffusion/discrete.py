@@ -107,12 +107,7 @@ class BetaChain(Process):
         target = -F.softplus(-as_time(log_snr), threshold=700) / 2  # log alpha
         values, slopes = (v.to(target.device) for v in self._knots)
         left = (torch.searchsorted(-values, -target, right=True) - 1).clamp(0, len(values) - 2)
-        low, high = torch.zeros_like(target), torch.ones_like(target)
-        for _ in range(60):  # bisection: the cubic is monotone, and 2**-60 of a level is below float64
-            middle = (low + high) / 2
-            above = _hermite(values, slopes, left, middle)[0] > target
-            low, high = torch.where(above, middle, low), torch.where(above, high, middle)
-        position = left + (low + high) / 2
+        position = left + _hermite_inverse(values, slopes, left, target)
         if self.zero_terminal_snr:
             tail = self.num_steps - target.exp() / values[-1].exp()
             position = torch.where(target < values[-1], tail, position)
@@ -153,14 +148,32 @@ class VPDiscrete(BetaChain):
 
 def _hermite(values: Tensor, slopes: Tensor, left: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
     """Value and derivative at left + u of the cubic through (values, slopes) at left and left + 1; u in [0, 1]."""
-    y0, y1 = torch.take(values, left), torch.take(values, left + 1)
-    m0, m1 = torch.take(slopes, left), torch.take(slopes, left + 1)
-    rise = y1 - y0
-    # y0 + u m0 + u^2 (3 rise - 2 m0 - m1) + u^3 (m0 + m1 - 2 rise)
-    square, cube = 3 * rise - 2 * m0 - m1, m0 + m1 - 2 * rise
+    y0, y1, m0, square, cube = _cubic(values, slopes, left)
     # At a right knot the exact value is returned: solvers rely on the published level, not on it ± 1 ulp.
     value = torch.where(u == 1, y1, y0 + u * (m0 + u * (square + u * cube)))
     return value, m0 + u * (2 * square + 3 * u * cube)
+
+
+def _cubic(values: Tensor, slopes: Tensor, left: Tensor) -> tuple[Tensor, ...]:
+    """y0, y1 and the coefficients of u, u^2 and u^3 in the cubic from y0 to y1 with slopes m0 and m1 there."""
+    y0, y1 = torch.take(values, left), torch.take(values, left + 1)
+    m0, m1 = torch.take(slopes, left), torch.take(slopes, left + 1)
+    rise = y1 - y0
+    return y0, y1, m0, 3 * rise - 2 * m0 - m1, m0 + m1 - 2 * rise
+
+
+def _hermite_inverse(values: Tensor, slopes: Tensor, left: Tensor, target: Tensor) -> Tensor:
+    """u in [0, 1] at which the decreasing cubic of `_hermite` is nearest to target.
+
+    One binary digit after the other: the cubic is monotone, but may be nearly flat where Newton's steps stall.
+    """
+    y0, _, m0, square, cube = _cubic(values, slopes, left)
+    u = torch.zeros_like(target)
+    for digit in range(1, 56):
+        further = u + 2.0**-digit
+        above = y0 + further * (m0 + further * (square + further * cube)) > target
+        u = torch.where(above, further, u)
+    return u
 
 
 def _monotone_slopes(values: Tensor) -> Tensor:
