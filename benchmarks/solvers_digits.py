@@ -36,7 +36,7 @@ SOLVERS: dict[str, tuple[str, ...]] = {
 }
 FOR_KID = (5, 10, 20)
 TO_SEARCH = (5, 10)
-SEARCH = SolverSearch(population=8, generations=0, fit=15, seed=7)
+SEARCH = SolverSearch(population=8, generations=0, fit=12, fits=1, seed=7)
 KID_COUNT = 500
 
 

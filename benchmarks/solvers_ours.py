@@ -142,7 +142,7 @@ def on_levels(problem: Problem, name: str, nfe: int, levels: Sequence[float], de
 
 def searched(problem: Problem, nfe: int, search: SolverSearch) -> Tensor:
     """The end of the schedule found on noises (and, of a mixture, labels) that are not the problem's."""
-    count = 512 if problem.classes else len(problem.start)
+    count = 10240 // nfe if problem.classes else len(problem.start)  # 2,048 noises at 5 evaluations, 512 at 20
     generator = torch.Generator().manual_seed(101)
     labels = torch.randint(problem.classes, (count,), generator=generator) if problem.classes else None
     process = problem.model.process

@@ -16,12 +16,13 @@ from dinit.samplers.unified import Planned, Rule, WarmUp, rule_order
 class LMS(Planned):
     """Adams-Bashforth on d(x / alpha) = eps d(sigma / alpha), weights for unequal steps. k-diffusion; no paper.
 
-    levels: evaluations extrapolated, 1 (DDIM) to 4. warm_up: see `Planned.warm`; 'lower-order' is k-diffusion's.
-    Theirs takes the last step, to sigma = 0, with all of them; so does this one with end='state' on times to 0.
+    levels: evaluations extrapolated, 1 (DDIM) to 4. warm_up: see `Planned.warm`; 'lower-order' is k-diffusion's,
+    and at few evaluations better than 'corrected', which has order 3. Theirs takes the last step, to sigma = 0,
+    with all of them; so does this one with end='state' on times to 0.
     """
 
     levels: int = 4
-    warm_up: WarmUp = "corrected"
+    warm_up: WarmUp = "lower-order"
 
     def __post_init__(self) -> None:
         check_order("lms", self.levels)
