@@ -78,7 +78,7 @@ def report(every: dict[str, Errors], lead: Sequence[str], out: Path) -> None:
     """The tables and, beside them, the plots."""
     parts: list[str] = []
     for title, errors in every.items():
-        picture = out.with_name(f"solvers_{title}.png")
+        picture = out.with_name(f"{out.stem}_{title}.png")
         plot(title, errors, picture)
         parts += section(title, errors, picture.name)
     missing = [f"Not measured, as not installed: {', '.join(MISSING)}.", ""] if MISSING else []
