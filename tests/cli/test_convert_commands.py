@@ -91,7 +91,7 @@ def test_overwrite() -> None:
         (["a.pt", *HEADS, "--process", "flow:shif=2"], "did you mean 'shift'"),
         (["a.pt", *HEADS, "--process", "flow:shift=a"], "shift"),
         (["a.pt", *HEADS, "--parameterization", "epsilom"], "did you mean 'epsilon'"),
-        (["a.pt", *HEADS, "--vae", "no-folder"], "no-folder gave no AutoencoderKL"),
+        (["a.pt", *HEADS, "--vae", "./no-folder"], "no-folder gave no AutoencoderKL"),
         (["a.pt", *HEADS, "--sha256", "12"], "64 hexadecimal digits"),
         (["a.pt", *HEADS, "--sha256", "0" * 64], "was not opened"),
         (["."], "no model folder"),
