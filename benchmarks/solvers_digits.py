@@ -19,7 +19,21 @@ from dinit.samplers.solver_search import SolverSearch
 DIGITS = ("digits-dit", "digits-dico", "digits-dic", "digits-unet", "digits-dis")
 # A network takes longer than a mixture: the solvers that lead there, and some namesakes, on a few grids each.
 SOLVERS: dict[str, tuple[str, ...]] = {
-    "ab 3 velocity": ("shifted 1 to 0.03, state", "shifted 1.4 to 0.03, state", "shifted 1"),
+    "ab 3 velocity": (
+        "shifted 1 to 0.03, state",
+        "shifted 1 from 0.999 to 0.03, state",
+        "shifted 1.4 to 0.03, state",
+        "shifted 1",
+    ),
+    **dict.fromkeys(
+        ("ab 3 velocity plain", "ab 4 velocity plain"),
+        (
+            "shifted 1 to 0.03, state",
+            "shifted 1 from 0.999 to 0.03, state",
+            "shifted 1 from 0.999 to 0.03",
+            "shifted 1",
+        ),
+    ),
     "ab 4 velocity": ("shifted 1 to 0.03, state", "shifted 1"),
     "eab 3 velocity": ("shifted 1 to 0.03, state", "shifted 2"),
     "unipc 3": ("shifted 1 from 0.999", "shifted 2", "log-snr"),
