@@ -213,11 +213,7 @@ class NCSNpp(Backbone):
         self.log_step = math.log(sigma_min / sigma_max) / (num_scales - 1)  # of sigma, from level to level
 
         self.stem = nn.Conv2d(in_channels, channels, 3, padding=1)
-        self.time_embedding = (
-            FourierEmbedding(self.cond_dim, channels)
-            if self.fourier
-            else TimeEmbedding(self.cond_dim, channels, freq_shift=1.0)
-        )
+        self.time_embedding = _time_embedding(self.fourier, self.cond_dim, channels)
         self.label_embedding = LabelEmbedding(num_classes, self.cond_dim) if num_classes else None
         block = _blocks(self.cond_dim, dropout)
         self.encoder, self.middle, self.decoder = build_levels(
@@ -292,6 +288,13 @@ class NCSNpp(Backbone):
         """The noise level that a label stands for, of its shape, float32 at least; fractional indices included."""
         label = noise_label.to(torch.promote_types(noise_label.dtype, torch.float32))
         return label if self.fourier else (self.log_sigma_max + self.log_step * label).exp()
+
+
+def _time_embedding(fourier: bool, cond_dim: int, channels: int) -> nn.Module:
+    """Of the log noise level in random Fourier features, or of the label in DDPM's sinusoids."""
+    if fourier:
+        return FourierEmbedding(cond_dim, channels)
+    return TimeEmbedding(cond_dim, channels, freq_shift=1.0)
 
 
 def _blocks(cond_dim: int, dropout: float) -> Callable[..., ScoreBlock]:
