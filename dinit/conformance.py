@@ -310,9 +310,8 @@ class BatchNoise:
     def normal(self, stream: str, number: int, like: Tensor) -> Tensor:
         """(B, ...) of like's shape, a function of (seed, number)."""
         generator = torch.Generator().manual_seed(1_000_003 * self.seed + number)
-        return torch.randn(like.shape, generator=generator).to(
-            like.dtype
-        )  # float64 draws take over three times as long
+        # Float64 draws take over three times as long.
+        return torch.randn(like.shape, generator=generator).to(like.dtype)
 
 
 def _noise(count: int, shape: tuple[int, ...] = (1, 2, 2)) -> Tensor:
