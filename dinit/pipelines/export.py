@@ -24,6 +24,11 @@ def export(pipe: Pipeline, to: str | Path, format: str, overwrite: bool = False)
     target = Path(to).expanduser()
     process, parameterization = pipe.process.to_config(), pipe.parameterization.to_config()
     wanted = check_export(pipe.backbone, process, parameterization, format)
+    if pipe.config["latent_normalization"] is not None:  # pyright: ignore
+        raise ValueError(
+            f"this pipeline's latents are normalised channel by channel, which {wanted.program} cannot be told: it "
+            "would give other images"
+        )
     if wanted.folder:
         check_pipeline_target(target, overwrite)
         scheduler, model = scheduler_arguments(pipe.process, pipe.parameterization), diffusers_model(pipe.backbone)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from dinit.diffusion import (
     Process,
 )
 from dinit.models.base import BACKBONES
-from dinit.models.codec import AutoencoderKLCodec, Codec, IdentityCodec
+from dinit.models.codec import AutoencoderKLCodec, Codec, IdentityCodec, align
 from dinit.pipelines.call import (
     DEFAULT_BATCH,
     DEFAULT_KEYS,
@@ -66,6 +66,8 @@ class Pipeline(DiffusionPipeline):
     and guidance of a call that names none; each as `__call__` takes it. vae_reference: where to find the
     autoencoder of a backbone on latents that comes without its vae; images then cannot be decoded. pixel_range:
     of the images that a backbone on pixels was trained on, where it is not [-1, 1] (score_sde's VE has [0, 1]).
+    latent_normalization: {"mean": [C], "std": [C]} of the latents that the backbone was trained on, in place of the
+    autoencoder's own scale and shift, whichever autoencoder is given; see AutoencoderKLCodec.
     compile: run the backbone through torch.compile, once for all steps; a mapping has its options. Not saved.
 
     Saved, it is a diffusers folder: model_index.json with all of the plain values, backbone/, and vae/ where
@@ -86,6 +88,7 @@ class Pipeline(DiffusionPipeline):
         defaults: Any = None,
         vae_reference: str | None = None,
         pixel_range: Any = (-1.0, 1.0),
+        latent_normalization: Any = None,
         compile: Any = False,
     ) -> None:
         super().__init__()
@@ -106,6 +109,7 @@ class Pipeline(DiffusionPipeline):
             defaults=to_spec(self._defaults),
             vae_reference=vae_reference,
             pixel_range=[float(end) for end in pixel_range],
+            latent_normalization=latent_normalization,
         )
         if vae is not None and self.codec.latent_channels != backbone.in_channels:
             raise ValueError(
@@ -140,7 +144,7 @@ class Pipeline(DiffusionPipeline):
         else:
             check_folder(folder, given=[name for name in ("backbone", "vae") if name in kwargs])
             pipeline = super().from_pretrained(folder, **{**kwargs, "use_safetensors": True})
-        _align(part for part in pipeline.components.values() if part is not None)
+        align(part for part in pipeline.components.values() if part is not None)
         pipeline.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
         return pipeline
 
@@ -184,7 +188,8 @@ class Pipeline(DiffusionPipeline):
                 "or ask for output_type='latent'"
             )
         if vae is not None:
-            return AutoencoderKLCodec(vae)
+            own = self._plain("latent_normalization")
+            return AutoencoderKLCodec(vae, **({f"latents_{key}": own[key] for key in own} if own else {}))
         low, high = self._plain("pixel_range")
         return IdentityCodec(self.backbone.in_channels, low, high)
 
@@ -313,18 +318,6 @@ def open_pipeline(name: str | Path, device: str = "cpu", dtype: torch.dtype = to
         ):  # not part.to: diffusers' own warns of modules to keep in float32, of which we have none
             torch.nn.Module.to(part, dtype)
     return pipe.to(device)
-
-
-def _align(parts: Iterable[torch.nn.Module]) -> None:
-    """Moves tensors that lie askew in a mapped file to memory of their own.
-
-    Kernels of the CPU choose their order of summation by alignment: without this a loaded pipeline's images
-    differ from the saved one's in the last bits.
-    """
-    for part in parts:
-        for tensor in (*part.parameters(), *part.buffers()):
-            if tensor.device.type == "cpu" and tensor.data_ptr() % 64:
-                tensor.data = tensor.data.clone()
 
 
 def _with_null(labels: Sequence[int | None], num_classes: int) -> Tensor:

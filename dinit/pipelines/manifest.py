@@ -83,8 +83,8 @@ def claims(pipe: Pipeline, nfe: int) -> dict[str, Any]:
     """What a manifest says of the pipeline and the run that a replay can check."""
     config: Any = pipe.config
     codec: dict[str, Any] = {"name": type(pipe.codec).registry_name}  # pyright: ignore
-    for option in ("scaling_factor", "shift_factor"):
-        if hasattr(pipe.codec, option):
+    for option in ("scaling_factor", "shift_factor", "latents_mean", "latents_std"):
+        if getattr(pipe.codec, option, None) is not None:
             codec[option] = getattr(pipe.codec, option)
     return {
         "weights": {name: weights_sha256(part) for name, part in pipe.components.items() if part is not None},

@@ -8,8 +8,9 @@ import pytest
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from reference import references, relative_error
+from safetensors.torch import load_file, save_file
 
-from dinit.models.codec import CODECS, AutoencoderKLCodec, IdentityCodec, load_codec
+from dinit.models.codec import CODECS, AutoencoderKLCodec, IdentityCodec, load_codec, open_autoencoder
 
 
 def tiny_vae() -> AutoencoderKL:
@@ -152,3 +153,56 @@ def test_the_published_autoencoder(parity_folder: Path) -> None:
         noise = torch.randn(given["out.mean"].shape, generator=torch.Generator().manual_seed(0))
         drawn = codec.encode(given["in.x"], noise) / 0.5 + 0.1 - mean
         assert relative_error(drawn, (given["out.logvar"] / 2).exp() * noise) <= 10 * file.tolerance
+
+
+@torch.no_grad()
+def test_channels_are_normalised_one_by_one_as_diffusers_reads_the_config(tmp_path: Path) -> None:
+    mean, std = [0.1, -0.2, 0.3, 2.0], [0.5, 1.0, 2.0, 4.0]
+    z = tiny_vae().encode(IMAGES).latent_dist.mean
+    codec = AutoencoderKLCodec(tiny_vae(), latents_mean=mean, latents_std=std)  # its 0.18215 and 0.25 give way
+    latents = codec.encode(IMAGES)
+    for channel, (m, s) in enumerate(zip(mean, std, strict=True)):
+        torch.testing.assert_close(latents[:, channel], (z[:, channel] - m) / s, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(codec.decode(latents), tiny_vae().decode(z).sample, rtol=1e-4, atol=1e-5)
+    codec.save_pretrained(tmp_path)
+    assert torch.equal(load_codec(tmp_path).encode(IMAGES), latents)
+    vae = tiny_vae()
+    vae.register_to_config(latents_mean=mean, latents_std=std, shift_factor=None)  # as SDXL's pipeline does
+    torch.testing.assert_close(AutoencoderKLCodec(vae).encode(IMAGES), 0.18215 * latents, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"latents_mean": [0.0] * 4}, "for each of 4 channels, got 4, none"),
+        ({"latents_mean": [0.0] * 3, "latents_std": [1.0] * 3}, "for each of 4 channels, got 3, 3"),
+        ({"latents_mean": [0.0] * 4, "latents_std": [1.0, 1.0, 0.0, 1.0]}, "latents_std must be positive"),
+        ({"latents_mean": [0.0] * 4, "latents_std": [1.0] * 4, "shift_factor": 0.5}, "only one of them"),
+    ],
+)
+def test_a_normalisation_that_cannot_be_meant_is_refused(change: dict, message: str) -> None:
+    vae = tiny_vae()
+    vae.register_to_config(**{"shift_factor": None, **change})
+    with pytest.raises(ValueError, match=message):
+        AutoencoderKLCodec(vae)
+
+
+def test_an_autoencoder_is_opened_from_its_folder_or_a_pipelines(tmp_path: Path) -> None:
+    tiny_vae().save_pretrained(tmp_path / "pipeline" / "vae")
+    for place in (tmp_path / "pipeline" / "vae", tmp_path / "pipeline"):
+        opened = open_autoencoder(place).state_dict()
+        assert all(torch.equal(opened[key], value) for key, value in tiny_vae().state_dict().items())
+    with pytest.raises(ValueError, match=r"nowhere/vae gave no AutoencoderKL.*wanted: a folder"):
+        open_autoencoder(tmp_path / "nowhere" / "vae")
+    config = tmp_path / "pipeline" / "vae" / "config.json"
+    config.write_text(config.read_text().replace('"AutoencoderKL"', '"VQModel"'))
+    with pytest.raises(ValueError, match="class 'VQModel'"):
+        open_autoencoder(tmp_path / "pipeline")
+
+
+def test_an_autoencoder_that_lacks_tensors_is_not_filled_with_random_ones(tmp_path: Path) -> None:
+    tiny_vae().save_pretrained(tmp_path)
+    file = tmp_path / "diffusion_pytorch_model.safetensors"
+    save_file({key: value for key, value in load_file(file).items() if key != "quant_conv.bias"}, file)
+    with pytest.raises(ValueError, match=r"lack 1 tensors.*quant_conv.bias"):
+        open_autoencoder(tmp_path)
