@@ -38,9 +38,8 @@ from dinit.training.checkpoint import (
 from dinit.training.ema import EMA
 from dinit.training.faults import Skips, SpikeDetector, forget_skips, write_skip
 from dinit.training.loss_log import LossLog
-from dinit.training.objective import TrainingNetwork
 from dinit.training.optimizer import learning_rate, make_optimizer
-from dinit.training.parts import make_backbone, make_data, make_objective
+from dinit.training.parts import make_backbone, make_data, make_network, make_objective
 from dinit.training.power_ema import PowerEMA
 from dinit.training.progress import Display
 from dinit.training.recipe import Recipe
@@ -139,7 +138,7 @@ class _Run:
             backbone.enable_gradient_checkpointing()
         if accelerator.device.type == "cuda":
             backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        network = TrainingNetwork(backbone).to(accelerator.device)
+        network = make_network(recipe, backbone).to(accelerator.device)
         optimizer = make_optimizer(network, recipe.optimizer)
         self.network, self.optimizer = accelerator.prepare(network, optimizer)
         self.backbone: Any = accelerator.unwrap_model(self.network).backbone
@@ -211,7 +210,7 @@ class _Run:
             x0, labels, eps = (v.to(device, non_blocking=True) for v in (x0, labels, eps))
             waits = part < share.parts - 1  # gradients are summed over processes once, at the last part
             with self.accelerator.no_sync(self.network) if waits else nullcontext():
-                loss = self.objective.losses(self.network, x0, labels, t[rows], eps).mean() / share.parts
+                loss = self.objective.losses(self.network, x0, labels, t[rows], eps, position).mean() / share.parts
                 self.accelerator.backward(loss)
             total += loss.detach()
         self._set_learning_rate()

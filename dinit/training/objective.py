@@ -6,27 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dinit.diffusion import Parameterization, Process
-from dinit.models.base import Backbone
 from dinit.training.terms import LossTerm
 from dinit.training.times import TimeSampler
 from dinit.training.weighting import Weighting
 
-Network = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-
-class TrainingNetwork(nn.Module):
-    """A backbone whose one forward pass embeds labels too, so that DDP sees every parameter in use."""
-
-    def __init__(self, backbone: Backbone) -> None:
-        super().__init__()
-        self.backbone = backbone
-
-    def forward(self, x: Tensor, noise_label: Tensor, labels: Tensor) -> Tensor:
-        """x (B, C, H, W), noise_label (B,), labels (B,) int64 -> (B, C, H, W)."""
-        return self.backbone(x, noise_label, self.backbone.embed(labels))
+Network = Callable[..., Tensor]
 
 
 @dataclass(frozen=True)
@@ -47,10 +34,14 @@ class Objective:
         """(count,) float64 training times in [process.t_min, t_max]."""
         return self.time_sampler.times(count, self.process, self.process.t_min, self.t_max, generator)
 
-    def losses(self, network: Network, x0: Tensor, labels: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+    def losses(
+        self, network: Network, x0: Tensor, labels: Tensor, t: Tensor, eps: Tensor, position: int | None = None
+    ) -> Tensor:
         """(B,) float32 weighted squared error of each sample, averaged over channels and pixels, and its terms.
 
-        x0, eps: (B, C, H, W). labels: (B,) int64. t: (B,) float64 on the CPU.
+        network: (x, noise label, labels) -> output, as TrainingNetwork. x0, eps: (B, C, H, W). labels: (B,) int64.
+        t: (B,) float64 on the CPU. position: of the first row in the run, handed on to the network, whose switches
+        draw by it; None is without them.
         """
         k = self.process.scales(t)
         p, q = self.parameterization.coefficients(k)
@@ -62,6 +53,7 @@ class Objective:
         table = torch.stack(columns).to(device=x0.device, dtype=torch.float32)
         alpha, sigma, p, q, scale = table[:5].reshape(5, -1, *(1,) * (x0.ndim - 1))
         x_t = alpha * x0 + sigma * eps
-        output, target = network(scale * x_t, table[6], labels).float(), p * x0 + q * eps
+        switched = () if position is None else (position,)
+        output, target = network(scale * x_t, table[6], labels, *switched).float(), p * x0 + q * eps
         error = (output - target).square().flatten(1).mean(1)
         return table[5] * sum((term.of(output, target) for term in self.terms), start=error)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 from dinit.data import DATASETS, ImageData
 from dinit.diffusion import PARAMETERIZATIONS, PROCESSES
 from dinit.models.base import BACKBONES, Backbone
+from dinit.training.condition_noise import ConditionNoise
+from dinit.training.network import TrainingNetwork
 from dinit.training.objective import Objective
-from dinit.training.recipe import Named, Recipe
+from dinit.training.recipe import ConditionNoiseSection, Named, Recipe
 from dinit.training.terms import LOSS_TERMS
 from dinit.training.times import TIME_SAMPLERS
 from dinit.training.weighting import WEIGHTINGS
@@ -66,3 +69,22 @@ def make_backbone(recipe: Recipe, data: ImageData) -> Backbone:
             "set it to false"
         )
     return backbone
+
+
+SWITCHES = ("condition_noise",)
+"""The recipe's sections that change the network's forward pass in training, null where they are off."""
+
+
+def make_network(recipe: Recipe, backbone: Backbone, switches: Sequence[str] = SWITCHES) -> TrainingNetwork:
+    """The backbone with those of the recipe's switches that are on. ValueError where one does not fit it."""
+    makers = {"condition_noise": _condition_noise}
+    on = {name: getattr(recipe, name) for name in switches if getattr(recipe, name) is not None}
+    return TrainingNetwork(
+        backbone, recipe.seed, **{name: makers[name](section, backbone) for name, section in on.items()}
+    )
+
+
+def _condition_noise(section: ConditionNoiseSection, backbone: Backbone) -> ConditionNoise:
+    if backbone.num_classes == 0:
+        raise ValueError("condition_noise needs classes, and the data has none; leave it out")
+    return ConditionNoise(section.gamma, section.kind)

@@ -14,16 +14,27 @@ from torch import Tensor
 from dinit.data.order import hash_words, mix
 
 # Keep the streams of one seed apart; part of what a recipe means, so never reorder.
-_NOISE, _TIMES, _LABELS, _NETWORK = 101, 102, 103, 104
+_NOISE, _TIMES, _LABELS, _NETWORK, _CONDITION = 101, 102, 103, 104, 105
 
 
 def noise(seed: int, start: int, shape: tuple[int, ...]) -> Tensor:
     """Standard normal noise of the samples start .. start + shape[0] - 1, float32 on the CPU."""
+    return _sample_by_sample(seed, _NOISE, start, shape, uniform=False)
+
+
+def condition_noise(seed: int, start: int, shape: tuple[int, int], uniform: bool = False) -> Tensor:
+    """(B, D) noise on the conditions of the samples start .. start + B - 1: standard normal, or in [-1, 1]."""
+    drawn = _sample_by_sample(seed, _CONDITION, start, shape, uniform)
+    return 2 * drawn - 1 if uniform else drawn
+
+
+def _sample_by_sample(seed: int, stream: int, start: int, shape: tuple[int, ...], uniform: bool) -> Tensor:
+    """Standard normal numbers, or uniform ones in [0, 1), a sample a generator; float32 on the CPU."""
     out = torch.empty(shape)
     generator = torch.Generator()
-    for row, sample_seed in zip(out, _seeds(seed, _NOISE, start, shape[0]), strict=True):
+    for row, sample_seed in zip(out, _seeds(seed, stream, start, shape[0]), strict=True):
         generator.manual_seed(sample_seed)
-        row.normal_(generator=generator)
+        row.uniform_(generator=generator) if uniform else row.normal_(generator=generator)
     return out
 
 

@@ -81,6 +81,13 @@ class EMASection(Section):
     snapshot_every: Positive = 1000
 
 
+class ConditionNoiseSection(Section):
+    """Condition-embedding perturbation (CEP). gamma: length of the noise on a label's embedding."""
+
+    gamma: float = Field(default=1.0, gt=0)
+    kind: Literal["gaussian", "uniform"] = "gaussian"
+
+
 class LoopSection(Section):
     """batch_size: images an optimiser step, over all processes and accumulated parts. 0 turns samples off.
 
@@ -127,6 +134,7 @@ class Recipe(Section):
     loss: LossSection = LossSection()
     time: Named = Named(name="uniform")
     label_dropout: float = Field(default=0.1, ge=0, lt=1)
+    condition_noise: ConditionNoiseSection | None = None
     optimizer: OptimizerSection = OptimizerSection()
     schedule: ScheduleSection = ScheduleSection()
     ema: EMASection = EMASection()

@@ -7,6 +7,7 @@ import json
 import re
 import typing
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from dinit.registry import Registry, UnknownName, suggest
 from dinit.samplers.base import SAMPLERS, plan
 from dinit.samplers.grids import GRIDS
 from dinit.samplers.guidance.base import GUIDANCES, apply_guidance
-from dinit.training.parts import make_backbone, make_data
+from dinit.training.parts import SWITCHES, make_backbone, make_data, make_network
 from dinit.training.recipe import Named, Recipe
 from dinit.training.recipe_yaml import Mistake, Path
 from dinit.training.terms import LOSS_TERMS
@@ -136,7 +137,11 @@ def _check_backbone(checks: _Checks, recipe: Recipe) -> Backbone | None:
         with torch.device("meta"):
             return make_backbone(recipe, data)
 
-    return checks.attempt(("backbone",), build, recipe.backbone)
+    backbone: Backbone | None = checks.attempt(("backbone",), build, recipe.backbone)
+    if backbone is not None:
+        for switch in SWITCHES:
+            checks.attempt((switch,), partial(make_network, recipe, backbone, (switch,)))
+    return backbone
 
 
 def _check_weights(process: Any, parameterization: Any, weighting: Any, t_max: float) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -119,9 +120,9 @@ def _nearest(path: KeyPath) -> str:
     """The tail of 'unknown key': the nearest key of the same section, else of any other section."""
     model: type[BaseModel] = Recipe
     for key in path[:-1]:
-        annotation = model.model_fields[str(key)].annotation
-        assert isinstance(annotation, type), "sections that forbid keys are classes"
-        model = annotation
+        section = _section(model.model_fields[str(key)].annotation)
+        assert section is not None, "only sections forbid keys"
+        model = section
     name, known = str(path[-1]), list(model.model_fields)
     elsewhere = [dotted for dotted in dotted_keys() if dotted.rpartition(".")[2] == name]
     return f"; did you mean {elsewhere[0]!r}?" if elsewhere else suggest(name, known)
@@ -132,10 +133,16 @@ def dotted_keys(model: type[BaseModel] = Recipe, prefix: str = "") -> list[str]:
     keys = []
     for name, info in model.model_fields.items():
         keys.append(prefix + name)
-        inner = info.annotation
-        if isinstance(inner, type) and issubclass(inner, BaseModel) and inner is not Named:
+        inner = _section(info.annotation)
+        if inner is not None:
             keys += dotted_keys(inner, f"{prefix}{name}.")
     return keys
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:
+    """The section that a key holds, also where it may be left out; None for other values."""
+    kinds = [kind for kind in (annotation, *typing.get_args(annotation)) if isinstance(kind, type)]
+    return next((kind for kind in kinds if issubclass(kind, BaseModel) and kind is not Named), None)
 
 
 def _short(value: Any) -> str:
