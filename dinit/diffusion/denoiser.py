@@ -90,6 +90,7 @@ class Denoiser(ABC):
 
     process: the path that x_t lies on. num_classes: labels run 0 .. num_classes - 1, num_classes is null.
     null_class: False where the network was trained without one, and has no unconditional prediction.
+    learns_variance: whether it answers with a `variance_fraction`.
     t_min, t_max: the range of times at which it may be asked. demands: names of the fields of Denoised, besides
     x0, that its guidance speaks through; a sampler that does not honour them refuses to run.
     """
@@ -97,6 +98,7 @@ class Denoiser(ABC):
     process: Process
     num_classes: int
     null_class: bool = True
+    learns_variance: bool = False
     t_min: float
     t_max: float = 1.0
     demands: frozenset[str] = frozenset()
@@ -164,6 +166,7 @@ class _Given(Denoiser):
         self.inner, self.labels = denoiser, labels
         self.process, self.num_classes = denoiser.process, denoiser.num_classes
         self.null_class, self.demands = denoiser.null_class, denoiser.demands
+        self.learns_variance = denoiser.learns_variance
         self.t_min, self.t_max = denoiser.t_min, denoiser.t_max
 
     def __call__(self, x_t: Tensor, t: Scales | Tensor | float, cond: Condition) -> Denoised:
@@ -196,6 +199,7 @@ class BackboneDenoiser(Denoiser):
         self.backbone, self.process, self.parameterization = backbone, process, parameterization
         self.num_classes = backbone.num_classes
         self.null_class = getattr(backbone, "null_class", True)
+        self.learns_variance = backbone.out_channels == 2 * backbone.in_channels
         self.t_min, self.t_max = process.t_min, t_max
 
     def embed(self, labels: Tensor) -> Tensor:
@@ -212,7 +216,7 @@ class BackboneDenoiser(Denoiser):
         x_in = (x_t * self.parameterization.input_scale(k)).to(dtype)
         output = self.ask(x_in, label, cond).to(x_t.dtype)
         fraction = None
-        if self.backbone.out_channels == 2 * self.backbone.in_channels:
+        if self.learns_variance:
             output, interpolation = output.chunk(2, dim=1)
             fraction = (interpolation + 1) / 2
         return Denoised(x_t, self.parameterization.posterior_mean(output, x_t, k), k, fraction)

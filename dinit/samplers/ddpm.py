@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor
 
-from dinit.diffusion import Denoised, Scales
+from dinit.diffusion import Denoised, Denoiser, Scales
 from dinit.registry import suggest
 from dinit.samplers.base import SAMPLERS, Denoise, Sampler, StepNoise
 from dinit.samplers.ddim import ancestral_std, transition_variance
@@ -23,25 +23,26 @@ def posterior_mean_of_x_s(d: Denoised, t: Scales, s: Scales) -> Tensor:
 
 
 def ancestral_transition(d: Denoised, t: Scales, s: Scales, variance: Variance) -> tuple[Tensor, Tensor]:
-    """Mean (B, C, H, W) and standard deviation of x_s given x_t; the latter has that shape where it is learned.
-
-    ValueError for 'learned-range' and 'learned' where the network learned no variance.
-    """
+    """Mean (B, C, H, W) and standard deviation of x_s given x_t; the latter has that shape where it is learned."""
     mean = posterior_mean_of_x_s(d, t, s)
     if variance == "learned-range":
         return mean, (d.log_variance(s) / 2).exp()
     if variance == "learned":
-        if d.variance_fraction is None:
-            raise ValueError("this network has no learned variance: choose 'fixed-small' or 'fixed-large'")
+        assert d.variance_fraction is not None, "the sampler's check asks for it"
         return mean, (d.variance_fraction - 0.5).exp()  # the channels say 2 fraction - 1
     std = ancestral_std(t, s, 1.0) if variance == "fixed-small" else transition_variance(t, s).sqrt()
     return mean, std
 
 
-def check_variance(variance: str) -> None:
-    """ValueError unless it is one of the four."""
+def check_variance(variance: str, denoiser: Denoiser | None = None) -> None:
+    """ValueError unless it is one of the four, and for a learned one that the denoiser does not have."""
     if variance not in get_args(Variance):
         raise ValueError(f"unknown variance {variance!r}{suggest(str(variance), list(get_args(Variance)))}")
+    if denoiser is not None and variance.startswith("learned") and not denoiser.learns_variance:
+        raise ValueError(
+            f"variance = {variance!r} needs a network that learned its variance, and this one did not: choose "
+            "'fixed-small' or 'fixed-large'"
+        )
 
 
 @SAMPLERS.register("ddpm")
@@ -61,6 +62,9 @@ class DDPM(Sampler):
 
     def __post_init__(self) -> None:
         check_variance(self.variance)
+
+    def check(self, denoiser: Denoiser, grid: list[Scales]) -> None:
+        check_variance(self.variance, denoiser)
 
     def step(
         self, denoise: Denoise, x_t: Tensor, t: Scales, s: Scales, state: Any, noise: StepNoise

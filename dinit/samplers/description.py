@@ -151,6 +151,7 @@ class _Probe(Denoiser):
     """Answers every question with the next unit input. Its learned variance is the lower bound."""
 
     num_classes = 1
+    learns_variance = True
 
     def __init__(self, process: Process, inputs: _Inputs) -> None:
         self.process, self.t_min, self.inputs = process, process.t_min, inputs

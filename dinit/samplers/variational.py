@@ -51,7 +51,7 @@ def variational_bound(
     whose 'fixed-small' is 0, takes that of the step before. draws: the stream 'step', number i for the i-th time.
     ValueError for fewer than two times, an unknown variance, or a learned one that the network does not have.
     """
-    check_variance(variance)
+    check_variance(variance, denoiser)
     levels = plan(denoiser, steps, grid)
     if len(levels) < 2:
         raise ValueError("the variational bound needs two times at least, got one")
@@ -91,9 +91,10 @@ def posterior_variance(t: Scales, s: Scales) -> Tensor:
 def _log_variance(d: Denoised, t: Scales, s: Scales, variance: Variance, lower: Tensor) -> Tensor:
     """log of the chain's variance of x_s given x_t, between `lower` and that of x_t given x_s."""
     upper = transition_variance(t, s)
-    if variance == "learned-range":
-        if d.variance_fraction is None:
-            raise ValueError("this network has no learned variance: choose 'fixed-small' or 'fixed-large'")
+    if variance.startswith("learned"):
+        assert d.variance_fraction is not None, "checked before the first evaluation"
+        if variance == "learned":  # log of the variance itself, in channels that say 2 fraction - 1
+            return 2 * d.variance_fraction - 1
         return d.variance_fraction * upper.log() + (1 - d.variance_fraction) * lower.log()
     return (lower if variance == "fixed-small" else upper).log()
 

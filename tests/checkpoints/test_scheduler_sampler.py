@@ -396,6 +396,8 @@ def test_a_shift_set_later_is_refused() -> None:
 class WithVariance(MixtureDenoiser):
     """With a fraction of the variance, a function of the state."""
 
+    learns_variance = True
+
     def __call__(self, x_t: Tensor, t: Any, cond: Condition) -> Denoised:
         denoised = super().__call__(x_t, t, cond)
         return replace(denoised, variance_fraction=torch.sigmoid(x_t))

@@ -108,6 +108,8 @@ def error(ours: Tensor, theirs: Tensor) -> float:
 class LearnedRange(Denoiser):
     """The mixture with the variance channels of the fixtures: v = centre + width 0.9 sin(2 x + label / 100)."""
 
+    learns_variance = True
+
     def __init__(self, inner: Denoiser, label_scale: float = 1.0, centre: float = 0.0, width: float = 1.0) -> None:
         self.inner, self.label_scale, self.centre, self.width = inner, label_scale, centre, width
         self.process, self.num_classes, self.t_min = inner.process, inner.num_classes, inner.t_min

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dinit.diffusion import PROCESSES, Denoiser
+from dinit.diffusion import PROCESSES, Denoised, Denoiser
 from dinit.diffusion.continuous import EDM, VP, LinearFlow, SubVP
 from dinit.diffusion.discrete import VPDiscrete
 from dinit.models.analytic import MixtureDenoiser
@@ -289,7 +289,6 @@ def run(sampler: Sampler | None = None, model: Denoiser | None = None, **options
         (lambda: run(steps=3, labels=[0, 1, 2, 7]), "labels must be in"),
         (lambda: run(steps=3, labels=[0, 1]), "expected 4 labels"),
         (lambda: run(DDIM(1.0), steps=3, seed=[1, 2]), "one for each of 4"),
-        (lambda: run(DDPM("learned-range"), steps=3), "no learned variance"),
         (lambda: run(steps=5, grid=Times((1.0, 0.5))), "has 2 times"),
         (lambda: run(steps=5, grid=Respaced("ddim25")), "25 times"),
         (lambda: run(model=mixture(VPDiscrete()), steps=2000, grid=Respaced()), "do not fit"),
@@ -324,3 +323,20 @@ def run(sampler: Sampler | None = None, model: Denoiser | None = None, **options
 def test_refusals(call, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+class NeverAsked(MixtureDenoiser):
+    def __call__(self, *_) -> Denoised:
+        raise AssertionError("the network was asked")
+
+
+@pytest.mark.parametrize("variance", ["learned-range", "learned"])
+@pytest.mark.parametrize("guidance", [None, CFG(2.0), CADS()])
+def test_a_variance_that_was_not_learned_is_refused_before_the_first_evaluation(variance, guidance) -> None:
+    like = mixture()
+    model = NeverAsked(like.process, like.means, like.variances, like.weights, like.component_class)
+    with pytest.raises(ValueError, match="needs a network that learned its variance"):
+        run(DDPM(variance), apply_guidance(model, guidance).given([0, 1, 0, 1]), steps=3)
+    model.learns_variance = True
+    with pytest.raises(AssertionError, match="the network was asked"):
+        run(DDPM(variance), apply_guidance(model, guidance).given([0, 1, 0, 1]), steps=3)

@@ -32,6 +32,8 @@ def golden(name: str) -> Golden:
 class Recorder(Denoiser):
     """A mixture that learned a variance and remembers what it was asked."""
 
+    learns_variance = True
+
     def __init__(self, process=None) -> None:
         generator = torch.Generator().manual_seed(3)
         means = torch.randn(6, 2, 2, 2, generator=generator, dtype=torch.float64)

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from dinit.diffusion import PARAMETERIZATIONS, PROCESSES, BackboneDenoiser, Process
+from dinit.diffusion import PARAMETERIZATIONS, PROCESSES, BackboneDenoiser, Denoised, Process, Scales
+from dinit.diffusion.condition import Condition
+from dinit.diffusion.continuous import VP
 from dinit.models.analytic import GaussianDenoiser, MixtureDenoiser
 from dinit.models.base import BACKBONES
 from dinit.samplers import NoiseSource
 from dinit.samplers.charts import STRAIGHT, TIME
+from dinit.samplers.ddim import transition_variance
 from dinit.samplers.guidance import apply_guidance
 from dinit.samplers.guidance.cfg import CFG
 from dinit.samplers.likelihood import Exact, Flow, Hutchinson, dequantise, gaussian_log_prob, log_likelihood
@@ -226,11 +231,39 @@ def test_bound_is_above_the_likelihood(name: str) -> None:
     assert found[200, "fixed-large"] < right + 0.3
 
 
+class WithLogVariance(GaussianDenoiser):
+    """Whose variance channels say the chain's upper variance at each of `levels`, in one of the two ways."""
+
+    learns_variance = True
+    bounded = False
+    levels: list[Scales]
+
+    def __call__(self, x_t: Tensor, t: Any, cond: Condition) -> Denoised:
+        i = next(i for i, k in enumerate(self.levels) if k.t == t.t)
+        said = transition_variance(t, self.levels[i + 1]).log()
+        fraction = 1.0 if self.bounded else (said + 1) / 2  # 2 fraction - 1 is what the channels say
+        return replace(super().__call__(x_t, t, cond), variance_fraction=torch.zeros_like(x_t) + fraction)
+
+
+@pytest.mark.parametrize("variance", ["learned-range", "learned"])
+def test_bound_with_a_learned_variance(variance) -> None:
+    process = VP()
+    model = WithLogVariance(process, 0.1, 0.3, (1, 4, 4))
+    grid = process.time_of(torch.linspace(-4, 6, 7, dtype=F64))
+    model.levels, model.bounded = (
+        process.scales(torch.cat([grid, grid.new_zeros(1)])).unbind(),
+        variance != "learned",
+    )
+    x = torch.linspace(-1, 1, 32, dtype=F64).reshape(2, 1, 4, 4)
+    found = variational_bound(model, x, grid=grid, variance=variance)
+    assert torch.allclose(found.terms, variational_bound(model, x, grid=grid, variance="fixed-large").terms)
+
+
 def test_bound_refusals() -> None:
     model = mixture(PROCESSES.create("vp"))
     with pytest.raises(ValueError, match="two times"):
         variational_bound(model, data(model), 1)
     with pytest.raises(ValueError, match="unknown variance"):
         variational_bound(model, data(model), 5, variance="small")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="no learned variance"):
+    with pytest.raises(ValueError, match="needs a network that learned its variance"):
         variational_bound(model, data(model), 5, variance="learned-range")

@@ -78,7 +78,7 @@ def test_renoising_keeps_a_gaussian_to_first_order() -> None:
         (lambda m, x: DPMpp2MSDE(prediction="eps").sample(m, x, 5), "infinite from alpha = 0"),
         (lambda m, x: DPMpp2MSDE(variant="heun", prediction="eps"), "'midpoint' only"),
         (lambda m, x: PredictorCorrector(corrector="renoising", snr=0.6), "below 1/2"),
-        (lambda m, x: DDPM("learned").sample(m, x, 5), "no learned variance"),
+        (lambda m, x: DDPM("learned").sample(m, x, 5), "needs a network that learned its variance"),
     ],
 )
 def test_refusals(call, message: str) -> None:

@@ -91,11 +91,7 @@ class SchedulerRun:
         said = self.parameterization.target(denoised.x0, denoised.eps, denoised.scales)
         if not learns_variance(self.scheduler):
             return said
-        if denoised.variance_fraction is None:
-            raise ValueError(
-                "variance_type = 'learned_range' needs a network that learned its variance, and this one did not: "
-                "make the scheduler with variance_type='fixed_small' or 'fixed_large'"
-            )
+        assert denoised.variance_fraction is not None, "the sampler's check asks for it"
         return torch.cat([said, 2 * denoised.variance_fraction - 1], dim=1)
 
 

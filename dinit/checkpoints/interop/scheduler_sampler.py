@@ -137,6 +137,11 @@ class SchedulerSampler(Sampler):
     def check(self, denoiser: Denoiser, grid: list[Scales]) -> None:
         _, parameterization = self._trained
         _check_prediction(self, parameterization, denoiser)
+        if learns_variance(build(self.scheduler, self.config)) and not denoiser.learns_variance:
+            raise ValueError(
+                "variance_type = 'learned_range' needs a network that learned its variance, and this one did not: "
+                "make the scheduler with variance_type='fixed_small' or 'fixed_large'"
+            )
         check_pair(denoiser.process, parameterization, grid[0].numbers.t)
 
     def iterate(

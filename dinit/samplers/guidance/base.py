@@ -40,6 +40,7 @@ class Guided(Denoiser):
         self.inner, self.function = denoiser, function
         self.process, self.num_classes = denoiser.process, denoiser.num_classes
         self.null_class, self.demands = denoiser.null_class, denoiser.demands | demands
+        self.learns_variance = denoiser.learns_variance
         self.t_min, self.t_max = denoiser.t_min, denoiser.t_max
 
     def __call__(self, x_t: Tensor, t: Scales | Tensor | float, cond: Condition) -> Denoised:
