@@ -14,6 +14,7 @@ import dinit
 PACKAGE = Path(dinit.__file__).parent
 FLOORS = {
     "registry": 0,
+    "specs": 0,
     "compat": 0,
     "files": 0,
     "diffusion": 1,

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from dinit.cli.console import console
-from dinit.cli.options import Overwrite, parse_spec, parse_value, quiet
+from dinit.cli.options import Overwrite, quiet
+from dinit.specs import parse_spec, parse_value
 
 _SPEC = "NAME[:KEY=VALUE,…]"
 _UNTOLD = "What the weights do not tell"
