@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -22,11 +23,18 @@ class Backbone(ModelMixin, ConfigMixin):
     null_class: False where the published weights know no null label (ADM); embed() has no row for it then.
     image_size: height = width that it was configured for. size_multiple: any height and width must be
     a multiple of this.
+    token_stages: names of the lists of blocks that work on tokens (B, N, D), in the order they run, each of
+    blocks or of further lists; none where blocks work on feature maps. prefix: tokens before those of the patches.
+    adds_blocks: whether the caller adds what a block gives to the residual stream.
+    block_hook: where it is set, hook(run, block, x, *args) is called in place of every block(x, *args), and
+    run(x, *args) is the block. Token routing and probes are such hooks; whoever sets one takes it off again.
     """
 
     _supports_gradient_checkpointing: ClassVar[bool] = True
     channels_last: ClassVar[bool] = False  # whether it is a conv net, which runs fastest in that memory format
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
+    token_stages: ClassVar[tuple[str, ...]] = ()
+    adds_blocks: ClassVar[bool] = False
 
     in_channels: int
     out_channels: int
@@ -34,6 +42,8 @@ class Backbone(ModelMixin, ConfigMixin):
     null_class: bool = True
     image_size: int
     size_multiple: int = 1
+    prefix: int = 0
+    block_hook: Callable[..., Tensor] | None = None
 
     def embed(self, labels: Tensor) -> Tensor:
         """Embeds labels, (B,) int64 in 0..num_classes (num_classes is null), to the condition (B, D)."""

@@ -99,6 +99,7 @@ class DiffuSSM(Backbone):
     short length. state_size: of S4D, even. ValueError for sizes that do not fit together.
     """
 
+    token_stages: ClassVar[tuple[str, ...]] = ("blocks",)
     presets: ClassVar[dict[str, dict[str, Any]]] = {"tiny": _TINY, "XL": _XL}
 
     @register_to_config

@@ -78,6 +78,8 @@ class DiS(Backbone):
     sizes that do not fit together.
     """
 
+    token_stages: ClassVar[tuple[str, ...]] = ("encoder",)
+    adds_blocks: ClassVar[bool] = True
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "tiny": _TINY,
         **{f"{n}/{p}": {**_IMAGENET, **size, "patch_size": p} for n, size in _SIZES.items() for p in (2, 4)},

@@ -80,6 +80,7 @@ class DiT(Backbone):
     trained with diffusers' DiT. ValueError for sizes that do not fit together.
     """
 
+    token_stages: ClassVar[tuple[str, ...]] = ("blocks",)
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "tiny": _TINY,
         **{f"{n}/{p}": {**_IMAGENET, **size, "patch_size": p} for n, size in _SIZES.items() for p in (2, 4, 8)},

@@ -144,6 +144,7 @@ class LaMamba(Backbone):
     The condition is as wide as the last stage, (B, 4 * hidden_size) in the presets.
     """
 
+    token_stages: ClassVar[tuple[str, ...]] = ("encoder", "bottom", "decoder")
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "tiny": _TINY,
         **{name: {**_IMAGENET, **size} for name, size in _SIZES.items()},

@@ -198,6 +198,7 @@ class LightningDiT(Backbone):
     1 data), and on the velocity data - noise. The backbone embeds whatever label it is given.
     """
 
+    token_stages: ClassVar[tuple[str, ...]] = ("blocks",)
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "tiny": _TINY,
         **{

@@ -105,6 +105,7 @@ class LiT(Backbone):
     ValueError for sizes that do not fit together.
     """
 
+    token_stages: ClassVar[tuple[str, ...]] = ("blocks",)
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "tiny": _TINY,
         **{f"{name}/2": {**_IMAGENET, **size} for name, size in _SIZES.items()},

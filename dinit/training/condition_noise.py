@@ -1,8 +1,8 @@
 """Condition-embedding perturbation (CEP): noise on the label's embedding, in training only.
 
 Chen et al. 2024, "Slight Corruption in Pre-training Data Makes Better Diffusion Models", arXiv:2405.20494.
-Conditions that are slightly wrong in training give samples of more variety and quality, and noise on their embeddings does so
-where the labels are right.
+Conditions that are slightly wrong in training give samples of more variety and quality, and noise on their
+embeddings does so where the labels are right.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from dinit.training import randomness
 class ConditionNoise:
     """Noise of scale gamma / sqrt(D) on each of the D entries of a condition, whatever the class or the null class.
 
-    gamma: positive. With 'gaussian' gamma / sqrt(D) is the standard deviation, and gamma the root mean square length of
-    the noise; 'uniform' lies in [-gamma, gamma] / sqrt(D) and is sqrt(3) times as short. D is the whole
+    gamma: positive. With 'gaussian' gamma / sqrt(D) is the standard deviation, and gamma the root mean square
+    length of the noise; 'uniform' lies in [-gamma, gamma] / sqrt(D) and is sqrt(3) times as short. D is the whole
     condition's width: of a network that embeds a label for each of its levels, all levels together.
     ValueError for a gamma that is not positive.
     """

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from dinit.models.base import Backbone
 from dinit.training.condition_noise import ConditionNoise
+from dinit.training.routing import Routing
 
 
 class TrainingNetwork(nn.Module):
@@ -14,9 +15,16 @@ class TrainingNetwork(nn.Module):
     seed: of the run, which with a sample's position in it decides all that the switches draw.
     """
 
-    def __init__(self, backbone: Backbone, seed: int = 0, condition_noise: ConditionNoise | None = None) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        seed: int = 0,
+        condition_noise: ConditionNoise | None = None,
+        routing: Routing | None = None,
+    ) -> None:
         super().__init__()
-        self.backbone, self.seed, self.condition_noise = backbone, seed, condition_noise
+        self.backbone, self.seed = backbone, seed
+        self.condition_noise, self.routing = condition_noise, routing
 
     def forward(self, x: Tensor, noise_label: Tensor, labels: Tensor, position: int | None = None) -> Tensor:
         """x (B, C, H, W), noise_label (B,), labels (B,) int64 -> (B, C, H, W).
@@ -24,7 +32,14 @@ class TrainingNetwork(nn.Module):
         position: of the first row in the run. None is the plain network, without the switches.
         """
         cond = self.backbone.embed(labels)
-        if position is not None and self.condition_noise is not None:
+        if position is None:
+            return self.backbone(x, noise_label, cond)
+        if self.condition_noise is not None:
             noise = self.condition_noise.draw(self.seed, position, (len(cond), cond.shape[1]))
             cond = cond + noise.to(cond, non_blocking=True)
-        return self.backbone(x, noise_label, cond)
+        if self.routing is not None and self.routing.ratio > 0:
+            self.backbone.block_hook = self.routing.route(self.backbone, self.seed, position)
+        try:
+            return self.backbone(x, noise_label, cond)
+        finally:
+            self.backbone.block_hook = None

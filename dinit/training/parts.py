@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from dinit.data import DATASETS, ImageData
@@ -12,7 +12,8 @@ from dinit.models.base import BACKBONES, Backbone
 from dinit.training.condition_noise import ConditionNoise
 from dinit.training.network import TrainingNetwork
 from dinit.training.objective import Objective
-from dinit.training.recipe import ConditionNoiseSection, Named, Recipe
+from dinit.training.recipe import ConditionNoiseSection, Named, Recipe, RoutingSection
+from dinit.training.routing import Routing
 from dinit.training.terms import LOSS_TERMS
 from dinit.training.times import TIME_SAMPLERS
 from dinit.training.weighting import WEIGHTINGS
@@ -71,13 +72,13 @@ def make_backbone(recipe: Recipe, data: ImageData) -> Backbone:
     return backbone
 
 
-SWITCHES = ("condition_noise",)
+SWITCHES = ("condition_noise", "routing")
 """The recipe's sections that change the network's forward pass in training, null where they are off."""
 
 
 def make_network(recipe: Recipe, backbone: Backbone, switches: Sequence[str] = SWITCHES) -> TrainingNetwork:
     """The backbone with those of the recipe's switches that are on. ValueError where one does not fit it."""
-    makers = {"condition_noise": _condition_noise}
+    makers: dict[str, Callable[[Any, Backbone], Any]] = {"condition_noise": _condition_noise, "routing": _routing}
     on = {name: getattr(recipe, name) for name in switches if getattr(recipe, name) is not None}
     return TrainingNetwork(
         backbone, recipe.seed, **{name: makers[name](section, backbone) for name, section in on.items()}
@@ -88,3 +89,9 @@ def _condition_noise(section: ConditionNoiseSection, backbone: Backbone) -> Cond
     if backbone.num_classes == 0:
         raise ValueError("condition_noise needs classes, and the data has none; leave it out")
     return ConditionNoise(section.gamma, section.kind)
+
+
+def _routing(section: RoutingSection, backbone: Backbone) -> Routing:
+    routing = Routing(section.ratio, section.start, section.end)
+    routing.blocks(backbone)  # its errors now, not at the first step
+    return routing

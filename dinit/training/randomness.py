@@ -14,7 +14,7 @@ from torch import Tensor
 from dinit.data.order import hash_words, mix
 
 # Keep the streams of one seed apart; part of what a recipe means, so never reorder.
-_NOISE, _TIMES, _LABELS, _NETWORK, _CONDITION = 101, 102, 103, 104, 105
+_NOISE, _TIMES, _LABELS, _NETWORK, _CONDITION, _ROUTES = 101, 102, 103, 104, 105, 106
 
 
 def noise(seed: int, start: int, shape: tuple[int, ...]) -> Tensor:
@@ -26,6 +26,11 @@ def condition_noise(seed: int, start: int, shape: tuple[int, int], uniform: bool
     """(B, D) noise on the conditions of the samples start .. start + B - 1: standard normal, or in [-1, 1]."""
     drawn = _sample_by_sample(seed, _CONDITION, start, shape, uniform)
     return 2 * drawn - 1 if uniform else drawn
+
+
+def token_scores(seed: int, start: int, shape: tuple[int, int]) -> Tensor:
+    """(B, N) uniform numbers for the tokens of the samples start .. start + B - 1."""
+    return _sample_by_sample(seed, _ROUTES, start, shape, uniform=True)
 
 
 def _sample_by_sample(seed: int, stream: int, start: int, shape: tuple[int, ...], uniform: bool) -> Tensor:

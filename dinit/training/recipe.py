@@ -88,6 +88,14 @@ class ConditionNoiseSection(Section):
     kind: Literal["gaussian", "uniform"] = "gaussian"
 
 
+class RoutingSection(Section):
+    """Token routing (TREAD): `ratio` of the tokens pass by the blocks start .. end - 1; negative: from the last."""
+
+    ratio: float = Field(default=0.5, ge=0, lt=1)
+    start: int = 2
+    end: int = -4
+
+
 class LoopSection(Section):
     """batch_size: images an optimiser step, over all processes and accumulated parts. 0 turns samples off.
 
@@ -135,6 +143,7 @@ class Recipe(Section):
     time: Named = Named(name="uniform")
     label_dropout: float = Field(default=0.1, ge=0, lt=1)
     condition_noise: ConditionNoiseSection | None = None
+    routing: RoutingSection | None = None
     optimizer: OptimizerSection = OptimizerSection()
     schedule: ScheduleSection = ScheduleSection()
     ema: EMASection = EMASection()

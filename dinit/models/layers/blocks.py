@@ -1,7 +1,8 @@
-"""Running a list of blocks, with or without activation checkpointing."""
+"""Running a list of blocks, with or without activation checkpointing, and with what is hooked in around them."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,7 +15,17 @@ if TYPE_CHECKING:
 
 
 def run_block(model: Backbone, block: nn.Module, x: Tensor, *args: Any) -> Tensor:
-    """block(x, *args); recomputed in the backward pass after `model.enable_gradient_checkpointing()`."""
+    """block(x, *args); recomputed in the backward pass after `model.enable_gradient_checkpointing()`.
+
+    Where the model has a `block_hook`, what that makes of it: see Backbone.
+    """
+    hook = getattr(model, "block_hook", None)
+    if hook is not None:
+        return hook(partial(_run, model, block), block, x, *args)
+    return _run(model, block, x, *args)
+
+
+def _run(model: Backbone, block: nn.Module, x: Tensor, *args: Any) -> Tensor:
     if model.gradient_checkpointing and torch.is_grad_enabled():
         checkpoint: Any = model._gradient_checkpointing_func  # set by diffusers' ModelMixin
         return checkpoint(block, x, *args)
