@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 _PREFIX, _SUFFIX = ".dinit-", ".tmp"
+LOCK = ".lock"
 
 
 @contextmanager
@@ -67,6 +69,31 @@ def remove_folder(path: Path) -> None:
     leftover = Path(tempfile.mkdtemp(prefix=_PREFIX, suffix=_SUFFIX, dir=path.parent))
     os.replace(path, leftover)  # onto an empty folder
     shutil.rmtree(leftover)
+
+
+@contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Holds the folder for this process alone, making it if need be. OSError where another process holds it.
+
+    The hold ends with the process, however it ends. It is the process's own: children do not inherit it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / LOCK, "a", encoding="utf-8") as stream:
+        try:
+            import fcntl
+        except ImportError:  # Windows: nothing is held
+            yield
+            return
+        try:
+            fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                yield  # a file system without locks
+                return
+            raise OSError(
+                f"another process is writing into {folder}; wait for it or end it, or give another folder"
+            ) from error
+        yield
 
 
 def is_leftover(path: Path) -> bool:

@@ -10,6 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dinit.cli.console import console
+from dinit.cli.generate_set import (
+    ClassOrder,
+    Group,
+    LabelsFrom,
+    Pack,
+    check_set_options,
+    is_set_folder,
+    labels_of_set,
+    make_set,
+)
 from dinit.cli.options import (
     BatchSize,
     Device,
@@ -42,9 +52,16 @@ Labels = Annotated[
     str | None, typer.Option(help="In place of --classes: one label an image, 3,1,4.", rich_help_panel=_WHAT)
 ]
 NumImages = Annotated[
-    int | None, typer.Option(help="Images without a class, in place of --classes.", rich_help_panel=_WHAT)
+    int | None,
+    typer.Option(
+        help="Images without a class, in place of --classes; in a set, of all classes in turn.",
+        rich_help_panel=_WHAT,
+    ),
 ]
-Out = Annotated[Path | None, typer.Option(help="Contact sheet, .png [default: samples.png, unless --out-dir].")]
+Out = Annotated[
+    Path | None,
+    typer.Option(help="Contact sheet, .png [default: samples.png, unless --out-dir]; or a folder for a set."),
+]
 OutDir = Annotated[Path | None, typer.Option(help="A folder of single PNGs with manifest.json.")]
 TrajectoryOut = Annotated[
     Path | None, typer.Option("--trajectory", help="Animation of x0 over the steps, .gif or .webp.")
@@ -70,11 +87,31 @@ def generate(
     out_dir: OutDir = None,
     trajectory: TrajectoryOut = None,
     overwrite: Overwrite = False,
+    labels_from: LabelsFrom = None,
+    class_order: ClassOrder = "balanced",
+    group: Group = None,
+    pack: Pack = True,
 ) -> None:
-    """Generate images: a labelled contact sheet, single PNGs, an animation.
+    """Generate images: a labelled contact sheet, single PNGs, an animation; or a large set of them.
 
     Every PNG carries what made it; `dinit replay` makes it again.
+
+    With a folder as --out, a set of any size: image k has seed and class by k, so that any number of processes
+    (accelerate launch -m dinit.cli generate ...), stopped and started again, make the same files.
     """
+    if out is not None and is_set_folder(out):
+        check_set_options(out_dir, trajectory, overwrite, labels, labels_from, num_images)
+
+        def choose(pipe: Pipeline) -> Sequence[str | int | None] | None:
+            if labels_from is None and num_images is None:
+                return choose_labels(pipe, classes, per_class, labels, None)
+            names = [] if not classes or list(classes) == ["all"] else split_names(classes, pipe.class_names)
+            return labels_of_set(pipe, num_images, names, labels_from, class_order, seed)
+
+        given = {"sampler": sampler, "sampler_options": sampler_option, "steps": steps, "grid": grid}
+        wanted = {**given, "guidance": guidance}
+        make_set(name, out, choose, num_images, wanted, seed, batch_size, (device, dtype), group, pack)
+        return
     if out is None and out_dir is None:
         out = Path("samples.png")
     _check_targets(out, out_dir, trajectory, overwrite)
