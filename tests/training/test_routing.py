@@ -80,9 +80,9 @@ def test_tokens_that_pass_by_are_as_they_were(name: str) -> None:
     stage = token_stages(backbone)[0]
     watch = Watch(stage)
     network = TrainingNetwork(backbone, seed=2, routing=routing)
-    network(*inputs(), position=30)
+    network(*inputs(), position=31)
     before, first, last, after = (watch.seen[block] for block in stage[:4])
-    route = routing.route(backbone, 2, 30)
+    route = routing.route(backbone, 2, 31)
     route(lambda x, *_: x, stage[1], after[0][0], *after[0][1:])  # draws
     kept = route.kept
     assert kept is not None
@@ -94,6 +94,7 @@ def test_tokens_that_pass_by_are_as_they_were(name: str) -> None:
     torch.testing.assert_close(at(after[0][0], kept), leaving, rtol=0, atol=0)
     patches = entering.shape[1] - backbone.prefix
     assert kept.shape[1] - backbone.prefix == patches // 2
+    assert bool((kept.diff(dim=1) > 0).all())  # no token twice
     assert kept[:, : backbone.prefix].tolist() == [list(range(backbone.prefix))] * 3
 
 
