@@ -1,4 +1,4 @@
-"""How good are the samples: feature extractors, metrics by torch-fidelity, reports with their protocol."""
+"""How good are the samples: feature extractors, metrics, reports with their protocol."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ _HOME = {
     "train_classifier": "classifier",
     "EXTRACTORS": "features",
     "METRICS": "metrics",
+    "DEFAULT_METRICS": "metrics",
+    "PROTOCOLS": "protocols",
+    "Extras": "evaluate",
     "evaluate_images": "evaluate",
     "Protocol": "report",
     "Report": "report",

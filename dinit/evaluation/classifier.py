@@ -49,6 +49,10 @@ class DigitsClassifier(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """(B, 1, 8, 8) float in [-1, 1] -> (B, 2 · width). ValueError for another shape."""
+        return self.last_map(images).mean(dim=(2, 3))
+
+    def last_map(self, images: Tensor) -> Tensor:
+        """The features before the mean over places, (B, 2 · width, 4, 4), from images as in `features`."""
         if images.ndim != 4 or images.shape[1:] != (1, 8, 8):
             raise ValueError(f"the digits classifier reads (B, 1, 8, 8) images, got {tuple(images.shape)}")
         x = images
@@ -56,7 +60,7 @@ class DigitsClassifier(nn.Module):
             x = F.relu(norm(convolution(x)))
             if depth == 1:
                 x = F.max_pool2d(x, 2)  # (B, width, 4, 4)
-        return x.mean(dim=(2, 3))
+        return x
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 1, 8, 8) float in [-1, 1] -> logits (B, num_classes)."""

@@ -17,13 +17,14 @@ from torch_fidelity import FeatureExtractorBase, register_feature_extractor  # n
 
 from dinit.data.pixels import from_uint8  # noqa: E402
 from dinit.evaluation.classifier import SHIPPED, DigitsClassifier, classify, load_classifier  # noqa: E402
-from dinit.evaluation.features import EXTRACTORS, Extractor  # noqa: E402
+from dinit.evaluation.features import EXTRACTORS, SPATIAL_CHANNELS, Extractor  # noqa: E402
 
 _NAME = "digits-classifier"
 
 
 class FidelityDigits(FeatureExtractorBase):
-    """Provides "pooled" (B, 2 · width), the classifier's last hidden layer, and "logits" (B, 10).
+    """Provides "pooled" (B, 2 · width), the classifier's last hidden layer, "logits" (B, 10), and "spatial" (B,
+    112), the first 7 channels of the 4×4 map that the pooled features are the mean of.
 
     In float64: the squared differences of FID and KID lose digits in float32.
     """
@@ -34,7 +35,7 @@ class FidelityDigits(FeatureExtractorBase):
 
     @staticmethod
     def get_provided_features_list() -> tuple[str, ...]:
-        return ("pooled", "logits")
+        return ("pooled", "logits", "spatial")
 
     @staticmethod
     def get_default_feature_layer_for_metric(metric: str) -> str:
@@ -49,8 +50,13 @@ class FidelityDigits(FeatureExtractorBase):
         return torch.zeros(1, 1, 8, 8, dtype=torch.uint8)
 
     def forward(self, input: Tensor) -> tuple[Tensor, ...]:
-        pooled = self.classifier.features(from_uint8(input).double())
-        found = {"pooled": pooled, "logits": self.classifier.head(pooled)}
+        last = self.classifier.last_map(from_uint8(input).double())
+        pooled = last.mean(dim=(2, 3))
+        found = {
+            "pooled": pooled,
+            "logits": self.classifier.head(pooled),
+            "spatial": last[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1),
+        }
         return tuple(found[name] for name in self.features_list)
 
 

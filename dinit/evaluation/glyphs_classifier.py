@@ -69,10 +69,14 @@ class GlyphsClassifier(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) float in [-1, 1], S 32 or a multiple -> (B, 112). ValueError for another shape."""
-        x = shrink(images)
+        return self.maps(images)[-1].mean(dim=(2, 3))
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """What each convolution gives, (B, C, H, W) at 16, 16, 8, 8 and 4, from images as in `features`."""
+        found = [shrink(images)]
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):
-            x = F.relu(norm(convolution(x)))
-        return x.mean(dim=(2, 3))
+            found.append(F.relu(norm(convolution(found[-1]))))
+        return found[1:]
 
     def read(self, images: Tensor) -> Reading:
         """All heads, from images as in `features`."""

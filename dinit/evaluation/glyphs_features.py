@@ -16,7 +16,7 @@ ensure_torchvision()  # before torch_fidelity, which imports torchvision
 from torch_fidelity import FeatureExtractorBase, register_feature_extractor  # noqa: E402
 
 from dinit.data.pixels import from_uint8  # noqa: E402
-from dinit.evaluation.features import EXTRACTORS, Extractor  # noqa: E402
+from dinit.evaluation.features import EXTRACTORS, SPATIAL_CHANNELS, Extractor  # noqa: E402
 from dinit.evaluation.glyphs_classifier import (  # noqa: E402
     SHIPPED,
     SIDE,
@@ -30,7 +30,8 @@ _NAME = "glyphs-classifier"
 
 
 class FidelityGlyphs(FeatureExtractorBase):
-    """Provides "pooled" (B, 112), the classifier's last hidden layer, and "logits" (B, 36), in float64.
+    """Provides "pooled" (B, 112), the classifier's last hidden layer, "logits" (B, 36), and "spatial" (B, 448), the
+    first 7 channels of its second 8×8 map; in float64.
 
     The statistics of FID and KID lose digits in float32; the network itself runs in float32.
     """
@@ -41,7 +42,7 @@ class FidelityGlyphs(FeatureExtractorBase):
 
     @staticmethod
     def get_provided_features_list() -> tuple[str, ...]:
-        return ("pooled", "logits")
+        return ("pooled", "logits", "spatial")
 
     @staticmethod
     def get_default_feature_layer_for_metric(metric: str) -> str:
@@ -56,8 +57,13 @@ class FidelityGlyphs(FeatureExtractorBase):
         return torch.zeros(1, 3, SIDE, SIDE, dtype=torch.uint8)
 
     def forward(self, input: Tensor) -> tuple[Tensor, ...]:
-        pooled = self.classifier.features(from_uint8(input))
-        found = {"pooled": pooled.double(), "logits": self.classifier.head(pooled).double()}
+        maps = self.classifier.maps(from_uint8(input))
+        pooled = maps[-1].mean(dim=(2, 3))
+        found = {
+            "pooled": pooled.double(),
+            "logits": self.classifier.head(pooled).double(),
+            "spatial": maps[3][:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1).double(),
+        }
         return tuple(found[name] for name in self.features_list)
 
 
@@ -86,6 +92,9 @@ class GlyphsExtractor(Extractor):
 
     def class_names(self) -> tuple[str, ...]:
         return load_glyphs_classifier(self.weights_path()).config.class_names
+
+    def factor_reader(self) -> GlyphsClassifier:
+        return load_glyphs_classifier(self.weights_path())
 
     def read_labels(self, images: Tensor) -> Tensor:
         return read_glyphs(images, load_glyphs_classifier(self.weights_path())).characters.argmax(dim=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -10,7 +11,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from dinit.evaluation.features import EXTRACTORS, Extractor
+from dinit.compat import ensure_torchvision
+from dinit.evaluation.features import EXTRACTORS, Extracted, Extractor
+from dinit.evaluation.inception_network import InceptionNetwork, resize_clean, resize_tensorflow
 
 WEIGHTS_VARIABLE = "DINIT_INCEPTION_WEIGHTS"
 _FILE = "weights-inception-2015-12-05-6726825d.pth"  # the name under which torch-fidelity publishes them
@@ -26,6 +29,11 @@ class Inception(Extractor):
 
     fidelity_name: ClassVar[str] = "inception-v3-compat"
     resize: ClassVar[str] = "bilinear to 299×299 as TensorFlow 1 does, grey repeated to RGB"
+    any_size: ClassVar[bool] = True
+
+    def network(self, device: torch.device | str, spatial: bool = False) -> Callable[[Tensor], Extracted]:
+        ensure_torchvision()
+        return InceptionNetwork(self.weights_path(), device, resize_tensorflow, spatial)
 
     def weights_path(self) -> Path:
         named = self.weights or os.environ.get(WEIGHTS_VARIABLE)
@@ -43,6 +51,18 @@ class Inception(Extractor):
         if images.shape[1] not in (1, 3):
             raise ValueError(f"Inception-v3 reads grey or RGB images, got {images.shape[1]} channels")
         return images.expand(-1, 3, -1, -1)
+
+
+@EXTRACTORS.register("inception-v3-clean")
+@dataclass(frozen=True)
+class CleanInception(Inception):
+    """The same network behind an antialiased bicubic resize, as clean-fid has it; weights as for inception-v3."""
+
+    resize: ClassVar[str] = "bicubic to 299×299 with antialiasing, in float, grey repeated to RGB"
+
+    def network(self, device: torch.device | str, spatial: bool = False) -> Callable[[Tensor], Extracted]:
+        ensure_torchvision()
+        return InceptionNetwork(self.weights_path(), device, resize_clean, spatial)
 
 
 def _refuse_pickle(path: Path) -> None:

@@ -13,15 +13,18 @@ from rich.table import Table
 from dinit.files import write_atomically
 
 REAL = "real (train split)"
+_SPREADS = ("_std", "_low", "_high")
 
 
 @dataclass(frozen=True)
 class Protocol:
     """All that must agree before two scores may be compared.
 
-    dataset, reference: what is compared with, and the fingerprint of its contents. features, weights,
-    resize: the extractor. sample_count, real_count, reference_count: images of the model's row, of the real
-    row, of the set both are compared with. labels: "none", "balanced" or "as given".
+    name: of the named protocol (dinit.evaluation.protocols), 'custom' for other features. dataset, reference: what
+    is compared with, and the fingerprint of its contents. features, weights, resize: the extractor. sample_count,
+    real_count, reference_count: images of the model's row, of the real row (0: there is none), of the set both are
+    compared with (0: unknown). labels: "none", "balanced", "random" or "as given". encoders: of metrics that have
+    their own, with the hash of their weights.
     """
 
     dataset: str
@@ -40,6 +43,9 @@ class Protocol:
     prc_neighborhood: int
     seed: int
     torch_fidelity: str
+    name: str = "custom"
+    isc_shuffle: bool = True
+    encoders: str = ""
 
     def differences(self, other: Protocol) -> list[str]:
         """One "field: this against that" for each field that differs."""
@@ -58,22 +64,35 @@ class Row:
 
 @dataclass(frozen=True)
 class Report:
-    """rows: the model's and the real one, both against the same reference. made_by: the call behind the
-    model's row, where it is known. notes: what a reader should know before quoting a figure.
+    """rows: the model's and the real one, both against the same reference; statistics of other people's making
+    leave no real images to measure, and then protocol.real_count is 0. made_by: the call behind the model's row,
+    where it is known. notes: what a reader should know before quoting a figure. warnings: what is uneven between
+    the sets. curves: by metric, its value against the number of samples. evidence: pictures and counts for the HTML
+    page, not written to JSON.
     """
 
     protocol: Protocol
     rows: tuple[Row, ...]
     notes: tuple[str, ...] = ()
     made_by: Mapping[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    curves: Mapping[str, Any] = field(default_factory=dict)
+    evidence: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        if REAL not in [row.name for row in self.rows]:
+        if self.protocol.real_count and not self.has_real:
             raise ValueError(f"a report needs the row {REAL!r} beside the model's")
 
     @property
+    def has_real(self) -> bool:
+        """Whether real images were measured beside the model's."""
+        return REAL in [row.name for row in self.rows]
+
+    @property
     def real(self) -> Row:
-        """The real-against-real row."""
+        """The real-against-real row. ValueError where there is none."""
+        if not self.has_real:
+            raise ValueError(f"this report has no row {REAL!r}: its reference is a file of statistics")
         return next(row for row in self.rows if row.name == REAL)
 
     @property
@@ -83,25 +102,32 @@ class Report:
 
     def table(self) -> Table:
         """For the terminal: a column for each set of images, a line a metric, protocol and notes below."""
-        table = Table(title=f"against {self.protocol.reference}", caption=self._caption())
+        title = f"protocol {self.protocol.name}, against {self.protocol.reference}"
+        table = Table(title=title, caption="\n".join(self.caption()))
         table.add_column("")
         for row in self.rows:
             table.add_column(row.name, justify="right")
         table.add_row("images", *(str(row.count) for row in self.rows))
-        keys = dict.fromkeys(key for row in self.rows for key in row.metrics if not key.endswith("_std"))
-        for key in keys:
-            table.add_row(key.replace("_", " "), *(_cell(row.metrics, key) for row in self.rows))
+        for key in self.keys():
+            label = f"{key.replace('_', ' ')} ({self.protocol.name})"
+            table.add_row(label, *(cell(row.metrics, key) for row in self.rows))
         return table
 
-    def _caption(self) -> str:
+    def keys(self) -> list[str]:
+        """The figures that some row has, without their spreads and intervals."""
+        return list(dict.fromkeys(key for row in self.rows for key in row.metrics if not key.endswith(_SPREADS)))
+
+    def caption(self) -> list[str]:
+        """Protocol, warnings and notes, a line each."""
         p = self.protocol
-        lines = (
+        return [
             f"features {p.features} ({p.weights})",
             f"resize {p.resize}; labels {p.labels}; seed {p.seed}",
-            f"{p.reference_count} reference images; torch-fidelity {p.torch_fidelity}",
+            f"{p.reference_count or 'an unknown number of'} reference images; torch-fidelity {p.torch_fidelity}",
+            *([f"encoders {p.encoders}"] if p.encoders else []),
+            *(f"warning: {line}" for line in self.warnings),
             *self.notes,
-        )
-        return "\n".join(lines)
+        ]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as `report.json` holds them."""
@@ -110,6 +136,8 @@ class Report:
             "rows": [{"name": r.name, "count": r.count, "metrics": dict(r.metrics)} for r in self.rows],
             "notes": list(self.notes),
             "made_by": dict(self.made_by),
+            "warnings": list(self.warnings),
+            "curves": dict(self.curves),
         }
 
     def write_json(self, path: str | Path) -> None:
@@ -124,7 +152,8 @@ class Report:
             content = json.loads(Path(path).read_text())
             rows = tuple(Row(**row) for row in content["rows"])
             protocol = Protocol(**content["protocol"])
-            return cls(protocol, rows, tuple(content["notes"]), content["made_by"])
+            more = {"warnings": tuple(content.get("warnings", ())), "curves": content.get("curves", {})}
+            return cls(protocol, rows, tuple(content["notes"]), content["made_by"], **more)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is not a report that dinit wrote ({error})") from error
 
@@ -138,11 +167,14 @@ def compare(first: Report, second: Report) -> dict[str, float]:
             + "\n  ".join(differences)
         )
     ours, theirs = first.model.metrics, second.model.metrics
-    return {key: theirs[key] - ours[key] for key in ours if key in theirs and not key.endswith("_std")}
+    return {key: theirs[key] - ours[key] for key in ours if key in theirs and not key.endswith(_SPREADS)}
 
 
-def _cell(metrics: Mapping[str, float], key: str) -> str:
+def cell(metrics: Mapping[str, float], key: str) -> str:
+    """A figure as tables show it, with its spread or interval where it has one."""
     if key not in metrics:
         return "–"
     text = f"{metrics[key]:.4g}"
+    if f"{key}_low" in metrics:
+        return f"{text} [{metrics[key + '_low']:.4g}, {metrics[key + '_high']:.4g}]"
     return f"{text} ± {metrics[key + '_std']:.2g}" if f"{key}_std" in metrics else text

@@ -13,7 +13,7 @@ from torch import Tensor
 from dinit.data import DATASETS, ImageData
 from dinit.evaluation.evaluate import evaluate_images
 from dinit.evaluation.features import EXTRACTORS, Extractor
-from dinit.evaluation.metrics import METRICS, MIN_IMAGES, check_metrics
+from dinit.evaluation.metrics import DEFAULT_METRICS, MIN_IMAGES, check_metrics
 from dinit.evaluation.report import Report
 from dinit.pipelines.loading import locate, shipped
 from dinit.training.recipe_file import load_recipe
@@ -37,7 +37,7 @@ def evaluate(
     *,
     dataset_name: str | Mapping[str, Any] | ImageData | None = None,
     features: str | Mapping[str, Any] | Extractor | None = None,
-    metrics: Sequence[str] = METRICS,
+    metrics: Sequence[str] = DEFAULT_METRICS,
     seed: int = 0,
     output: str | Path | None = None,
     cuda: bool | None = None,

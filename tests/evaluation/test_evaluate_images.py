@@ -11,6 +11,7 @@ from dinit.data.order import epoch_order
 from dinit.evaluation import EXTRACTORS, evaluate_images
 from dinit.evaluation.evaluate import real_images
 from dinit.evaluation.inception import WEIGHTS_VARIABLE, Inception
+from dinit.evaluation.inception_network import resize_clean, resize_tensorflow
 from dinit.evaluation.metrics import Settings, measure
 from dinit.evaluation.report import Report
 
@@ -164,18 +165,55 @@ def test_inception_weights_with_code_in_them_are_refused(tmp_path: Path, capsys:
     assert "has run" not in capsys.readouterr().out
 
 
-def test_inception_measures_grey_digits_where_its_weights_are(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture(scope="module")
+def inception_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of the right layout with random weights."""
     from torch_fidelity import feature_extractor_inceptionv3 as theirs
 
-    cls = theirs.FeatureExtractorInceptionV3
-    with monkeypatch.context() as patch:  # a file of the right layout with random weights
+    cls, path = theirs.FeatureExtractorInceptionV3, tmp_path_factory.mktemp("inception") / "weights.pth"
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(theirs, "load_state_dict_from_url", lambda *_, **__: {})
         patch.setattr(cls, "load_state_dict", lambda *_: None)
         torch.manual_seed(0)
-        torch.save(cls("inception-v3-compat", ["2048"]).state_dict(), tmp_path / "weights.pth")
-    monkeypatch.setenv(WEIGHTS_VARIABLE, str(tmp_path / "weights.pth"))
+        torch.save(cls("inception-v3-compat", ["2048"]).state_dict(), path)
+    return path
+
+
+def test_inception_is_torch_fidelitys_and_its_map_is_of_the_third_block(inception_weights: Path) -> None:
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    images = torch.randint(0, 256, (2, 3, 40, 40), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    theirs = FeatureExtractorInceptionV3(
+        "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(inception_weights)
+    )
+    seen = []
+    theirs.Mixed_6d.branch1x1.register_forward_hook(lambda _, __, out: seen.append(out))
+    pooled, logits = theirs(images)
+    ours = Inception(inception_weights).network("cpu", spatial=True)(images)
+    torch.testing.assert_close(ours.pooled, pooled)
+    torch.testing.assert_close(ours.logits, logits)
+    assert ours.spatial is not None
+    assert ours.spatial.shape == (2, 17 * 17 * 7)
+    torch.testing.assert_close(ours.spatial.view(2, 17, 17, 7)[1, 3, 5], seen[0][1, :7, 3, 5])
+
+
+def test_the_clean_resize_is_antialiased_and_keeps_fractions() -> None:
+    stripes = torch.zeros(1, 3, 299 * 4, 299 * 4, dtype=torch.uint8)
+    stripes[..., ::2] = 255  # finer than the result's pixels: their mean, where picking pixels gives black or white
+    inner = resize_clean(stripes)[..., 5:-5]
+    assert inner.std() < 1e-2
+    assert inner.mean() == pytest.approx(127.5, abs=0.5)
+    assert resize_tensorflow(stripes).unique().tolist() == [255.0]
+    same = torch.randint(0, 256, (1, 3, 299, 299), dtype=torch.uint8)
+    assert torch.equal(resize_clean(same), same.float())
+    ramp = torch.arange(8, dtype=torch.uint8).mul(4).expand(1, 3, 8, 8)
+    assert resize_clean(ramp).frac().abs().max() > 0.3
+
+
+def test_inception_measures_grey_digits_where_its_weights_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inception_weights: Path
+) -> None:
+    monkeypatch.setenv(WEIGHTS_VARIABLE, str(inception_weights))
     np.savez(tmp_path / "few.npz", images=Digits("test").uint8_images(list(range(20))).numpy())
     few = NpzImages(tmp_path / "few.npz")
     # unlabelled: one class of 20 images, halved
@@ -184,4 +222,5 @@ def test_inception_measures_grey_digits_where_its_weights_are(
     )
     assert 0 <= report.model.metrics["precision"] <= 1
     assert report.protocol.weights != ""
+    assert report.protocol.name == "torch-fidelity"
     assert "299" in report.protocol.resize

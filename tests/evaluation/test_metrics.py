@@ -11,7 +11,7 @@ from torch import Tensor
 from torch_fidelity import FeatureExtractorBase, register_feature_extractor
 
 from dinit.evaluation.features import Extractor
-from dinit.evaluation.metrics import METRICS, Settings, check_metrics, measure
+from dinit.evaluation.metrics import DEFAULT_METRICS, METRICS, Settings, check_metrics, measure
 
 SETTINGS = Settings(kid_subset_size=20, kid_subsets=1, isc_splits=1, prc_neighborhood=3, seed=0)
 
@@ -118,7 +118,8 @@ def test_small_sets_get_settings_that_fit() -> None:
 
 
 def test_names_are_checked() -> None:
-    check_metrics(METRICS)
+    check_metrics(METRICS.names())
+    check_metrics(DEFAULT_METRICS)
     with pytest.raises(ValueError, match="did you mean 'precision'"):
         check_metrics(["precison"])
     for bad in ("fid", ()):

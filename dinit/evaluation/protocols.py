@@ -1,0 +1,74 @@
+"""Named protocols: what has to be fixed so that a score means the same as in another paper."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from dinit.evaluation.metrics import Settings
+from dinit.registry import suggest
+
+CUSTOM = "custom"
+
+
+@dataclass(frozen=True)
+class NamedProtocol:
+    """features: the extractor, which fixes the resize. labels: how classes are drawn for a pipeline, "balanced" (as
+    many of each as can be) or "random" (uniformly, by the seed). isc_split_size: images of a split of the Inception
+    score in the order they come, None: torch-fidelity's 10 shuffled splits. samples: what published figures are on;
+    0: none are. source: whose protocol it is.
+    """
+
+    name: str
+    features: str
+    source: str
+    labels: str = "balanced"
+    isc_split_size: int | None = None
+    samples: int = 0
+
+    def settings(self, counts: Sequence[int], samples: int, seed: int) -> Settings:
+        """counts: images of every set whose features are at hand. samples: of the model's set."""
+        usual = Settings.for_counts(counts, seed)
+        if self.isc_split_size is None:
+            return usual
+        splits = max(1, -(-samples // self.isc_split_size))
+        return replace(usual, isc_splits=splits, isc_shuffle=False)
+
+
+PROTOCOLS = {
+    protocol.name: protocol
+    for protocol in (
+        NamedProtocol("digits", "digits-classifier", "dinit's own, for 8×8 digits"),
+        NamedProtocol("glyphs", "glyphs-classifier", "dinit's own, for rendered glyphs"),
+        NamedProtocol("torch-fidelity", "inception-v3", "torch-fidelity (Obukhov et al. 2020)", samples=50_000),
+        NamedProtocol(
+            "adm", "inception-v3", "the evaluator of Dhariwal & Nichol 2021", "random", 5000, samples=50_000
+        ),
+        NamedProtocol("clean", "inception-v3-clean", "clean-fid (Parmar et al. 2022)", samples=50_000),
+    )
+}
+
+
+def named_protocol(name: str) -> NamedProtocol:
+    """The protocol of that name. ValueError for an unknown one, with the nearest."""
+    if name not in PROTOCOLS:
+        raise ValueError(f"unknown protocol {name!r}{suggest(name, list(PROTOCOLS))}")
+    return PROTOCOLS[name]
+
+
+def choose_protocol(name: str | None, features: str | None, data_features: str | None) -> NamedProtocol:
+    """The protocol asked for; else the first that uses the features asked for, else those of the data set.
+
+    Features that no protocol uses give a protocol named 'custom'. ValueError where name and features contradict.
+    """
+    if name is not None:
+        found = named_protocol(name)
+        if features not in (None, found.features):
+            raise ValueError(
+                f"the protocol {name!r} uses the features {found.features!r}, and {features!r} were asked for; "
+                "leave one of the two out"
+            )
+        return found
+    wanted = features or data_features or "inception-v3"
+    found = next((one for one in PROTOCOLS.values() if one.features == wanted), None)
+    return found or NamedProtocol(CUSTOM, wanted, "features of your own")

@@ -1,0 +1,220 @@
+"""Reference statistics in a file: of one's own data, with what they were made by, or as the ADM evaluator has
+them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import zipfile
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import dinit
+from dinit.data import ImageData, epoch_order
+from dinit.data.arrays import channels_first
+from dinit.evaluation.features import Extractor
+from dinit.evaluation.frechet import frechet_distance, self_test
+from dinit.evaluation.gaussian import Gaussian, gaussian_of
+from dinit.evaluation.protocols import NamedProtocol
+from dinit.evaluation.samples import ArrayImages, mapped
+from dinit.evaluation.sets import Featured, ImageSource, extract, spread_out
+from dinit.files import write_atomically
+
+FORMAT = 1
+_ROWS = 10_000  # images whose features are kept, for KID, precision and recall: as many as ADM's references hold
+_PICTURES = 256  # images kept for pages and for the search after what is uneven
+_MEAN, _COVARIANCE = ("mu", "sigma"), ("mu_s", "sigma_s")
+_UNREADABLE = (OSError, ValueError, EOFError, KeyError, TypeError, zipfile.BadZipFile, zlib.error)
+
+
+class DataImages:
+    """A data set as an `ImageSource`: its images are made when asked for."""
+
+    def __init__(self, data: ImageData) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, rows: Any, /) -> Any:
+        chosen = range(*rows.indices(len(self.data))) if isinstance(rows, slice) else rows
+        return self.data.uint8_images(list(chosen))
+
+
+def make_statistics(
+    images: ImageSource,
+    labels: NDArray[np.int64] | None,
+    extractor: Extractor,
+    protocol: NamedProtocol,
+    about: Mapping[str, Any],
+    cuda: bool | None = None,
+) -> bytes:
+    """The file's content. about: dataset, fingerprint and class_names of the images.
+
+    Beside the statistics it holds the features of up to 10,000 images, and the Fréchet distance between two halves
+    of the set, which no model can be asked to beat. ValueError for fewer than 8 images.
+    """
+    if len(images) < 8:
+        raise ValueError(f"statistics need at least 8 images, got {len(images)}")
+    self_test()
+    found = extract(images, extractor, spatial=True, cuda=cuda)
+    gaussian = found.gaussian
+    assert gaussian is not None
+    assert found.pooled is not None
+    order = epoch_order(0, 0, len(images))
+    halves = [gaussian_of(found.pooled[part]) for part in (order[: len(order) // 2], order[len(order) // 2 :])]
+    kept = np.sort(order[:_ROWS])
+    arrays: dict[str, NDArray] = {"mu": gaussian.mean, "sigma": gaussian.covariance}
+    if found.spatial is not None:
+        arrays |= {"mu_s": found.spatial.mean, "sigma_s": found.spatial.covariance}
+    arrays["features"] = found.pooled[kept]
+    if found.logits is not None:
+        arrays["logits"] = found.logits[kept]
+    if labels is not None:
+        arrays["labels"] = labels[kept]
+    arrays["pictures"] = spread_out(images, _PICTURES).numpy()
+    meta = {
+        "format": FORMAT,
+        **about,
+        "count": len(images),
+        "protocol": protocol.name,
+        "features": protocol.features,
+        "weights": extractor.weights_hash(),
+        "resize": extractor.resize,
+        "statistics": "mean and unbiased covariance in float64",
+        "halves_fid": frechet_distance(*halves),
+        "dinit": dinit.__version__,
+        "content": content_hash(arrays),
+    }
+    stream = io.BytesIO()
+    np.savez(stream, meta=np.array(json.dumps(meta)), **arrays)  # pyright: ignore[reportArgumentType]
+    return stream.getvalue()
+
+
+def write_statistics(path: Path, content: bytes) -> None:
+    """Writes what `make_statistics` gave, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, content)
+
+
+def content_hash(arrays: Mapping[str, NDArray]) -> str:
+    """SHA-256 over names, shapes and bytes of the arrays; the start of it."""
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        digest.update(f"{name} {array.shape} {array.dtype.str}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What a file of statistics holds. meta: empty for files of other programs."""
+
+    path: Path
+    arrays: Mapping[str, NDArray]
+    meta: Mapping[str, Any]
+
+    @property
+    def features(self) -> str | None:
+        """The extractor that it was made with; None where the file does not say."""
+        return self.meta.get("features")
+
+    @property
+    def dataset(self) -> str:
+        """The data set's name, or the file's."""
+        return str(self.meta.get("dataset", self.path.name))
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Of the data set, where the file says them."""
+        return tuple(self.meta.get("class_names", ()))
+
+    @cached_property
+    def description(self) -> str:
+        """For reports: the name and a hash of the content."""
+        if self.meta:
+            return f"{self.dataset}, {self.path.name}, {self.meta['content'][:16]}"
+        digest = hashlib.sha256()
+        with self.path.open("rb") as stream:
+            while piece := stream.read(1 << 20):
+                digest.update(piece)
+        return f"{self.path.name}, {digest.hexdigest()[:16]}"
+
+    def featured(
+        self, protocol: NamedProtocol, extractor: Extractor, cuda: bool | None = None
+    ) -> tuple[Featured, tuple[str, ...]]:
+        """The reference as metrics read it, and notes. ValueError where it was made by other features."""
+        self._check(protocol, extractor)
+        statistics, spatial = self._gaussian(*_MEAN), self._gaussian(*_COVARIANCE)
+        if self.meta:
+            pooled, logits = self.arrays["features"], self.arrays.get("logits")
+            pictures = ArrayImages(self.arrays["pictures"])
+            labels = self.arrays.get("labels")
+            found = Featured(int(self.meta["count"]), pictures, labels, pooled, logits, statistics, spatial)
+            half = int(self.meta["count"]) // 2
+            return found, (
+                f"two halves of the reference, {half:,} images each, are at FID {self.meta['halves_fid']:.4g}",
+            )
+        if "arr_0" not in self.arrays:
+            return Featured(0, statistics=statistics, spatial=spatial), ()
+        images = ArrayImages(channels_first(self.arrays["arr_0"], None))
+        found = extract(images, extractor, spatial=spatial is None, cuda=cuda)
+        notes = (f"statistics of {self.path.name}; precision, recall and KID against its {len(images):,} images",)
+        return replace(found, statistics=statistics or found.gaussian, spatial=spatial or found.spatial), notes
+
+    def _gaussian(self, mean: str, covariance: str) -> Gaussian | None:
+        if mean not in self.arrays or covariance not in self.arrays:
+            return None
+        parts = (np.asarray(self.arrays[key], dtype=np.float64) for key in (mean, covariance))
+        return Gaussian(*parts, count=int(self.meta.get("count", 0)))
+
+    def _check(self, protocol: NamedProtocol, extractor: Extractor) -> None:
+        if not self.meta:
+            return
+        ours = {"features": protocol.features, "weights": extractor.weights_hash(), "resize": extractor.resize}
+        other = [
+            f"{key}: {self.meta[key]!r} there, {ours[key]!r} here" for key in ours if self.meta[key] != ours[key]
+        ]
+        if other:
+            raise ValueError(
+                f"{self.path} was made by another protocol ({self.meta['protocol']}); make it anew with "
+                "`dinit stats`, or evaluate by its protocol. They differ in\n  " + "\n  ".join(other)
+            )
+
+
+def load_reference(path: str | Path) -> Reference:
+    """Reads what `dinit stats` wrote, or an ADM reference: arr_0, or mu and sigma, or both (.npz, never unpickled).
+
+    ValueError for another file, or one whose content is not what its hash says.
+    """
+    path = Path(path)
+    try:
+        with np.load(path, allow_pickle=False) as loaded:
+            big = mapped(path, "arr_0") if "arr_0" in loaded.files else None
+            names = [name for name in loaded.files if name != "meta" and not (name == "arr_0" and big is not None)]
+            arrays = {name: loaded[name] for name in names}
+            meta = json.loads(str(loaded["meta"])) if "meta" in loaded.files else {}
+    except FileNotFoundError:
+        raise ValueError(f"{path} does not exist; `dinit stats` makes such a file") from None
+    except (AttributeError, *_UNREADABLE) as error:
+        raise ValueError(f"{path} cannot be read as statistics ({error}); {_WANTED}") from error
+    if big is not None:
+        arrays["arr_0"] = big
+    if meta and content_hash(arrays) != meta.get("content"):
+        raise ValueError(f"{path} was changed after it was made: its content has another hash; make it anew")
+    if not ({"mu", "sigma"} <= set(arrays) or "arr_0" in arrays):
+        raise ValueError(f"{path} has the arrays {', '.join(arrays) or '(none)'}; {_WANTED}")
+    return Reference(path, arrays, meta)
+
+
+_WANTED = "wanted: a .npz of `dinit stats`, or with arr_0 (images) or mu and sigma (and mu_s, sigma_s)"

@@ -1,0 +1,106 @@
+"""How far a figure may be trusted: intervals by resampling, and the bias of FID against the number of samples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dinit.data.order import epoch_order, hash_words
+from dinit.evaluation.frechet import frechet_distance
+from dinit.evaluation.gaussian import gaussian_of
+from dinit.evaluation.metrics import METRICS, Case, NotMeasured
+from dinit.evaluation.sets import Featured
+
+_LEVEL = 0.95
+_NORMAL = 1.959963984540054  # the normal's quantile at 97.5 %
+_POINTS = 10
+
+
+def intervals(case: Case, metrics: Sequence[str], resamplings: int) -> dict[str, float]:
+    """95 % intervals of the samples' figures as `NAME_low` and `NAME_high`; what has none is left out.
+
+    FID and Inception score: the spread over resamplings with replacement (Efron 1979), laid around the figure
+    itself, since a resampling has copies and so a bias of its own that the figure has not. Shares (precision,
+    recall, class accuracy): Wilson's interval. KID has its spread over subsets. The reference is taken as it is.
+    ValueError for fewer than 20 resamplings.
+    """
+    if resamplings < 20:
+        raise ValueError(f"intervals need at least 20 resamplings, got {resamplings}")
+    found: dict[str, float] = {}
+    for name in metrics:
+        try:
+            found |= _interval(case, name, resamplings)
+        except NotMeasured:
+            continue
+    return found
+
+
+def _interval(case: Case, name: str, resamplings: int) -> dict[str, float]:
+    if name in ("precision", "recall", "class-accuracy"):
+        value = next(iter(METRICS[name](case).values()))
+        seen = case.reference.pooled if name == "recall" else case.samples.pooled
+        low, high = wilson(value, case.samples.count if seen is None else len(seen))
+        return {f"{name.replace('-', '_')}_low": low, f"{name.replace('-', '_')}_high": high}
+    if name not in ("fid", "inception-score") or case.samples.pooled is None:
+        return {}
+    if name == "inception-score" and case.samples.logits is None:
+        return {}
+    key = name.replace("-", "_")
+    exact = METRICS[name](case)[key]
+    values = np.array([METRICS[name](resampled(case, k))[key] for k in range(resamplings)])
+    low, high = np.quantile(values - values.mean(), [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
+    return {f"{key}_low": exact + float(low), f"{key}_high": exact + float(high)}
+
+
+def resampled(case: Case, number: int) -> Case:
+    """The case with its samples drawn again, with replacement, by (seed, number)."""
+    samples = case.samples
+    rng = np.random.default_rng([case.settings.seed, number, 0xB007])
+    rows = rng.integers(0, samples.count, samples.count)
+    pooled = None if samples.pooled is None else samples.pooled[rows]
+    logits = None if samples.logits is None else samples.logits[rows]
+    return replace(case, samples=Featured(samples.count, pooled=pooled, logits=logits), evidence={}, _own={})
+
+
+def wilson(share: float, count: int) -> tuple[float, float]:
+    """95 % interval of a share seen in `count` images. Wilson 1927; never below 0, above 1, or of no width."""
+    z = _NORMAL**2 / count
+    middle = (share + z / 2) / (1 + z)
+    half = math.sqrt(z * (share * (1 - share) + z / 4)) / (1 + z)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def fid_curve(samples: Featured, reference: Featured, seed: int) -> dict[str, Any]:
+    """FID against the number of samples, and where a straight line in 1/N meets N = ∞. Chong & Forsyth 2020, §3.
+
+    {"fid": {"counts", "values", "infinity", "slope"}}: subsets without replacement; small ones are drawn as often
+    as they fit into the set, and averaged. The line takes out the bias of the samples, not that of the reference.
+    Empty where there are fewer than 4 samples for each feature dimension: there the curve is no line.
+    """
+    theirs, pooled = reference.gaussian, samples.pooled
+    if theirs is None or pooled is None or len(pooled) < 4 * pooled.shape[1]:
+        return {}
+    lowest = max(len(pooled) // 5, 2 * pooled.shape[1])
+    counts = np.unique(np.linspace(lowest, len(pooled), _POINTS).round().astype(int))
+    values = []
+    for count in counts:
+        order = epoch_order(hash_words(seed, int(count)), 0, len(pooled))
+        subsets = [order[i * count : (i + 1) * count] for i in range(len(pooled) // count)]
+        values.append(float(np.mean([frechet_distance(gaussian_of(pooled[rows]), theirs) for rows in subsets])))
+    infinity, slope = line(1 / counts, np.array(values), weights=len(pooled) // counts)
+    return {
+        "fid": {"counts": counts.tolist(), "values": values, "infinity": infinity, "slope": slope},
+    }
+
+
+def line(x: NDArray, y: NDArray, weights: NDArray) -> tuple[float, float]:
+    """Intercept and slope of the weighted least-squares line. (n,) each."""
+    w = np.asarray(weights, dtype=np.float64) / np.sum(weights)
+    middle_x, middle_y = w @ x, w @ y
+    slope = float(w @ ((x - middle_x) * (y - middle_y)) / (w @ (x - middle_x) ** 2))
+    return float(middle_y - slope * middle_x), slope

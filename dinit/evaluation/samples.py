@@ -1,0 +1,192 @@
+"""Images that were generated before: a folder of pictures, or the array packs that papers exchange."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from dinit.data.arrays import channels_first, check_labels, load_arrays
+from dinit.data.folder import image_files
+from dinit.data.images import to_8_bit
+from dinit.evaluation.sets import ImageSource
+
+_LOSSY = (".jpg", ".jpeg", ".jpe", ".jfif")
+_MANIFEST = "manifest.json"
+_RECORDED = ("sampler", "steps", "grid", "guidance")  # of the call in a manifest
+
+
+@dataclass(frozen=True)
+class Samples:
+    """images: as `ImageSource`. labels: (N,) int64 where they are known. notes: what was seen of the files.
+    made_by: the call in the manifest, where there is one.
+    """
+
+    images: ImageSource
+    labels: Tensor | None
+    notes: tuple[str, ...] = ()
+    made_by: Mapping[str, Any] = field(default_factory=dict)
+
+
+class ArrayImages:
+    """Images of an array (N, C, H, W) uint8, which may lie in a file."""
+
+    def __init__(self, array: NDArray) -> None:
+        if array.dtype != np.uint8:
+            raise ValueError(f"packs of images hold uint8 in 0 .. 255, got {array.dtype}")
+        self.array = array
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def __getitem__(self, rows: Any, /) -> Tensor:
+        return torch.from_numpy(np.array(self.array[rows], order="C"))  # a copy: a file's bytes may not be written
+
+
+class FileImages:
+    """Images in files of one size, read when asked for."""
+
+    def __init__(self, files: Sequence[Path], channels: int) -> None:
+        self.files, self.mode = list(files), "RGB" if channels == 3 else "L"
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, rows: Any, /) -> Tensor:
+        chosen = self.files[rows] if isinstance(rows, slice) else [self.files[row] for row in rows]
+        with ThreadPoolExecutor(8) as pool:
+            pixels = np.stack(list(pool.map(self._read, chosen)))
+        return torch.from_numpy(pixels[:, None] if pixels.ndim == 3 else pixels.transpose(0, 3, 1, 2).copy())
+
+    def _read(self, file: Path) -> NDArray[np.uint8]:
+        try:
+            with Image.open(file) as picture:
+                picture.load()
+                return np.array(to_8_bit(picture).convert(self.mode))
+        except Exception as error:  # Pillow's plugins raise many kinds; whatever it is, the file is named
+            raise ValueError(f"{file} cannot be read as an image ({error}); remove it or make it anew") from error
+
+
+def read_samples(path: str | Path, class_names: Sequence[str] = ()) -> Samples:
+    """A folder with pictures anywhere in it, or a .npz (arr_0 and perhaps arr_1, or images and labels) or .npy.
+
+    Labels of a folder are those of its manifest, or the sub-folders where all are names of classes.
+    ValueError where there are no images, or where they are of several sizes.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _from_folder(path, class_names)
+    return _from_pack(path)
+
+
+def is_samples(path: str | Path) -> bool:
+    """Whether this is a pack or a folder of pictures, not a pipeline."""
+    path = Path(path)
+    if path.is_dir():
+        return not (path / "model_index.json").exists() and next(image_files(path), None) is not None
+    return path.suffix in (".npz", ".npy") and path.is_file()
+
+
+def _from_pack(path: Path) -> Samples:
+    images, labels = mapped(path, "arr_0"), mapped(path, "arr_1")
+    if images is None:
+        images, labels = load_arrays(path)
+    images = channels_first(images, None)
+    found = None if labels is None else torch.from_numpy(check_labels(np.asarray(labels), len(images)))
+    return Samples(ArrayImages(images), found)
+
+
+def mapped(path: Path, key: str) -> NDArray | None:
+    """An array of a .npz as a map of the file, where numpy stored it plain; None where there is no such array or it
+    is compressed. A pack of 50,000 images at 256×256 is 10 GB.
+    """
+    if path.suffix != ".npz" or not zipfile.is_zipfile(path):
+        return None
+    with zipfile.ZipFile(path) as archive:
+        name = f"{key}.npy"
+        if name not in archive.namelist():
+            return None
+        entry = archive.getinfo(name)
+        if entry.compress_type != zipfile.ZIP_STORED:
+            return None
+        with archive.open(entry) as stream:
+            version = np.lib.format.read_magic(stream)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, fortran, dtype = read(stream)
+            header = stream.tell()
+    if dtype.hasobject or not np.prod(shape):
+        return None
+    with path.open("rb") as stream:
+        stream.seek(entry.header_offset + 26)  # of a local header: the lengths of the name and of the extra field
+        name_size, extra_size = np.frombuffer(stream.read(4), dtype="<u2")
+    offset = entry.header_offset + 30 + int(name_size) + int(extra_size) + header
+    return np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=shape, order="F" if fortran else "C")
+
+
+def _from_folder(path: Path, class_names: Sequence[str]) -> Samples:
+    files = list(image_files(path))
+    if not files:
+        raise ValueError(f"{path} holds no pictures; give a folder of them, or a .npz with arr_0")
+    content = _manifest(path)
+    named = [path / name for name in content.get("picture", {}).get("files", [])]
+    if named and all(file.is_file() for file in named):
+        files = named
+    channels = _one_size(files)
+    labels = content.get("call", {}).get("labels") if files == named else None
+    found = None
+    if labels is not None and None not in labels and len(labels) == len(files):
+        found = torch.tensor(labels, dtype=torch.int64)
+    elif class_names:
+        found = _labels_of_folders(path, files, class_names)
+    lossy = sum(file.suffix.lower() in _LOSSY for file in files)
+    notes = (f"{lossy} of {len(files)} files are JPEG, stored with loss",) if lossy else ()
+    call = {key: value for key, value in content.get("call", {}).items() if key in _RECORDED}
+    made_by = {"pipeline": content["pipeline"], **call} if "pipeline" in content else {}
+    return Samples(FileImages(files, channels), found, notes, made_by)
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    try:
+        content = json.loads((folder / _MANIFEST).read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _one_size(files: Sequence[Path]) -> int:
+    """The channels, 1 or 3. ValueError unless all have one size. Reads headers only."""
+    sizes: Counter[tuple[int, int]] = Counter()
+    example: dict[tuple[int, int], Path] = {}
+    grey = True
+    for file in files:
+        try:
+            with Image.open(file) as picture:
+                size, mode = picture.size, picture.mode
+        except Exception as error:
+            raise ValueError(f"{file} cannot be read as an image ({error}); remove it or make it anew") from error
+        sizes[size] += 1
+        example.setdefault(size, file)
+        grey = grey and mode in ("1", "L", "I;16", "I")
+    if len(sizes) > 1:
+        shown = ", ".join(f"{n} of {w}×{h} (such as {example[w, h].name})" for (w, h), n in sizes.most_common(4))
+        raise ValueError(f"the images are of several sizes: {shown}; a score needs them of one size")
+    return 1 if grey else 3
+
+
+def _labels_of_folders(root: Path, files: Sequence[Path], class_names: Sequence[str]) -> Tensor | None:
+    number = {name: k for k, name in enumerate(class_names)}
+    tops = [file.relative_to(root).parts[0] for file in files]
+    if not all(top in number for top in tops):
+        return None
+    return torch.tensor([number[top] for top in tops], dtype=torch.int64)
