@@ -12,6 +12,7 @@ from dinit import __version__
 from dinit.cli.console import errors, show_error
 from dinit.cli.convert import convert
 from dinit.cli.ema import ema
+from dinit.cli.encode import encode
 from dinit.cli.evaluate import evaluate
 from dinit.cli.export import export
 from dinit.cli.generate import generate
@@ -29,6 +30,7 @@ app = typer.Typer(
     help="Diffusion images: any backbone × any noise process × any sampler × any guidance.",
 )
 app.command()(generate)
+app.command()(encode)
 app.command()(train)
 app.command()(ema)
 app.command()(evaluate)

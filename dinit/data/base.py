@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dinit.data.order import hash_words
+from dinit.data.order import hash_words, sample_indices
 from dinit.data.pixels import from_uint8, to_uint8
 from dinit.registry import Registry
 
@@ -41,6 +42,27 @@ class ImageData(Dataset[tuple[Tensor, int]]):
     def fingerprint(self) -> str:
         """Hexadecimal hash of the contents and of the options that change them."""
         raise NotImplementedError
+
+    @property
+    def augments(self) -> bool:
+        """Whether `sample` with a key can give anything else than `image`."""
+        return self.horizontal_flip
+
+    @property
+    def picture_channels(self) -> int:
+        """Channels of the pictures that a network trained on this makes."""
+        return self.channels
+
+    def pipeline_parts(self) -> dict[str, Any]:
+        """Further arguments of the Pipeline of a network that was trained on this; none for pixels."""
+        return {}
+
+    def indices(self, seed: int, start: int, count: int) -> list[int]:
+        """Which images the samples start .. start + count - 1 of a run are; every epoch reads each image once.
+
+        A pure function, so that a run resumes at any position. ValueError for a negative start or count.
+        """
+        return sample_indices(seed, start, count, len(self))
 
     def sample(self, index: int, key: int | None = None) -> tuple[Tensor, int]:
         """Image (C, H, W) float32 in [-1, 1] and label. `key` decides the augmentation; None is without.

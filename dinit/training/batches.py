@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from dinit.data import ImageData, sample_indices, sample_key
+from dinit.data import ImageData, sample_key
 
 _MEMORY_LIMIT = 256 << 20  # bytes: data sets up to this size are held as one tensor
 
@@ -52,7 +52,7 @@ def batches(
     Small data sets without augmentation are read once into memory; others are read by `workers` processes.
     """
     size = 4 * len(data) * data.channels * data.image_size**2
-    if size <= _MEMORY_LIMIT and not data.horizontal_flip:
+    if size <= _MEMORY_LIMIT and not data.augments:
         return _from_memory(data, seed, share, first_step, last_step)
     loader = DataLoader(
         _Keyed(data, seed),
@@ -69,7 +69,7 @@ def _from_memory(
     images = torch.stack([data.image(i) for i in range(len(data))])
     labels = torch.as_tensor(data.labels, dtype=torch.int64)
     for positions in _Positions(share, first_step, last_step):
-        chosen = torch.tensor(sample_indices(seed, positions[0], len(positions), len(data)))
+        chosen = torch.tensor(data.indices(seed, positions[0], len(positions)))
         yield images[chosen], labels[chosen]
 
 
@@ -99,5 +99,5 @@ class _Keyed(Dataset[tuple[Tensor, int]]):
         self.data, self.seed = data, seed
 
     def __getitem__(self, position: int) -> tuple[Tensor, int]:
-        index = sample_indices(self.seed, position, 1, len(self.data))[0]
+        index = self.data.indices(self.seed, position, 1)[0]
         return self.data.sample(index, sample_key(self.seed, position))

@@ -1,0 +1,68 @@
+"""`dinit encode`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dinit.cli.console import console
+from dinit.cli.options import Device, quiet
+from dinit.specs import parse_spec
+
+_RUN = "How it runs"
+
+Autoencoder = Annotated[
+    str, typer.Argument(help="An AutoencoderKL: a folder, a pipeline's folder, or a hub id.", show_default=False)
+]
+Data = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME[:KEY=VALUE,…]", help="The images, as folder:path=photos,size=256.", show_default=False
+    ),
+]
+Out = Annotated[Path, typer.Option(help="Folder for the latents; one that was begun goes on.", show_default=False)]
+Flips = Annotated[bool, typer.Option("--flips", help="Encode mirrored images as a second copy.")]
+Store = Annotated[str, typer.Option(help="float32, float16 or bfloat16, of the stored numbers.")]
+Measure = Annotated[int, typer.Option(help="Images to measure the reconstruction on, evenly spread; 0 for none.")]
+Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16, of the autoencoder.", rich_help_panel=_RUN)]
+ShardSize = Annotated[int, typer.Option(help="Images a file.", rich_help_panel=_RUN)]
+BatchSize = Annotated[int, typer.Option(help="Images at once.", rich_help_panel=_RUN)]
+Workers = Annotated[int, typer.Option(help="Processes that read images.", rich_help_panel=_RUN)]
+
+
+def encode(
+    autoencoder: Autoencoder,
+    data: Data,
+    out: Out,
+    flips: Flips = False,
+    store: Store = "float32",
+    measure: Measure = 2048,
+    shard_size: ShardSize = 2048,
+    batch_size: BatchSize = 32,
+    workers: Workers = 2,
+    dtype: Dtype = "float32",
+    device: Device = "auto",
+) -> None:
+    """Encode a data set to latents, once; train on them with `data: {name: latents, path: FOLDER}`.
+
+    What was stopped goes on. Several processes: torchrun --nproc_per_node 8 -m dinit.cli encode ...
+    """
+    spec = parse_spec(data)
+    quiet()
+    from dinit.pipelines.encode import Options
+    from dinit.pipelines.encode import encode as run
+
+    options = Options(flips, shard_size, batch_size, measure, store, dtype, workers)
+    made = run(autoencoder, spec, out, options, device)
+    if os.environ.get("RANK", "0") != "0":
+        return  # one of several processes speaks
+    copies = ", and mirrored" if flips else ""
+    quality = ""
+    if made.psnr is not None:
+        quality = f"; reconstruction of {made.measured}: PSNR {made.psnr:.2f} dB, SSIM {made.ssim:.4f}"
+    files = f"{made.shards} shards, {made.made} of them now"
+    text = f"{made.images} images{copies} in {files}{quality} → {made.folder}"
+    console.print(text, markup=False, highlight=False)
