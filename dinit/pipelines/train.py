@@ -21,7 +21,6 @@ from torch import Tensor
 
 import dinit
 from dinit.data import ImageData
-from dinit.data.order import sample_indices
 from dinit.files import remove_leftovers, whole_folder
 from dinit.pipelines.generate import Pipeline
 from dinit.training import randomness
@@ -234,7 +233,7 @@ class _Run:
         finite = norm is None or bool(torch.isfinite(norm))
         if not finite and self.main:
             first = (self.step - 1) * self.share.batch
-            rows = sample_indices(self.recipe.seed, first, self.share.batch, len(self.data))
+            rows = self.data.indices(self.recipe.seed, first, self.share.batch)
             write_skip(self.out / "skipped.jsonl", self.step, float(loss), rows)
         self.skips.see(self.step, finite)
         return finite
@@ -303,7 +302,7 @@ class _Run:
         self.step, self.seconds = checkpoint.step, checkpoint.extra["seconds"]
 
     def _pipeline(self) -> Pipeline:
-        """The pipeline of the averaged weights."""
+        """The pipeline of the averaged weights, with the autoencoder, read now, where they know latents."""
         sampling = self.recipe.sampling
         pipeline = Pipeline(
             backbone=self.ema.network,
@@ -317,7 +316,9 @@ class _Run:
                 "grid": None if sampling.grid is None else sampling.grid.spec(),
                 "guidance": [guidance.spec() for guidance in sampling.guidance],
             },
+            **self.data.pipeline_parts(),
         )
+        pipeline.to(self.accelerator.device)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 

@@ -126,8 +126,8 @@ def _check_backbone(checks: _Checks, recipe: Recipe) -> Backbone | None:
     data: ImageData | None = None
     if checks.entry(("data",), DATASETS, recipe.data):
         data = checks.attempt(("data",), lambda: make_data(recipe, quick=True), recipe.data)
-    if data is not None and data.channels not in (1, 3) and recipe.training.sample_every:
-        message = f"sample grids need 1 or 3 channels, the data has {data.channels}; set it to 0"
+    if data is not None and data.picture_channels not in (1, 3) and recipe.training.sample_every:
+        message = f"sample grids need 1 or 3 channels, the data has {data.picture_channels}; set it to 0"
         checks.mistakes.append(Mistake(("training", "sample_every"), message))
     right = checks.entry(("backbone",), BACKBONES, recipe.backbone, extra=("preset",))
     if not right or data is None:

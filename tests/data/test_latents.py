@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import pickle
 from pathlib import Path
@@ -158,7 +159,7 @@ def test_measured_images_are_spread_evenly() -> None:
         plan = dataclasses.replace(PLAN_10, measured=measured)
         chosen = [i for i in range(10) if plan.is_measured(i)]
         assert len(chosen) == measured
-        gaps = [b - a for a, b in zip(chosen, chosen[1:], strict=False)]
+        gaps = [b - a for a, b in itertools.pairwise(chosen)]
         assert not gaps or max(gaps) - min(gaps) <= 1
 
 
@@ -219,7 +220,7 @@ def test_a_channel_that_never_changes_cannot_be_normalised(tmp_path: Path) -> No
     for key, value in (("mean", 0.0), ("square", 0.0), ("variance", 0.0)):
         sums["sums"][key][1] = value
     (folder / MANIFEST).write_text(json.dumps(sums))
-    with pytest.raises(ValueError, match="channel 1 of the latents in .* never changes"):
+    with pytest.raises(ValueError, match=r"channel 1 of the latents in .* never changes"):
         Latents(folder)
     assert Latents(folder, normalization="autoencoder")[0][0].isfinite().all()
 
