@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dinit.training.recipe import OptimizerSection, ScheduleSection
+from dinit.training.sharding import local
 
 
 def make_optimizer(network: nn.Module, section: OptimizerSection) -> torch.optim.Optimizer:
@@ -18,10 +19,11 @@ def make_optimizer(network: nn.Module, section: OptimizerSection) -> torch.optim
     adamw: Loshchilov & Hutter 2019, in its fused form, where there is one: small networks gain most. lion: Chen et
     al. 2023. muon: torch's Muon (Jordan et al. 2024) for matrices, its rate matched to AdamW's, and AdamW for
     all else: convolutions, embedding tables, vectors; ValueError where this torch has no Muon (before 2.9).
+    Parameters that are frozen are left out.
     """
     if section.kind == "muon":
         return _muon(network, section)
-    parameters = list(network.parameters())
+    parameters = [p for p in network.parameters() if p.requires_grad]
     return _lion(parameters, section) if section.kind == "lion" else _adamw(parameters, section)
 
 
@@ -45,8 +47,9 @@ def _muon(network: nn.Module, section: OptimizerSection) -> torch.optim.Optimize
         raise ValueError(f"optimizer.kind muon needs torch 2.9 or newer, this is {torch.__version__}")
     # A row of a table has a gradient only where its label was drawn: nothing to orthogonalise.
     tables = {id(module.weight) for module in network.modules() if isinstance(module, nn.Embedding)}
-    matrices = [p for p in network.parameters() if p.ndim == 2 and id(p) not in tables]
-    others = [p for p in network.parameters() if p.ndim != 2 or id(p) in tables]
+    trained = [p for p in network.parameters() if p.requires_grad]
+    matrices = [p for p in trained if p.ndim == 2 and id(p) not in tables]
+    others = [p for p in trained if p.ndim != 2 or id(p) in tables]
     muon = torch.optim.Muon(
         matrices,
         lr=section.lr,
@@ -57,8 +60,30 @@ def _muon(network: nn.Module, section: OptimizerSection) -> torch.optim.Optimize
     return Joined([muon, *([_adamw(others, section)] if others else [])])
 
 
+def step_if_finite(optimizer: Any, finite: Tensor) -> None:
+    """One step of the optimiser where `finite`, a 0-dimensional tensor, says so; nothing changes where it does not.
+
+    The device decides and the host does not wait, but for Muon's steps, which know no such thing.
+    """
+    raw = getattr(optimizer, "optimizer", optimizer)  # Accelerate wraps it
+    if not getattr(raw, "_step_supports_amp_scaling", False):
+        if bool(finite):
+            optimizer.step()
+        return
+    raw.grad_scale, raw.found_inf = None, 1 - finite.float()
+    try:
+        optimizer.step()
+    finally:
+        del raw.grad_scale, raw.found_inf
+
+
 class Lion(torch.optim.Optimizer):
-    """w <- w - lr (sign(b1 m + (1 - b1) g) + decay w); m <- b2 m + (1 - b2) g. Chen et al. 2023, Algorithm 2."""
+    """w <- w - lr (sign(b1 m + (1 - b1) g) + decay w); m <- b2 m + (1 - b2) g. Chen et al. 2023, Algorithm 2.
+
+    found_inf: where it is set, a tensor of 0 or 1; at 1 the step changes nothing, decided on the device.
+    """
+
+    _step_supports_amp_scaling = True  # torch's name for an optimiser that heeds found_inf
 
     def __init__(
         self, parameters: Iterable[nn.Parameter], lr: float, betas: tuple[float, float], weight_decay: float
@@ -72,12 +97,20 @@ class Lion(torch.optim.Optimizer):
             weights = [p for p in group["params"] if p.grad is not None]
             if not weights:
                 continue
-            gradients: list[Tensor] = [p.grad for p in weights]
-            momenta = [self._momentum(p) for p in weights]
+            gradients: list[Tensor] = [local(p.grad) for p in weights]
+            momenta = [local(self._momentum(p)) for p in weights]
+            weights, rate = [local(p) for p in weights], group["lr"]
             first, second = group["betas"]
+            bad = getattr(self, "found_inf", None)
+            if bad is not None:  # then each gradient is its momentum, which so stays as it is
+                keep = bad.bool()
+                gradients = [torch.where(keep, m, g) for m, g in zip(momenta, gradients, strict=True)]
             moves = torch._foreach_sign(torch._foreach_lerp(momenta, gradients, 1 - first))  # pyright: ignore
-            torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])  # pyright: ignore
-            torch._foreach_add_(weights, moves, alpha=-group["lr"])  # pyright: ignore
+            decay = rate * group["weight_decay"]
+            if bad is not None:
+                torch._foreach_mul_(moves, 1 - bad)  # pyright: ignore
+            torch._foreach_mul_(weights, 1 - decay if bad is None else 1 - decay * (1 - bad))  # pyright: ignore
+            torch._foreach_add_(weights, moves, alpha=-rate)  # pyright: ignore
             torch._foreach_lerp_(momenta, gradients, 1 - second)  # pyright: ignore
         return loss
 

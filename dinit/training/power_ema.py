@@ -8,12 +8,15 @@ on the profiles alone.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+
+from dinit.training.sharding import local, put, whole
 
 WIDEST = 0.28
 """Widths go up to this: at 1 / sqrt(12), 0.2887, gamma is 0 and all steps weigh alike."""
@@ -53,13 +56,19 @@ class PowerEMA:
     def update(self, step: int) -> None:
         """average = beta average + (1 - beta) weights, beta = (1 - 1 / step)^(gamma + 1). step: from 1."""
         share = 1 - (1 - 1 / step) ** (self.gamma + 1)
-        weights = [p.detach().float() for p in self._followed.values()]
-        torch._foreach_lerp_(list(self.averages.values()), weights, share)  # pyright: ignore
+        weights = [local(p.detach()).float() for p in self._followed.values()]
+        torch._foreach_lerp_([local(a) for a in self.averages.values()], weights, share)  # pyright: ignore
 
     def load(self, averages: Mapping[str, Tensor]) -> None:
         """Puts saved averages back. KeyError where one is missing."""
         for name, average in self.averages.items():
-            average.copy_(averages[name])
+            put(average, averages[name])
+
+    def gathered(self) -> PowerEMA:
+        """This average with whole tensors; itself where they are whole. Asked in all processes."""
+        there = copy.copy(self)
+        there.averages = {name: whole(average) for name, average in self.averages.items()}
+        return there
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from dinit.training.checkpoint import optimizer_tensors, restore_optimizer
-from dinit.training.optimizer import make_optimizer
+from dinit.training.optimizer import make_optimizer, step_if_finite
 from dinit.training.recipe import OptimizerSection
 
 
@@ -84,3 +86,28 @@ def test_a_restored_optimizer_goes_on_with_the_same_steps(kind: str) -> None:
         assert torch.equal(ours, expected)
         assert not torch.equal(ours, old)
         assert ours.grad is None
+
+
+@pytest.mark.parametrize("kind", ["adamw", "lion", "muon"])
+def test_a_step_that_is_not_finite_changes_nothing(kind: str) -> None:
+    """Weights, momenta and counts are those before it, and the next good step is the one it would have been."""
+    if kind == "muon" and not hasattr(torch.optim, "Muon"):
+        pytest.skip("this torch has no Muon")
+
+    def run(gradients: list[float]) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+        optimizer = make_optimizer(network, OptimizerSection(kind=kind, lr=0.1, weight_decay=0.1))
+        for value in gradients:
+            for k, p in enumerate(network.parameters()):
+                p.grad = torch.sin(torch.arange(p.numel()) + k).reshape(p.shape) * value
+            step_if_finite(optimizer, torch.tensor(value).isfinite())
+        return [p.detach().clone() for p in network.parameters()], optimizer_tensors(optimizer)
+
+    weights, state = run([1.0, math.nan, -2.0, math.inf])
+    expected, expected_state = run([1.0, -2.0])
+    assert all(torch.equal(a, b) for a, b in zip(weights, expected, strict=True))
+    assert state.keys() == expected_state.keys()
+    assert all(torch.equal(state[key], expected_state[key]) for key in state)
+    moved, _ = run([1.0, -2.0, 0.5])
+    assert not any(torch.equal(a, b) for a, b in zip(moved, expected, strict=True))
