@@ -1,0 +1,106 @@
+"""How a run is doing, beside its loss: gradient norms, the loss at each noise level, what its samples look like.
+
+Everything is added up on the device and read when the losses are read anyway. health.jsonl holds a line a report.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dinit.data import ImageData
+from dinit.files import write_atomically
+
+EDGES = (-9.0, -6.0, -3.0, 0.0, 3.0, 6.0, 9.0)
+"""Borders, in log-SNR = log(alpha^2 / sigma^2), of the bins that losses are told by; the outer two are open."""
+BINS = len(EDGES) + 1
+_COMPARED = 512  # images of the data set that samples are compared with
+
+
+def bin_names() -> list[str]:
+    """'below -9', '-9 .. -6', ..., 'above 9': noisy first."""
+    inner = [f"{low:g} .. {high:g}" for low, high in itertools.pairwise(EDGES)]
+    return [f"below {EDGES[0]:g}", *inner, f"above {EDGES[-1]:g}"]
+
+
+class NoiseBins:
+    """The mean loss of the samples of each noise level since the last reading. Nothing waits for the device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._edges = torch.tensor(EDGES, dtype=torch.float64)
+        self._sums = torch.zeros(2, BINS, device=device)  # losses, samples
+
+    @torch.no_grad()
+    def add(self, losses: Tensor, log_snr: Tensor) -> None:
+        """losses (B,) on the device, those that are not finite left out; log_snr (B,) float64 on the CPU."""
+        bins = torch.bucketize(log_snr, self._edges).to(self._device, non_blocking=True)
+        losses = losses.detach().float()
+        finite = losses.isfinite()
+        self._sums[0].index_add_(0, bins, torch.where(finite, losses, 0.0))
+        self._sums[1].index_add_(0, bins, finite.float())
+
+    def take(self) -> Tensor:
+        """(2 * BINS,): sums of losses, then counts, which are begun anew."""
+        taken, self._sums = self._sums, torch.zeros_like(self._sums)
+        return taken.flatten()
+
+
+def bin_means(sums: Sequence[float]) -> list[float | None]:
+    """Means from `NoiseBins.take`, added or averaged over processes; None for a bin without samples."""
+    return [total / count if count else None for total, count in zip(sums[:BINS], sums[BINS:], strict=True)]
+
+
+def image_statistics(images: Tensor) -> dict[str, float]:
+    """Mean and standard deviation over all images (N, C, H, W) and their pixels."""
+    images = images.float()
+    return {"mean": float(images.mean()), "std": float(images.std(correction=0))}
+
+
+def data_statistics(data: ImageData) -> dict[str, float]:
+    """`image_statistics` of up to 512 images, spread evenly over the data set."""
+    stride = max(len(data) // _COMPARED, 1)
+    return image_statistics(torch.stack([data.image(k) for k in range(0, len(data), stride)][:_COMPARED]))
+
+
+def append_line(path: Path, entry: Mapping[str, Any]) -> None:
+    """One more line of JSON; numbers that are not finite become null, which every reader takes."""
+    with open(path, "a", encoding="utf-8") as stream:
+        stream.write(json.dumps(_plain(entry)) + "\n")
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Every whole line; from one that a killed run left half written on, nothing."""
+    entries: list[dict[str, Any]] = []
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                break
+            if not line.endswith("\n") or not isinstance(entry, dict):
+                break
+            entries.append(entry)
+    return entries
+
+
+def forget_after(path: Path, step: int) -> None:
+    """Drops the lines of later steps, which a resumed run takes again."""
+    if path.exists():
+        kept = [entry for entry in read_lines(path) if entry.get("step", 0) <= step]
+        write_atomically(path, "".join(json.dumps(entry) + "\n" for entry in kept))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

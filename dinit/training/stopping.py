@@ -1,0 +1,73 @@
+"""Ending a run on request, in all of its processes after the same step."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType, TracebackType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+class TrainingStopped(RuntimeError):
+    """A run that was asked to end and saved what it had. number: of the signal. step: the last one taken."""
+
+    def __init__(self, number: int, step: int) -> None:
+        self.number, self.step = number, step
+        name = signal.Signals(number).name
+        super().__init__(
+            f"stopped by {name} after step {step}, which is saved; the same command goes on from there"
+        )
+
+
+class StopRequest:
+    """Notes SIGTERM and Ctrl-C while it is entered; a second one ends the process at once.
+
+    Processes may be told at different moments, and the host may be steps ahead of the device. So each says at
+    every step whether it was told, over a connection of the CPUs, and hears what all said at the step before:
+    nobody waits for a device, and all hear the same.
+    """
+
+    def __init__(self, processes: int) -> None:
+        self.number = 0  # of the signal that this process was told by
+        self._group = dist.new_group(backend="gloo") if processes > 1 else None
+        self._said = torch.zeros((), dtype=torch.int64)
+        self._pending: Any = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            try:
+                self._before[number] = signal.signal(number, self._note)
+            except ValueError:  # signals are the main thread's
+                break
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+        if self._pending is not None and kind is None:
+            self._pending.wait()
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.number:
+            raise KeyboardInterrupt
+        self.number = number
+
+    def agreed(self) -> int:
+        """The signal's number once all processes know that one of them was told, else 0. Asked once a step."""
+        if self._group is None:
+            return self.number
+        heard = 0
+        if self._pending is not None:
+            self._pending.wait()
+            heard = int(self._said)
+        if heard:
+            self._pending = None
+            return heard
+        self._said = torch.tensor(self.number)
+        self._pending = dist.all_reduce(self._said, dist.ReduceOp.MAX, group=self._group, async_op=True)
+        return 0
