@@ -141,7 +141,8 @@ class _Run:
         optimizer = make_optimizer(network, recipe.optimizer)
         self.network, self.optimizer = accelerator.prepare(network, optimizer)
         self.backbone: Any = accelerator.unwrap_model(self.network).backbone
-        self.parameters = list(self.backbone.parameters())
+        self.beside = network.beside
+        self.parameters = [p for p in network.parameters() if p.requires_grad]
         self.ema = EMA(self.backbone, recipe.ema.decay, recipe.ema.warmup)
         self.powers = [PowerEMA(self.backbone, width) for width in recipe.ema.widths]
         torch.manual_seed(randomness.network_seed(recipe.seed, accelerator.process_index))
@@ -282,6 +283,7 @@ class _Run:
                 "skipped_in_a_row": self.skips.in_a_row,
             },
             powers={f"{p.sigma_rel}/{name}": v for p in self.powers for name, v in p.averages.items()},
+            beside=self.beside.state_dict(),
         )
         save_checkpoint(self.out / "checkpoints", checkpoint, self.recipe.training.keep)
 
@@ -293,6 +295,7 @@ class _Run:
         self.ema.network.load_state_dict(checkpoint.ema)
         for power in self.powers:
             power.load({name: checkpoint.powers[f"{power.sigma_rel}/{name}"] for name in power.averages})
+        self.beside.load_state_dict(checkpoint.beside)
         restore_optimizer(self.optimizer, checkpoint.optimizer)
         restore_random_state(checkpoint.random, self.accelerator.process_index, self.accelerator.device)
         if self.accelerator.scaler is not None and checkpoint.extra["scaler"]:

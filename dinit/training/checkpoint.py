@@ -1,9 +1,10 @@
 """Checkpoints of a training run: atomic, complete, and read without running any code from them.
 
-checkpoints/step-00001000/ holds model.safetensors, ema.safetensors, optimizer.safetensors, random.safetensors
-(torch's generators of every process), powers.safetensors where there are EMAs of other widths, and state.json
-(step, seconds, loss scale). The step fixes the data position, the learning rate and all noise, so they need no
-state.
+checkpoints/step-00001000/ holds raw.safetensors (the weights that are trained), ema.safetensors (their average),
+optimizer.safetensors, random.safetensors (torch's generators of every process), powers.safetensors where there are
+EMAs of other widths, beside.safetensors where more than the model is trained, and state.json (step, seconds, loss
+scale, format and version). The step fixes the data position, the learning rate and all noise, so they have no state
+here. Tensors are whole, whatever the number of processes.
 """
 
 from __future__ import annotations
@@ -15,13 +16,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from dinit import __version__
 from dinit.files import remove_folder, whole_folder
+from dinit.training.sharding import like
 
+FORMAT = 2
+"""1, which state.json does not name: the trained weights lie in model.safetensors. 2: in raw.safetensors."""
 _TENSORS = ("model", "ema", "optimizer", "random")
+_OPTIONAL = ("powers", "beside")
 
 
 @dataclass(frozen=True)
@@ -29,7 +35,8 @@ class Checkpoint:
     """Everything a run needs to go on after `step` optimiser steps.
 
     model, ema: state dicts. optimizer: `optimizer_tensors`. random: `random_state` of every process. extra:
-    plain values. powers: '{width}/{parameter}' of every power-function EMA.
+    plain values. powers: '{width}/{parameter}' of every power-function EMA. beside: state dict of what is trained
+    beside the model.
     """
 
     step: int
@@ -39,21 +46,44 @@ class Checkpoint:
     random: Mapping[str, Tensor]
     extra: Mapping[str, Any] = field(default_factory=dict)
     powers: Mapping[str, Tensor] = field(default_factory=dict)
+    beside: Mapping[str, Tensor] = field(default_factory=dict)
+    version: str = __version__
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be read, and why."""
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
-    """Writes folder/step-XXXXXXXX, then removes all but the newest `keep` checkpoints. Returns its path."""
+    """Writes folder/step-XXXXXXXX, reads its outlines back, then removes all but the newest `keep` checkpoints.
+
+    Returns its path. OSError, and nothing was removed, where it could not be written whole.
+    """
     target = folder / f"step-{checkpoint.step:08d}"
     with whole_folder(target) as temporary:
-        for name in (*_TENSORS, *(["powers"] if checkpoint.powers else [])):
-            tensors: Mapping[str, Tensor] = getattr(checkpoint, name)
-            plain = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
-            save_file(plain, temporary / f"{name}.safetensors")
-        state = {"step": checkpoint.step, "extra": dict(checkpoint.extra)}
+        for name in (*_TENSORS, *(name for name in _OPTIONAL if getattr(checkpoint, name))):
+            _write(temporary / _file(name), getattr(checkpoint, name))
+        state = {"format": FORMAT, "dinit": __version__, "step": checkpoint.step, "extra": dict(checkpoint.extra)}
         (temporary / "state.json").write_text(json.dumps(state, indent=1))
     for old in [path for path in list_checkpoints(folder) if path.name < target.name][: -(keep - 1) or None]:
         remove_folder(old)
     return target
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    plain = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
+    try:
+        save_file(plain, path)
+        with safe_open(path, "pt") as written:  # ValueErrors of safetensors: the file ends too soon
+            names = set(written.keys())
+    except SafetensorError as error:  # how it says that the disk is full
+        raise OSError(f"{path.name} could not be written: {error}") from error
+    if names != set(plain):
+        raise OSError(f"{path.name} was not written whole")
+
+
+def _file(name: str, form: int = FORMAT) -> str:
+    return f"{'raw' if name == 'model' and form > 1 else name}.safetensors"
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -62,25 +92,52 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def newest_checkpoint(folder: Path) -> Checkpoint | None:
-    """The newest whole checkpoint; damaged ones are passed over. None where there is none."""
-    for path in reversed(list_checkpoints(folder)):
+    """The newest whole checkpoint; damaged ones are passed over. None where there is none at all.
+
+    CheckpointError where all are damaged, or where one is of a newer format: a run must not start anew over them.
+    """
+    paths, errors = list_checkpoints(folder), []
+    for path in reversed(paths):
         try:
             return load_checkpoint(path)
-        except ValueError:
-            continue
+        except NewerFormat:
+            raise
+        except CheckpointError as error:
+            errors.append(str(error))
+    if errors:
+        raise CheckpointError(f"no checkpoint in {folder} is whole; remove them to start anew. {errors[0]}")
     return None
 
 
+class NewerFormat(CheckpointError):
+    """A checkpoint that a newer dinit wrote."""
+
+
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Reads one checkpoint. ValueError where it is not whole."""
+    """Reads one checkpoint, of this format or an older one. CheckpointError where it is not whole, or newer."""
     try:
         state = json.loads((path / "state.json").read_text())
-        model, ema, optimizer, random = (load_file(path / f"{name}.safetensors") for name in _TENSORS)
-        powers = path / "powers.safetensors"
-        averages = load_file(powers) if powers.exists() else {}
-        return Checkpoint(state["step"], model, ema, optimizer, random, state["extra"], averages)
-    except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
-        raise ValueError(f"checkpoint {path} is damaged or incomplete: {error}") from error
+        form, version = state.get("format", 1), state.get("dinit", "0.1.0")
+        if form > FORMAT:
+            raise NewerFormat(
+                f"checkpoint {path} was written by dinit {version}, in format {form}; this dinit {__version__} "
+                f"reads formats up to {FORMAT}. Go on with dinit {version} or newer"
+            )
+        parts: dict[str, Any] = {name: load_file(path / _file(name, form)) for name in _TENSORS}
+        for name in _OPTIONAL:
+            file = path / _file(name, form)
+            parts[name] = load_file(file) if file.exists() else {}
+        return Checkpoint(step=state["step"], extra=state["extra"], version=version, **parts)
+    except (
+        OSError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        UnicodeDecodeError,
+        json.JSONDecodeError,
+        SafetensorError,
+    ) as error:
+        raise CheckpointError(f"checkpoint {path} is damaged or incomplete: {error}") from error
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -90,11 +147,14 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Puts back what `optimizer_tensors` gave, on the devices that the parameters are on now."""
+    """Puts back what `optimizer_tensors` gave, on the devices of the parameters, spread as they are."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         index, _, name = key.partition(".")
-        state.setdefault(int(index), {})[name] = value
+        parameter = parameters[int(index)]
+        spread = like(value.to(parameter.device), parameter) if value.shape == parameter.shape else value
+        state.setdefault(int(index), {})[name] = spread
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from dinit.models.base import Backbone
+from dinit.training.alignment import Alignment
 from dinit.training.condition_noise import ConditionNoise
 from dinit.training.routing import Routing
 
@@ -21,15 +22,29 @@ class TrainingNetwork(nn.Module):
         seed: int = 0,
         condition_noise: ConditionNoise | None = None,
         routing: Routing | None = None,
+        alignment: Alignment | None = None,
     ) -> None:
         super().__init__()
         self.backbone, self.seed = backbone, seed
-        self.condition_noise, self.routing = condition_noise, routing
+        self.condition_noise, self.routing, self.alignment = condition_noise, routing, alignment
 
-    def forward(self, x: Tensor, noise_label: Tensor, labels: Tensor, position: int | None = None) -> Tensor:
-        """x (B, C, H, W), noise_label (B,), labels (B,) int64 -> (B, C, H, W).
+    @property
+    def beside(self) -> nn.Module:
+        """What is trained with the backbone and is no part of it: the projection of an alignment, or nothing."""
+        return nn.ModuleList() if self.alignment is None else self.alignment.projection
 
-        position: of the first row in the run. None is the plain network, without the switches.
+    def forward(
+        self,
+        x: Tensor,
+        noise_label: Tensor,
+        labels: Tensor,
+        position: int | None = None,
+        images: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """x (B, C, H, W), noise_label (B,), labels (B,) int64 -> (B, C, H, W); an alignment's loss (B,) beside it.
+
+        position: of the first row in the run. None is the plain network, without the switches. images: what x is a
+        noisy version of, (B, C, H, W) in [-1, 1], for an alignment.
         """
         cond = self.backbone.embed(labels)
         if position is None:
@@ -37,9 +52,17 @@ class TrainingNetwork(nn.Module):
         if self.condition_noise is not None:
             noise = self.condition_noise.draw(self.seed, position, (len(cond), cond.shape[1]))
             cond = cond + noise.to(cond, non_blocking=True)
+        route = probe = None
         if self.routing is not None and self.routing.ratio > 0:
-            self.backbone.block_hook = self.routing.route(self.backbone, self.seed, position)
+            route = self.routing.route(self.backbone, self.seed, position)
+        if self.alignment is not None:
+            probe = self.alignment.probe(self.backbone, route)
+        self.backbone.block_hook = probe or route
         try:
-            return self.backbone(x, noise_label, cond)
+            output = self.backbone(x, noise_label, cond)
         finally:
             self.backbone.block_hook = None
+        if self.alignment is None or probe is None:
+            return output
+        assert images is not None, "an alignment is with images"
+        return output, self.alignment(probe, images)

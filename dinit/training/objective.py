@@ -13,7 +13,7 @@ from dinit.training.terms import LossTerm
 from dinit.training.times import TimeSampler
 from dinit.training.weighting import Weighting
 
-Network = Callable[..., Tensor]
+Network = Callable[..., Tensor | tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,8 @@ class Objective:
     ) -> Tensor:
         """(B,) float32 weighted squared error of each sample, averaged over channels and pixels, and its terms.
 
-        network: (x, noise label, labels) -> output, as TrainingNetwork. x0, eps: (B, C, H, W). labels: (B,) int64.
+        network: (x, noise label, labels) -> output, and a loss (B,) beside it if it likes, as TrainingNetwork.
+        x0, eps: (B, C, H, W). labels: (B,) int64.
         t: (B,) float64 on the CPU. position: of the first row in the run, handed on to the network, whose switches
         draw by it; None is without them.
         """
@@ -50,10 +51,13 @@ class Objective:
         label = self.parameterization.noise_label(self.process, k)
         columns = [k.alpha, k.sigma, p, q, self.parameterization.input_scale(k), weight, label]
         # In float64 up to here; then one transfer to the device for all of them.
-        table = torch.stack(columns).to(device=x0.device, dtype=torch.float32)
+        table = torch.stack(columns).to(device=x0.device, dtype=torch.float32, non_blocking=True)
         alpha, sigma, p, q, scale = table[:5].reshape(5, -1, *(1,) * (x0.ndim - 1))
         x_t = alpha * x0 + sigma * eps
-        switched = () if position is None else (position,)
-        output, target = network(scale * x_t, table[6], labels, *switched).float(), p * x0 + q * eps
+        switched = () if position is None else (position, x0)
+        answer = network(scale * x_t, table[6], labels, *switched)
+        output, beside = answer if isinstance(answer, tuple) else (answer, None)
+        output, target = output.float(), p * x0 + q * eps
         error = (output - target).square().flatten(1).mean(1)
-        return table[5] * sum((term.of(output, target) for term in self.terms), start=error)
+        loss = table[5] * sum((term.of(output, target) for term in self.terms), start=error)
+        return loss if beside is None else loss + beside

@@ -9,10 +9,12 @@ from typing import Any
 from dinit.data import DATASETS, ImageData
 from dinit.diffusion import PARAMETERIZATIONS, PROCESSES
 from dinit.models.base import BACKBONES, Backbone
+from dinit.training.alignment import Alignment
 from dinit.training.condition_noise import ConditionNoise
+from dinit.training.encoders import make_encoder
 from dinit.training.network import TrainingNetwork
 from dinit.training.objective import Objective
-from dinit.training.recipe import ConditionNoiseSection, Named, Recipe, RoutingSection
+from dinit.training.recipe import AlignmentSection, ConditionNoiseSection, Named, Recipe, RoutingSection
 from dinit.training.routing import Routing
 from dinit.training.terms import LOSS_TERMS
 from dinit.training.times import TIME_SAMPLERS
@@ -72,13 +74,17 @@ def make_backbone(recipe: Recipe, data: ImageData) -> Backbone:
     return backbone
 
 
-SWITCHES = ("condition_noise", "routing")
+SWITCHES = ("condition_noise", "routing", "alignment")
 """The recipe's sections that change the network's forward pass in training, null where they are off."""
 
 
 def make_network(recipe: Recipe, backbone: Backbone, switches: Sequence[str] = SWITCHES) -> TrainingNetwork:
     """The backbone with those of the recipe's switches that are on. ValueError where one does not fit it."""
-    makers: dict[str, Callable[[Any, Backbone], Any]] = {"condition_noise": _condition_noise, "routing": _routing}
+    makers: dict[str, Callable[[Any, Backbone], Any]] = {
+        "condition_noise": _condition_noise,
+        "routing": _routing,
+        "alignment": _alignment,
+    }
     on = {name: getattr(recipe, name) for name in switches if getattr(recipe, name) is not None}
     return TrainingNetwork(
         backbone, recipe.seed, **{name: makers[name](section, backbone) for name, section in on.items()}
@@ -95,3 +101,8 @@ def _routing(section: RoutingSection, backbone: Backbone) -> Routing:
     routing = Routing(section.ratio, section.start, section.end)
     routing.blocks(backbone)  # its errors now, not at the first step
     return routing
+
+
+def _alignment(section: AlignmentSection, backbone: Backbone) -> Alignment:
+    encoder = make_encoder(section.encoder)
+    return Alignment(backbone, encoder, section.block, section.weight, section.hidden)

@@ -96,6 +96,18 @@ class RoutingSection(Section):
     end: int = -4
 
 
+class AlignmentSection(Section):
+    """Representation alignment (REPA). encoder: of the registry, or 'module:function'. block: whose features.
+
+    hidden: width of the projection between the two.
+    """
+
+    encoder: Named
+    block: Count | str
+    weight: float = Field(default=0.5, gt=0)
+    hidden: Positive = 2048
+
+
 class LoopSection(Section):
     """batch_size: images an optimiser step, over all processes and accumulated parts. 0 turns samples off.
 
@@ -144,6 +156,7 @@ class Recipe(Section):
     label_dropout: float = Field(default=0.1, ge=0, lt=1)
     condition_noise: ConditionNoiseSection | None = None
     routing: RoutingSection | None = None
+    alignment: AlignmentSection | None = None
     optimizer: OptimizerSection = OptimizerSection()
     schedule: ScheduleSection = ScheduleSection()
     ema: EMASection = EMASection()
