@@ -184,7 +184,7 @@ def test_encoders_by_import_and_their_errors() -> None:
         ("alignment.block=3", "DiT has no block 3: its blocks on tokens are 0 to 2"),
         ("alignment.encoder=digit-classifier", "did you mean 'digits-classifier'?"),
         ("alignment.encoder.foldr=x", "has no option 'foldr'"),
-        ("alignment.encoder=glyphs-classifier", "(B, 3, 32, 32)"),
+        ("data={name: glyphs, size: 32}", "(B, 1, 8, 8)"),
         ("alignment.weight=0", "alignment.weight: input should be greater than 0"),
     ],
 )
