@@ -19,6 +19,7 @@ from dinit.cli.generate import generate
 from dinit.cli.info import info
 from dinit.cli.listing import list_registries
 from dinit.cli.replay import replay
+from dinit.cli.stats import stats
 from dinit.cli.train import train
 from dinit.cli.verify import verify
 
@@ -34,6 +35,7 @@ app.command()(encode)
 app.command()(train)
 app.command()(ema)
 app.command()(evaluate)
+app.command()(stats)
 app.command("list")(list_registries)
 app.command()(info)
 app.command()(verify)

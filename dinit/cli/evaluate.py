@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -14,7 +14,6 @@ from dinit.cli.options import (
     Dtype,
     Grid,
     GuidanceOption,
-    Name,
     Overwrite,
     SamplerOption,
     SamplerOptions,
@@ -23,25 +22,77 @@ from dinit.cli.options import (
     call_options,
     load,
     parse_spec,
+    torch_device,
 )
 
+_SPEC = "NAME[:KEY=VALUE,…]"
+_MEASURE = "Measuring"
+
+What = Annotated[
+    str,
+    typer.Argument(
+        metavar="WHAT",
+        help="A pipeline (shipped name, folder or hub id), or images made before: a folder of pictures, a .npz; "
+        "with --during-training the folder of a run.",
+        show_default=False,
+    ),
+]
 NumSamples = Annotated[int, typer.Option(help="Images to generate, as many of every class.")]
 Data = Annotated[
     str | None,
-    typer.Option(metavar="NAME[:KEY=VALUE,…]", help="Data set to compare with [default: the recipe's, or digits]."),
+    typer.Option(
+        metavar=_SPEC,
+        help="Data set to compare with [default: the recipe's, or digits].",
+        rich_help_panel=_MEASURE,
+    ),
+]
+Reference = Annotated[
+    Path | None,
+    typer.Option(
+        help="Statistics in place of a data set: of dinit stats, or ADM's .npz.", rich_help_panel=_MEASURE
+    ),
+]
+ProtocolName = Annotated[
+    str | None,
+    typer.Option(
+        "--protocol",
+        help="digits, glyphs, torch-fidelity, adm, clean [default: of the data's features].",
+        rich_help_panel=_MEASURE,
+    ),
 ]
 Features = Annotated[
     str | None,
-    typer.Option(metavar="NAME[:KEY=VALUE,…]", help="Feature extractor [default: the data set's]."),
+    typer.Option(metavar=_SPEC, help="Feature extractor [default: the protocol's].", rich_help_panel=_MEASURE),
+]
+Metrics = Annotated[
+    str | None,
+    typer.Option(
+        help="Names with commas between, or all; dinit list metrics [default: the usual six].",
+        rich_help_panel=_MEASURE,
+    ),
+]
+Bootstrap = Annotated[
+    int, typer.Option(help="Resamplings for 95 % intervals, 20 or more.", rich_help_panel=_MEASURE)
+]
+Curve = Annotated[bool, typer.Option("--curve", help="FID against N, and at N = ∞.", rich_help_panel=_MEASURE)]
+DuringTraining = Annotated[
+    bool,
+    typer.Option("--during-training", help="Measure each new checkpoint of a run, until it has its pipeline."),
 ]
 JsonOut = Annotated[Path | None, typer.Option("--json", help="Where to write the report, .json.")]
+HtmlOut = Annotated[Path | None, typer.Option("--html", help="Where to write it as one page, .html.")]
 
 
 def evaluate(
-    name: Name,
+    what: What,
     num_samples: NumSamples = 1000,
     data: Data = None,
+    reference: Reference = None,
+    protocol: ProtocolName = None,
     features: Features = None,
+    metrics: Metrics = None,
+    bootstrap: Bootstrap = 0,
+    curve: Curve = False,
     sampler: SamplerOption = None,
     sampler_option: SamplerOptions = None,
     steps: Steps = None,
@@ -52,26 +103,78 @@ def evaluate(
     device: Device = "auto",
     dtype: Dtype = "float32",
     json: JsonOut = None,
+    html: HtmlOut = None,
+    during_training: DuringTraining = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Measure a pipeline against real images; the report shows real against real beside it."""
-    if json is not None:
-        from dinit.pipelines.targets import check_target
+    """Measure a pipeline, or images made before, against real images, and real against real beside them."""
+    _check_targets(json, html, overwrite)
+    how = _how(data, reference, protocol, features, metrics, bootstrap, curve)
+    if during_training:
+        _watch(Path(what), num_samples, how)
+        return
+    how |= {"seed": seed, "output": json, "page": html}
+    from dinit.evaluation.samples import is_samples
 
-        check_target(json, overwrite, ("json",))
-    from dinit.pipelines.evaluate import evaluate as run
+    if is_samples(what):
+        _refuse_call(sampler, sampler_option, steps, grid, guidance)
+        from dinit.pipelines.evaluate import evaluate_samples
 
-    pipe = load(name, device, dtype)
-    own = pipe.defaults.get("sampler")
-    options = call_options(sampler, sampler_option, steps, grid, guidance, default_sampler=own)
-    report = run(
-        pipe,
-        num_samples,
-        dataset_name=None if data is None else parse_spec(data),
-        features=None if features is None else parse_spec(features),
-        seed=seed,
-        output=json,
-        batch_size=batch_size,
-        **options,
-    )
+        report = evaluate_samples(what, cuda=torch_device(device).startswith("cuda"), **how)
+    else:
+        from dinit.pipelines.evaluate import evaluate as run
+
+        pipe = load(what, device, dtype)
+        own = pipe.defaults.get("sampler")
+        options = call_options(sampler, sampler_option, steps, grid, guidance, default_sampler=own)
+        report = run(pipe, num_samples, batch_size=batch_size, **how, **options)
     console.print(report.table())
+
+
+def _check_targets(json: Path | None, html: Path | None, overwrite: bool) -> None:
+    from dinit.pipelines.targets import check_target
+
+    for path, suffix in ((json, "json"), (html, "html")):
+        if path is not None:
+            check_target(path, overwrite, (suffix,))
+
+
+def _how(
+    data: str | None,
+    reference: Path | None,
+    protocol: str | None,
+    features: str | None,
+    metrics: str | None,
+    bootstrap: int,
+    curve: bool,
+) -> dict[str, Any]:
+    """What the options say of the measuring, as `dinit.pipelines.evaluate.evaluate` takes it."""
+    if data is not None and reference is not None:
+        raise ValueError("--data and --reference both say what to compare with; leave one out")
+    from dinit.evaluation.evaluate import Extras
+    from dinit.evaluation.metrics import DEFAULT_METRICS, METRICS
+
+    names = {None: DEFAULT_METRICS, "all": METRICS.names()}.get(metrics) or [
+        name.strip() for name in str(metrics).split(",")
+    ]
+    return {
+        "dataset_name": None if data is None else parse_spec(data),
+        "reference": reference,
+        "protocol": protocol,
+        "features": None if features is None else parse_spec(features),
+        "metrics": names,
+        "extras": Extras(bootstrap, curve),
+    }
+
+
+def _refuse_call(*options: Any) -> None:
+    if any(option for option in options):
+        raise ValueError("images that are there already are not sampled: leave the options of the call out")
+
+
+def _watch(run: Path, num_samples: int, how: dict[str, Any]) -> None:
+    from dinit.pipelines.during_training import watch
+
+    for step, report in watch(run, num_samples, **how):
+        console.rule(f"step {step:,}")
+        console.print(report.table())

@@ -21,6 +21,7 @@ _REGISTRIES = {
     "codecs": ("dinit.models.codec", "CODECS"),
     "datasets": ("dinit.data", "DATASETS"),
     "features": ("dinit.evaluation", "EXTRACTORS"),
+    "metrics": ("dinit.evaluation", "METRICS"),
     "weightings": ("dinit.training", "WEIGHTINGS"),
     "time-samplers": ("dinit.training", "TIME_SAMPLERS"),
 }

@@ -14,7 +14,7 @@ from dinit.data import ImageData
 from dinit.evaluation.encoders import CallableExtractor
 from dinit.evaluation.features import EXTRACTORS, Extractor
 from dinit.evaluation.inputs import uneven
-from dinit.evaluation.metrics import DEFAULT_METRICS, MIN_IMAGES, Case, check_metrics, measure_case
+from dinit.evaluation.metrics import DEFAULT_METRICS, MIN_IMAGES, Case, Settings, check_metrics, measure_case
 from dinit.evaluation.protocols import NamedProtocol, choose_protocol
 from dinit.evaluation.real import RealImages, real_images
 from dinit.evaluation.reference import Reference, load_reference
@@ -41,8 +41,8 @@ class Extras:
 
 @dataclass(frozen=True)
 class Against:
-    """What samples are compared with. real: images for the real row, with their labels. any_size: whether other
-    sizes than `shape` are accepted.
+    """What samples are compared with: `featured`, and its description. real: for the real row. shape: that images
+    must have; None: any that the extractor reads. train: gives all training images.
     """
 
     featured: Featured
@@ -50,8 +50,8 @@ class Against:
     reference: str
     class_names: tuple[str, ...]
     num_classes: int
-    shape: tuple[int, ...] | None
-    real: tuple[Tensor, Tensor] | None = None
+    shape: tuple[int, ...] | None = None
+    real: Featured | None = None
     train: Callable[[], ImageSource] | None = None
     notes: tuple[str, ...] = ()
 
@@ -75,95 +75,160 @@ def evaluate_images(
     """Measures images against the data set's test split, and as many of its train split in the same way.
 
     images: (N, C, H, W) uint8, or another `ImageSource`. labels: (N,) int64, the classes that were asked for; None
-    leaves class accuracy out. dataset_name, features: a name, a mapping with options, or an object; features None
-    is the extractor of the protocol, or else the one that the data set names. A data set without splits of its own
-    is halved, class by class. protocol: a named one. reference: a file of statistics (`dinit stats`, or the ADM
-    evaluator's) in place of the data set; there is no real row then. made_by: kept in the report. label_sampling:
-    how labels were drawn, where that is known. ValueError for images of another shape or dtype, labels out of
-    range, unknown metrics, protocols that contradict.
+    leaves class accuracy out. The others as for `Judge` and `Judge.report`. ValueError for images of another shape
+    or dtype, labels out of range, unknown metrics, protocols that contradict.
     """
-    check_metrics(metrics)
     _check_images(images)
-    extras = extras or Extras()
-    if reference is not None:
-        loaded = load_reference(reference)
-        chosen = _protocol_of(protocol, features, loaded.features)
-        extractor = _extractor(chosen, features)
-        against = _from_file(loaded, chosen, extractor, cuda)
-    else:
-        real = real_images(dataset_name, len(images), seed)
-        chosen = _protocol_of(protocol, features, real.features)
-        extractor = _extractor(chosen, features)
-        _check_shape(images, tuple(real.test.shape[1:]), real.name, extractor)
-        _check_labels(labels, len(images), real.num_classes)
-        _check_counts([len(images), len(real.train), len(real.test)])
-        against = _from_data(real, extractor, "sfid" in metrics, cuda)
-    _check_labels(labels, len(images), against.num_classes)
-    samples = extract(images, extractor, labels=labels, spatial="sfid" in metrics, cuda=cuda)
-    rows, case, missing = _rows(name, samples, against, extractor, chosen, metrics, seed, cuda, extras)
-    sampling = label_sampling or _label_sampling(labels, against.num_classes)
-    return Report(
-        _protocol(against, extractor, chosen, case, len(images), sampling, metrics),
-        tuple(rows),
-        (*_notes(case, metrics, chosen, len(images)), *missing, *against.notes),
-        dict(made_by or {}),
-        tuple(uneven(samples, against.featured, extractor.any_size)),
-        fid_curve(samples, against.featured, seed) if extras.curve else {},
-        {**case.evidence, "samples": images, "reference": against.featured.images},
+    judge = Judge(
+        len(images), dataset_name, features, metrics, protocol, reference, seed=seed, cuda=cuda, extras=extras
     )
+    return judge.report(images, labels, name, made_by, label_sampling)
 
 
-def _rows(
-    name: str,
-    samples: Featured,
-    against: Against,
-    extractor: Extractor,
-    protocol: NamedProtocol,
-    metrics: Sequence[str],
-    seed: int,
-    cuda: bool | None,
-    extras: Extras,
-) -> tuple[list[Row], Case, list[str]]:
-    """The model's row and, where there are real images, theirs; the model's case; what was not measured of it."""
-    real = against.real
-    counts = [samples.count]
-    counts += [len(against.featured.pooled)] if against.featured.pooled is not None else []
-    counts += [len(real[0])] if real else []
-    settings = protocol.settings(counts, samples.count, seed)
-    knows = extractor.class_names() in (None, against.class_names) and against.num_classes > 0
-    case = Case(samples, against.featured, extractor, settings, knows, against.train, dict(extras.encoders), cuda)
-    scores, missing = measure_case(case, metrics)
-    if extras.bootstrap:
-        scores |= intervals(case, metrics, extras.bootstrap)
-    rows = [Row(name, samples.count, scores)]
-    if real is not None:
-        theirs = extract(real[0], extractor, labels=real[1], spatial="sfid" in metrics, cuda=cuda)
-        again = replace(case, samples=theirs, evidence={}, of_real=True, _own={})
-        rows.append(Row(REAL, theirs.count, measure_case(again, metrics)[0]))
-    return rows, case, missing
+class Judge:
+    """Real images and their features, at hand for one set of samples after another.
 
+    count: how many samples there will be; as many real ones are measured beside them. dataset_name, features: a
+    name, a mapping with options, or an object; features None is the extractor of the protocol, or else the one that
+    the data set names; a function of (B, C, H, W) uint8 images to (B, D) is one too. A data set without splits of
+    its own is halved, class by class. protocol: a named one. reference: a file of statistics (`dinit stats`, or the
+    ADM evaluator's) in place of the data set; there is no real row then. cuda: where to extract features; None: a
+    GPU if there is one. ValueError for unknown names, and what contradicts.
+    """
 
-def _from_data(real: RealImages, extractor: Extractor, spatial: bool, cuda: bool | None) -> Against:
-    return Against(
-        extract(real.test, extractor, labels=real.test_labels, spatial=spatial, cuda=cuda),
-        real.name,
-        real.reference,
-        real.class_names,
-        real.num_classes,
-        tuple(real.test.shape[1:]),
-        (real.train, real.train_labels),
-        real.all_train,
-    )
+    def __init__(
+        self,
+        count: int,
+        dataset_name: str | Mapping[str, Any] | ImageData = "digits",
+        features: Any = None,
+        metrics: Sequence[str] = DEFAULT_METRICS,
+        protocol: str | None = None,
+        reference: str | Path | None = None,
+        *,
+        seed: int = 0,
+        cuda: bool | None = None,
+        extras: Extras | None = None,
+    ) -> None:
+        check_metrics(metrics)
+        self.metrics, self.seed, self.cuda, self.extras = tuple(metrics), seed, cuda, extras or Extras()
+        self.spatial = "sfid" in metrics
+        self._real_rows: dict[Settings, Row] = {}
+        if reference is not None:
+            loaded = load_reference(reference)
+            self.named = protocol_of(protocol, features, loaded.features)
+            self.extractor = make_extractor(self.named, features)
+            self.against = _from_file(loaded, self.named, self.extractor, cuda)
+            return
+        real = real_images(dataset_name, count, seed)
+        self.named = protocol_of(protocol, features, real.features)
+        self.extractor = make_extractor(self.named, features)
+        _check_counts([count, len(real.train), len(real.test)])
+        self.against = self._from_data(real)
+
+    def report(
+        self,
+        images: ImageSource,
+        labels: Tensor | None = None,
+        name: str = "model",
+        made_by: Mapping[str, Any] | None = None,
+        label_sampling: str | None = None,
+    ) -> Report:
+        """The report of one set of images. made_by: kept in it. label_sampling: how labels were drawn, if known."""
+        _check_images(images)
+        against, count = self.against, len(images)
+        self._check_shape(images)
+        _check_labels(labels, count, against.num_classes)
+        samples = self._extract(images, labels)
+        case = self._case(samples)
+        scores, missing = measure_case(case, self.metrics)
+        if self.extras.bootstrap:
+            scores |= intervals(case, self.metrics, self.extras.bootstrap)
+        curves = fid_curve(samples, against.featured, self.seed) if self.extras.curve else {}
+        if curves:
+            scores["fid_infinity"] = curves["fid"]["infinity"]
+        elif self.extras.curve:
+            missing.append("FID's curve: not measured, it needs 4 samples for each feature")
+        rows = [Row(name, count, scores), *self._real_row(case)]
+        notes = (*_notes(case, self.metrics, self.named), *missing, *against.notes)
+        shown = {"samples": images, "reference": against.featured.images, "class names": against.class_names}
+        return Report(
+            self._protocol(case, label_sampling or _label_sampling(labels, against.num_classes)),
+            tuple(rows),
+            notes,
+            dict(made_by or {}),
+            tuple(uneven(samples, against.featured, self.extractor.any_size)),
+            curves,
+            {**case.evidence, **shown},
+        )
+
+    def _extract(self, images: ImageSource, labels: Tensor | None) -> Featured:
+        return extract(images, self.extractor, labels=labels, spatial=self.spatial, cuda=self.cuda)
+
+    def _from_data(self, real: RealImages) -> Against:
+        return Against(
+            self._extract(real.test, real.test_labels),
+            real.name,
+            real.reference,
+            real.class_names,
+            real.num_classes,
+            tuple(real.test.shape[1:]),
+            self._extract(real.train, real.train_labels),
+            real.all_train,
+        )
+
+    def _case(self, samples: Featured) -> Case:
+        against = self.against
+        sets = (samples, against.featured, *([against.real] if against.real else []))
+        counts = [len(one.pooled) for one in sets if one.pooled is not None]
+        settings = self.named.settings(counts, samples.count, self.seed)
+        knows = against.num_classes > 0 and self.extractor.class_names() in (None, against.class_names)
+        encoders = dict(self.extras.encoders)
+        return Case(samples, against.featured, self.extractor, settings, knows, against.train, encoders, self.cuda)
+
+    def _real_row(self, case: Case) -> list[Row]:
+        real = self.against.real
+        if real is None:
+            return []
+        if case.settings not in self._real_rows:
+            again = replace(case, samples=real, evidence={}, of_real=True, _own={})
+            self._real_rows[case.settings] = Row(REAL, real.count, measure_case(again, self.metrics)[0])
+        return [self._real_rows[case.settings]]
+
+    def _check_shape(self, images: ImageSource) -> None:
+        wanted, shape = self.against.shape, tuple(images[0:1].shape[1:])
+        if wanted is not None and shape != wanted and not (self.extractor.any_size and len(images)):
+            raise ValueError(f"images of {self.against.dataset} are {wanted}, got {shape}")
+
+    def _protocol(self, case: Case, labels: str) -> Protocol:
+        import torch_fidelity
+
+        against, encoders = self.against, (case.shared.get(name) for name in self.metrics)
+        return Protocol(
+            dataset=against.dataset,
+            reference=against.reference,
+            features=self.named.features,
+            weights=self.extractor.weights_hash(),
+            resize=self.extractor.resize,
+            statistics=_STATISTICS,
+            labels=labels,
+            sample_count=case.samples.count,
+            real_count=0 if against.real is None else against.real.count,
+            reference_count=against.featured.count,
+            torch_fidelity=torch_fidelity.__version__,
+            name=self.named.name,
+            encoders="; ".join(said for said in encoders if said),
+            **asdict(case.settings),
+        )
 
 
 def _from_file(loaded: Reference, protocol: NamedProtocol, extractor: Extractor, cuda: bool | None) -> Against:
     featured, notes = loaded.featured(protocol, extractor, cuda)
-    return Against(
-        featured, loaded.dataset, loaded.description, loaded.class_names, len(loaded.class_names), None, notes=notes
-    )
+    names = loaded.class_names
+    return Against(featured, loaded.dataset, loaded.description, names, len(names), notes=notes)
 
 
-def _protocol_of(name: str | None, features: Any, of_data: str | None) -> NamedProtocol:
+def protocol_of(name: str | None, features: Any, of_data: str | None) -> NamedProtocol:
+    """The protocol by its name, or by the features asked for, or by those of the data. See `choose_protocol`."""
     given = features.get("name") if isinstance(features, Mapping) else features
     if isinstance(given, Extractor):
         given = getattr(given, "name", None) or getattr(type(given), "registry_name", type(given).__name__)
@@ -172,7 +237,8 @@ def _protocol_of(name: str | None, features: Any, of_data: str | None) -> NamedP
     return choose_protocol(name, given, of_data)
 
 
-def _extractor(protocol: NamedProtocol, features: Any) -> Extractor:
+def make_extractor(protocol: NamedProtocol, features: Any) -> Extractor:
+    """The extractor asked for, a function of images among what can be, else the protocol's."""
     if callable(features):
         return CallableExtractor(embed=features)
     return EXTRACTORS.create(protocol.features if features is None else features)
@@ -190,12 +256,6 @@ def _check_images(images: ImageSource) -> None:
 def _check_counts(counts: Sequence[int]) -> None:
     if min(counts) < MIN_IMAGES:
         raise ValueError(f"metrics need at least {MIN_IMAGES} images in each set, got {min(counts)}")
-
-
-def _check_shape(images: ImageSource, wanted: tuple[int, ...], name: str, extractor: Extractor) -> None:
-    shape = tuple(images[0:1].shape[1:])
-    if shape != wanted and not (extractor.any_size and len(images)):
-        raise ValueError(f"images of {name} are {wanted}, got {shape}")
 
 
 def _check_labels(labels: Tensor | None, count: int, num_classes: int) -> None:
@@ -216,37 +276,8 @@ def _label_sampling(labels: Tensor | None, num_classes: int) -> str:
     return "balanced" if int(counts.max() - counts.min()) <= 1 else "as given"
 
 
-def _protocol(
-    against: Against,
-    extractor: Extractor,
-    named: NamedProtocol,
-    case: Case,
-    samples: int,
-    labels: str,
-    metrics: Sequence[str],
-) -> Protocol:
-    import torch_fidelity
-
-    return Protocol(
-        dataset=against.dataset,
-        reference=against.reference,
-        features=named.features,
-        weights=extractor.weights_hash(),
-        resize=extractor.resize,
-        statistics=_STATISTICS,
-        labels=labels,
-        sample_count=samples,
-        real_count=0 if against.real is None else len(against.real[0]),
-        reference_count=against.featured.count,
-        torch_fidelity=torch_fidelity.__version__,
-        name=named.name,
-        encoders="; ".join(case.shared[key] for key in sorted(case.shared, key=str) if key in metrics),
-        **asdict(case.settings),
-    )
-
-
-def _notes(case: Case, metrics: Sequence[str], named: NamedProtocol, count: int) -> list[str]:
-    notes, settings = [], case.settings
+def _notes(case: Case, metrics: Sequence[str], named: NamedProtocol) -> list[str]:
+    notes, settings, count = [], case.settings, case.samples.count
     if "kid" in metrics:
         notes.append(f"KID over {settings.kid_subsets} subsets of {settings.kid_subset_size} images")
     if "inception-score" in metrics:

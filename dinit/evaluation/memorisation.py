@@ -82,8 +82,9 @@ def memorisation(case: Case) -> dict[str, float]:
     samples = case.reference.images if case.of_real else case.samples.images
     if case.train is None or samples is None:
         raise NotMeasured("the training images are not known; give the data set that the model was trained on")
-    train: ImageSource = case.shared.setdefault("train", None) or case.train()
-    case.shared["train"] = train
+    if "train" not in case.shared:
+        case.shared["train"] = case.train()
+    train: ImageSource = case.shared["train"]
     if samples[0:1].shape[1:] != train[0:1].shape[1:]:
         raise NotMeasured("samples and training images are of other shapes")
     found = nearest(samples, train)

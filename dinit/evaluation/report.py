@@ -108,12 +108,12 @@ class Report:
         for row in self.rows:
             table.add_column(row.name, justify="right")
         table.add_row("images", *(str(row.count) for row in self.rows))
-        for key in self.keys():
+        for key in self.figures():
             label = f"{key.replace('_', ' ')} ({self.protocol.name})"
             table.add_row(label, *(cell(row.metrics, key) for row in self.rows))
         return table
 
-    def keys(self) -> list[str]:
+    def figures(self) -> list[str]:
         """The figures that some row has, without their spreads and intervals."""
         return list(dict.fromkeys(key for row in self.rows for key in row.metrics if not key.endswith(_SPREADS)))
 

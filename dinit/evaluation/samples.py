@@ -139,21 +139,26 @@ def _from_folder(path: Path, class_names: Sequence[str]) -> Samples:
     if not files:
         raise ValueError(f"{path} holds no pictures; give a folder of them, or a .npz with arr_0")
     content = _manifest(path)
+    call = content.get("call") or content.get("asked", {}).get("call", {})  # of a sheet's folder, or of a large set
     named = [path / name for name in content.get("picture", {}).get("files", [])]
     if named and all(file.is_file() for file in named):
         files = named
     channels = _one_size(files)
-    labels = content.get("call", {}).get("labels") if files == named else None
+    labels = call.get("labels")
     found = None
     if labels is not None and None not in labels and len(labels) == len(files):
         found = torch.tensor(labels, dtype=torch.int64)
     elif class_names:
         found = _labels_of_folders(path, files, class_names)
+    notes = []
+    if content.get("complete") is False:
+        notes.append(f"the set is not complete: {len(files)} of {len(labels or ())} images are there")
     lossy = sum(file.suffix.lower() in _LOSSY for file in files)
-    notes = (f"{lossy} of {len(files)} files are JPEG, stored with loss",) if lossy else ()
-    call = {key: value for key, value in content.get("call", {}).items() if key in _RECORDED}
-    made_by = {"pipeline": content["pipeline"], **call} if "pipeline" in content else {}
-    return Samples(FileImages(files, channels), found, notes, made_by)
+    if lossy:
+        notes.append(f"{lossy} of {len(files)} files are JPEG, stored with loss")
+    recorded = {key: value for key, value in call.items() if key in _RECORDED}
+    made_by = {"pipeline": content["pipeline"], **recorded} if "pipeline" in content else {}
+    return Samples(FileImages(files, channels), found, tuple(notes), made_by)
 
 
 def _manifest(folder: Path) -> dict[str, Any]:

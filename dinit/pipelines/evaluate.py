@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,14 @@ import torch
 from torch import Tensor
 
 from dinit.data import DATASETS, ImageData
-from dinit.evaluation.evaluate import evaluate_images
-from dinit.evaluation.features import EXTRACTORS, Extractor
+from dinit.evaluation.evaluate import Extras, evaluate_images, make_extractor, protocol_of
+from dinit.evaluation.features import Extractor
 from dinit.evaluation.metrics import DEFAULT_METRICS, MIN_IMAGES, check_metrics
+from dinit.evaluation.page import write_page
+from dinit.evaluation.protocols import PROTOCOLS, NamedProtocol
+from dinit.evaluation.reference import load_reference
 from dinit.evaluation.report import Report
+from dinit.evaluation.samples import read_samples
 from dinit.pipelines.loading import locate, shipped
 from dinit.training.recipe_file import load_recipe
 
@@ -38,34 +42,40 @@ def evaluate(
     dataset_name: str | Mapping[str, Any] | ImageData | None = None,
     features: str | Mapping[str, Any] | Extractor | None = None,
     metrics: Sequence[str] = DEFAULT_METRICS,
+    protocol: str | None = None,
+    reference: str | Path | None = None,
+    extras: Extras | None = None,
     seed: int = 0,
     output: str | Path | None = None,
+    page: str | Path | None = None,
     cuda: bool | None = None,
     **call: Any,
 ) -> Report:
     """Generates num_samples images, as many of every class, and measures them against the data set.
 
     pipeline: a `Pipeline`, or a name, folder or hub id of one. call: options of the pipeline's call (sampler,
-    steps, guidance, batch_size, …); the report keeps them as they were resolved. output: where to write the
-    report, a .json file. dataset_name: None is what the pipeline's recipe trained on, where its folder has one,
-    otherwise the digits. features: None is the extractor that the data set names. Both and metrics, cuda: see
-    `dinit.evaluation.evaluate_images`.
-    ValueError for fewer than 8 samples, for classes that are not the data set's, and for what the pipeline
-    or the metrics refuse; before anything is generated, where that can be known.
+    steps, guidance, batch_size, …); the report keeps them as they were resolved. output, page: where to write the
+    report, a .json and a .html file. dataset_name: None is what the pipeline's recipe trained on, where its folder
+    has one, otherwise the digits. features: None is the extractor of the protocol, or else the one that the data
+    set names. protocol 'adm' draws classes at random. These, metrics, reference, extras, cuda: see
+    `dinit.evaluation.evaluate_images`. ValueError for fewer than 8 samples, for classes that are not the data
+    set's, and for what the pipeline or the metrics refuse; before anything is generated, where that can be known.
     """
     if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < MIN_IMAGES:
         raise ValueError(f"num_samples must be a whole number >= {MIN_IMAGES}, got {num_samples!r}")
     check_metrics(metrics)
     if dataset_name is not None:
         DATASETS.create(dataset_name)  # its mistakes before the pipeline is read
-    destination = None if output is None else _destination(Path(output))
+    destinations = [None if path is None else _destination(Path(path)) for path in (output, page)]
+    loaded = None if reference is None else load_reference(reference)
     name, pipe = _open(pipeline)
     dataset_name = _own_data(pipe) if dataset_name is None else dataset_name
-    dataset: ImageData = DATASETS.create(dataset_name)
-    extractor: Extractor = EXTRACTORS.create(dataset.features if features is None else features)
-    extractor.weights_path()
-    classes = _shared_classes(pipe, dataset)
-    labels = torch.arange(num_samples) % classes if classes else None  # as many of each as can be
+    dataset: ImageData | None = DATASETS.create(dataset_name) if loaded is None else None
+    named = protocol_of(protocol, features, loaded.features if loaded else DATASETS.create(dataset_name).features)
+    extractor = make_extractor(named, features)
+    extractor.weights_hash()
+    classes = pipe.backbone.num_classes if dataset is None else _shared_classes(pipe, dataset)
+    labels = draw_labels(named, num_samples, classes, seed)
     planned = pipe.plan(num_images=num_samples, labels=labels, seed=seed, **call).to_config()
     sampled = generate(pipe, num_samples, labels, seed, **call)
     made_by = {"pipeline": name, "seed": seed, "nfe": sampled.nfe, **{key: planned[key] for key in _RECORDED}}
@@ -75,14 +85,80 @@ def evaluate(
         dataset_name,
         extractor,
         metrics,
+        protocol=named.name if named.name in PROTOCOLS else None,
+        reference=reference,
         seed=seed,
         name=name,
         cuda=cuda,
         made_by=made_by,
+        label_sampling=named.labels if labels is not None else None,
+        extras=extras,
     )
-    if destination is not None:
-        report.write_json(destination)
+    _write(report, *destinations)
     return report
+
+
+def evaluate_samples(
+    samples: str | Path,
+    *,
+    dataset_name: str | Mapping[str, Any] | ImageData | None = None,
+    features: str | Mapping[str, Any] | Extractor | None = None,
+    metrics: Sequence[str] = DEFAULT_METRICS,
+    protocol: str | None = None,
+    reference: str | Path | None = None,
+    extras: Extras | None = None,
+    seed: int = 0,
+    output: str | Path | None = None,
+    page: str | Path | None = None,
+    cuda: bool | None = None,
+) -> Report:
+    """Measures images that were generated before: a folder of pictures or a pack (.npz, .npy).
+
+    Labels are read from the folder's manifest, its sub-folders or the pack, where they are there. Everything else
+    as for `evaluate`; dataset_name None is the digits unless a reference is given. ValueError for images of several
+    sizes, or that cannot be read.
+    """
+    check_metrics(metrics)
+    destinations = [None if path is None else _destination(Path(path)) for path in (output, page)]
+    dataset_name = "digits" if dataset_name is None else dataset_name
+    if reference is None:
+        class_names = tuple(DATASETS.create(dataset_name).class_names)
+    else:
+        class_names = load_reference(reference).class_names
+    read = read_samples(samples, class_names)
+    report = evaluate_images(
+        read.images,
+        read.labels,
+        dataset_name,
+        features,
+        metrics,
+        protocol=protocol,
+        reference=reference,
+        seed=seed,
+        name=Path(samples).resolve().name,
+        cuda=cuda,
+        made_by=read.made_by,
+        extras=extras,
+    )
+    report = replace(report, notes=(*report.notes, *read.notes))
+    _write(report, *destinations)
+    return report
+
+
+def draw_labels(protocol: NamedProtocol, count: int, classes: int, seed: int) -> Tensor | None:
+    """The classes to ask a pipeline for, (count,), by the protocol's rule; None for a pipeline without classes."""
+    if not classes:
+        return None
+    if protocol.labels == "random":
+        return torch.randint(classes, (count,), generator=torch.Generator().manual_seed(seed))
+    return torch.arange(count) % classes  # as many of each as can be
+
+
+def _write(report: Report, output: Path | None, page: Path | None) -> None:
+    if output is not None:
+        report.write_json(output)
+    if page is not None:
+        write_page(report, page)
 
 
 def generate(pipe: Any, count: int, labels: Tensor | None, seed: int, **call: Any) -> Sampled:

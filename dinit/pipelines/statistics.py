@@ -1,0 +1,59 @@
+"""Reference statistics of one's own images, from a folder, a pack or a data set to a file."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dinit.data import DATASETS, ImageData
+from dinit.evaluation.evaluate import make_extractor, protocol_of
+from dinit.evaluation.features import Extractor
+from dinit.evaluation.reference import DataImages, load_reference, make_statistics, write_statistics
+from dinit.evaluation.samples import is_samples, read_samples
+from dinit.evaluation.sets import ImageSource
+from dinit.specs import parse_spec
+
+
+def write_reference(
+    what: str | Path | Mapping[str, Any] | ImageData,
+    out: str | Path,
+    *,
+    protocol: str | None = None,
+    features: str | Mapping[str, Any] | Extractor | None = None,
+    cuda: bool | None = None,
+) -> Mapping[str, Any]:
+    """Writes the statistics of real images to `out` and returns what the file says of itself.
+
+    what: a folder of pictures or a pack (.npz, .npy), used as they are; or a data set by its spec, every image of
+    it. protocol, features, cuda: as for `dinit.evaluation.evaluate_images`; for a folder or a pack without either,
+    the features are Inception's. ValueError for images that the features cannot read, and fewer than 8.
+    """
+    images: ImageSource
+    if isinstance(what, str | Path) and is_samples(what):
+        path = Path(what)
+        names = sorted(entry.name for entry in path.iterdir() if entry.is_dir()) if path.is_dir() else []
+        read = read_samples(path, names)
+        images, labels = read.images, None if read.labels is None else read.labels.numpy()
+        dataset, own, class_names = path.resolve().name, None, names if labels is not None else []
+    else:
+        spec = parse_spec(str(what)) if isinstance(what, str | Path) else what
+        data: ImageData = DATASETS.create(spec)
+        images, labels, own = DataImages(data), data.labels if data.num_classes else None, data.features
+        dataset, class_names = getattr(data, "registry_name", type(data).__name__), list(data.class_names)
+    named = protocol_of(protocol, features, own)
+    extractor = make_extractor(named, features)
+    about = {"dataset": dataset, "fingerprint": fingerprint(images), "class_names": list(class_names)}
+    write_statistics(Path(out), make_statistics(images, labels, extractor, named, about, cuda))
+    return load_reference(out).meta
+
+
+def fingerprint(images: ImageSource) -> str:
+    """SHA-256 over all pixels and the shape of the set; the start of it."""
+    digest = hashlib.sha256(f"{len(images)} {tuple(images[0:1].shape[1:])}".encode())
+    for start in range(0, len(images), 256):
+        digest.update(np.ascontiguousarray(images[start : start + 256].numpy()).tobytes())
+    return digest.hexdigest()[:32]
