@@ -42,8 +42,9 @@ class Rule:
     are extrapolated, 1 to 4, or as many as there are. corrector: the evaluation at the step's end, which the next
     step makes anyway, takes part in a second, better step in place of the first (order + 1 evaluations). variable:
     what the polynomial is taken in. variant, corrector_variant: published approximations of its integral.
-    span: 2 starts from the state one step back, as the second half of a published single step does. stages: a step
-    without history, its inner evaluations at these fractions of it: see `single_step`, which order then follows.
+    span: 2 or 3 starts from the state one or two steps back, as the last part of a published single step does;
+    of order 2 and span 3, from the newest evaluation and that at its start. stages: a step without history, its
+    inner evaluations at these fractions of it: see `single_step`, which order then follows.
     reach: a step longer than `reach` times the one before it, in the polynomial's variable, extrapolates over two
     evaluations at most: higher polynomials go astray there.
     differences: factors on the extrapolation's divided differences, from the first on, where they are to be other
@@ -70,8 +71,8 @@ class Rule:
             corrector_variant=(self.corrector_variant, Variant),
         )
         check_order("rule", self.order)
-        if self.span not in (1, 2):
-            raise ValueError(f"rule: span must be 1 or 2, got {self.span!r}")
+        if self.span not in (1, 2, 3):
+            raise ValueError(f"rule: span must be 1, 2 or 3, got {self.span!r}")
         object.__setattr__(self, "stages", tuple(self.stages))
         if len(self.stages) > 2 or not all(0 < fraction <= 1 for fraction in self.stages):
             raise ValueError(f"rule: stages must be at most two fractions in (0, 1], got {self.stages!r}")
@@ -235,17 +236,19 @@ def plan_steps(process: Process, levels: list[Scales], rules: list[Rule], warm_u
     plans, pending = [], None
     keep = max(max(r.order, r.span) for r in rules)
     for i, ((t, s), rule) in enumerate(zip(pairwise(levels), rules, strict=True)):
-        nodes = levels[i::-1][: rule.order]  # the newest first
+        back = min(rule.span - 1, i)
+        points = (0, 2) if back == 2 and rule.order == 2 else tuple(range(min(rule.order, i + 1)))
+        nodes = [levels[i - j] for j in points]  # the newest first
         starting = len(nodes) < rule.order and not rule.stages
         if len(nodes) > 2 and _ratio(rule, s, nodes) > rule.reach:
-            nodes = nodes[:2]
+            nodes, points = nodes[:2], points[:2]
         stages: tuple[tuple[Scales, Sum], ...] = ()
         if rule.stages:
             stages, advance = single_step(process, t, s, rule, rule.stages)
         elif i == 0 and starting and warm_up == "single-step":
             stages, advance = single_step(process, t, s, replace(rule, variant="exact"), (1 / 3, 2 / 3))
         else:
-            advance = advance_sum(process, levels[max(i + 1 - rule.span, 0)], s, nodes, rule, min(rule.span - 1, i))
+            advance = advance_sum(process, levels[i - back], s, nodes, rule, back, points)
         plans.append(StepPlan(pending, stages, advance, keep))
         corrected = rule.corrector or (starting and warm_up != "lower-order")
         pending = None
@@ -263,13 +266,21 @@ def _ratio(rule: Rule, s: Scales, nodes: Sequence[Scales]) -> float:
     return (end - start) / (start - before)
 
 
-def advance_sum(process: Process, t: Scales, s: Scales, nodes: Sequence[Scales], rule: Rule, back: int = 0) -> Sum:
-    """From the state at t, `back` evaluations ago, to s, with F known at the nodes, the newest first."""
+def advance_sum(
+    process: Process,
+    t: Scales,
+    s: Scales,
+    nodes: Sequence[Scales],
+    rule: Rule,
+    back: int = 0,
+    points: tuple[int, ...] = (0,),
+) -> Sum:
+    """From the state at t, `back` evaluations ago, to s, with F known at the nodes, which are evaluations `points`."""
     form = form_at(rule.prediction, rule.variable, t, s, nodes)
     if form is None:
         return Sum(Form("x0", "own"), *ddim_weights(t, s), back, (0,))
     gain, w = weights(form, process, t, s, nodes, rule.variant, rule.differences)
-    return Sum(form, gain, w, back, tuple(range(len(nodes))))
+    return Sum(form, gain, w, back, points)
 
 
 def corrector_sum(process: Process, t: Scales, s: Scales, nodes: Sequence[Scales], rule: Rule) -> Sum:

@@ -81,6 +81,14 @@ def azula(golden: Golden) -> Pairs:
     return [(ours[[0, -1]], golden["out.trajectory"])]
 
 
+# The parts of their single steps in x0; the third looks at its start and at the newest evaluation.
+_PARTS = {
+    1: Rule("x0", 1, False),
+    2: Rule("x0", 2, False, variant="midpoint", span=2),
+    3: Rule("x0", 2, False, span=3),
+}
+
+
 def diffusers_dpm(golden: Golden) -> Pairs:
     config, levels = golden.kwargs["full_config"], golden.kwargs["num_inference_steps"]
     order = config["solver_order"]
@@ -89,9 +97,11 @@ def diffusers_dpm(golden: Golden) -> Pairs:
     if golden.name.endswith("m"):
         rule = Rule("eps", order, False, variant="taylor" if order == 3 else "midpoint")
         rules = lower_at_the_end([rule] * levels, False)
-    else:  # a single step spreads over their grid: of order 1 to its inner time, of order 2 from its start
-        half = Rule("x0", 1, False)
-        rules = [half, Rule("x0", order, False, variant="midpoint", span=order)] * (levels // 2)
+    else:  # a single step spreads over their grid: of order 1, 2, ... from its start to each of its times
+        parts = [1 + i % order for i in range(levels)]
+        if config["lower_order_final"] and order == 3 and levels % 3 == 0:
+            parts[-1] = 1
+        rules = [_PARTS[part] for part in parts]
     return diffusers_run(golden, Unified(tuple(rules), "lower-order"))
 
 
@@ -157,6 +167,7 @@ DIFFUSERS = {
     "df_dpmpp_3m*": diffusers_dpm,
     "df_dpmpp_1s": diffusers_dpm,
     "df_dpmpp_2s": diffusers_dpm,
+    "df_dpmpp_3s": diffusers_dpm,
     "df_pndm_*": diffusers_pndm,
     "df_ipndm": diffusers_ipndm,
 }

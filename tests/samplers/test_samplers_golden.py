@@ -39,7 +39,6 @@ NOT_COVERED = {
     "acc_problem_open": "a problem for measuring accuracy, not a run",
     "az_reab3_*": "its integral is scaled wrongly, which makes every order first order",
     "df_ddim_linspace": "diffusers steps to t - T // n, which is not the next level of this spacing",
-    "df_dpmpp_3s": "single steps over diffusers' own levels, whose inner ones lie at other fractions in each",
     "df_euler_churn": "diffusers asks the network before the noise is raised, and not after",
     "df_sde_dpmpp_3m*": "a sign of its third-order term is wrong",
     "gmm_oracle": "tested in test_analytic",

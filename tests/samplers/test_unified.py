@@ -284,7 +284,7 @@ def test_evaluations_are_counted_with_the_start() -> None:
         (lambda: DPMpp3M("taylor"), "'exact', 'published'"),  # type: ignore[arg-type]
         (lambda: PNDM("heun"), "'plms', 'prk'"),  # type: ignore[arg-type]
         (lambda: Unified(()), "at least one rule"),
-        (lambda: Rule(span=3), "span must be 1 or 2"),
+        (lambda: Rule(span=4), "span must be 1, 2 or 3"),
         (lambda: Rule(stages=(1.5,)), "fractions in"),
         (lambda: Rule(variable="lambda"), "'own', 'log-snr', 't'"),  # type: ignore[arg-type]
     ],
