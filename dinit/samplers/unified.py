@@ -275,7 +275,7 @@ def advance_sum(
     back: int = 0,
     points: tuple[int, ...] = (0,),
 ) -> Sum:
-    """From the state at t, `back` evaluations ago, to s, with F known at the nodes, which are evaluations `points`."""
+    """From the state at t, `back` evaluations ago, to s, with F known at the nodes: the evaluations `points`."""
     form = form_at(rule.prediction, rule.variable, t, s, nodes)
     if form is None:
         return Sum(Form("x0", "own"), *ddim_weights(t, s), back, (0,))
