@@ -15,21 +15,36 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY.PATH=VALUE]…", help="Values in place of the recipe's.")
 ]
 Out = Annotated[Path | None, typer.Option(help="Folder of the run [default: runs/ and the recipe's name].")]
+Profiled = Annotated[bool, typer.Option("--profile", help="Show where the time of a step goes, at the end.")]
 NoResume = Annotated[bool, typer.Option("--no-resume", help="Start anew where a run could go on.")]
 
 
-def train(recipe: Recipe, overrides: Overrides = None, out: Out = None, no_resume: NoResume = False) -> None:
-    """Train the pipeline that a recipe describes. A run that was stopped goes on where it was."""
+def train(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    out: Out = None,
+    no_resume: NoResume = False,
+    profile: Profiled = False,
+) -> None:
+    """Train the pipeline that a recipe describes. A run that was stopped goes on where it was.
+
+    SIGTERM and Ctrl-C end it after the step in hand, once all is saved; the exit code is then 128 + the signal's.
+    """
     from dinit.training.recipe_file import load_recipe
 
     loaded = load_recipe(recipe, overrides or ())
     # After the recipe's mistakes were told: this is slow to import.
     from dinit.pipelines.train import train as run
     from dinit.training.faults import TrainingDiverged
+    from dinit.training.stopping import TrainingStopped
 
     folder = Path("runs") / recipe.stem if out is None else out
     try:
-        result = run(loaded, folder, resume=not no_resume)
+        result = run(loaded, folder, resume=not no_resume, profile=profile)
+    except TrainingStopped as stopped:
+        if os.environ.get("RANK", "0") == "0":
+            console.print(str(stopped), markup=False)
+        raise typer.Exit(128 + stopped.number) from stopped
     except TrainingDiverged as error:
         show_error(str(error))
         raise typer.Exit(1) from error

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import platform
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,37 +14,35 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import ProjectConfiguration, gather_object
+from accelerate.utils import gather_object
 from torch import Tensor
 
-import dinit
 from dinit.data import ImageData
-from dinit.files import remove_leftovers, whole_folder
-from dinit.pipelines.generate import Pipeline
+from dinit.files import only_writer, remove_leftovers
+from dinit.pipelines.launch import make_accelerator
+from dinit.pipelines.run_output import draw_samples, export, make_pipeline
 from dinit.training import randomness
 from dinit.training.batches import Share, batches
 from dinit.training.checkpoint import (
     Checkpoint,
     newest_checkpoint,
-    optimizer_tensors,
     random_state,
-    restore_optimizer,
     restore_random_state,
     save_checkpoint,
 )
-from dinit.training.ema import EMA
-from dinit.training.faults import Skips, SpikeDetector, forget_skips, write_skip
+from dinit.training.faults import Skips, SpikeDetector, TrainingDiverged, write_skip
+from dinit.training.health import BINS, NoiseBins, append_line, bin_means, bin_names, data_statistics, forget_after
+from dinit.training.health_page import write_page
 from dinit.training.loss_log import LossLog
-from dinit.training.optimizer import learning_rate, make_optimizer
+from dinit.training.optimizer import learning_rate
 from dinit.training.parts import make_backbone, make_data, make_network, make_objective
-from dinit.training.power_ema import PowerEMA
+from dinit.training.profile import Profile
 from dinit.training.progress import Display
 from dinit.training.recipe import Recipe
 from dinit.training.run_folder import check_run_folder, flatten, write_recipe
-from dinit.training.sheet import sheet
 from dinit.training.snapshots import save_snapshot
-
-_GRID_CLASSES, _GRID_COLUMNS = 10, 8  # of the sample grids
+from dinit.training.stopping import StopRequest, TrainingStopped
+from dinit.training.trained import Trained
 
 
 @dataclass(frozen=True)
@@ -63,14 +59,19 @@ class TrainResult:
     seconds: float
 
 
-def train(recipe: Recipe, out: str | Path, resume: bool = True, progress: bool = True) -> TrainResult:
+def train(
+    recipe: Recipe, out: str | Path, resume: bool = True, progress: bool = True, profile: bool = False
+) -> TrainResult:
     """Trains what the recipe says and writes out/pipeline. A run that was stopped goes on where it was.
 
     out: a new or empty folder, or one that this recipe has begun; anything else raises RunFolderError (a
-    ValueError) and nothing is overwritten. It gets recipe.yaml, losses.jsonl, checkpoints/, samples/, the
-    tracker's logs/ and pipeline/. On the CPU the losses are the same, bit for bit, however often it was
-    stopped. A step whose gradient is not finite is passed over and written to skipped.jsonl. ValueError for
-    settings that this machine cannot run; TrainingDiverged for `training.max_skipped` such steps in a row.
+    ValueError) and nothing is overwritten. It gets recipe.yaml, losses.jsonl, health.jsonl and .html,
+    checkpoints/, samples/, the tracker's logs/ and pipeline/. On the CPU the losses are the same, bit for bit,
+    however often it was stopped. A step whose gradient is not finite is passed over and written to skipped.jsonl.
+    profile: show where the time of a step goes, and write it to profile.json.
+    ValueError for settings that this machine cannot run; TrainingDiverged for `training.max_skipped` such steps in
+    a row; TrainingStopped, once all is saved, where SIGTERM or Ctrl-C came; OSError where the disk is full or
+    another process trains into `out`: the last whole checkpoint is there, and the same call goes on from it.
     """
     out = Path(out)
     check_run_folder(out, recipe, resume)
@@ -79,10 +80,15 @@ def train(recipe: Recipe, out: str | Path, resume: bool = True, progress: bool =
         return finished
     out.mkdir(parents=True, exist_ok=True)
     try:
-        accelerator = _make_accelerator(recipe, out)
+        accelerator = make_accelerator(recipe, out)
         devices = [accelerator.device] if accelerator.device.type == "cuda" else []
-        with torch.random.fork_rng(devices):  # the caller's random numbers are not ours to change
-            result = _Run(recipe, out, accelerator, progress).go()
+        alone = only_writer(out) if accelerator.is_main_process else nullcontext()
+        with alone, torch.random.fork_rng(devices):  # the caller's random numbers are not ours to change
+            try:
+                result = _Run(recipe, out, accelerator, progress, profile).go()
+            except (TrainingStopped, TrainingDiverged):  # in all processes alike
+                accelerator.end_training()
+                raise
         accelerator.end_training()
         return result
     finally:
@@ -99,32 +105,22 @@ def _finished(out: Path) -> TrainResult | None:
     return TrainResult(out, out / "pipeline", facts["steps"], facts["final_loss"], facts["seconds"])
 
 
-def _make_accelerator(recipe: Recipe, out: Path) -> Accelerator:
-    precision = recipe.training.precision
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
-    accelerator = Accelerator(
-        # Processes on CPUs find each other only if told that they are on CPUs; else each would train alone.
-        cpu=launched > 1 and not torch.accelerator.is_available(),
-        mixed_precision="no" if precision == "fp32" else precision,
-        log_with=recipe.tracker,
-        project_config=ProjectConfiguration(project_dir=str(out), logging_dir=str(out / "logs")),
-    )
-    if accelerator.num_processes != launched:
-        raise ValueError(
-            f"{launched} processes were launched and Accelerate joined {accelerator.num_processes}, so several "
-            "runs would write to one folder; launch with torchrun or accelerate launch, without settings of its own"
-        )
-    if precision == "fp16" and accelerator.device.type == "cpu":
-        raise ValueError("precision fp16 needs a GPU, and this run is on the CPU; choose fp32 or bf16")
-    return accelerator
+@dataclass(frozen=True)
+class _Taken:
+    """What a step leaves on the device. loss: this process's mean. norm: of the gradient. finite: 0 or 1."""
+
+    loss: Tensor
+    norm: Tensor
+    finite: Tensor
 
 
 class _Run:
     """One process's part of a run: what is trained, and how far it has come."""
 
-    def __init__(self, recipe: Recipe, out: Path, accelerator: Accelerator, progress: bool) -> None:
-        self.recipe, self.out, self.accelerator, self.progress = recipe, out, accelerator, progress
+    def __init__(self, recipe: Recipe, out: Path, accelerator: Accelerator, progress: bool, profile: bool) -> None:
+        self.recipe, self.out, self.accelerator = recipe, out, accelerator
         self.main = accelerator.is_main_process
+        self.show = progress and self.main
         loop = recipe.training
         self.share = Share(
             loop.batch_size, loop.gradient_accumulation, accelerator.num_processes, accelerator.process_index
@@ -135,19 +131,13 @@ class _Run:
         backbone = make_backbone(recipe, self.data)
         if loop.gradient_checkpointing:
             backbone.enable_gradient_checkpointing()
-        if accelerator.device.type == "cuda":
-            backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        network = make_network(recipe, backbone).to(accelerator.device)
-        optimizer = make_optimizer(network, recipe.optimizer)
-        self.network, self.optimizer = accelerator.prepare(network, optimizer)
-        self.backbone: Any = accelerator.unwrap_model(self.network).backbone
-        self.beside = network.beside
-        self.parameters = [p for p in network.parameters() if p.requires_grad]
-        self.ema = EMA(self.backbone, recipe.ema.decay, recipe.ema.warmup)
-        self.powers = [PowerEMA(self.backbone, width) for width in recipe.ema.widths]
+        self.trained = Trained(recipe, make_network(recipe, backbone), accelerator)
         torch.manual_seed(randomness.network_seed(recipe.seed, accelerator.process_index))
         self.skips, self.spikes = Skips(loop.max_skipped), SpikeDetector()
-        self.step, self.seconds, self.began = 0, 0.0, time.monotonic()
+        self.bins = NoiseBins(accelerator.device)
+        self.of_data: dict[str, float] | None = None  # read at the first preview
+        self.profile = Profile(profile, accelerator.device)
+        self.step, self.saved, self.seconds, self.began = 0, 0, 0.0, time.monotonic()
 
     def go(self) -> TrainResult:
         """The run from where it stands to its pipeline."""
@@ -159,203 +149,229 @@ class _Run:
                 remove_leftovers(folder)
             write_recipe(self.out, self.recipe)
             self.log = LossLog(self.out / "losses.jsonl", self.step)
-            forget_skips(self.out / "skipped.jsonl", self.step)
+            forget_after(self.out / "skipped.jsonl", self.step)
+            forget_after(self.out / "health.jsonl", self.step)
         if self.recipe.tracker:
             self.accelerator.init_trackers(self.recipe.name, config=_scalars(self.recipe))
         loop = self.recipe.training
-        show = self.progress and self.main
-        with Display(self.recipe.name, self.step, loop.steps, loop.batch_size, show) as display:
-            self._loop(display)
+        with ExitStack() as opened:
+            if self.main:
+                opened.callback(self.log.close)
+            display = opened.enter_context(
+                Display(self.recipe.name, self.step, loop.steps, loop.batch_size, self.show)
+            )
+            stop = opened.enter_context(StopRequest(self.accelerator.num_processes))
+            self._loop(display, stop)
+        network = self._averaged()
         if self.main:
-            self.log.close()
-            self._export()
+            self._page()
+            self._export(network)
         self.accelerator.wait_for_everyone()
         result = _finished(self.out)
         assert result is not None, "the pipeline was just written"
         return result
 
-    def _loop(self, display: Display) -> None:
-        loop = self.recipe.training
+    def _loop(self, display: Display, stop: StopRequest) -> None:
+        loop, profile = self.recipe.training, self.profile
         source = batches(self.data, self.recipe.seed, self.share, self.step + 1, loop.steps, loop.workers)
-        losses: list[Tensor] = []
-        self.network.train()
+        taken: list[_Taken] = []
+        self.trained.network.train()
+        if self.step == 0 and loop.sample_every:
+            self._sample()
         while self.step < loop.steps:
+            number = stop.agreed()
+            if number:
+                self._end_early(number, taken, display)
             self.step += 1
-            losses.append(self._train_step(source))
+            taken.append(self._train_step(source))
             last = self.step == loop.steps
             save = last or self.step % loop.checkpoint_every == 0
             if save or self.step % loop.log_every == 0:  # only here does the host wait for the device
-                self._report(losses, display)
-                losses = []
-            if self.main and self.powers and (last or self.step % self.recipe.ema.snapshot_every == 0):
-                for average in self.powers:
-                    save_snapshot(self.out / "ema", average, self.step)
+                with profile.part("log"):
+                    self._report(taken, display)
+                taken = []
+            if last or self.step % self.recipe.ema.snapshot_every == 0:
+                self._snapshot()
             if save:
-                self._save()
-            if self.main and loop.sample_every and (last or self.step % loop.sample_every == 0):
-                self._sample()
+                with profile.part("checkpoint"):
+                    self._save()
+            if loop.sample_every and (last or self.step % loop.sample_every == 0):
+                with profile.part("samples"):
+                    self._sample()
+            profile.end_step()
+        self._show_profile(display)
 
-    def _train_step(self, source: Iterator[tuple[Tensor, Tensor]]) -> Tensor:
-        """One optimiser step. Returns this process's mean loss, on its device."""
-        recipe, share, device = self.recipe, self.share, self.accelerator.device
+    def _end_early(self, number: int, taken: list[_Taken], display: Display) -> None:
+        """Saves all that was trained, then TrainingStopped."""
+        if taken:
+            self._report(taken, display)
+        if self.step > self.saved:
+            self._save()
+        self._show_profile(display)
+        raise TrainingStopped(number, self.step)
+
+    def _train_step(self, source: Iterator[tuple[Tensor, Tensor]]) -> _Taken:
+        """One optimiser step. The host does not wait for the device."""
+        recipe, share, device, profile = self.recipe, self.share, self.accelerator.device, self.profile
         t = self.objective.times(share.batch, randomness.time_generator(recipe.seed, self.step))
+        log_snr = self.objective.process.log_snr(t)
         dropped = randomness.dropped_labels(recipe.seed, self.step, share.batch, recipe.label_dropout)
         total = torch.zeros((), device=device)
         for part in range(share.parts):
             rows = share.rows(part)
-            x0, labels = next(source)
-            labels = torch.where(dropped[rows], self.data.num_classes, labels)
-            position = (self.step - 1) * share.batch + rows.start
-            eps = randomness.noise(recipe.seed, position, tuple(x0.shape))
-            x0, labels, eps = (v.to(device, non_blocking=True) for v in (x0, labels, eps))
-            waits = part < share.parts - 1  # gradients are summed over processes once, at the last part
-            with self.accelerator.no_sync(self.network) if waits else nullcontext():
-                loss = self.objective.losses(self.network, x0, labels, t[rows], eps, position).mean() / share.parts
-                self.accelerator.backward(loss)
+            with profile.part("data"):
+                x0, labels = next(source)
+            with profile.part("noise"):
+                labels = torch.where(dropped[rows], self.data.num_classes, labels)
+                position = (self.step - 1) * share.batch + rows.start
+                eps = randomness.noise(recipe.seed, position, tuple(x0.shape))
+                x0, labels, eps = (v.to(device, non_blocking=True) for v in (x0, labels, eps))
+            with self.trained.gradients_of(last_part=part == share.parts - 1):
+                with profile.part("forward"):
+                    losses = self.objective.losses(self.trained, x0, labels, t[rows], eps, position)
+                    loss = losses.mean() / share.parts
+                with profile.part("backward"):
+                    self.accelerator.backward(loss)
+            with profile.part("log"):
+                self.bins.add(losses, log_snr[rows])
             total += loss.detach()
-        self._set_learning_rate()
-        if self._finite_gradient(total):
-            self.optimizer.step()
-            for average in (self.ema, *self.powers):
-                average.update(self.step)
-        self.optimizer.zero_grad()
-        return total
-
-    def _finite_gradient(self, loss: Tensor) -> bool:
-        """Clips the gradient. False, once counted and written down, where it is not finite in any process.
-
-        Gradients are summed over processes, so that all agree. The host waits for the device here, as a loss scaler
-        makes it do; under one (fp16) the scaler itself passes steps over and lowers its scale.
-        """
-        limit = self.recipe.training.clip_norm
-        norm = self.accelerator.clip_grad_norm_(self.parameters, math.inf if limit is None else limit)
-        if self.accelerator.scaler is not None:
-            return True
-        finite = norm is None or bool(torch.isfinite(norm))
-        if not finite and self.main:
-            first = (self.step - 1) * self.share.batch
-            rows = self.data.indices(self.recipe.seed, first, self.share.batch)
-            write_skip(self.out / "skipped.jsonl", self.step, float(loss), rows)
-        self.skips.see(self.step, finite)
-        return finite
-
-    def _set_learning_rate(self) -> None:
-        recipe = self.recipe
         self.rate = learning_rate(self.step, recipe.training.steps, recipe.optimizer.lr, recipe.schedule)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.rate
+        with profile.part("optimiser"):
+            norm, finite = self.trained.step(self.rate, recipe.training.clip_norm)
+        with profile.part("EMA"):
+            self.trained.update_averages(self.step)
+        return _Taken(total, norm, finite)
 
-    def _report(self, losses: list[Tensor], display: Display) -> None:
-        """Losses of the steps up to this one, averaged over processes: to the log, the tracker, the display."""
-        values = self.accelerator.reduce(torch.stack(losses), reduction="mean").tolist()  # type: ignore[union-attr]
-        first = self.step - len(values) + 1
-        finite = [value for value in values if math.isfinite(value)]
-        mean = sum(finite) / len(finite) if finite else math.nan
+    def _report(self, taken: list[_Taken], display: Display) -> None:
+        """The steps up to this one, averaged over processes: to the log, the tracker, the display, health.jsonl.
+
+        TrainingDiverged where too many of them in a row had no finite gradient.
+        """
+        parts = [torch.stack([getattr(one, name).float() for one in taken]) for name in ("loss", "norm", "finite")]
+        mean: Any = self.accelerator.reduce(torch.cat([*parts, self.bins.take()]), reduction="mean")
+        values, count = mean.tolist(), len(taken)  # the one place where the host waits
+        losses, norms, finite = (values[k * count : (k + 1) * count] for k in range(3))
+        first = self.step - count + 1
         if self.main:
-            self.log.append(first, values)
-        display.show(self.step, mean)
-        for step, value in self.spikes.spikes(first, values):
+            self.log.append(first, losses)
+        good = [value for value in losses if math.isfinite(value)]
+        mean_loss = sum(good) / len(good) if good else math.nan
+        display.show(self.step, mean_loss)
+        for step, value in self.spikes.spikes(first, losses):
             display.warn(f"the loss of step {step} is {value:.4g}, far above those before it")
+        figures = {"loss": mean_loss, "lr": self.rate, "images_per_second": display.images_per_second}
+        figures["gradient_norm"] = sum(norms) / count
+        self._count_skips(first, losses, finite)
+        figures["skipped_steps"] = self.skips.total
+        self._health(figures, bin_means(values[-2 * BINS :]))
+
+    def _count_skips(self, first: int, losses: list[float], finite: list[float]) -> None:
+        for step, (loss, good) in enumerate(zip(losses, finite, strict=True), first):
+            if self.main and good < 0.5:
+                start = (step - 1) * self.share.batch
+                rows = self.data.indices(self.recipe.seed, start, self.share.batch)
+                write_skip(self.out / "skipped.jsonl", step, loss, rows)
+            self.skips.see(step, good > 0.5)
+
+    def _health(self, figures: dict[str, float], by_noise: list[float | None]) -> None:
+        if self.main:
+            append_line(self.out / "health.jsonl", {"step": self.step, **figures, "loss_by_noise": by_noise})
         if self.recipe.tracker:
-            figures = {"loss": mean, "lr": self.rate, "images_per_second": display.images_per_second}
-            figures["skipped_steps"] = self.skips.total
-            self.accelerator.log(figures, step=self.step)
+            named = zip(bin_names(), by_noise, strict=True)
+            noisy = {f"loss_by_log_snr/{name}": value for name, value in named if value is not None}
+            self.accelerator.log({**figures, **noisy}, step=self.step)
 
     def _seconds(self) -> float:
         return self.seconds + time.monotonic() - self.began
 
     def _save(self) -> None:
+        """A checkpoint, by the first process. TrainingDiverged, and nothing is saved, for weights not finite."""
         accelerator = self.accelerator
+        if not self.trained.finite():
+            raise TrainingDiverged(
+                f"weights are not finite after step {self.step}, which is not saved; the last checkpoint is of "
+                f"step {self.saved}. Lower optimizer.lr, or use precision fp32"
+            )
         states = gather_object([random_state(accelerator.process_index, accelerator.device)])
+        tensors: dict[str, Any] = self.trained.tensors()
+        self.saved = self.step
         if not self.main:
             return
-        scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
         checkpoint = Checkpoint(
             step=self.step,
-            model=self.backbone.state_dict(),
-            ema=self.ema.network.state_dict(),
-            optimizer=optimizer_tensors(self.optimizer),
             random={key: state for states_of_one in states for key, state in states_of_one.items()},
             extra={
                 "seconds": self._seconds(),
-                "scaler": scaler,
+                "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
                 "skipped": self.skips.total,
                 "skipped_in_a_row": self.skips.in_a_row,
             },
-            powers={f"{p.sigma_rel}/{name}": v for p in self.powers for name, v in p.averages.items()},
-            beside=self.beside.state_dict(),
+            **tensors,
         )
         save_checkpoint(self.out / "checkpoints", checkpoint, self.recipe.training.keep)
+        self._page()
 
     def _restore(self) -> None:
         checkpoint = newest_checkpoint(self.out / "checkpoints")
+        steps = gather_object([0 if checkpoint is None else checkpoint.step])
+        if len(set(steps)) > 1:
+            raise ValueError(f"processes read checkpoints of different steps, {steps}; is {self.out} one folder?")
         if checkpoint is None:
             return
-        self.backbone.load_state_dict(checkpoint.model)
-        self.ema.network.load_state_dict(checkpoint.ema)
-        for power in self.powers:
-            power.load({name: checkpoint.powers[f"{power.sigma_rel}/{name}"] for name in power.averages})
-        self.beside.load_state_dict(checkpoint.beside)
-        restore_optimizer(self.optimizer, checkpoint.optimizer)
+        self.trained.load(checkpoint)
         restore_random_state(checkpoint.random, self.accelerator.process_index, self.accelerator.device)
         if self.accelerator.scaler is not None and checkpoint.extra["scaler"]:
             self.accelerator.scaler.load_state_dict(dict(checkpoint.extra["scaler"]))
         self.skips.total = checkpoint.extra.get("skipped", 0)
         self.skips.in_a_row = checkpoint.extra.get("skipped_in_a_row", 0)
-        self.step, self.seconds = checkpoint.step, checkpoint.extra["seconds"]
+        self.step = self.saved = checkpoint.step
+        self.seconds = checkpoint.extra["seconds"]
 
-    def _pipeline(self) -> Pipeline:
-        """The pipeline of the averaged weights, with the autoencoder, read now, where they know latents."""
-        sampling = self.recipe.sampling
-        pipeline = Pipeline(
-            backbone=self.ema.network,
-            process=self.objective.process,
-            parameterization=self.objective.parameterization,
-            class_names=list(self.data.class_names) or None,
-            t_max=self.recipe.t_max,
-            defaults={
-                "sampler": sampling.sampler.spec(),
-                "steps": sampling.steps,
-                "grid": None if sampling.grid is None else sampling.grid.spec(),
-                "guidance": [guidance.spec() for guidance in sampling.guidance],
-            },
-            **self.data.pipeline_parts(),
-        )
-        pipeline.to(self.accelerator.device)
-        pipeline.set_progress_bar_config(disable=True)
-        return pipeline
+    def _averaged(self) -> Any:
+        """The network that is sampled from; asked in all processes. None where this one has none to ask."""
+        return self.trained.averaged(lambda: make_backbone(self.recipe, self.data))
+
+    def _snapshot(self) -> None:
+        for average in self.trained.powers:
+            gathered = average.gathered()
+            if self.main:
+                save_snapshot(self.out / "ema", gathered, self.step)
 
     def _sample(self) -> None:
-        """samples/step-XXXXXXXX.png: a row a class, always from the same noise."""
-        rows = min(self.data.num_classes, _GRID_CLASSES) or _GRID_COLUMNS
-        labels = [row if self.data.num_classes else None for row in range(rows) for _ in range(_GRID_COLUMNS)]
-        pictures = self._pipeline()(labels, seed=self.recipe.seed, output_type="pil").images
-        picture = sheet(pictures, _GRID_COLUMNS)
-        picture.save(self.out / "samples" / f"step-{self.step:08d}.png")
+        """samples/step-XXXXXXXX-ema.png, always from the same noise, and what its pixels are like."""
+        network = self._averaged()
+        if not self.main:
+            return
+        pipeline = make_pipeline(network, self.recipe, self.objective, self.data, self.accelerator.device)
+        target = self.out / "samples" / f"step-{self.step:08d}-ema.png"
+        made = draw_samples(pipeline, self.recipe.seed, target)
+        self.of_data = self.of_data or data_statistics(self.data)
+        entry = {"step": self.step, "samples": made, "data": self.of_data}
+        append_line(self.out / "health.jsonl", entry)
+        self._page()
+        if self.recipe.tracker:
+            told = {f"samples/{key}": value for key, value in made.items()}
+            self.accelerator.log(told, step=self.step)
 
-    def _export(self) -> None:
-        """pipeline/: what users load, with the recipe and the facts of its training."""
-        loop = self.recipe.training
+    def _page(self) -> None:
+        write_page(self.out, self.recipe.name)
+
+    def _show_profile(self, display: Display) -> None:
+        if self.profile.enabled and self.main and self.profile.rows():
+            self.profile.write(self.out / "profile.json")
+            if self.show:
+                display.say(self.profile.table())
+
+    def _export(self, network: Any) -> None:
         facts = {
-            "steps": loop.steps,
-            "images": loop.steps * loop.batch_size,
             "seconds": round(self._seconds(), 2),
             "final_loss": sum(self.log.recent) / max(len(self.log.recent), 1),
             "skipped_steps": self.skips.total,
-            "parameters": sum(p.numel() for p in self.backbone.parameters()),
-            "data": self.data.fingerprint(),
             "device": str(self.accelerator.device),
             "processes": self.accelerator.num_processes,
-            "versions": {
-                "dinit": dinit.__version__,
-                "torch": torch.__version__,
-                "python": platform.python_version(),
-            },
         }
-        with whole_folder(self.out / "pipeline") as temporary:
-            self._pipeline().save_pretrained(temporary)
-            write_recipe(temporary, self.recipe)
-            (temporary / "training.json").write_text(json.dumps(facts, indent=2) + "\n")
+        pipeline = make_pipeline(network, self.recipe, self.objective, self.data, self.accelerator.device)
+        export(self.out / "pipeline", pipeline, self.recipe, self.data, facts)
 
 
 def _scalars(recipe: Recipe) -> dict[str, Any]:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import signal
+import threading
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -12,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from dinit.data import ImageData, sample_key
 
 _MEMORY_LIMIT = 256 << 20  # bytes: data sets up to this size are held as one tensor
+_DEATHS = 3  # of the reading processes, without a batch between, that end a run
 
 
 @dataclass(frozen=True)
@@ -54,13 +59,52 @@ def batches(
     size = 4 * len(data) * data.channels * data.image_size**2
     if size <= _MEMORY_LIMIT and not data.augments:
         return _from_memory(data, seed, share, first_step, last_step)
-    loader = DataLoader(
-        _Keyed(data, seed),
-        batch_sampler=_Positions(share, first_step, last_step),  # type: ignore[arg-type]
-        num_workers=workers,
-        pin_memory=torch.cuda.is_available(),
-    )
-    return iter(loader)
+    return _loaded(_Keyed(data, seed), share, first_step, last_step, workers)
+
+
+def _loaded(
+    data: _Keyed, share: Share, first_step: int, last_step: int, workers: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches by worker processes. Workers that die are started again at the batch that is due.
+
+    RuntimeError where they die three times without having given a batch.
+    """
+    given = deaths = 0
+    while True:
+        loader = DataLoader(
+            data,
+            batch_sampler=_Positions(share, first_step, last_step, given),  # type: ignore[arg-type]
+            num_workers=workers,
+            pin_memory=torch.cuda.is_available(),
+        )
+        source = _start(loader)
+        try:
+            for batch in source:
+                yield batch
+                given, deaths = given + 1, 0
+            return
+        except (RuntimeError, OSError, EOFError) as error:
+            if all(worker.is_alive() for worker in getattr(source, "_workers", ())):
+                raise  # an error of the data, not of the process that read it
+            deaths += 1
+            if deaths == _DEATHS:
+                raise RuntimeError(
+                    f"the processes that read the data died {deaths} times at the same batch ({error}); too little "
+                    "memory, shared memory too? Try training.workers=0"
+                ) from error
+            warnings.warn(f"a process that reads the data died; they are started again ({error})", stacklevel=2)
+
+
+def _start(loader: DataLoader[tuple[Tensor, int]]) -> Iterator[tuple[Tensor, Tensor]]:
+    """iter(loader), without the handler that throws a worker's death into whatever the main thread is doing.
+
+    The death is then noticed where a batch is waited for, and nowhere else.
+    """
+    before = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
+    source = iter(loader)
+    if before is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, before)
+    return source
 
 
 def _from_memory(
@@ -80,8 +124,12 @@ class _Positions:
     share: Share
     first_step: int
     last_step: int
+    skipped: int = 0  # of the first batches
 
     def __iter__(self) -> Iterator[range]:
+        return itertools.islice(self._all(), self.skipped, None)
+
+    def _all(self) -> Iterator[range]:
         for step in range(self.first_step, self.last_step + 1):
             for part in range(self.share.parts):
                 rows = self.share.rows(part)
@@ -89,7 +137,7 @@ class _Positions:
                 yield range(start + rows.start, start + rows.stop)
 
     def __len__(self) -> int:
-        return (self.last_step - self.first_step + 1) * self.share.parts
+        return (self.last_step - self.first_step + 1) * self.share.parts - self.skipped
 
 
 class _Keyed(Dataset[tuple[Tensor, int]]):

@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dinit.files import write_atomically
-
 _SPIKE = 8.0
 """Deviations above the mean of recent losses from which a loss is called a spike."""
 _RECENT = 50
@@ -47,14 +45,6 @@ def write_skip(path: Path, step: int, loss: float, indices: Sequence[int]) -> No
     """One line more in skipped.jsonl: the step, its loss and the data set's rows of its batch."""
     with open(path, "a", encoding="utf-8") as stream:
         stream.write(json.dumps({"step": step, "loss": str(loss), "indices": list(indices)}) + "\n")
-
-
-def forget_skips(path: Path, step: int) -> None:
-    """Drops what skipped.jsonl says of later steps, which a resumed run takes again."""
-    if path.exists():
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-        write_atomically(path, "".join(kept))
 
 
 @dataclass

@@ -13,6 +13,7 @@ from dinit.training.health import bin_names, read_lines
 
 _WIDTH, _HEIGHT, _MARGIN = 560, 200, 44  # pixels of a plot
 _COLOURS = ("#440154", "#46327e", "#365c8d", "#277f8e", "#1fa187", "#4ac16d", "#a0da39", "#d0b000")  # noisy first
+_POINTS = 500  # of a curve, at most
 _PREVIEWS = 12  # pictures on the page: the first, the last, and those spread between
 
 Curve = list[tuple[float, float]]
@@ -41,13 +42,19 @@ def write_page(folder: Path, name: str) -> None:
 
 
 def _curve(entries: Sequence[dict[str, Any]], key: str) -> Curve:
-    return [(entry["step"], entry[key]) for entry in entries if entry.get(key) is not None]
+    return [(entry["step"], entry[key]) for entry in _thinned(entries) if entry.get(key) is not None]
+
+
+def _thinned(entries: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
+    """At most 500 entries, the last among them."""
+    stride = -(-len(entries) // _POINTS) if entries else 1
+    return entries[(len(entries) - 1) % stride :: stride]
 
 
 def _by_noise(reports: Sequence[dict[str, Any]]) -> dict[str, Curve]:
     curves: dict[str, Curve] = {}
     for k, name in enumerate(bin_names()):
-        points = [(entry["step"], entry["loss_by_noise"][k]) for entry in reports if entry.get("loss_by_noise")]
+        points = [(e["step"], e["loss_by_noise"][k]) for e in _thinned(reports) if e.get("loss_by_noise")]
         curves[name] = [(step, value) for step, value in points if value is not None]
     return curves
 

@@ -51,6 +51,11 @@ class Display:
             left = (self._total - step) * seconds / max(step - self._start, 1)
             self._console.print(f"{self._name}: step {step}/{self._total}  {figures}  {left:.0f} s left")
 
+    def say(self, text: str) -> None:
+        """Lines above the bar."""
+        if self._enabled:
+            self._console.print(text, markup=False, highlight=False)
+
     def warn(self, message: str) -> None:
         """A line above the bar."""
         if self._enabled:

@@ -111,7 +111,8 @@ class AlignmentSection(Section):
 class LoopSection(Section):
     """batch_size: images an optimiser step, over all processes and accumulated parts. 0 turns samples off.
 
-    max_skipped: steps in a row with a gradient that is not finite, from which a run ends.
+    max_skipped: steps in a row with a gradient that is not finite, from which a run ends. sharding: whether each of
+    several processes holds all weights, or (fsdp2) a part of them.
     """
 
     steps: Positive
@@ -126,6 +127,7 @@ class LoopSection(Section):
     checkpoint_every: Positive = 1000
     keep: Positive = 2
     max_skipped: Positive = 10
+    sharding: Literal["none", "fsdp2"] = "none"
 
 
 class SamplingSection(Section):

@@ -8,14 +8,15 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from dinit.files import is_leftover, write_atomically
+from dinit.files import LOCK, is_leftover, write_atomically
 from dinit.training.recipe import Recipe
 
+_FREE_OF_LOOP = ("workers", "log_every", "sample_every", "checkpoint_every", "keep", "max_skipped", "sharding")
 # Settings that change neither weights nor losses, so a run may be resumed with others.
 _FREE = (
     "sampling",
     "tracker",
-    *(f"training.{key}" for key in ("workers", "log_every", "sample_every", "checkpoint_every", "keep")),
+    *(f"training.{key}" for key in _FREE_OF_LOOP),
 )
 
 _ELSEWHERE = "; nothing was written. Give another folder"
@@ -31,7 +32,7 @@ def check_run_folder(out: Path, recipe: Recipe, resume: bool) -> None:
         return
     if not out.is_dir():
         raise RunFolderError(f"{out} is a file; give a folder for the run")
-    if all(is_leftover(path) for path in out.iterdir()):
+    if all(is_leftover(path) or path.name == LOCK for path in out.iterdir()):
         return
     if not (out / "recipe.yaml").exists():
         raise RunFolderError(f"{out} is not empty and holds no run of dinit{_ELSEWHERE}")

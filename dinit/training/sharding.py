@@ -7,10 +7,10 @@ Accelerate's own plugin for it is passed over.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def shard(network: nn.Module, device: torch.device, processes: int) -> None:
@@ -42,23 +42,36 @@ def _blocks(module: nn.Module) -> Iterable[nn.Module]:
 
 def local(tensor: Tensor) -> Tensor:
     """This process's part of a tensor, sharing its memory; the tensor itself where it is not spread."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    spread: Any = tensor
+    return spread.to_local() if _is_spread(tensor) else tensor
 
 
 def whole(tensor: Tensor) -> Tensor:
     """The whole tensor, without its gradient. All processes must ask for the same tensors in the same order."""
-    tensor = tensor.detach()
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    detached: Any = tensor.detach()
+    return detached.full_tensor() if _is_spread(tensor) else detached
 
 
 def put(target: Tensor, value: Tensor) -> None:
-    """Writes a whole tensor into `target`, which may be spread: each process takes its own part of it."""
+    """Writes a whole tensor into `target`, which may be spread: each process takes its own part of it.
+
+    ValueError for another shape.
+    """
+    if value.shape != target.shape:
+        raise ValueError(f"a tensor of shape {tuple(value.shape)} where {tuple(target.shape)} is needed")
     with torch.no_grad():
         target.copy_(like(value.to(target.device, target.dtype), target))
 
 
 def like(value: Tensor, target: Tensor) -> Tensor:
     """A whole tensor that every process has, spread as `target` is."""
-    if not isinstance(target, DTensor):
+    if not _is_spread(target):
         return value
-    return distribute_tensor(value, target.device_mesh, target.placements, src_data_rank=None)
+    from torch.distributed.tensor import distribute_tensor
+
+    spread: Any = target
+    return distribute_tensor(value, spread.device_mesh, spread.placements, src_data_rank=None)
+
+
+def _is_spread(tensor: Tensor) -> bool:
+    return hasattr(tensor, "full_tensor")  # a DTensor; its module takes two seconds to import

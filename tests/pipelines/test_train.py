@@ -80,7 +80,7 @@ def test_loss_falls(uninterrupted: Path) -> None:
 
 def test_pipeline_holds_the_averaged_weights(uninterrupted: Path) -> None:
     checkpoint = list_checkpoints(uninterrupted / "checkpoints")[-1]
-    ema, model = (load_file(checkpoint / f"{name}.safetensors") for name in ("ema", "model"))
+    ema, model = (load_file(checkpoint / f"{name}.safetensors") for name in ("ema", "raw"))
     pipeline = Pipeline.from_pretrained(uninterrupted / "pipeline")
     shipped = pipeline.backbone.state_dict()
     assert shipped.keys() == ema.keys()
@@ -137,7 +137,7 @@ def killed_run(folder: Path, kills: int, seed: int) -> None:
 def check_killed_run(folder: Path, uninterrupted: Path, kills: int, seed: int) -> None:
     killed_run(folder, kills, seed)
     assert losses(folder) == losses(uninterrupted)  # every float, bit for bit
-    for name in ("model", "ema", "optimizer", "random"):
+    for name in ("raw", "ema", "optimizer", "random"):
         ours, theirs = (
             load_file(list_checkpoints(run / "checkpoints")[-1] / f"{name}.safetensors")
             for run in (folder, uninterrupted)
@@ -229,7 +229,7 @@ def test_a_step_without_a_finite_gradient_is_passed_over(tmp_path: Path, monkeyp
     overrides = ("training.steps=4", "training.checkpoint_every=1", "training.keep=9", "schedule.kind=constant")
     recipe = tiny(*overrides, "training.gradient_accumulation=1", "schedule.warmup_steps=0")
     train(recipe, folder, progress=False)
-    models = [load_file(path / "model.safetensors") for path in list_checkpoints(folder / "checkpoints")]
+    models = [load_file(path / "raw.safetensors") for path in list_checkpoints(folder / "checkpoints")]
     same = [all(torch.equal(a[key], b[key]) for key in a) for a, b in itertools.pairwise(models)]
     assert same == [False, True, False]
     (line,) = (folder / "skipped.jsonl").read_text().splitlines()
@@ -261,7 +261,7 @@ def test_sample_grid_and_tracker(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     train(tiny("training.steps=6", "training.sample_every=3", "tracker=tensorboard"), folder, progress=False)
     names = sorted(path.name for path in (folder / "samples").iterdir())
-    assert names == ["step-00000003.png", "step-00000006.png"]
+    assert names == ["step-00000000-ema.png", "step-00000003-ema.png", "step-00000006-ema.png"]
     assert Image.open(folder / "samples" / names[0]).size == (8 * 68 + 4, 10 * 68 + 4)
     assert list((folder / "logs").rglob("events.out.tfevents.*"))
 
@@ -274,7 +274,7 @@ def test_the_optimizer_steps_at_the_schedules_rate(tmp_path: Path) -> None:
         torch.manual_seed(recipe.seed)
         fresh = make_backbone(recipe, make_data(recipe)).state_dict()
     train(recipe, tmp_path / "run", progress=False)
-    trained = load_file(list_checkpoints(tmp_path / "run" / "checkpoints")[-1] / "model.safetensors")
+    trained = load_file(list_checkpoints(tmp_path / "run" / "checkpoints")[-1] / "raw.safetensors")
     largest = max(float((trained[key] - fresh[key]).abs().max()) for key in fresh)
     assert largest == pytest.approx(0.25 * 0.1, rel=1e-3)
 
@@ -288,7 +288,7 @@ def test_label_dropout_trains_the_null_class(tmp_path: Path) -> None:
     for dropout, moves in (("0.0", False), ("0.5", True)):
         folder = tmp_path / dropout
         train(tiny(f"label_dropout={dropout}", "training.steps=6"), folder, progress=False)
-        trained = load_file(list_checkpoints(folder / "checkpoints")[-1] / "model.safetensors")
+        trained = load_file(list_checkpoints(folder / "checkpoints")[-1] / "raw.safetensors")
         assert torch.equal(trained[table][-1], fresh[table][-1]) != moves
         assert not torch.equal(trained[table][:-1], fresh[table][:-1])
 

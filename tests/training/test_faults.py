@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from dinit.training.faults import Skips, SpikeDetector, TrainingDiverged, forget_skips, write_skip
+from dinit.training.faults import Skips, SpikeDetector, TrainingDiverged, write_skip
+from dinit.training.health import forget_after
 
 
 def test_only_steps_in_a_row_end_a_run() -> None:
@@ -35,11 +36,11 @@ def test_spikes_stand_out_and_do_not_hide_the_next() -> None:
 
 def test_a_resumed_run_forgets_later_skips(tmp_path: Path) -> None:
     path = tmp_path / "skipped.jsonl"
-    forget_skips(path, 3)
+    forget_after(path, 3)
     assert not path.exists()
     for step in (2, 3, 5):
         write_skip(path, step, math.inf, [step, step + 1])
-    forget_skips(path, 3)
+    forget_after(path, 3)
     assert [json.loads(line) for line in path.read_text().splitlines()] == [
         {"step": step, "loss": "inf", "indices": [step, step + 1]} for step in (2, 3)
     ]
