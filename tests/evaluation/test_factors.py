@@ -71,7 +71,7 @@ def test_readers_are_as_good_as_their_card_says() -> None:
     found = reader_errors(Glyphs("test", count=720))
     assert found["label"] >= 0.98
     assert found["font"] >= 0.85
-    assert found["rotation"] < 3.0
+    assert found["rotation"] < 3.5
     assert found["scale"] < 0.02
     assert found["hue"] < 0.5
 
