@@ -72,7 +72,7 @@ def grey_share(images: Tensor) -> float:
 
 def recompressed(ours: Tensor, theirs: Tensor) -> list[str]:
     """Whether one set bears JPEG's 8×8 grid and the other does not. What was resized afterwards is not found."""
-    if min(*ours.shape[2:], *theirs.shape[2:]) < 2 * _BLOCK:
+    if min(*ours.shape[2:], *theirs.shape[2:]) < 4 * _BLOCK:
         return []
     a, b = blockiness(ours), blockiness(theirs)
     if abs(a - b) <= _BLOCKY:
@@ -89,16 +89,17 @@ def blockiness(images: Tensor) -> float:
     without.
 
     JPEG rounds most coefficients of a block's cosine transform to 0. The share of coefficients below half a byte,
-    of blocks on the grid less that of blocks between them; the transform is of brightness. images: (N, C, H, W)
-    uint8.
+    of blocks on the grid less that of blocks between them, both away from the edges, so that both see the same
+    things; the transform is of brightness. images: (N, C, H, W) uint8, H and W at least 32.
     """
-    brightness = images.double().mean(dim=1)
-    return _small_share(brightness) - _small_share(brightness[:, _BLOCK // 2 :, _BLOCK // 2 :])
+    brightness, half = images.double().mean(dim=1), _BLOCK // 2
+    high, wide = (side - side % _BLOCK for side in brightness.shape[1:])
+    on = brightness[:, _BLOCK : high - _BLOCK, _BLOCK : wide - _BLOCK]
+    return _small_share(on) - _small_share(brightness[:, half : high - half, half : wide - half])
 
 
 def _small_share(planes: Tensor) -> float:
-    high, wide = (side - side % _BLOCK for side in planes.shape[1:])
-    blocks = planes[:, :high, :wide].unfold(1, _BLOCK, _BLOCK).unfold(2, _BLOCK, _BLOCK)
+    blocks = planes.unfold(1, _BLOCK, _BLOCK).unfold(2, _BLOCK, _BLOCK)
     k, n = torch.arange(_BLOCK).double()[:, None], torch.arange(_BLOCK).double()
     basis = torch.cos(math.pi * k * (2 * n + 1) / (2 * _BLOCK)) * math.sqrt(2 / _BLOCK)
     basis[0] /= math.sqrt(2)
