@@ -42,7 +42,7 @@ class DiCBlock(nn.Module):
 
     def __init__(self, in_width: int, width: int, cond_dim: int, dropout: float) -> None:
         super().__init__()
-        self.modulation = Modulation(cond_dim, width, chunks=3)
+        self.modulation = Modulation(cond_dim, width, chunks=3, gates=(0,))
         self.norm_1 = group_norm(in_width)
         self.conv_1 = nn.Conv2d(in_width, width, 3, padding=1)
         self.norm_2 = group_norm(width)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,68 +9,14 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from dinit.checkpoints.locating import INDEX, PICKLES, SHIPPED, locate, read_json, shipped
 from dinit.models.base import BACKBONES, Backbone
 from dinit.registry import suggest
 
-SHIPPED = Path(__file__).resolve().parent.parent / "pretrained"
-INDEX = "model_index.json"
+__all__ = ["BACKBONE", "INDEX", "SHIPPED", "check_folder", "locate", "read_json", "shipped"]
+
 BACKBONE = "backbone"
 _WEIGHTS = "diffusion_pytorch_model"
-_PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl")
-_FILES = ["*.json", "*.safetensors", "*.md", "*.txt"]  # of a hub repository; never a pickle
-
-
-def shipped() -> list[str]:
-    """Names of the pipelines that come with the package."""
-    return sorted(index.parent.name for index in SHIPPED.glob(f"*/{INDEX}"))
-
-
-def locate(name: str | Path, **hub_options: Any) -> Path:
-    """The folder of a shipped pipeline, the folder itself, or a downloaded hub repository, in this order.
-
-    hub_options: as snapshot_download takes them. ValueError for a file; FileNotFoundError, with what was
-    tried, where there is nothing.
-    """
-    text, path = str(name), Path(name).expanduser()
-    if text in shipped():
-        return SHIPPED / text
-    if path.is_dir():
-        return path
-    if path.suffix.lower() in _PICKLES:
-        raise ValueError(
-            f"{name} is a pickle checkpoint, which can run code when it is opened. Pipelines are folders of "
-            "safetensors; give the folder that Pipeline.save_pretrained or `dinit train` wrote"
-        )
-    if path.is_file():
-        raise ValueError(f"{name} is a file; a pipeline is a folder with {INDEX} in it: give the folder")
-    hint = suggest(text, shipped()) if shipped() else ""
-    tried = f"no shipped pipeline {text!r}{hint}; no folder {path}"
-    if text.count("/") != 1 or text.startswith((".", "/", "~")):
-        raise FileNotFoundError(f"{tried}; and not a hub id, which reads owner/name")
-    return _download(text, tried, hub_options)
-
-
-def _download(repo: str, tried: str, options: dict[str, Any]) -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(repo, allow_patterns=_FILES, **options))
-    except (OSError, ValueError, RuntimeError) as error:  # the hub's errors, and those of the connection
-        reason = str(error).strip().split("\n", 1)[0]
-        raise FileNotFoundError(f"{tried}; and the hub gave no {repo!r}: {reason}") from error
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. FileNotFoundError, or ValueError where it is not an object in JSON."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold a JSON object, got {type(content).__name__}")
-    return content
 
 
 def check_folder(folder: Path, given: Sequence[str] = ()) -> None:
@@ -157,7 +102,7 @@ def weight_files(folder: Path) -> list[Path]:
             if not shard.is_file():
                 raise FileNotFoundError(f"{shard} is missing; {index.name} lists it")
         return shards
-    pickles = [path.name for path in folder.glob("*") if path.suffix.lower() in _PICKLES]
+    pickles = [path.name for path in folder.glob("*") if path.suffix.lower() in PICKLES]
     if pickles:
         raise ValueError(
             f"{folder} holds pickled weights ({', '.join(sorted(pickles))}), which can run code when they are "

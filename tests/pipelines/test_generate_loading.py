@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from dinit.checkpoints import locating
 from dinit.models.base import BACKBONES
-from dinit.pipelines import loading
 from dinit.pipelines.generate import Pipeline
 from dinit.pipelines.loading import check_folder, locate, shipped
 
@@ -96,7 +96,7 @@ def test_a_component_may_be_given(folder: Path) -> None:
 
 
 def test_names_are_shipped_first_then_folders(folder: Path, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(loading, "SHIPPED", tmp_path)
+    monkeypatch.setattr(locating, "SHIPPED", tmp_path)
     monkeypatch.chdir(tmp_path / "whole")
     (tmp_path / "whole" / "whole").mkdir()
     assert shipped() == ["whole"]
@@ -115,8 +115,8 @@ def test_names_are_shipped_first_then_folders(folder: Path, tmp_path: Path, monk
     ],
 )
 def test_what_is_not_found_is_told_without_the_network(name, message, folder, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(loading, "SHIPPED", tmp_path)
-    monkeypatch.setattr(loading, "_download", None)
+    monkeypatch.setattr(locating, "SHIPPED", tmp_path)
+    monkeypatch.setattr(locating, "_download", None)
     with pytest.raises((ValueError, FileNotFoundError)) as caught:
         locate(name)
     assert message in str(caught.value)

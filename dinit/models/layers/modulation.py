@@ -13,12 +13,15 @@ class Modulation(nn.Module):
     """SiLU and one Linear from the condition to `chunks` vectors; zero at the start.
 
     With all chunks zero, shift and scale do nothing and a gate closes its branch, so that a fresh block is
-    the identity: adaLN-Zero, Peebles & Xie 2023.
+    the identity: adaLN-Zero, Peebles & Xie 2023. gates: which of the chunks are gates; by default the third of every
+    three, the second of every two where there are four (no shifts), and none of two.
     """
 
-    def __init__(self, cond_dim: int, dim: int, chunks: int) -> None:
+    def __init__(self, cond_dim: int, dim: int, chunks: int, gates: tuple[int, ...] | None = None) -> None:
         super().__init__()
         self.chunks = chunks
+        a_branch = 3 if chunks % 3 == 0 else 2 if chunks == 4 else chunks + 1
+        self.gates = tuple(range(a_branch - 1, chunks, a_branch)) if gates is None else gates
         self.linear = zeroed(nn.Linear(cond_dim, chunks * dim))
 
     def forward(self, c: Tensor, x: Tensor) -> tuple[Tensor, ...]:
