@@ -213,9 +213,10 @@ class _Run:
     def _train_step(self, source: Iterator[tuple[Tensor, Tensor]]) -> _Taken:
         """One optimiser step. The host does not wait for the device."""
         recipe, share, device, profile = self.recipe, self.share, self.accelerator.device, self.profile
-        t = self.objective.times(share.batch, randomness.time_generator(recipe.seed, self.step))
-        log_snr = self.objective.process.log_snr(t)
-        dropped = randomness.dropped_labels(recipe.seed, self.step, share.batch, recipe.label_dropout)
+        with profile.part("noise"):
+            t = self.objective.times(share.batch, randomness.time_generator(recipe.seed, self.step))
+            log_snr = self.objective.process.log_snr(t)
+            dropped = randomness.dropped_labels(recipe.seed, self.step, share.batch, recipe.label_dropout)
         total = torch.zeros((), device=device)
         for part in range(share.parts):
             rows = share.rows(part)

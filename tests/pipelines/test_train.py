@@ -9,8 +9,6 @@ import multiprocessing
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -24,7 +22,7 @@ from dinit.data.order import sample_indices
 from dinit.pipelines.generate import Pipeline
 from dinit.pipelines.posthoc import pipeline_of_width
 from dinit.pipelines.train import train
-from dinit.training import Objective, Recipe, load_recipe, parse_recipe
+from dinit.training import Objective, Recipe, parse_recipe
 from dinit.training.checkpoint import list_checkpoints
 from dinit.training.faults import TrainingDiverged
 from dinit.training.loss_log import read_losses
@@ -291,26 +289,3 @@ def test_label_dropout_trains_the_null_class(tmp_path: Path) -> None:
         trained = load_file(list_checkpoints(folder / "checkpoints")[-1] / "raw.safetensors")
         assert torch.equal(trained[table][-1], fresh[table][-1]) != moves
         assert not torch.equal(trained[table][:-1], fresh[table][:-1])
-
-
-@pytest.mark.slow
-def test_two_processes_see_what_one_sees(tmp_path: Path) -> None:
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(TINY.replace(", dropout: 0.1", ""))
-    script = tmp_path / "script.py"
-    script.write_text(
-        "import sys\n"
-        "from dinit.pipelines.train import train\n"
-        "from dinit.training import load_recipe\n"
-        "train(load_recipe(sys.argv[1]), sys.argv[2], progress=False)\n"
-    )
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = [*launch, str(script), str(recipe), str(tmp_path / "two")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    environment.pop("ACCELERATE_USE_CPU", None)  # two CPU processes must find each other without it
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
-    assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / "two" / "pipeline" / "training.json").read_text())["processes"] == 2
-    train(load_recipe(recipe), tmp_path / "one", progress=False)
-    two, one = (torch.tensor([loss for _, loss in losses(tmp_path / n)]) for n in ("two", "one"))
-    torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-4)

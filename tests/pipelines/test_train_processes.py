@@ -1,0 +1,124 @@
+"""Runs of several processes: the losses of one, whole checkpoints, and an end that all agree on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import ranks
+import torch
+from safetensors.torch import load_file
+
+from dinit.pipelines.train import train
+from dinit.training import parse_recipe
+from dinit.training.checkpoint import list_checkpoints
+from dinit.training.loss_log import read_losses
+from dinit.training.optimizer import learning_rate
+from dinit.training.stopping import TrainingStopped
+
+RECIPE = """\
+name: tiny
+data: digits
+backbone: {name: dit, patch_size: 4, hidden_size: 16, depth: 2, num_heads: 2}
+optimizer: {lr: 3e-3}
+schedule: {kind: cosine, warmup_steps: 5}
+ema: {decay: 0.9, widths: [0.1], snapshot_every: 25}
+training: {steps: 50, batch_size: 16, gradient_accumulation: 2, checkpoint_every: 10, log_every: 1, keep: 9}
+sampling: {steps: 2}
+tracker: null
+"""
+
+
+def _train(folder: str, *overrides: str) -> None:
+    train(parse_recipe(RECIPE, overrides), folder, progress=False)
+
+
+def finish(processes: int, folder: Path, *overrides: str) -> Path:
+    for child in ranks.start(processes, _train, str(folder), *overrides):
+        child.join()
+        assert child.exitcode == 0
+    return folder
+
+
+def losses(folder: Path) -> list[float]:
+    return [loss for _, loss in read_losses(folder / "losses.jsonl")]
+
+
+def checkpoint(folder: Path, step: int) -> dict[str, dict[str, torch.Tensor]]:
+    (path,) = [path for path in list_checkpoints(folder / "checkpoints") if path.name == f"step-{step:08d}"]
+    names = ("raw", "ema", "optimizer", "powers")
+    return {name: load_file(path / f"{name}.safetensors") for name in names}
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return finish(1, tmp_path_factory.mktemp("one") / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharding", ["none", "fsdp2"])
+def test_two_processes_have_the_losses_and_checkpoints_of_one(alone: Path, tmp_path: Path, sharding: str) -> None:
+    """At the same global batch, with accumulated parts, over 50 steps."""
+    folder = finish(2, tmp_path / "two", f"training.sharding={sharding}")
+    assert json.loads((folder / "pipeline" / "training.json").read_text())["processes"] == 2
+    ours, theirs = torch.tensor(losses(folder)), torch.tensor(losses(alone))
+    assert len(ours) == 50
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=0)
+    for name, tensors in checkpoint(alone, 10).items():
+        found = checkpoint(folder, 10)[name]
+        assert found.keys() == tensors.keys(), name
+        for key, tensor in tensors.items():
+            torch.testing.assert_close(
+                found[key], tensor, rtol=1e-3, atol=1e-5, msg=lambda m, key=key: f"{key}: {m}"
+            )
+    # The learning rate is that of the optimiser step, whatever the number of processes and accumulated parts.
+    recipe = parse_recipe(RECIPE)
+    for run in (alone, folder):
+        lines = [json.loads(line) for line in (run / "health.jsonl").read_text().splitlines()]
+        expected = [learning_rate(k, 50, 3e-3, recipe.schedule) for k in range(1, 51)]
+        assert [line["lr"] for line in lines] == expected
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_another_number_of_processes(alone: Path, tmp_path: Path) -> None:
+    """Begun by two with spread weights and killed, carried on by one, killed, and ended by two."""
+    folder = tmp_path / "run"
+    for processes, sharding, until in ((2, "fsdp2", 12), (1, "fsdp2", 31)):
+        children = ranks.start(processes, _train, str(folder), f"training.sharding={sharding}")
+        while not (folder / "losses.jsonl").exists() or len(losses(folder)) < until:
+            assert all(child.is_alive() for child in children)
+            time.sleep(0.005)
+        ranks.kill(children)
+    finish(2, folder, "training.sharding=fsdp2")
+    torch.testing.assert_close(torch.tensor(losses(folder)), torch.tensor(losses(alone)), rtol=1e-4, atol=0)
+
+
+def _train_told(folder: str, codes: str) -> None:
+    try:
+        _train(folder)
+    except TrainingStopped as stopped:
+        Path(f"{codes}-{os.environ['RANK']}").write_text(f"{stopped.number} {stopped.step}")
+
+
+@pytest.mark.slow
+def test_all_processes_end_after_the_same_step_when_one_is_told(alone: Path, tmp_path: Path) -> None:
+    folder, codes = tmp_path / "run", tmp_path / "code"
+    children = ranks.start(2, _train_told, str(folder), str(codes))
+    while not (folder / "losses.jsonl").exists() or len(losses(folder)) < 13:
+        time.sleep(0.005)
+    os.kill(children[1].pid or 0, signal.SIGTERM)  # not the one that writes
+    for child in children:
+        child.join()
+    said = {(tmp_path / f"code-{rank}").read_text() for rank in (0, 1)}
+    assert len(said) == 1
+    number, step = map(int, said.pop().split())
+    assert number == signal.SIGTERM
+    assert 13 <= step < 50
+    assert list_checkpoints(folder / "checkpoints")[-1].name == f"step-{step:08d}"
+    assert len(losses(folder)) == step
+    finish(2, folder)
+    torch.testing.assert_close(torch.tensor(losses(folder)), torch.tensor(losses(alone)), rtol=1e-4, atol=0)
