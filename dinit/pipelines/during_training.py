@@ -20,6 +20,7 @@ from dinit.evaluation.report import Report
 from dinit.files import write_atomically
 from dinit.pipelines.evaluate import draw_labels, generate
 from dinit.pipelines.generate import Pipeline
+from dinit.pipelines.run_output import make_pipeline
 from dinit.training.checkpoint import Checkpoint, list_checkpoints, load_checkpoint
 from dinit.training.parts import make_backbone, make_data, make_objective
 from dinit.training.recipe import Recipe
@@ -138,22 +139,5 @@ def pipeline_of(recipe: Recipe, checkpoint: Checkpoint) -> Pipeline:
     data = make_data(recipe)
     backbone: Any = make_backbone(recipe, data)
     backbone.load_state_dict(checkpoint.ema)
-    objective, sampling = make_objective(recipe), recipe.sampling
-    pipeline = Pipeline(
-        backbone=backbone.eval().requires_grad_(False),
-        process=objective.process,
-        parameterization=objective.parameterization,
-        class_names=list(data.class_names) or None,
-        t_max=recipe.t_max,
-        defaults={
-            "sampler": sampling.sampler.spec(),
-            "steps": sampling.steps,
-            "grid": None if sampling.grid is None else sampling.grid.spec(),
-            "guidance": [guidance.spec() for guidance in sampling.guidance],
-        },
-        **data.pipeline_parts(),
-    )
-    pipeline.set_progress_bar_config(disable=True)
-    if torch.cuda.is_available():
-        pipeline.to("cuda")
-    return pipeline
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return make_pipeline(backbone.eval().requires_grad_(False), recipe, make_objective(recipe), data, device)

@@ -67,14 +67,9 @@ def evaluate(
     if dataset_name is not None:
         DATASETS.create(dataset_name)  # its mistakes before the pipeline is read
     destinations = [None if path is None else _destination(Path(path)) for path in (output, page)]
-    loaded = None if reference is None else load_reference(reference)
     name, pipe = _open(pipeline)
     dataset_name = _own_data(pipe) if dataset_name is None else dataset_name
-    dataset: ImageData | None = DATASETS.create(dataset_name) if loaded is None else None
-    named = protocol_of(protocol, features, loaded.features if loaded else DATASETS.create(dataset_name).features)
-    extractor = make_extractor(named, features)
-    extractor.weights_hash()
-    classes = pipe.backbone.num_classes if dataset is None else _shared_classes(pipe, dataset)
+    named, extractor, classes = _resolve(pipe, dataset_name, reference, protocol, features)
     labels = draw_labels(named, num_samples, classes, seed)
     planned = pipe.plan(num_images=num_samples, labels=labels, seed=seed, **call).to_config()
     sampled = generate(pipe, num_samples, labels, seed, **call)
@@ -187,9 +182,25 @@ def _to_bytes(images: Any, count: int) -> Tensor:
     return (images.detach().float().cpu() * 255).round().clamp(0, 255).to(torch.uint8)
 
 
-def _shared_classes(pipe: Any, dataset: ImageData) -> int:
+def _resolve(
+    pipe: Any, dataset: Any, reference: str | Path | None, protocol: str | None, features: Any
+) -> tuple[NamedProtocol, Extractor, int]:
+    """Protocol, extractor and number of classes to ask for; their mistakes before anything is generated."""
+    if reference is None:
+        data: ImageData = DATASETS.create(dataset)
+        own, class_count = data.features, data.num_classes
+    else:
+        loaded = load_reference(reference)
+        own, class_count = loaded.features, len(loaded.class_names)
+    named = protocol_of(protocol, features, own)
+    extractor = make_extractor(named, features)
+    extractor.weights_hash()  # reads the file
+    return named, extractor, _shared_classes(pipe, class_count)
+
+
+def _shared_classes(pipe: Any, theirs: int) -> int:
     """How many classes to ask for; 0 is unconditional. ValueError where pipeline and data set disagree."""
-    ours, theirs = pipe.backbone.num_classes, dataset.num_classes
+    ours = pipe.backbone.num_classes
     if ours and theirs and ours != theirs:
         raise ValueError(f"the pipeline has {ours} classes, the data set {theirs}; evaluate on its own data")
     return ours
