@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dinit.training.muon import Muon
 from dinit.training.recipe import OptimizerSection, ScheduleSection
 from dinit.training.sharding import local
 
@@ -17,9 +18,9 @@ def make_optimizer(network: nn.Module, section: OptimizerSection) -> torch.optim
     """The optimiser of `section.kind` for a network that is on its device already.
 
     adamw: Loshchilov & Hutter 2019, in its fused form, where there is one: small networks gain most. lion: Chen et
-    al. 2023. muon: torch's Muon (Jordan et al. 2024) for matrices, its rate matched to AdamW's, and AdamW for
-    all else: convolutions, embedding tables, vectors; ValueError where this torch has no Muon (before 2.9).
-    Parameters that are frozen are left out.
+    al. 2023. muon: torch's Muon (Jordan et al. 2024) for matrices, or ours on CPUs and where torch has none (before
+    2.9), its rate matched to AdamW's, and AdamW for all else: convolutions, embedding tables, vectors. Parameters
+    that are frozen are left out.
     """
     if section.kind == "muon":
         return _muon(network, section)
@@ -43,20 +44,20 @@ def _lion(parameters: list[nn.Parameter], section: OptimizerSection) -> torch.op
 
 
 def _muon(network: nn.Module, section: OptimizerSection) -> torch.optim.Optimizer:
-    if not hasattr(torch.optim, "Muon"):
-        raise ValueError(f"optimizer.kind muon needs torch 2.9 or newer, this is {torch.__version__}")
     # A row of a table has a gradient only where its label was drawn: nothing to orthogonalise.
     tables = {id(module.weight) for module in network.modules() if isinstance(module, nn.Embedding)}
     trained = [p for p in network.parameters() if p.requires_grad]
     matrices = [p for p in trained if p.ndim == 2 and id(p) not in tables]
     others = [p for p in trained if p.ndim != 2 or id(p) in tables]
-    muon = torch.optim.Muon(
-        matrices,
-        lr=section.lr,
-        momentum=section.betas[0],
-        weight_decay=section.weight_decay,
-        adjust_lr_fn="match_rms_adamw",
-    )
+    settings: dict[str, Any] = {
+        "lr": section.lr,
+        "momentum": section.betas[0],
+        "weight_decay": section.weight_decay,
+    }
+    if hasattr(torch.optim, "Muon") and matrices[0].device.type != "cpu":
+        muon: torch.optim.Optimizer = torch.optim.Muon(matrices, **settings, adjust_lr_fn="match_rms_adamw")
+    else:
+        muon = Muon(matrices, **settings)
     return Joined([muon, *([_adamw(others, section)] if others else [])])
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from dinit.training.checkpoint import optimizer_tensors, restore_optimizer
+from dinit.training.muon import Muon, orthogonalised
 from dinit.training.optimizer import make_optimizer, step_if_finite
 from dinit.training.recipe import OptimizerSection
 
@@ -51,8 +53,10 @@ def test_muon_makes_steps_of_matrices_orthogonal_and_leaves_the_rest_to_adamw() 
     others = [p for p in same.parameters() if p.ndim != 2]
     adamw = make_optimizer(nn.ParameterList(others), OptimizerSection(lr=0.01, betas=(0.9, 0.99)))
     before = [p.detach().clone() for p in model.parameters()]
-    gradients(model, 0), gradients(same, 0)
-    optimizer.step(), adamw.step()
+    gradients(model, 0)
+    gradients(same, 0)
+    optimizer.step()
+    adamw.step()
     for old, ours, theirs in zip(before, model.parameters(), same.parameters(), strict=True):
         if ours.ndim == 2:
             # Newton-Schulz leaves singular values near 1; the rate is 0.2 sqrt(larger side) of them.
@@ -62,6 +66,33 @@ def test_muon_makes_steps_of_matrices_orthogonal_and_leaves_the_rest_to_adamw() 
             assert float(values.max()) < 1.4
         else:
             assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (3, 8)])
+def test_newton_schulz_is_its_polynomial_of_the_singular_values(shape: tuple[int, int]) -> None:
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    u, s, v = torch.linalg.svd(matrix, full_matrices=False)
+    s = s / s.norm()
+    for _ in range(5):  # Jordan et al. 2024
+        s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
+    torch.testing.assert_close(orthogonalised(matrix), u * s @ v)
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this torch has no Muon")
+def test_muon_is_torchs_own_but_for_its_bfloat16() -> None:
+    generator = torch.Generator().manual_seed(1)
+    start = torch.randn(12, 20, generator=generator)
+    ours, theirs = (nn.Parameter(start.clone()) for _ in range(2))
+    settings: dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.3}
+    pair = (Muon([ours], **settings), torch.optim.Muon([theirs], **settings, adjust_lr_fn="match_rms_adamw"))
+    for _ in range(4):
+        gradient = torch.randn(12, 20, generator=generator)
+        for p, optimizer in zip((ours, theirs), pair, strict=True):
+            p.grad = gradient.clone()
+            optimizer.step()
+    moved = float((theirs.detach() - start).norm())
+    assert float((ours - theirs).detach().norm()) < 0.01 * moved
+    torch.testing.assert_close(*(o.state_dict()["state"][0]["momentum_buffer"] for o in pair))
 
 
 @pytest.mark.parametrize("kind", ["adamw", "lion", "muon"])
@@ -91,13 +122,11 @@ def test_a_restored_optimizer_goes_on_with_the_same_steps(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["adamw", "lion", "muon"])
 def test_a_step_that_is_not_finite_changes_nothing(kind: str) -> None:
     """Weights, momenta and counts are those before it, and the next good step is the one it would have been."""
-    if kind == "muon" and not hasattr(torch.optim, "Muon"):
-        pytest.skip("this torch has no Muon")
 
     def run(gradients: list[float]) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
         torch.manual_seed(0)
         network = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
-        optimizer = make_optimizer(network, OptimizerSection(kind=kind, lr=0.1, weight_decay=0.1))
+        optimizer = make_optimizer(network, OptimizerSection(kind=kind, lr=0.1, weight_decay=0.1))  # type: ignore[arg-type]
         for value in gradients:
             for k, p in enumerate(network.parameters()):
                 p.grad = torch.sin(torch.arange(p.numel()) + k).reshape(p.shape) * value

@@ -1,0 +1,57 @@
+"""Muon in float32: where torch has none, and on CPUs, where torch's own is slow."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+"""Of s, s³ and s⁵ in a polynomial that brings singular values in (0, 1] near to 1. Jordan et al. 2024."""
+ROUNDS = 5
+
+
+class Muon(torch.optim.Optimizer):
+    """m <- mu m + (1 - mu) g; W <- W (1 - lr decay) - 0.2 lr sqrt(larger side) NS(mu m + (1 - mu) g).
+
+    Jordan et al. 2024; the factor, which gives a step AdamW's size, from Liu et al. 2025 (Moonlight). It is
+    torch.optim.Muon with Nesterov momentum and 'match_rms_adamw', which iterates in bfloat16: CPUs without such
+    instructions multiply matrices in it 9 times slower than in float32. parameters: matrices, else ValueError.
+    """
+
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.0
+    ) -> None:
+        super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        if wrong := next((p for group in self.param_groups for p in group["params"] if p.ndim != 2), None):
+            raise ValueError(f"Muon is for matrices, got a parameter of shape {tuple(wrong.shape)}")
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        loss = None if closure is None else torch.enable_grad()(closure)()
+        for group in self.param_groups:
+            rate, mu = group["lr"], group["momentum"]
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                state = self.state[p]
+                if "momentum_buffer" not in state:  # torch's name, so that checkpoints go from one to the other
+                    state["momentum_buffer"] = torch.zeros_like(p)
+                momentum = state["momentum_buffer"].lerp_(p.grad, 1 - mu)
+                move = orthogonalised(p.grad.lerp(momentum, mu))
+                p.mul_(1 - rate * group["weight_decay"])
+                p.add_(move, alpha=-0.2 * rate * math.sqrt(max(p.shape)))
+        return loss
+
+
+def orthogonalised(matrix: Tensor) -> Tensor:
+    """U S' V^T of a matrix U S V^T, (n, m), float32, with S' near 1: Newton-Schulz, without a decomposition."""
+    a, b, c = COEFFICIENTS
+    x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
+    x = x / x.norm().clamp(min=1e-7)  # singular values are at most 1
+    for _ in range(ROUNDS):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.T if matrix.shape[0] > matrix.shape[1] else x
