@@ -67,7 +67,7 @@ class CallableExtractor(Extractor):
 
 
 @dataclass(frozen=True)
-class _OnDisk(Extractor):
+class OnDisk(Extractor):
     """Weights that a variable or the option names; RGB of any size."""
 
     any_size: ClassVar[bool] = True
@@ -92,7 +92,7 @@ class _OnDisk(Extractor):
 
 @EXTRACTORS.register("clip-vit-l-14-336px")
 @dataclass(frozen=True)
-class Clip(_OnDisk):
+class Clip(OnDisk):
     """CLIP ViT-L/14 at 336 pixels as torch-fidelity runs it: what CMMD is defined on."""
 
     fidelity_name: ClassVar[str] = "clip-vit-l-14-336px"
@@ -154,8 +154,6 @@ def _encoder(case: Case, metric: str) -> Extractor:
     given: Any = case.encoders.get(metric, _USUAL[metric])
     if callable(given):
         return CallableExtractor(embed=given)
-    if given == "dinov2-vit-l-14" and given not in EXTRACTORS:
-        raise NotMeasured("give DINOv2 as an encoder: a function of (B, C, H, W) uint8 images to (B, D)")
     encoder: Extractor = EXTRACTORS.create(given)
     if not isinstance(encoder, CallableExtractor):
         try:

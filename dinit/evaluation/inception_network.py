@@ -67,11 +67,11 @@ def resize_tensorflow(images: Tensor) -> Tensor:
     return interpolate_bilinear_2d_like_tensorflow1x(images.float(), size=(SIDE, SIDE), align_corners=False)
 
 
-def resize_clean(images: Tensor) -> Tensor:
+def resize_clean(images: Tensor, side: int = SIDE) -> Tensor:
     """Bicubic with antialiasing, in float and without rounding: Parmar et al. 2022 ("On aliased resizing")."""
     planes = images.cpu().float().numpy()
-    out = np.empty((*planes.shape[:2], SIDE, SIDE), dtype=np.float32)
+    out = np.empty((*planes.shape[:2], side, side), dtype=np.float32)
     for index in np.ndindex(*planes.shape[:2]):
         picture = Image.fromarray(planes[index])
-        out[index] = np.asarray(picture.resize((SIDE, SIDE), Image.Resampling.BICUBIC))
+        out[index] = np.asarray(picture.resize((side, side), Image.Resampling.BICUBIC))
     return torch.from_numpy(out).clamp(0, 255).to(images.device)

@@ -83,7 +83,7 @@ def test_encoders_that_are_not_on_disk_are_a_line_in_the_report(monkeypatch: pyt
     scores, missing = measure_case(case(images, images), ["cmmd", "fdd"])
     assert scores == {}
     assert "ViT-L-14-336px.pt" in missing[0]
-    assert "DINOv2" in missing[1]
+    assert "dinov2_vitl14_pretrain.pth" in missing[1]
 
 
 def test_a_function_is_told_by_its_parameters() -> None:
