@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -16,6 +16,9 @@ Overrides = Annotated[
 ]
 Out = Annotated[Path | None, typer.Option(help="Folder of the run [default: runs/ and the recipe's name].")]
 Profiled = Annotated[bool, typer.Option("--profile", help="Show where the time of a step goes, at the end.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Try a few steps, a checkpoint and previews; say what the run will take.")
+]
 NoResume = Annotated[bool, typer.Option("--no-resume", help="Start anew where a run could go on.")]
 
 
@@ -25,6 +28,7 @@ def train(
     out: Out = None,
     no_resume: NoResume = False,
     profile: Profiled = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Train the pipeline that a recipe describes. A run that was stopped goes on where it was.
 
@@ -39,6 +43,9 @@ def train(
     from dinit.training.stopping import TrainingStopped
 
     folder = Path("runs") / recipe.stem if out is None else out
+    if dry_run:
+        _try(loaded, folder)
+        return
     try:
         result = run(loaded, folder, resume=not no_resume, profile=profile)
     except TrainingStopped as stopped:
@@ -52,3 +59,14 @@ def train(
         return  # one of several processes speaks
     took = f"{result.steps} steps in {result.seconds:.0f} s, loss {result.final_loss:.4f}"
     console.print(f"{took} → {result.pipeline}")
+
+
+def _try(recipe: Any, folder: Path) -> None:
+    """Shows what a dry run found; exit code 1 where the recipe will not fit this machine."""
+    from dinit.pipelines.dry_run import dry_run
+
+    found = dry_run(recipe, folder)
+    for line in found.lines(recipe):
+        console.print(line, markup=False, highlight=False)
+    if not found.fits:
+        raise typer.Exit(1)

@@ -76,6 +76,7 @@ def _loaded(
             batch_sampler=_Positions(share, first_step, last_step, given),  # type: ignore[arg-type]
             num_workers=workers,
             pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # of its own: a run that starts it again draws no more than another
         )
         source = _start(loader)
         try:
