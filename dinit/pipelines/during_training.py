@@ -43,6 +43,22 @@ class Evaluations:
         with untouched_randomness():
             self.judge = Judge(num_samples, metrics=metrics or DEFAULT_METRICS, **options)
 
+    @classmethod
+    def of(cls, recipe: Recipe, out: Path) -> Evaluations:
+        """As the recipe's section `evaluation` says."""
+        section = recipe.evaluation
+        given = {
+            "protocol": section.protocol,
+            "reference": section.reference,
+            "dataset_name": None if section.data is None else section.data.spec(),
+        }
+        options = {key: value for key, value in given.items() if value is not None}
+        return cls(recipe, out, section.num_samples, section.metrics, **options)
+
+    def figures(self, pipeline: Pipeline, step: int) -> dict[str, float]:
+        """The figures of `measure`, named for a tracker."""
+        return {f"evaluation/{key}": value for key, value in self.measure(pipeline, step).model.metrics.items()}
+
     def measure(self, pipeline: Pipeline, step: int) -> Report:
         """The report of the pipeline as it is after `step` steps, and its line in evaluations.jsonl.
 
