@@ -45,7 +45,7 @@ class NpzImages(InMemory):
             names, labels = (), np.zeros(len(images), dtype=np.int64)
         else:
             labels = check_labels(labels, len(images))
-            names = _names(int(labels.max()) + 1, num_classes, class_names)
+            names = label_names(int(labels.max()) + 1, num_classes, class_names)
         super().__init__(images, labels, names, horizontal_flip)
 
 
@@ -116,7 +116,7 @@ def check_labels(labels: NDArray, count: int) -> NDArray[np.int64]:
     return labels.astype(np.int64)
 
 
-def _names(seen: int, num_classes: int | None, class_names: Sequence[str] | None) -> tuple[str, ...]:
+def label_names(seen: int, num_classes: int | None, class_names: Sequence[str] | None) -> tuple[str, ...]:
     """The class names, by default the numbers. seen: the largest label + 1."""
     total = len(class_names) if class_names is not None else num_classes if num_classes is not None else seen
     if num_classes is not None and num_classes != total:

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from dinit.data.base import DATASETS, ImageData
-from dinit.data.images import read_image, readable_suffixes
+from dinit.data.images import check_shape, read_image, readable_suffixes
 from dinit.data.pixels import from_uint8
 
 _LAYOUT = "wanted: one sub-folder a class with images in it, as in FOLDER/cat/1.jpg, FOLDER/dog/2.png"
@@ -49,10 +50,7 @@ class ImageFolder(ImageData):
         horizontal_flip: bool = False,
         check: bool = True,
     ) -> None:
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise ValueError(f"size must be a whole number of pixels >= 1, got {size!r}")
-        if channels not in (1, 3):
-            raise ValueError(f"channels must be 3 (RGB) or 1 (grey), got {channels!r}")
+        check_shape(size, channels)
         self.root = Path(path)
         self.image_size, self.channels, self.horizontal_flip = size, channels, horizontal_flip
         folders = class_folders(self.root)
@@ -72,7 +70,7 @@ class ImageFolder(ImageData):
         try:
             pixels = read_image(file, self.image_size, self.channels)
         except Exception as error:
-            raise CorruptImages([(file, _reason(error))]) from error
+            raise CorruptImages([(file, reason(error))]) from error
         return from_uint8(torch.from_numpy(pixels))
 
     def verify(self) -> None:
@@ -91,19 +89,15 @@ class ImageFolder(ImageData):
         options = f"{self.image_size} {self.channels} {self.horizontal_flip}"
         digest = hashlib.sha256(options.encode())
         for file in self.files:
-            length = file.stat().st_size
-            digest.update(f"\0{file.relative_to(self.root).as_posix()}\0{length}\0".encode())
-            with file.open("rb") as stream:
-                digest.update(stream.read(_HASHED_BYTES))
-                stream.seek(max(0, length - _HASHED_BYTES))
-                digest.update(stream.read())
+            digest.update(f"\0{file.relative_to(self.root).as_posix()}\0".encode())
+            hash_ends(digest, file)
         return digest.hexdigest()[:32]
 
     def _problem(self, file: Path) -> str | None:
         try:
             read_image(file, self.image_size, self.channels)
         except Exception as error:  # Pillow's plugins raise many kinds; whatever it is, the file is named
-            return _reason(error)
+            return reason(error)
         return None
 
 
@@ -132,7 +126,18 @@ def image_files(folder: Path) -> Iterator[Path]:
             yield file
 
 
-def _reason(error: Exception) -> str:
+def hash_ends(digest: Any, file: Path) -> None:
+    """Updates a hash with a file's length, and its first and last 64 KiB."""
+    length = file.stat().st_size
+    digest.update(f"{length}\0".encode())
+    with file.open("rb") as stream:
+        digest.update(stream.read(_HASHED_BYTES))
+        stream.seek(max(0, length - _HASHED_BYTES))
+        digest.update(stream.read())
+
+
+def reason(error: Exception) -> str:
+    """Why an image cannot be read, in words."""
     if isinstance(error, Image.UnidentifiedImageError):
         return "not an image in any format Pillow knows"
     return str(error) or type(error).__name__

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,16 +21,30 @@ def readable_suffixes() -> set[str]:
     return {suffix for suffix, kind in known.items() if kind in Image.OPEN and kind not in _NOT_READ}
 
 
-def read_image(path: Path, size: int, channels: int) -> NDArray[np.uint8]:
-    """Reads, turns upright (EXIF), converts, crops and scales one image. Returns (channels, size, size).
+def check_shape(size: int, channels: int) -> None:
+    """ValueError unless these are a side in pixels and channels that `prepare` makes."""
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        raise ValueError(f"size must be a whole number of pixels >= 1, got {size!r}")
+    if channels not in (1, 3):
+        raise ValueError(f"channels must be 3 (RGB) or 1 (grey), got {channels!r}")
 
-    channels: 3 is RGB, 1 is grey. Transparent pixels show white. 16-bit grey is scaled to 8 bits.
+
+def read_image(source: Path | BinaryIO, size: int, channels: int) -> NDArray[np.uint8]:
+    """Reads one image of a file, or of what a file holds, and prepares it. Returns (channels, size, size).
+
     Raises OSError or another of Pillow's errors for a broken file, ValueError for pixels of no known range.
     """
-    with Image.open(path) as file:
+    with Image.open(source) as file:
         file.load()
-        upright = ImageOps.exif_transpose(file)
-    flat = to_8_bit(upright).convert("RGB" if channels == 3 else "L")
+        return prepare(file, size, channels)
+
+
+def prepare(image: Image.Image, size: int, channels: int) -> NDArray[np.uint8]:
+    """Turns upright (EXIF), converts, crops and scales. Returns (channels, size, size).
+
+    channels: 3 is RGB, 1 is grey. Transparent pixels show white. 16-bit grey is scaled to 8 bits.
+    """
+    flat = to_8_bit(ImageOps.exif_transpose(image)).convert("RGB" if channels == 3 else "L")
     pixels = np.array(square(flat, size))  # a copy: Pillow shares memory that torch may not write
     return np.ascontiguousarray(pixels.transpose(2, 0, 1) if channels == 3 else pixels[None])
 

@@ -6,7 +6,7 @@ epochs, is known from the seed and k alone, on every platform and with every num
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -57,12 +57,20 @@ def sample_indices(seed: int, start: int, count: int, n: int) -> list[int]:
     Sample k is entry k % n of epoch k // n, so each epoch reads every image once.
     ValueError for n < 1, or a negative start or count.
     """
+    return read_positions(lambda epoch: epoch_order(seed, epoch, n), start, count, n)
+
+
+def read_positions(order: Callable[[int], NDArray[np.int64]], start: int, count: int, n: int) -> list[int]:
+    """What stands at start .. start + count - 1 where epoch after epoch is read. order: of an epoch, (n,).
+
+    ValueError as `sample_indices`.
+    """
     if start < 0 or count < 0:
         raise ValueError(f"start and count must be >= 0, got start={start}, count={count}")
     indices: list[int] = []
     while len(indices) < count:
         epoch, offset = divmod(start + len(indices), n) if n > 0 else (0, 0)
-        indices += epoch_order(seed, epoch, n)[offset : offset + count - len(indices)].tolist()
+        indices += order(epoch)[offset : offset + count - len(indices)].tolist()
     return indices
 
 

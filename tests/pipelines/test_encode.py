@@ -6,8 +6,7 @@ import multiprocessing
 import os
 import random
 import signal
-import subprocess
-import sys
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -231,16 +230,24 @@ def test_the_command(autoencoder: Path, cache: Encoded, tmp_path: Path, capsys: 
     assert "takes images of 1 channels" in " ".join(capsys.readouterr().err.split()).replace("│ ", "")
 
 
-@pytest.mark.slow
+def _encode_as_one_of_two(autoencoder: str, folder: str, rank: int, port: int) -> None:
+    os.environ.pop("ACCELERATE_USE_CPU", None)
+    told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
+    os.environ.update({"MASTER_ADDR": "127.0.0.1", **{key: str(value) for key, value in told.items()}})
+    encode(autoencoder, DATA, folder, SMALL, progress=False)
+
+
 def test_two_processes_make_what_one_makes(autoencoder: Path, tmp_path: Path) -> None:
-    options = ["--shard-size", "16", "--measure", "50", "--workers", "0"]
-    command = ["-m", "dinit.cli", "encode", str(autoencoder), "--data", "digits:split=test", *options, "--out"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    environment.pop("ACCELERATE_USE_CPU", None)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    for start, folder in (([sys.executable], "one"), (launch, "two")):
-        done = subprocess.run(
-            [*start, *command, str(tmp_path / folder)], capture_output=True, text=True, timeout=200, env=environment
-        )
-        assert done.returncode == 0, done.stderr
+    encode(autoencoder, DATA, tmp_path / "one", SMALL, progress=False)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context("fork")
+    given = [(str(autoencoder), str(tmp_path / "two"), rank, port) for rank in (0, 1)]
+    children = [context.Process(target=_encode_as_one_of_two, args=arguments) for arguments in given]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join(timeout=200)
+    assert [child.exitcode for child in children] == [0, 0]
     assert contents(tmp_path / "one") == contents(tmp_path / "two")

@@ -1,0 +1,246 @@
+"""WebDataset's tars as a map-style data set: any sample by its place, in an order that keeps to a few tars.
+
+Not streamed through the `webdataset` package: its order comes from buffers that fill as a run goes, so that a run
+cannot go on exactly where it was, and it changes with the number of processes and workers. Here an index of each
+tar is read once, and the sample at any position of a run is known from the seed alone: a resumed run seeks to it.
+Processes share each batch by rows, so that every sample is read by one of them. What sequential reading is for is
+kept: while a window of tars is being read, nothing is read from any other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import re
+from collections.abc import Sequence
+from glob import glob, has_magic
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dinit.data.arrays import check_labels, label_names
+from dinit.data.base import DATASETS, ImageData
+from dinit.data.folder import CorruptImages, hash_ends, reason
+from dinit.data.images import check_shape, read_image
+from dinit.data.order import epoch_order, hash_words, read_positions
+from dinit.data.pixels import from_uint8
+from dinit.data.tar_index import TarIndex, read_index
+
+_WANTED = "wanted: a folder of .tar files, one .tar, a pattern such as train-*.tar, or train-{000..009}.tar"
+_FIELDS = ("label", "cls")  # of a .json, where no other is named
+_OPEN = 64  # tars held open at once
+_TARS, _SAMPLES = 3, 4  # keep the words of the two shuffles apart
+_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+
+
+@DATASETS.register("webdataset")
+class WebDataset(ImageData):
+    """Images in WebDataset's tars (jpg, png, webp beside .cls or .json), indexed once, read by place.
+
+    path: a folder, a .tar, a pattern, or braces such as train-{000..009}.tar. size, channels: as for `folder`.
+    label: "cls" is the .cls part, "none" is unconditional, any other word a field of the .json; by default .cls, or
+    the .json's "label" or "cls", or unconditional where samples have neither. Numbers are classes, words are class
+    names. num_classes, class_names: as for `npz`. window: tars that an epoch reads at a time, shuffled together.
+    ValueError for tars that are damaged or packed, and where only some samples have a label.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        size: int,
+        channels: int = 3,
+        label: str | None = None,
+        num_classes: int | None = None,
+        class_names: Sequence[str] | None = None,
+        horizontal_flip: bool = False,
+        window: int = 8,
+    ) -> None:
+        check_shape(size, channels)
+        if isinstance(window, bool) or not isinstance(window, int) or window < 1:
+            raise ValueError(f"window must be a whole number of tars >= 1, got {window!r}")
+        self.image_size, self.channels, self.horizontal_flip = size, channels, horizontal_flip
+        self.tars, self.window = find_tars(str(path)), window
+        self._indexes = [read_index(tar) for tar in self.tars]
+        self._counts = tuple(len(index.keys) for index in self._indexes)
+        self._firsts = np.cumsum([0, *self._counts])
+        found = self._read_labels(label)
+        if found is None:
+            if num_classes or class_names:
+                raise ValueError(f"num_classes and class_names need labels, and the samples of {path} have none")
+            self.labels, self.class_names = np.zeros(sum(self._counts), dtype=np.int64), ()
+        else:
+            self.labels, self.class_names = read_names(found, num_classes, class_names)
+        self.num_classes = len(self.class_names)
+        self._files: dict[int, BinaryIO] = {}
+        self._orders: dict[tuple[int, int], NDArray[np.int64]] = {}
+
+    def image(self, index: int) -> Tensor:
+        tar, row = self._place(index)
+        try:
+            pixels = read_image(io.BytesIO(self._bytes(tar, row)), self.image_size, self.channels)
+        except Exception as error:
+            raise CorruptImages([(self.tars[tar] / self._indexes[tar].keys[row], reason(error))]) from error
+        return from_uint8(torch.from_numpy(pixels))
+
+    def indices(self, seed: int, start: int, count: int) -> list[int]:
+        """As ImageData's, in an order that reads from `window` tars at a time."""
+        return read_positions(lambda epoch: self._order(seed, epoch), start, count, len(self))
+
+    def _order(self, seed: int, epoch: int) -> NDArray[np.int64]:
+        """The last two epochs' orders are kept: a batch may lie across their border."""
+        if (seed, epoch) not in self._orders:
+            while len(self._orders) > 1:
+                del self._orders[next(iter(self._orders))]
+            self._orders[seed, epoch] = windowed_order(seed, epoch, self._counts, self.window)
+        return self._orders[seed, epoch]
+
+    def fingerprint(self) -> str:
+        """Hash of the options, of each tar's index, and of its size and first and last 64 KiB."""
+        options = [self.image_size, self.channels, self.horizontal_flip, self.class_names]
+        digest = hashlib.sha256(json.dumps(options).encode())
+        digest.update(self.labels.tobytes())
+        for tar, index in zip(self.tars, self._indexes, strict=True):
+            digest.update(json.dumps([tar.name, index.keys, index.offsets, index.lengths]).encode())
+            hash_ends(digest, tar)
+        return digest.hexdigest()[:32]
+
+    def _place(self, index: int) -> tuple[int, int]:
+        """(tar, row in it)."""
+        tar = int(np.searchsorted(self._firsts, index, side="right")) - 1
+        return tar, index - int(self._firsts[tar])
+
+    def _bytes(self, tar: int, row: int) -> bytes:
+        """An image's file. ValueError where the tar is shorter than its index says."""
+        offset, length = self._indexes[tar].offsets[row], self._indexes[tar].lengths[row]
+        if not hasattr(os, "pread"):
+            with self.tars[tar].open("rb") as file:
+                file.seek(offset)
+                found = file.read(length)
+        else:  # no seek, so that workers may share a file that was opened before they were
+            if tar not in self._files:
+                if len(self._files) >= _OPEN:
+                    self._files.pop(next(iter(self._files))).close()
+                self._files[tar] = self.tars[tar].open("rb", buffering=0)
+            found = os.pread(self._files[tar].fileno(), length, offset)
+        if len(found) != length:
+            raise ValueError(f"the tar ends within it: {len(found)} of {length} bytes; was it changed?")
+        return found
+
+    def _read_labels(self, label: str | None) -> list[Any] | None:
+        """The label of every sample, in order; None for no labels. ValueError where only some have one."""
+        if label == "none":
+            return None
+        for field in (None, *_FIELDS) if label is None else (None if label == "cls" else label,):
+            values = [
+                _value(tar, index, row, field)
+                for tar, index in zip(self.tars, self._indexes, strict=True)
+                for row in range(len(index.keys))
+            ]
+            missing = values.count(None)
+            if not missing:
+                return values
+            if missing < len(values) or label is not None:
+                tar, row = self._place(values.index(None))
+                what = ".cls" if field is None else f"field {field!r} in a .json"
+                raise ValueError(
+                    f"{missing} of {len(values)} samples have no {what}, as {self._indexes[tar].keys[row]!r} of "
+                    f"{self.tars[tar]}; give every sample one, or take label='none' for an unconditional data set"
+                )
+        return None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_files": {}}  # open files do not travel to a worker; it opens its own
+
+
+def windowed_order(seed: int, epoch: int, counts: Sequence[int], window: int) -> NDArray[np.int64]:
+    """The order in which an epoch reads the samples of several tars: `window` tars at a time, shuffled together.
+
+    counts: samples of each tar. The tars, and what each window holds, change from epoch to epoch. (sum(counts),).
+    """
+    firsts = np.cumsum([0, *counts]).tolist()
+    tars = epoch_order(hash_words(seed, _TARS), epoch, len(counts))
+    pieces = []
+    for start in range(0, len(tars), window):
+        members = np.concatenate([np.arange(firsts[t], firsts[t + 1]) for t in tars[start : start + window]])
+        pieces.append(members[epoch_order(hash_words(seed, _SAMPLES, start), epoch, len(members))])
+    return np.concatenate(pieces)
+
+
+def find_tars(path: str) -> list[Path]:
+    """The tars that a folder, a file, a pattern or braces mean, in order. ValueError where there are none."""
+    if Path(path).is_dir():
+        found = sorted(Path(path).glob("*.tar"))
+    else:
+        named = [Path(one) for one in expand(path)]
+        found = [
+            tar for one in named for tar in (sorted(map(Path, glob(str(one)))) if has_magic(str(one)) else [one])
+        ]
+    if not found:
+        raise ValueError(f"{path} has no tars; {_WANTED}")
+    lost = [tar for tar in found if not tar.is_file()]
+    if lost:
+        more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
+        raise ValueError(f"{lost[0]}{more} does not exist; {_WANTED}")
+    return found
+
+
+def expand(pattern: str) -> list[str]:
+    """'a-{08..10}' -> ['a-08', 'a-09', 'a-10']; several braces multiply. ValueError for a range that runs down."""
+    match = _RANGE.search(pattern)
+    if match is None:
+        return [pattern]
+    low, high = match.groups()
+    if int(low) > int(high):
+        raise ValueError(f"the range {match[0]} of {pattern} runs down; write the smaller number first")
+    width = len(low) if low.startswith("0") or len(low) == len(high) else 0
+    return [
+        one
+        for number in range(int(low), int(high) + 1)
+        for one in expand(f"{pattern[: match.start()]}{number:0{width}d}{pattern[match.end() :]}")
+    ]
+
+
+def read_names(
+    found: list[Any], num_classes: int | None, class_names: Sequence[str] | None
+) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """Labels and class names of what stands for a class: whole numbers all, or words all. ValueError otherwise."""
+    numbers = [_number(one) for one in found]
+    if None not in numbers:
+        labels = check_labels(np.array(numbers, dtype=np.int64), len(numbers))
+        return labels, label_names(int(labels.max()) + 1, num_classes, class_names)
+    if any(number is not None for number in numbers) or not all(isinstance(one, str) for one in found):
+        odd = next(one for one, number in zip(found, numbers, strict=True) if number is None)
+        raise ValueError(f"labels must all be whole numbers, or all names of classes; among them is {odd!r}")
+    names = sorted(set(found)) if class_names is None else list(class_names)
+    unknown = sorted(set(found) - set(names))
+    if unknown or (num_classes is not None and num_classes != len(names)):
+        told = f"{unknown[0]!r} is not among the class_names" if unknown else f"num_classes is {num_classes}"
+        raise ValueError(f"{told}, and the samples name {len(set(found))} classes; change the one or leave it out")
+    places = {name: place for place, name in enumerate(names)}
+    return np.array([places[one] for one in found], dtype=np.int64), tuple(names)
+
+
+def _number(value: Any) -> int | None:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    return int(value) if isinstance(value, str) and re.fullmatch(r"-?\d+", value) else None
+
+
+def _value(tar: Path, index: TarIndex, row: int, field: str | None) -> Any:
+    """What stands for a sample's class: its .cls, or a field of its .json; None where it has neither."""
+    if field is None:
+        return index.cls[row] or None
+    text = index.json[row]
+    if text is None:
+        return None
+    try:
+        said = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"the .json of sample {index.keys[row]!r} of {tar} is none: {error}") from error
+    return said.get(field) if isinstance(said, dict) else None
