@@ -13,7 +13,8 @@ def factor_diversity(case: Case) -> dict[str, float]:
     """Entropy and coverage of each known factor within classes, for glyphs (hue, font, rotation, …).
 
     NAME_entropy: as a share of the greatest, 1 is uniform. NAME_coverage: share of its bins that are hit.
-    factor_entropy, factor_coverage: the means over factors.
+    factor_entropy, factor_coverage: the means over factors. expected_coverage: what as many images of uniform
+    factors would cover.
     """
     samples = case.samples
     reader = case.extractor.factor_reader()
@@ -29,4 +30,5 @@ def factor_diversity(case: Case) -> dict[str, float]:
         scores[f"{name}_entropy"], scores[f"{name}_coverage"] = spread.entropy, spread.coverage
     scores["factor_entropy"] = sum(s.entropy for s in found.values()) / len(found)
     scores["factor_coverage"] = sum(s.coverage for s in found.values()) / len(found)
+    scores["expected_coverage"] = sum(s.expected_coverage for s in found.values()) / len(found)
     return scores
