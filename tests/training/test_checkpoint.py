@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -9,10 +10,13 @@ import pytest
 import torch
 from torch import nn
 
+import dinit
 from dinit import files
 from dinit.training import checkpoint as checkpoints
 from dinit.training.checkpoint import (
+    FORMAT,
     Checkpoint,
+    NewerFormat,
     list_checkpoints,
     load_checkpoint,
     newest_checkpoint,
@@ -106,3 +110,62 @@ def test_optimizer_goes_on_exactly() -> None:
         return weight.detach()
 
     assert torch.equal(run(resume=True), run(resume=False))
+
+
+def test_files_say_which_weights_they_hold_and_who_wrote_them(tmp_path: Path) -> None:
+    path = save_checkpoint(tmp_path, make(7), keep=2)
+    assert {file.name for file in path.glob("*.safetensors")} == {
+        "raw.safetensors",
+        "ema.safetensors",
+        "optimizer.safetensors",
+        "random.safetensors",
+    }
+    state = json.loads((path / "state.json").read_text())
+    assert (state["format"], state["dinit"]) == (FORMAT, dinit.__version__)
+    assert load_checkpoint(path).version == dinit.__version__
+
+
+def test_a_checkpoint_of_the_first_format_loads(tmp_path: Path) -> None:
+    """As dinit wrote it before formats had numbers: model.safetensors, and neither format nor version."""
+    path = save_checkpoint(tmp_path, make(7), keep=2)
+    (path / "raw.safetensors").rename(path / "model.safetensors")
+    state = json.loads((path / "state.json").read_text())
+    del state["format"], state["dinit"]
+    (path / "state.json").write_text(json.dumps(state))
+    loaded = load_checkpoint(path)
+    assert torch.equal(loaded.model["w"], torch.full((3,), 7.0))
+    assert loaded.step == 7
+
+
+def test_a_checkpoint_of_a_newer_dinit_is_not_passed_over(tmp_path: Path) -> None:
+    """Going on from an older one, or from none, would overwrite what the newer version trained."""
+    save_checkpoint(tmp_path, make(1), keep=2)
+    path = save_checkpoint(tmp_path, make(2), keep=2)
+    state = json.loads((path / "state.json").read_text())
+    (path / "state.json").write_text(json.dumps({**state, "format": FORMAT + 1, "dinit": "9.1.0"}))
+    with pytest.raises(NewerFormat, match=r"written by dinit 9\.1\.0, in format"):
+        newest_checkpoint(tmp_path)
+
+
+def test_all_damaged_is_not_none(tmp_path: Path) -> None:
+    for step in (1, 2):
+        (save_checkpoint(tmp_path, make(step), keep=2) / "state.json").write_text("{")
+    with pytest.raises(ValueError, match="remove them to start anew"):
+        newest_checkpoint(tmp_path)
+
+
+def test_nothing_is_pruned_for_a_checkpoint_that_was_not_written_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_checkpoint(tmp_path, make(1), keep=1)
+    honest = checkpoints.save_file
+
+    def short(tensors: dict[str, torch.Tensor], path: Path) -> None:
+        honest(tensors, path)
+        if path.name == "ema.safetensors":
+            path.write_bytes(path.read_bytes()[:-4])
+
+    monkeypatch.setattr(checkpoints, "save_file", short)
+    with pytest.raises(OSError, match=r"ema\.safetensors could not be written"):
+        save_checkpoint(tmp_path, make(2), keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
