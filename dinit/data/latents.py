@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -71,11 +72,6 @@ class Latents(ImageData):
     def picture_channels(self) -> int:
         return self.plan.image_channels
 
-    @property
-    def source(self) -> dict[str, Any]:
-        """The spec of the images that were encoded."""
-        return dict(self.plan.data)
-
     def posterior(self, index: int, flipped: bool = False) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of z, (C, h, w) float32, as stored. flipped: of the mirrored image."""
         shard, row = divmod(index, self.plan.shard_size)
@@ -100,7 +96,7 @@ class Latents(ImageData):
 
     def uint8_images(self, indices: list[int] | None = None) -> Tensor:
         """ValueError: there are no pixels here."""
-        raise ValueError(f"latents have no pixels; measure against the images they were made of, {self.source}")
+        raise ValueError(f"latents have no pixels; measure against the images they were made of, {self.plan.data}")
 
     def fingerprint(self) -> str:
         """From the manifest, which has the hash of every shard."""
@@ -137,3 +133,10 @@ class Latents(ImageData):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_files": {}}  # mapped files do not travel to a worker; it opens its own
+
+
+def source_of(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """The spec of the images behind a data set: where it is of latents, those that were encoded; else itself."""
+    if spec["name"] != "latents":
+        return dict(spec)
+    return dict(read_manifest(Path(spec["path"]))[0].data)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dinit.data import DATASETS, ImageData
+from dinit.data.latents import source_of
 from dinit.evaluation.evaluate import Extras, evaluate_images, make_extractor, protocol_of
 from dinit.evaluation.features import Extractor
 from dinit.evaluation.metrics import DEFAULT_METRICS, MIN_IMAGES, check_metrics
@@ -218,12 +219,13 @@ def _open(pipeline: Any) -> tuple[str, Any]:
 
 
 def _own_data(pipe: Any) -> dict[str, Any]:
-    """The data set in the recipe of the pipeline's folder, without its split; the digits where there is none."""
+    """The images in the recipe of the pipeline's folder, without their split; the digits where there is none."""
     named = getattr(pipe, "name_or_path", None)
     recipe = locate(named) / RECIPE if named and (named in shipped() or Path(named).is_dir()) else None
     if recipe is None or not recipe.is_file():
         return {"name": "digits"}
-    return {key: value for key, value in load_recipe(recipe).data.spec().items() if key != "split"}
+    images = source_of(load_recipe(recipe).data.spec())
+    return {key: value for key, value in images.items() if key != "split"}
 
 
 def _destination(path: Path) -> Path:

@@ -23,7 +23,7 @@ from dinit.data.latent_cache import (
     shard_file,
     write_shard,
 )
-from dinit.data.latents import Latents
+from dinit.data.latents import Latents, source_of
 from dinit.data.order import hash_words
 from dinit.training.batches import Share, batches
 
@@ -212,6 +212,11 @@ def test_options_that_do_not_fit_the_cache_are_refused(cache: Path, tmp_path: Pa
         Latents(cache).uint8_images()
     with pytest.raises(IndexError, match=r"0 \.\. 9"):
         Latents(cache).sample(10, 1)
+
+
+def test_the_images_behind_latents_are_those_that_were_encoded(cache: Path) -> None:
+    assert source_of({"name": "latents", "path": str(cache), "sample": False}) == {"name": "glyphs", "count": 10}
+    assert source_of({"name": "digits", "split": "test"}) == {"name": "digits", "split": "test"}
 
 
 def test_a_channel_that_never_changes_cannot_be_normalised(tmp_path: Path) -> None:
