@@ -2,19 +2,38 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dinit.cli.console import console, show_error
 
-Recipe = Annotated[Path, typer.Argument(help="A recipe, .yaml.", show_default=False)]
+if TYPE_CHECKING:
+    from dinit.training.recipe import Recipe
+
+RecipeFile = Annotated[Path | None, typer.Argument(metavar="[RECIPE]", help="A recipe, .yaml.", show_default=False)]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY.PATH=VALUE]…", help="Values in place of the recipe's.")
 ]
 Out = Annotated[Path | None, typer.Option(help="Folder of the run [default: runs/ and the recipe's name].")]
+InitFrom = Annotated[
+    str | None,
+    typer.Option(
+        "--init-from", help="Fine-tune this pipeline: a shipped one, a folder, or a hub id.", show_default=False
+    ),
+]
+Data = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FOLDER|NAME[:KEY=VALUE,…]",
+        help="Images, a sub-folder a class, or a data set such as glyphs:size=32; in place of the recipe's.",
+        show_default=False,
+    ),
+]
 Profiled = Annotated[bool, typer.Option("--profile", help="Show where the time of a step goes, at the end.")]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Try a few steps, a checkpoint and previews; say what the run will take.")
@@ -22,9 +41,30 @@ DryRun = Annotated[
 NoResume = Annotated[bool, typer.Option("--no-resume", help="Start anew where a run could go on.")]
 
 
+def _load(recipe: Path | None, overrides: Sequence[str], init_from: str | None, data: str | None) -> Recipe:
+    """The recipe, with what the options say in its place; one for fine-tuning where none is given."""
+    import yaml
+
+    from dinit.training.finetune import data_spec, default_recipe, read_pretrained
+    from dinit.training.recipe_file import load_recipe, parse_recipe
+
+    pretrained = None if init_from is None else read_pretrained(init_from)
+    images = None if data is None else data_spec(data, pretrained)
+    if recipe is not None:
+        given = [f"finetune.init_from={json.dumps(init_from)}"] if init_from is not None else []
+        given += [f"data={json.dumps(images)}"] if images is not None else []
+        return load_recipe(recipe, [*given, *overrides])
+    if pretrained is None or images is None:
+        raise ValueError("give a recipe, or --init-from PIPELINE and --data FOLDER to fine-tune without one")
+    text = yaml.safe_dump(default_recipe(pretrained, images), sort_keys=False)
+    return parse_recipe(text, overrides, title=f"the recipe that fine-tunes {init_from}")
+
+
 def train(
-    recipe: Recipe,
+    recipe: RecipeFile = None,
     overrides: Overrides = None,
+    init_from: InitFrom = None,
+    data: Data = None,
     out: Out = None,
     no_resume: NoResume = False,
     profile: Profiled = False,
@@ -32,17 +72,18 @@ def train(
 ) -> None:
     """Train the pipeline that a recipe describes. A run that was stopped goes on where it was.
 
+    With --init-from training starts from a pipeline, for the classes of the data; the recipe may be left out then.
     SIGTERM and Ctrl-C end it after the step in hand, once all is saved; the exit code is then 128 + the signal's.
     """
-    from dinit.training.recipe_file import load_recipe
-
-    loaded = load_recipe(recipe, overrides or ())
+    if recipe is not None and "=" in recipe.name and not recipe.exists():
+        recipe, overrides = None, [str(recipe), *(overrides or ())]  # a value, where no recipe was given
+    loaded = _load(recipe, overrides or (), init_from, data)
     # After the recipe's mistakes were told: this is slow to import.
     from dinit.pipelines.train import train as run
     from dinit.training.faults import TrainingDiverged
     from dinit.training.stopping import TrainingStopped
 
-    folder = Path("runs") / recipe.stem if out is None else out
+    folder = Path("runs") / (loaded.name if recipe is None else recipe.stem) if out is None else out
     if dry_run:
         _try(loaded, folder)
         return

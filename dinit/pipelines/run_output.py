@@ -16,6 +16,7 @@ from dinit.data import ImageData
 from dinit.files import whole_folder, write_atomically
 from dinit.pipelines.generate import Pipeline
 from dinit.pipelines.pictures import to_pil
+from dinit.training.adapters import merged
 from dinit.training.health import image_statistics
 from dinit.training.objective import Objective
 from dinit.training.recipe import Recipe
@@ -31,7 +32,7 @@ def make_pipeline(
     """The pipeline of a network that the recipe trains, with the autoencoder, read now, where it knows latents."""
     sampling = recipe.sampling
     pipeline = Pipeline(
-        backbone=network,
+        backbone=merged(network),
         process=objective.process,
         parameterization=objective.parameterization,
         class_names=list(data.class_names) or None,

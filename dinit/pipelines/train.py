@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from dinit.files import only_writer, remove_leftovers
 from dinit.pipelines.launch import make_accelerator
 from dinit.pipelines.run_output import draw_samples, export, make_pipeline
 from dinit.training import randomness
+from dinit.training.adapters import save_adapter
 from dinit.training.batches import Share, batches
 from dinit.training.checkpoint import (
     Checkpoint,
@@ -31,6 +32,7 @@ from dinit.training.checkpoint import (
     save_checkpoint,
 )
 from dinit.training.faults import Skips, SpikeDetector, TrainingDiverged, write_skip
+from dinit.training.finetune import Transfer
 from dinit.training.health import BINS, NoiseBins, append_line, bin_means, bin_names, data_statistics, forget_after
 from dinit.training.health_page import write_page
 from dinit.training.loss_log import LossLog
@@ -128,13 +130,15 @@ class _Run:
         self.data: ImageData = make_data(recipe)
         self.objective = make_objective(recipe)
         torch.manual_seed(recipe.seed)  # the same first weights in every process
-        backbone = make_backbone(recipe, self.data)
+        self.transfer: list[Transfer] = []
+        backbone = make_backbone(recipe, self.data, self.transfer)
         if loop.gradient_checkpointing:
             backbone.enable_gradient_checkpointing()
         self.trained = Trained(recipe, make_network(recipe, backbone), accelerator)
         torch.manual_seed(randomness.network_seed(recipe.seed, accelerator.process_index))
         self.skips, self.spikes = Skips(loop.max_skipped), SpikeDetector()
         self.bins = NoiseBins(accelerator.device)
+        self.evaluations: Any = None  # of the first process, where the recipe asks for them
         self.of_data: dict[str, float] | None = None  # read at the first preview
         self.profile = Profile(profile, accelerator.device)
         self.step, self.saved, self.seconds, self.began = 0, 0, 0.0, time.monotonic()
@@ -151,6 +155,10 @@ class _Run:
             self.log = LossLog(self.out / "losses.jsonl", self.step)
             forget_after(self.out / "skipped.jsonl", self.step)
             forget_after(self.out / "health.jsonl", self.step)
+        if self.main and self.recipe.evaluation.every:
+            from dinit.pipelines.during_training import Evaluations  # torch-fidelity is slow to import
+
+            self.evaluations = Evaluations.of(self.recipe, self.out)
         if self.recipe.tracker:
             self.accelerator.init_trackers(self.recipe.name, config=_scalars(self.recipe))
         loop = self.recipe.training
@@ -161,6 +169,8 @@ class _Run:
                 Display(self.recipe.name, self.step, loop.steps, loop.batch_size, self.show)
             )
             stop = opened.enter_context(StopRequest(self.accelerator.num_processes))
+            for line in (line for transfer in self.transfer for line in transfer.lines()):
+                display.say(line)
             self._loop(display, stop)
         network = self._averaged()
         if self.main:
@@ -198,6 +208,9 @@ class _Run:
             if loop.sample_every and (last or self.step % loop.sample_every == 0):
                 with profile.part("samples"):
                     self._sample()
+            if self.recipe.evaluation.due(self.step, last):
+                with profile.part("evaluation"):
+                    self._evaluate()
             profile.end_step()
         self._show_profile(display)
 
@@ -354,6 +367,13 @@ class _Run:
             told = {f"samples/{key}": value for key, value in made.items()}
             self.accelerator.log(told, step=self.step)
 
+    def _evaluate(self) -> None:
+        """Scores of the averaged weights, to evaluations.jsonl and the tracker."""
+        network = self._averaged()
+        if self.evaluations is not None:
+            pipeline = make_pipeline(network, self.recipe, self.objective, self.data, self.accelerator.device)
+            self.accelerator.log(self.evaluations.figures(pipeline, self.step), step=self.step)
+
     def _page(self) -> None:
         write_page(self.out, self.recipe.name)
 
@@ -370,7 +390,9 @@ class _Run:
             "skipped_steps": self.skips.total,
             "device": str(self.accelerator.device),
             "processes": self.accelerator.num_processes,
+            **({"finetune": asdict(self.transfer[0])} if self.transfer else {}),
         }
+        save_adapter(network, self.out / "adapter")
         pipeline = make_pipeline(network, self.recipe, self.objective, self.data, self.accelerator.device)
         export(self.out / "pipeline", pipeline, self.recipe, self.data, facts)
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from dinit.checkpoints.locating import INDEX, locate, read_json
 from dinit.diffusion import PARAMETERIZATIONS, PROCESSES
 from dinit.models.base import BACKBONES, Backbone
+from dinit.specs import parse_spec
 from dinit.training.adapters import adapt_difffit, adapt_lora, label_tables, trained
 from dinit.training.recipe import FinetuneSection
 from dinit.training.recipe_yaml import Mistake
@@ -82,6 +83,42 @@ def read_pretrained(init_from: str) -> Pretrained:
     recipe = folder / "recipe.yaml"
     own = yaml.safe_load(recipe.read_text(encoding="utf-8")) if recipe.exists() else {}
     return Pretrained(init_from, folder, index, classes[entry[-1]], config, own)
+
+
+def default_recipe(pretrained: Pretrained, data: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe that fine-tunes the pipeline on a data set: 1,000 steps at half the rate that it was trained at.
+
+    data: name and options, as in a recipe. What it leaves out is the pipeline's, or Recipe's default.
+    """
+    rate = float((pretrained.own.get("optimizer") or {}).get("lr", 2e-4)) / 2
+    return {
+        "name": f"{pretrained.folder.name}-finetuned",
+        "finetune": {"init_from": pretrained.init_from},
+        "data": dict(data),
+        "optimizer": {"lr": rate},
+        "schedule": {"kind": "cosine"},
+        "ema": {"decay": 0.99},
+        "training": {"steps": 1000, "batch_size": 64, "sample_every": 250, "checkpoint_every": 250},
+    }
+
+
+def data_spec(text: str, pretrained: Pretrained | None) -> dict[str, Any]:
+    """Name and options of the data set in a folder of images, in the pipeline's shape, or as in 'glyphs:size=32'.
+
+    ValueError for a folder without a pipeline, or one that works on latents, and for text of another form.
+    """
+    if not Path(text).is_dir():
+        return parse_spec(text)
+    if pretrained is None:
+        raise ValueError(f"the size of the images is not known; give it, as in --data folder:path={text},size=32")
+    vae = pretrained.index.get("vae") or [None]
+    if vae[0] is not None or pretrained.index.get("vae_reference"):
+        raise ValueError(
+            f"{pretrained.init_from} works on latents: encode {text} with `dinit encode` and its autoencoder "
+            "first, then give the cache as --data"
+        )
+    size, channels = (pretrained.config[key] for key in ("image_size", "in_channels"))
+    return {"name": "folder", "path": text, "size": size, "channels": channels}
 
 
 def inherit(data: dict[str, Any]) -> list[Mistake]:

@@ -12,6 +12,7 @@ from dinit.models.base import BACKBONES, Backbone
 from dinit.training.alignment import Alignment
 from dinit.training.condition_noise import ConditionNoise
 from dinit.training.encoders import make_encoder
+from dinit.training.finetune import Transfer, start_from
 from dinit.training.network import TrainingNetwork
 from dinit.training.objective import Objective
 from dinit.training.recipe import AlignmentSection, ConditionNoiseSection, Named, Recipe, RoutingSection
@@ -52,8 +53,12 @@ def backbone_options(named: Named, data: ImageData) -> dict[str, Any]:
     return {**(known[preset] if preset else {}), **shape, **options}
 
 
-def make_backbone(recipe: Recipe, data: ImageData) -> Backbone:
-    """The network, freshly initialised from torch's generator. ValueError where it does not fit the data."""
+def make_backbone(recipe: Recipe, data: ImageData, report: list[Transfer] | None = None) -> Backbone:
+    """The network, freshly initialised from torch's generator, or with the weights of the pipeline that the recipe
+    starts from and what fine-tuning adds. ValueError where it does not fit the data.
+
+    report: gets what was taken over from a pipeline.
+    """
     options = backbone_options(recipe.backbone, data)
     for key, have in (("in_channels", data.channels), ("num_classes", data.num_classes)):
         if options[key] != have:
@@ -71,6 +76,10 @@ def make_backbone(recipe: Recipe, data: ImageData) -> Backbone:
             "learn_sigma: true cannot be trained yet (the loss has no variational term for a learned variance); "
             "set it to false"
         )
+    if recipe.finetune is not None and backbone.device.type != "meta":
+        transfer = start_from(backbone, data.class_names, recipe.finetune)
+        if report is not None:
+            report.append(transfer)
     return backbone
 
 

@@ -108,6 +108,26 @@ class AlignmentSection(Section):
     hidden: Positive = 2048
 
 
+class FinetuneSection(Section):
+    """Starting from a pipeline: a shipped one, a folder or a hub id. Other sections say what it was trained on.
+
+    mode: what is trained. classes: {new class: the old one that it starts as}, beside those of equal names.
+    new_rows: what the others' embeddings start from. rank, alpha, targets: of 'lora'; alpha is the rank where null.
+    """
+
+    init_from: str
+    mode: Literal["full", "difffit", "lora"] = "full"
+    classes: dict[str, str] = {}
+    new_rows: Literal["mean", "random"] = "mean"
+    rank: Positive = 8
+    alpha: float | None = Field(default=None, gt=0)
+    targets: list[str] | None = None
+
+    @property
+    def alpha_or_rank(self) -> float:
+        return float(self.rank) if self.alpha is None else self.alpha
+
+
 class LoopSection(Section):
     """batch_size: images an optimiser step, over all processes and accumulated parts. 0 turns samples off.
 
@@ -139,6 +159,25 @@ class SamplingSection(Section):
     guidance: Annotated[list[Named], BeforeValidator(_as_list)] = []
 
 
+class EvaluationSection(Section):
+    """Scores of the averaged weights every so many steps, and after the last, in evaluations.jsonl. 0: none.
+
+    metrics: names out of `dinit list metrics`; null is the usual six. data: what to compare with; null is what is
+    trained on. protocol, reference: as for `dinit evaluate`.
+    """
+
+    every: Count = 0
+    num_samples: Annotated[int, Field(ge=8)] = 1000
+    metrics: list[str] | None = None
+    protocol: str | None = None
+    reference: str | None = None
+    data: Named | None = None
+
+    def due(self, step: int, last: bool) -> bool:
+        """Whether to measure after `step`; last: of the run."""
+        return self.every > 0 and (last or step % self.every == 0)
+
+
 class Recipe(Section):
     """What to train. Build it with `load_recipe` or `parse_recipe`, which check it whole.
 
@@ -159,12 +198,14 @@ class Recipe(Section):
     condition_noise: ConditionNoiseSection | None = None
     routing: RoutingSection | None = None
     alignment: AlignmentSection | None = None
+    finetune: FinetuneSection | None = None
     optimizer: OptimizerSection = OptimizerSection()
     schedule: ScheduleSection = ScheduleSection()
     ema: EMASection = EMASection()
     training: LoopSection
     tracker: str | None = "tensorboard"
     sampling: SamplingSection = SamplingSection()
+    evaluation: EvaluationSection = EvaluationSection()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, every default written out; `parse_recipe` of its YAML gives an equal recipe."""

@@ -24,6 +24,7 @@ from dinit.registry import Registry, UnknownName, suggest
 from dinit.samplers.base import SAMPLERS, plan
 from dinit.samplers.grids import GRIDS
 from dinit.samplers.guidance.base import GUIDANCES, apply_guidance
+from dinit.training.finetune import adapt
 from dinit.training.parts import SWITCHES, make_backbone, make_data, make_network
 from dinit.training.recipe import Named, Recipe
 from dinit.training.recipe_yaml import Mistake, Path
@@ -117,7 +118,9 @@ def check_recipe(recipe: Recipe) -> list[Mistake]:
             denoiser = BackboneDenoiser(backbone, process, parameterization, recipe.t_max)
     _check_sampling(checks, recipe, denoiser)
     _check_loop(checks, recipe)
+    _check_averages(checks, recipe)
     _check_tracker(checks, recipe)
+    _check_evaluation(checks, recipe)
     return checks.mistakes
 
 
@@ -141,6 +144,8 @@ def _check_backbone(checks: _Checks, recipe: Recipe) -> Backbone | None:
     if backbone is not None:
         for switch in SWITCHES:
             checks.attempt((switch,), partial(make_network, recipe, backbone, (switch,)))
+        if recipe.finetune is not None:
+            checks.attempt(("finetune", "targets"), partial(adapt, backbone, recipe.finetune))
     return backbone
 
 
@@ -178,6 +183,12 @@ def _check_loop(checks: _Checks, recipe: Recipe) -> None:
         checks.mistakes.append(Mistake(("schedule", "warmup_steps"), message))
 
 
+def _check_averages(checks: _Checks, recipe: Recipe) -> None:
+    if recipe.ema.widths and recipe.finetune is not None and recipe.finetune.mode != "full":
+        message = f"snapshots are of whole networks, not of finetune.mode {recipe.finetune.mode}; leave them out"
+        checks.mistakes.append(Mistake(("ema", "widths"), message))
+
+
 def _check_tracker(checks: _Checks, recipe: Recipe) -> None:
     known = sorted(kind.value for kind in LoggerType if kind is not LoggerType.ALL)
     if recipe.tracker is not None and recipe.tracker not in known:
@@ -186,3 +197,18 @@ def _check_tracker(checks: _Checks, recipe: Recipe) -> None:
     elif recipe.tracker is not None and recipe.tracker not in map(str, get_available_trackers()):
         message = f"{recipe.tracker} is not installed here; install it, or set tracker: null"
         checks.mistakes.append(Mistake(("tracker",), message))
+
+
+def _check_evaluation(checks: _Checks, recipe: Recipe) -> None:
+    section = recipe.evaluation
+    if not section.every:
+        return
+    from dinit.evaluation.metrics import check_metrics  # torch-fidelity is slow to import
+    from dinit.evaluation.protocols import named_protocol
+
+    if section.metrics is not None:
+        checks.attempt(("evaluation", "metrics"), lambda: check_metrics(section.metrics or ()))
+    if section.protocol is not None:
+        checks.attempt(("evaluation", "protocol"), lambda: named_protocol(str(section.protocol)))
+    if section.data is not None:
+        checks.entry(("evaluation", "data"), DATASETS, section.data)

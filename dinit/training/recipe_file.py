@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from dinit.registry import suggest
+from dinit.training.finetune import inherit
 from dinit.training.recipe import Named, Recipe
 from dinit.training.recipe_checks import check_recipe
 from dinit.training.recipe_yaml import Mistake, Source, read_yaml
@@ -55,8 +56,11 @@ def parse_recipe(text: str, overrides: Sequence[str] = (), title: str = "the rec
     source = read_yaml(text, overrides)
     if source.mistakes and not source.data:
         raise RecipeError(title, source, source.mistakes)
-    mistakes = list(source.mistakes)
     recipe, data = None, copy.deepcopy(source.data)
+    odd = inherit(data)
+    mistakes, given = [*source.mistakes, *odd], set(data)
+    if any(mistake.path[0] == "finetune" for mistake in odd):  # no pipeline to take the backbone from
+        data = {"backbone": _PLACEHOLDERS["backbone"], **data}
     try:
         recipe = _validate(data)
     except ValidationError as error:
@@ -64,7 +68,7 @@ def parse_recipe(text: str, overrides: Sequence[str] = (), title: str = "the rec
         recipe = _repaired(data, error)
     if recipe is not None:
         # A mistake about a placeholder is the file's only in that something is missing, which was said.
-        absent = _PLACEHOLDERS.keys() - source.data.keys()
+        absent = _PLACEHOLDERS.keys() - given
         mistakes += [m for m in check_recipe(recipe) if not (m.path and m.path[0] in absent)]
     if mistakes:
         raise RecipeError(title, source, sorted(mistakes, key=lambda m: _line(source.place(m.path))))

@@ -15,6 +15,7 @@ _FREE_OF_LOOP = ("workers", "log_every", "sample_every", "checkpoint_every", "ke
 # Settings that change neither weights nor losses, so a run may be resumed with others.
 _FREE = (
     "sampling",
+    "evaluation",
     "tracker",
     *(f"training.{key}" for key in _FREE_OF_LOOP),
 )
