@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from dinit import __version__
+from dinit.cli.combine import combine
 from dinit.cli.console import errors, show_error
 from dinit.cli.convert import convert
 from dinit.cli.ema import ema
@@ -34,6 +35,7 @@ app.command()(generate)
 app.command()(encode)
 app.command()(train)
 app.command()(ema)
+app.command()(combine)
 app.command()(evaluate)
 app.command()(stats)
 app.command("list")(list_registries)

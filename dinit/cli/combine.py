@@ -1,0 +1,40 @@
+"""`dinit combine`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dinit.cli.console import console
+
+Run = Annotated[Path, typer.Argument(help="Folder of a run.", show_default=False)]
+To = Annotated[Path, typer.Option("--to", help="Folder of the new pipeline.", show_default=False)]
+Metric = Annotated[
+    str, typer.Option(help="What to lower: loss, a metric as fid, or module:function of a pipeline to a number.")
+]
+Of = Annotated[str, typer.Option("--of", help="Which weights: ema or raw (of checkpoints), or snapshots.")]
+Samples = Annotated[int, typer.Option(help="Images that each evaluation measures.")]
+Evaluations = Annotated[int, typer.Option(help="Combinations to try.")]
+Seed = Annotated[int, typer.Option(help="Of the search.")]
+
+
+def combine(
+    run: Run,
+    to: To,
+    metric: Metric = "loss",
+    of: Of = "ema",
+    num_samples: Samples = 500,
+    evaluations: Evaluations = 200,
+    seed: Seed = 0,
+) -> None:
+    """Make a run's pipeline with the best linear combination of its saved weights. Liu et al. 2024 (LCSC)."""
+    from dinit.pipelines.combine import combine_run
+    from dinit.training.combination import Search
+
+    found = combine_run(run, to, metric, of, num_samples, Search(evaluations, seed=seed))
+    newest = found.tried[0][1]
+    shares = ", ".join(f"{share:+.3f}" for share in found.coefficients.tolist())
+    console.print(f"{metric} {found.score:.6g}, of the newest weights alone {newest:.6g}", highlight=False)
+    console.print(f"coefficients, oldest first: {shares} → {to}", highlight=False)
