@@ -19,7 +19,7 @@ from dinit.evaluation.protocols import NamedProtocol, choose_protocol
 from dinit.evaluation.real import RealImages, real_images
 from dinit.evaluation.reference import Reference, load_reference
 from dinit.evaluation.report import REAL, Protocol, Report, Row
-from dinit.evaluation.resampling import fid_curve, intervals
+from dinit.evaluation.resampling import MIN_RESAMPLINGS, fid_curve, intervals
 from dinit.evaluation.sets import Featured, ImageSource, extract
 
 _STATISTICS = "mean and unbiased covariance; KID: unbiased MMD², cubic kernel"
@@ -37,6 +37,10 @@ class Extras:
     bootstrap: int = 0
     curve: bool = False
     encoders: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.bootstrap and self.bootstrap < MIN_RESAMPLINGS:
+            raise ValueError(f"intervals need at least {MIN_RESAMPLINGS} resamplings, got {self.bootstrap}")
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from dinit.evaluation.sets import Featured
 _LEVEL = 0.95
 _NORMAL = 1.959963984540054  # the normal's quantile at 97.5 %
 _POINTS = 10
+MIN_RESAMPLINGS = 20
 
 
 def intervals(case: Case, metrics: Sequence[str], resamplings: int) -> dict[str, float]:
@@ -29,8 +30,8 @@ def intervals(case: Case, metrics: Sequence[str], resamplings: int) -> dict[str,
     recall, class accuracy): Wilson's interval. KID has its spread over subsets. The reference is taken as it is.
     ValueError for fewer than 20 resamplings.
     """
-    if resamplings < 20:
-        raise ValueError(f"intervals need at least 20 resamplings, got {resamplings}")
+    if resamplings < MIN_RESAMPLINGS:
+        raise ValueError(f"intervals need at least {MIN_RESAMPLINGS} resamplings, got {resamplings}")
     found: dict[str, float] = {}
     for name in metrics:
         try:
