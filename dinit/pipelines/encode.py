@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from dinit.data.latent_cache import (
     write_shard,
 )
 from dinit.evaluation.reconstruction import psnr, ssim
-from dinit.files import is_leftover, remove_leftovers, whole_folder, write_atomically
+from dinit.files import LOCK, is_leftover, only_writer, remove_leftovers, whole_folder, write_atomically
 from dinit.models.codec import AutoencoderKLCodec, open_autoencoder
 from dinit.pipelines.manifest import versions, weights_sha256
 from dinit.pipelines.targets import check_folder_target
@@ -98,7 +99,8 @@ def encode(
     goes on: whole shards are kept. Under a launcher (torchrun, accelerate launch) the processes share the shards
     out. A shard is a function of its index, so that however many processes there are and however often they are
     killed, the files are the same (at the same batch_size, on the same kind of device and number of threads).
-    ValueError before anything is written where autoencoder and data do not fit or the folder holds something else.
+    ValueError before anything is written where autoencoder and data do not fit or the folder holds something else;
+    OSError where another call is writing there.
     """
     options, folder = options or Options(), Path(out)
     spec = {"name": data} if isinstance(data, str) else dict(data)
@@ -111,7 +113,8 @@ def encode(
     try:
         own: Any = state.device
         place = own if device == "auto" or state.num_processes > 1 else torch.device(device)
-        return _Run(folder, plan, options, images, codec, state, place).go(progress)
+        with only_writer(folder) if state.is_main_process else nullcontext():
+            return _Run(folder, plan, options, images, codec, state, place).go(progress)
     finally:
         PartialState._reset_state()  # else a training in this process could not choose its device
 
@@ -156,7 +159,7 @@ def _check_folder(folder: Path, plan: CachePlan) -> None:
     """ValueError unless the folder is new, empty, or holds this plan's cache, begun or finished."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; give a folder for the latents")
-    if not folder.exists() or all(is_leftover(path) for path in folder.iterdir()):
+    if not folder.exists() or all(is_leftover(path) or path.name == LOCK for path in folder.iterdir()):
         check_folder_target(folder, overwrite=True)
         return
     if not (folder / PLAN).is_file():

@@ -20,6 +20,7 @@ from dinit.data import DATASETS
 from dinit.data.latent_cache import MANIFEST, shard_file
 from dinit.data.latents import Latents
 from dinit.evaluation.reconstruction import psnr, ssim
+from dinit.files import only_writer
 from dinit.models.codec import AutoencoderKLCodec
 from dinit.pipelines.encode import Encoded, Options, encode
 from dinit.training.autoencoder import AutoencoderRecipe, make_autoencoder
@@ -193,6 +194,26 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(autoencoder: Pa
     with pytest.raises(ValueError, match="is a file"):
         encode(autoencoder, DATA, tmp_path / "full" / "thesis.txt")
     assert contents(tmp_path / "full") == {"thesis.txt": b"mine"}
+
+
+def test_two_calls_do_not_write_into_one_folder(autoencoder: Path, tmp_path: Path) -> None:
+    held = tmp_path / "held"
+    context = multiprocessing.get_context("fork")
+    ready = context.Event()
+    child = context.Process(target=_hold, args=(held, ready))
+    child.start()
+    assert ready.wait(30)
+    with pytest.raises(OSError, match="another process is writing into"):
+        encode(autoencoder, DATA, held, SMALL, progress=False)
+    child.kill()
+    child.join()
+    assert encode(autoencoder, DATA, held, SMALL, progress=False).made == 45
+
+
+def _hold(folder: Path, ready: Any) -> None:
+    with only_writer(folder):
+        ready.set()
+        time.sleep(60)
 
 
 def test_latents_that_are_not_finite_are_never_stored(tmp_path: Path) -> None:
