@@ -37,7 +37,12 @@ What = Annotated[
         show_default=False,
     ),
 ]
-NumSamples = Annotated[int, typer.Option(help="Images to generate, as many of every class.")]
+NumSamples = Annotated[
+    int | None,
+    typer.Option(
+        help="Images to generate, as many of every class [default: 1000, or the run's].", show_default=False
+    ),
+]
 Data = Annotated[
     str | None,
     typer.Option(
@@ -85,7 +90,7 @@ HtmlOut = Annotated[Path | None, typer.Option("--html", help="Where to write it 
 
 def evaluate(
     what: What,
-    num_samples: NumSamples = 1000,
+    num_samples: NumSamples = None,
     data: Data = None,
     reference: Reference = None,
     protocol: ProtocolName = None,
@@ -111,7 +116,8 @@ def evaluate(
     _check_targets(json, html, overwrite)
     how = _how(data, reference, protocol, features, metrics, bootstrap, curve)
     if during_training:
-        _watch(Path(what), num_samples, how)
+        how["metrics"] = how["metrics"] if metrics else None  # of the recipe's section
+        _watch(Path(what), {**how, "num_samples": num_samples, "device": torch_device(device)})
         return
     how |= {"seed": seed, "output": json, "page": html}
     from dinit.evaluation.samples import is_samples
@@ -127,7 +133,7 @@ def evaluate(
         pipe = load(what, device, dtype)
         own = pipe.defaults.get("sampler")
         options = call_options(sampler, sampler_option, steps, grid, guidance, default_sampler=own)
-        report = run(pipe, num_samples, batch_size=batch_size, **how, **options)
+        report = run(pipe, 1000 if num_samples is None else num_samples, batch_size=batch_size, **how, **options)
     console.print(report.table())
 
 
@@ -172,9 +178,9 @@ def _refuse_call(*options: Any) -> None:
         raise ValueError("images that are there already are not sampled: leave the options of the call out")
 
 
-def _watch(run: Path, num_samples: int, how: dict[str, Any]) -> None:
+def _watch(run: Path, how: dict[str, Any]) -> None:
     from dinit.pipelines.during_training import watch
 
-    for step, report in watch(run, num_samples, **how):
+    for step, report in watch(run, **how):
         console.rule(f"step {step:,}")
         console.print(report.table())

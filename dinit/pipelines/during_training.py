@@ -44,16 +44,18 @@ class Evaluations:
             self.judge = Judge(num_samples, metrics=metrics or DEFAULT_METRICS, **options)
 
     @classmethod
-    def of(cls, recipe: Recipe, out: Path) -> Evaluations:
-        """As the recipe's section `evaluation` says."""
+    def of(cls, recipe: Recipe, out: Path, **options: Any) -> Evaluations:
+        """As the recipe's section `evaluation` says, but for `options` that are not None."""
         section = recipe.evaluation
-        given = {
+        asked = {
+            "num_samples": section.num_samples,
+            "metrics": section.metrics,
             "protocol": section.protocol,
             "reference": section.reference,
             "dataset_name": None if section.data is None else section.data.spec(),
         }
-        options = {key: value for key, value in given.items() if value is not None}
-        return cls(recipe, out, section.num_samples, section.metrics, **options)
+        asked |= {key: value for key, value in options.items() if value is not None}
+        return cls(recipe, out, **{key: value for key, value in asked.items() if value is not None})
 
     def figures(self, pipeline: Pipeline, step: int) -> dict[str, float]:
         """The figures of `measure`, named for a tracker."""
@@ -112,26 +114,28 @@ def untouched_randomness() -> Iterator[None]:
 
 
 def watch(
-    run: str | Path, num_samples: int, *, poll_seconds: float = 10.0, **options: Any
+    run: str | Path, *, poll_seconds: float = 10.0, device: str | None = None, **options: Any
 ) -> Iterator[tuple[int, Report]]:
     """Measures each new checkpoint of a run as (step, report), from another process, until the run has its
     pipeline.
 
     The newest checkpoint is taken each time: where measuring takes longer than the run needs for the next one,
-    those between are left out, as are steps that are in evaluations.jsonl. options: as for `Judge`; None is the
-    recipe's. ValueError for a folder without a run.
+    those between are left out, as are steps that are in evaluations.jsonl. device: None is a GPU if there is one.
+    options: num_samples and those of `Judge`, in place of what the recipe's section `evaluation` says. ValueError
+    for a folder without a run.
     """
     run = Path(run)
     recipe = read_recipe(run)
-    given = {key: value for key, value in options.items() if value is not None}
-    evaluations = Evaluations(recipe, run, num_samples, **given)
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    evaluations = Evaluations.of(recipe, run, **{"cuda": place.type == "cuda", **options})
     done = {line["step"] for line in read_evaluations(run)}
     while True:
         finished = (run / "pipeline" / "training.json").is_file()
         checkpoint = _newest(run, done)
         if checkpoint is not None:
             done.add(checkpoint.step)
-            yield checkpoint.step, evaluations.measure(pipeline_of(recipe, checkpoint), checkpoint.step)
+            pipeline = pipeline_of(recipe, checkpoint, place)
+            yield checkpoint.step, evaluations.measure(pipeline, checkpoint.step)
         elif finished:
             return
         else:
@@ -150,10 +154,10 @@ def _newest(run: Path, done: set[int]) -> Checkpoint | None:
     return None
 
 
-def pipeline_of(recipe: Recipe, checkpoint: Checkpoint) -> Pipeline:
+def pipeline_of(recipe: Recipe, checkpoint: Checkpoint, device: torch.device) -> Pipeline:
     """The pipeline of a checkpoint's averaged weights, as `dinit train` would write it."""
     data = make_data(recipe)
     backbone: Any = make_backbone(recipe, data)
     backbone.load_state_dict(checkpoint.ema)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return make_pipeline(backbone.eval().requires_grad_(False), recipe, make_objective(recipe), data, device)
+    network = backbone.to(device).eval().requires_grad_(False)
+    return make_pipeline(network, recipe, make_objective(recipe), data, device)

@@ -74,14 +74,17 @@ def test_the_scores_are_those_of_the_pipeline_that_is_written(runs: tuple[Path, 
 
 def test_a_run_is_watched_from_beside_it(runs: tuple[Path, Path]) -> None:
     plain, measured = runs
-    found = dict(watch(plain, 40, metrics=["fid", "precision"], cuda=False))
+    found = dict(watch(plain, num_samples=40, metrics=["fid", "precision"], device="cpu"))
     assert list(found) == [9]  # the newest; those before it are not measured afterwards
     assert isinstance(found[9], Report)
     assert found[9].made_by["weights"] == "ema"
     assert read_evaluations(plain)[-1]["metrics"] == read_evaluations(measured)[-1]["metrics"]
-    assert dict(watch(plain, 40, metrics=["fid"], cuda=False)) == {}  # done already
+    (measured / "evaluations.jsonl").unlink()
+    assert list(dict(watch(measured, device="cpu"))) == [9]  # by the recipe's own section
+    assert read_evaluations(measured)[-1] | {"seconds": 0} == read_evaluations(plain)[-1] | {"seconds": 0}
+    assert dict(watch(plain, num_samples=40, device="cpu")) == {}  # done already
     with pytest.raises(ValueError, match="is not a recipe"):
-        next(watch(plain / "checkpoints", 40))
+        next(watch(plain / "checkpoints"))
 
 
 def test_a_run_that_goes_back_measures_anew(runs: tuple[Path, Path], tmp_path: Path) -> None:
