@@ -37,12 +37,13 @@ backbone: {name: dit, patch_size: 8, hidden_size: 16, depth: 1, num_heads: 2}
 optimizer: {lr: 3e-3}
 schedule: {kind: cosine, warmup_steps: 5}
 ema: {decay: 0.9}
-training: {steps: 500, batch_size: 8, gradient_accumulation: 2, checkpoint_every: 10, log_every: 5, workers: 1}
+training: {steps: 160, batch_size: 8, gradient_accumulation: 2, checkpoint_every: 3, log_every: 1, workers: 1}
 sampling: {steps: 2}
 tracker: null
 """
-STEPS, IMAGES, GROUP = 500, 2000, 10
+STEPS, IMAGES, GROUP = 160, 2000, 10
 SIZE = "24m"  # of the disk that gets full
+LATEST = float("inf")
 PATIENCE = 60.0  # seconds for the others to end once one has
 
 
@@ -90,9 +91,8 @@ class Job:
             time.sleep(0.01)
         self.codes.update(child.exitcode for child in self.children)
 
-    def run_through(self) -> None:
-        """Once, without faults. SystemExit where it fails."""
-        self.start()
+    def finish(self) -> None:
+        """Waits for a run without faults. SystemExit where it fails."""
         self.end()
         if set(self.codes) != {0}:
             raise SystemExit(self.log.read_text()[-2000:])
@@ -155,7 +155,7 @@ def torment(
     chance.shuffle(plan)
     job.start()
     misses = 0  # starts that ended by themselves before they were hit
-    while plan:
+    while plan and time.monotonic() < LATEST:
         target = job.progress() + chance.randint(1, reach)
         while job.running and job.progress() < target:
             time.sleep(0.01)
@@ -221,7 +221,7 @@ def training(place: Path, count: int, seed: int) -> list[str]:
     recipe.write_text(RECIPE)
     whole = place / "whole"
     calm = Job(whole, place / "whole.log", ["train", str(recipe), "--out", str(whole)], lambda: 0)
-    calm.run_through()
+    calm.start()
     with small_disk(place / "disk") as mounted:
         folder = place / "disk" / "run"
         job = Job(
@@ -233,8 +233,9 @@ def training(place: Path, count: int, seed: int) -> list[str]:
         kinds = ["all processes killed", "one process killed", "SIGTERM", "a process that reads data killed"]
         kinds += ["disk full"] if mounted else []
         hits, damaged = torment(
-            job, kinds, count, 14, place / "disk", lambda: unreadable_run(folder), random.Random(seed)
+            job, kinds, count, 4, place / "disk", lambda: unreadable_run(folder), random.Random(seed)
         )
+        calm.finish()
         same_losses = losses(folder) == losses(whole) and len(losses(whole)) == STEPS
         last = [list_checkpoints(run / "checkpoints")[-1] for run in (folder, whole)]
         same = True
@@ -259,7 +260,8 @@ def generation(place: Path, count: int, seed: int) -> list[str]:
 
     whole = place / "whole-set"
     calm = Job(whole, place / "whole-set.log", asked(whole), lambda: 0)
-    calm.run_through()
+    calm.start()
+    calm.finish()
     with small_disk(place / "disk-set") as mounted:
         folder = place / "disk-set" / "set"
         job = Job(folder, place / "set.log", asked(folder), lambda: sum(1 for _ in folder.rglob("0*.png")))
@@ -285,7 +287,10 @@ def main() -> None:
     parser.add_argument("--generate", type=int, default=20, help="faults in the making of the set")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/faults.md"))
+    parser.add_argument("--minutes", type=float, default=120.0, help="after which no new fault is struck")
     given = parser.parse_args()
+    global LATEST
+    LATEST = time.monotonic() + 60 * given.minutes
     lines: list[str] = []
     with tempfile.TemporaryDirectory(prefix="faults-") as folder:
         place, began = Path(folder), time.monotonic()

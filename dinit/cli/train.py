@@ -108,6 +108,6 @@ def _try(recipe: Any, folder: Path) -> None:
 
     found = dry_run(recipe, folder)
     for line in found.lines(recipe):
-        console.print(line, markup=False, highlight=False)
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     if not found.fits:
         raise typer.Exit(1)
