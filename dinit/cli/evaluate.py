@@ -39,15 +39,13 @@ What = Annotated[
 ]
 NumSamples = Annotated[
     int | None,
-    typer.Option(
-        help="Images to generate, as many of every class [default: 1000, or the run's].", show_default=False
-    ),
+    typer.Option(help="Images to generate, of all classes; 1000, or as the run's recipe says.", show_default=False),
 ]
 Data = Annotated[
     str | None,
     typer.Option(
         metavar=_SPEC,
-        help="Data set to compare with [default: the recipe's, or digits].",
+        help="Data set to compare with; else the recipe's, or digits.",
         rich_help_panel=_MEASURE,
     ),
 ]
@@ -61,18 +59,20 @@ ProtocolName = Annotated[
     str | None,
     typer.Option(
         "--protocol",
-        help="digits, glyphs, torch-fidelity, adm, clean [default: of the data's features].",
+        help="digits, glyphs, torch-fidelity, adm or clean; else that of the features.",
         rich_help_panel=_MEASURE,
     ),
 ]
 Features = Annotated[
     str | None,
-    typer.Option(metavar=_SPEC, help="Feature extractor [default: the protocol's].", rich_help_panel=_MEASURE),
+    typer.Option(
+        metavar=_SPEC, help="Feature extractor; else the protocol's or the data's.", rich_help_panel=_MEASURE
+    ),
 ]
 Metrics = Annotated[
     str | None,
     typer.Option(
-        help="Names with commas between, or all; dinit list metrics [default: the usual six].",
+        help="Names out of dinit list metrics with commas between, or all; else the usual six.",
         rich_help_panel=_MEASURE,
     ),
 ]

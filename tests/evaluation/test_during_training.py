@@ -72,6 +72,7 @@ def test_the_scores_are_those_of_the_pipeline_that_is_written(runs: tuple[Path, 
     assert report.real.metrics["fid"] == pytest.approx(last["real"]["fid"], rel=1e-9)
 
 
+@pytest.mark.slow
 def test_a_run_is_watched_from_beside_it(runs: tuple[Path, Path]) -> None:
     plain, measured = runs
     found = dict(watch(plain, num_samples=40, metrics=["fid", "precision"], device="cpu"))

@@ -31,6 +31,7 @@ def test_tables_are_the_registries() -> None:
     assert rows("Protocols") == set(PROTOCOLS)
 
 
+@pytest.mark.slow
 def test_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (code,) = blocks("python")

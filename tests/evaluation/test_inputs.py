@@ -76,6 +76,10 @@ def test_greyscale_in_a_set_of_colour(glyphs: Tensor) -> None:
     mixed = glyphs[::2].clone()
     mixed[:15] = mixed[:15].float().mean(1, keepdim=True).to(torch.uint8)
     assert grey_share(mixed) == 0.25
+    mixed[0, 2] += 1
+    mixed[1, 0] += 1  # nearly grey is not grey, whichever channel differs
+    assert grey_share(mixed) == 13 / 60
+    mixed[:2] = mixed[2]
     assert "25.0% of the samples are greyscale and 0.0% of the reference" in said(mixed, glyphs[1::2])
     assert "samples have 1 channel(s), the reference 3" in said(glyphs[:, :1], glyphs)
 

@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
@@ -39,6 +40,7 @@ def pictures_in(page: str) -> list[Image.Image]:
     return [Image.open(io.BytesIO(base64.b64decode(one))) for one in found]
 
 
+@pytest.mark.slow
 def test_the_page_shows_figures_pictures_and_protocol(tmp_path: Path) -> None:
     data = Digits("train")
     images, labels = data.uint8_images(list(range(300))), torch.from_numpy(data.labels[:300])

@@ -152,6 +152,7 @@ def folder_of(root: Path, digits: tuple, suffix: str = "png", by_class: bool = T
     return root
 
 
+@pytest.mark.slow
 def test_a_folder_of_pictures_is_measured_with_its_classes(tmp_path: Path, digits: tuple) -> None:
     folder = folder_of(tmp_path / "samples", digits)
     assert is_samples(folder)
