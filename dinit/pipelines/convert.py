@@ -20,6 +20,7 @@ from dinit.diffusion import PARAMETERIZATIONS, PROCESSES
 from dinit.diffusion.discrete import BetaChain
 from dinit.files import whole_folder
 from dinit.models.base import Backbone
+from dinit.models.codec import VAE_FOLDER, open_autoencoder
 from dinit.pipelines.generate import Pipeline
 from dinit.pipelines.targets import check_pipeline_target
 from dinit.registry import Registry, suggest
@@ -250,18 +251,9 @@ def default_sampling(backbone: Any, layout: Layout, process: Any) -> dict[str, A
 
 def _autoencoder(checkpoint: Checkpoint, vae: str | Path | None) -> Any:
     """The AutoencoderKL that was asked for, or that lies beside the weights; None for neither."""
-    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-
-    beside = checkpoint.path / "vae"
+    beside = checkpoint.path / VAE_FOLDER
     place = beside if vae is None and beside.is_dir() else vae
-    if place is None:
-        return None
-    try:
-        part = {"subfolder": "vae"} if (Path(place) / "vae").is_dir() else {}
-        return AutoencoderKL.from_pretrained(place, **part)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        reason = str(error).strip().split("\n", 1)[0]
-        raise ValueError(f"{place} gave no AutoencoderKL: {reason}; give its folder or hub id") from error
+    return None if place is None else open_autoencoder(place)
 
 
 def _class_names(num_classes: int, checkpoint: Checkpoint) -> list[str] | None:
