@@ -88,7 +88,7 @@ class Alignment(nn.Module):
             encoder.requires_grad_(False).eval()
         find_block(backbone, block)
         size = backbone.image_size
-        target = self._encode(torch.zeros(1, backbone.in_channels, size, size))
+        target = self._encode(torch.zeros(1, backbone.in_channels, size, size, device="cpu"))
         if backbone.device.type == "meta":
             return
         features = self._look(backbone)

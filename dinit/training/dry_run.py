@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dinit.data import ImageData
+from dinit.training.finetune import adapt
 from dinit.training.parts import make_backbone, make_network
 from dinit.training.recipe import Recipe
 
@@ -38,19 +39,22 @@ def estimate_memory(recipe: Recipe, data: ImageData, processes: int = 1) -> Memo
     in bf16 and fp16. With `training.sharding: fsdp2` everything but activations is shared out.
     """
     with torch.device("meta"):
-        network = make_network(recipe, make_backbone(recipe, data))
+        backbone = make_backbone(recipe, data)
+        if recipe.finetune is not None:
+            adapt(backbone, recipe.finetune)
+        network = make_network(recipe, backbone)
         if recipe.training.gradient_checkpointing:
             network.backbone.enable_gradient_checkpointing()
     whole = sum(_size(p) for p in network.parameters())
     trained = [p for p in network.parameters() if p.requires_grad]
     spread = processes if recipe.training.sharding == "fsdp2" else 1
-    backbone = sum(4 * p.numel() for p in network.backbone.parameters())
+    averaged = sum(4 * p.numel() for p in network.backbone.parameters())
     activations, note = _activations(recipe, data, network, processes)
     return Memory(
         parameters=whole // spread,
         gradients=sum(map(_size, trained)) // spread,
         optimizer=_state(trained, recipe.optimizer.kind) // spread,
-        averages=backbone * (1 + len(recipe.ema.widths)) // spread,
+        averages=averaged * (1 + len(recipe.ema.widths)) // spread,
         activations=activations,
         note=note,
     )

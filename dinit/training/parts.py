@@ -6,6 +6,8 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
+
 from dinit.data import DATASETS, ImageData
 from dinit.diffusion import PARAMETERIZATIONS, PROCESSES
 from dinit.models.base import BACKBONES, Backbone
@@ -113,5 +115,6 @@ def _routing(section: RoutingSection, backbone: Backbone) -> Routing:
 
 
 def _alignment(section: AlignmentSection, backbone: Backbone) -> Alignment:
-    encoder = make_encoder(section.encoder)
+    with torch.device("cpu"):  # its weights are read even where only shapes are asked for
+        encoder = make_encoder(section.encoder)
     return Alignment(backbone, encoder, section.block, section.weight, section.hidden)

@@ -28,7 +28,15 @@ def pieces() -> list[str]:
 
 @pytest.mark.parametrize("piece", pieces())
 def test_piece_reads(piece: str) -> None:
-    assert parse_recipe(BASE + piece) != parse_recipe(BASE)
+    others = [line for line in BASE.splitlines() if line.partition(":")[0] != piece.partition(":")[0]]
+    assert parse_recipe("\n".join([*others, piece])) != parse_recipe(BASE)
+
+
+def test_piece_of_the_page_on_fine_tuning_reads() -> None:
+    (piece,) = _BLOCK.findall((PAGE.parent / "finetuning.md").read_text(encoding="utf-8"))
+    recipe = parse_recipe(f"data: digits\ntraining: {{steps: 10}}\n{piece}")
+    assert recipe.finetune is not None
+    assert recipe.finetune.mode == "lora"
 
 
 def test_no_piece_is_passed_over() -> None:
