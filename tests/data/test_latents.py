@@ -47,9 +47,9 @@ PLAN_10 = CachePlan(
 )
 
 
-def posteriors(plan: CachePlan) -> dict[str, torch.Tensor]:
+def posteriors(plan: CachePlan, seed: int = 0) -> dict[str, torch.Tensor]:
     """Means far from 0 and of different spread, as autoencoders have them."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     shape, spread = (plan.images, *plan.latent_shape), torch.tensor([0.1, 1.0, 5.0])[:, None, None]
     names = ("", "_flipped") if plan.flips else ("",)
     made = {}
@@ -59,10 +59,10 @@ def posteriors(plan: CachePlan) -> dict[str, torch.Tensor]:
     return made
 
 
-def write(folder: Path, plan: CachePlan = PLAN_10) -> Path:
+def write(folder: Path, plan: CachePlan = PLAN_10, seed: int = 0) -> Path:
     folder.mkdir()
     (folder / PLAN).write_text(json.dumps(plan.to_json()))
-    made = posteriors(plan)
+    made = posteriors(plan, seed)
     labels = torch.arange(plan.images) % 2
     for shard in range(plan.shards):
         first, last = plan.bounds(shard)
@@ -172,8 +172,9 @@ def test_the_fingerprint_knows_contents_and_options(cache: Path, tmp_path: Path)
         Latents(cache, horizontal_flip=False).fingerprint(),
         Latents(cache, normalization="autoencoder").fingerprint(),
         Latents(write(tmp_path / "other", other)).fingerprint(),
+        Latents(write(tmp_path / "numbers", seed=1)).fingerprint(),
     ]
-    assert len({plain, *changed}) == 5
+    assert len({plain, *changed}) == 6
 
 
 def test_what_is_no_finished_cache_is_refused(tmp_path: Path) -> None:
