@@ -16,7 +16,7 @@ from dinit.evaluation.features import EXTRACTORS, Extracted
 from dinit.evaluation.inception_network import resize_clean
 
 _SIDE, _HEAD = 224, 64  # pixels, and channels of an attention head
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pixels, as the encoder was trained
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pixels, as the encoder was trained
 
 
 @EXTRACTORS.register("dinov2-vit-l-14")
@@ -32,7 +32,7 @@ class DinoV2(OnDisk):
 
     def network(self, device: torch.device | str, spatial: bool = False) -> Callable[[Tensor], Extracted]:
         weights = read_weights(self.weights_path(), device)
-        mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in (_MEAN, _STD))
+        mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in (MEAN, STD))
 
         def run(images: Tensor) -> Extracted:
             x = resize_clean(images, _SIDE) / 255
@@ -69,6 +69,11 @@ def _depth(weights: Mapping[str, Tensor]) -> int:
 
 def class_token(weights: Mapping[str, Tensor], images: Tensor) -> Tensor:
     """(B, 3, S, S) standardised images, S a multiple of the patch's side -> (B, D)."""
+    return tokens(weights, images)[:, 0]
+
+
+def tokens(weights: Mapping[str, Tensor], images: Tensor) -> Tensor:
+    """The class's token, then those of the patches row by row, after the last norm: (B, 1 + N, D)."""
     patches, bias = weights["patch_embed.proj.weight"], weights["patch_embed.proj.bias"]
     x = F.conv2d(images, patches, bias, stride=patches.shape[-1])
     side = x.shape[-1]
@@ -77,7 +82,7 @@ def class_token(weights: Mapping[str, Tensor], images: Tensor) -> Tensor:
     for k in range(_depth(weights)):
         own = f"blocks.{k}."
         x = _block({name.removeprefix(own): v for name, v in weights.items() if name.startswith(own)}, x)
-    return _norm(x, weights["norm.weight"], weights["norm.bias"])[:, 0]
+    return _norm(x, weights["norm.weight"], weights["norm.bias"])
 
 
 def places(table: Tensor, side: int) -> Tensor:

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dinit.registry import Registry
@@ -68,3 +70,24 @@ def glyphs_classifier(folder: str | None = None, layer: int = 3) -> Encoder:
         raise ValueError(f"the glyphs classifier has the layers 0 to 4, got layer = {layer}")
     classifier = GlyphsClassifier.from_pretrained(Path(folder) if folder else SHIPPED)
     return Reader(classifier, lambda network, images: network.maps(images)[layer])
+
+
+@ENCODERS.register("dinov2")
+def dinov2(weights: str, side: int = 224) -> Encoder:
+    """DINOv2's patch tokens after the last norm, as published for REPA. Oquab et al. 2023.
+
+    weights: a published file, such as dinov2_vitb14_pretrain.pth. side: pixels that images are resized to, bicubic, a
+    multiple of the patch's; grey is repeated to RGB. ValueError for a file that holds no such weights.
+    """
+    from dinit.evaluation.dinov2 import MEAN, STD, read_weights, tokens
+
+    on: dict[torch.device, dict[str, Tensor]] = {torch.device("cpu"): read_weights(Path(weights), "cpu")}
+
+    def encode(images: Tensor) -> Tensor:
+        if images.device not in on:
+            on[images.device] = {name: value.to(images.device) for name, value in next(iter(on.values())).items()}
+        mean, std = (torch.tensor(v, device=images.device).view(3, 1, 1) for v in (MEAN, STD))
+        x = F.interpolate(images.float(), (side, side), mode="bicubic", antialias=True, align_corners=False)
+        return tokens(on[images.device], ((x.expand(-1, 3, -1, -1) + 1) / 2 - mean) / std)[:, 1:]
+
+    return encode

@@ -203,3 +203,27 @@ def test_routing_and_alignment_of_a_routed_block() -> None:
     alignment.projection.register_forward_hook(lambda _, args, out: sizes.append(args[0].shape[1]))
     network(images(), torch.zeros(3), torch.arange(3), 0, images())
     assert sizes == [8]
+
+
+def test_dinov2_s_patches(tmp_path: Path) -> None:
+    """A network of one block that does nothing but its norms: tokens are the normed embeddings of their patches."""
+    d, patch = 64, 14
+    torch.manual_seed(0)
+    weights = {"cls_token": torch.randn(1, 1, d), "pos_embed": torch.zeros(1, 5, d)}
+    weights |= {"patch_embed.proj.weight": torch.randn(d, 3, patch, patch), "patch_embed.proj.bias": torch.randn(d)}
+    shapes = {"attn.qkv": (3 * d, d), "attn.proj": (d, d), "mlp.fc1": (4 * d, d), "mlp.fc2": (d, 4 * d)}
+    for name in ("blocks.0.norm1", "blocks.0.norm2", "norm"):
+        weights |= {f"{name}.weight": torch.ones(d), f"{name}.bias": torch.zeros(d)}
+    for name, shape in shapes.items():
+        weights |= {f"blocks.0.{name}.weight": torch.randn(shape), f"blocks.0.{name}.bias": torch.randn(shape[0])}
+    weights |= {f"blocks.0.ls{k}.gamma": torch.zeros(d) for k in (1, 2)}
+    torch.save(weights, tmp_path / "dino.pth")
+    encoder = make_encoder(
+        Named.model_validate({"name": "dinov2", "weights": str(tmp_path / "dino.pth"), "side": 28})
+    )
+    grey = torch.tensor([-0.4, 0.6])[:, None, None, None].expand(2, 1, 28, 28)  # resizing leaves it as it is
+    pixels = ((grey[:, 0, 0, 0] + 1) / 2)[:, None] - torch.tensor([0.485, 0.456, 0.406])
+    pixels = pixels / torch.tensor([0.229, 0.224, 0.225])
+    embedded = pixels @ weights["patch_embed.proj.weight"].sum((2, 3)).T + weights["patch_embed.proj.bias"]
+    expected = nn.functional.layer_norm(embedded, (d,), eps=1e-6)[:, None].expand(2, 4, d)
+    torch.testing.assert_close(encoder(grey), expected, rtol=1e-3, atol=1e-3)
