@@ -63,6 +63,6 @@ def encode(
     quality = ""
     if made.psnr is not None:
         quality = f"; reconstruction of {made.measured}: PSNR {made.psnr:.2f} dB, SSIM {made.ssim:.4f}"
-    files = f"{made.shards} shards, {made.made} of them now"
+    files = f"{made.shards} {'shard' if made.shards == 1 else 'shards'}, {made.made} of them now"
     text = f"{made.images} images{copies} in {files}{quality} → {made.folder}"
     console.print(text, markup=False, highlight=False)
