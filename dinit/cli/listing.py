@@ -24,6 +24,8 @@ _REGISTRIES = {
     "metrics": ("dinit.evaluation", "METRICS"),
     "weightings": ("dinit.training", "WEIGHTINGS"),
     "time-samplers": ("dinit.training", "TIME_SAMPLERS"),
+    "loss-terms": ("dinit.training", "LOSS_TERMS"),
+    "encoders": ("dinit.training.encoders", "ENCODERS"),
 }
 _PIPELINES = "pipelines"
 KINDS = (*_REGISTRIES, _PIPELINES)

@@ -76,7 +76,7 @@ def glyphs_classifier(folder: str | None = None, layer: int = 3) -> Encoder:
 def dinov2(weights: str, side: int = 224) -> Encoder:
     """DINOv2's patch tokens after the last norm, as published for REPA. Oquab et al. 2023.
 
-    weights: a published file, such as dinov2_vitb14_pretrain.pth. side: pixels that images are resized to, bicubic, a
+    weights: a published file, as dinov2_vitb14_pretrain.pth. side: pixels that images are resized to, bicubic, a
     multiple of the patch's; grey is repeated to RGB. ValueError for a file that holds no such weights.
     """
     from dinit.evaluation.dinov2 import MEAN, STD, read_weights, tokens
