@@ -115,7 +115,7 @@ def generate_set(
         made = sum(_make(pipe, call, folder, group, mine, _digest(asked), watch, stop))
         if not state.is_main_process:
             return MadeSet(folder, len(call.labels), made, complete=False, notes=tuple(notes))
-        complete = watch.wait(stop)
+        complete = watch.wait(stop if state.num_processes > 1 else lambda: True)
         packed = pack(folder, call.labels) if make_pack and complete else None
         if complete:
             facts = {"complete": True, "pipeline": pipeline_name(pipe), "pack": packed.name if packed else None}

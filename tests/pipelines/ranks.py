@@ -39,6 +39,7 @@ def kill(children: list[BaseProcess]) -> None:
 def _rank(rank: int, processes: int, port: int, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     import torch
 
+    multiprocessing.set_start_method("fork", force=True)  # as launched processes have it, for readers of data
     torch.set_num_threads(1)
     if processes > 1:
         place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}

@@ -116,7 +116,11 @@ def test_each_process_makes_its_share(
     for rank in (2, 1, 0):
         state = SimpleNamespace(is_main_process=rank == 0, process_index=rank, num_processes=3)
         monkeypatch.setattr(sharded, "join", lambda state=state: state)
-        made.append(generate_set(pipe, call_of(pipe), folder, GROUP).made)
+        latest = time.monotonic() + 30  # not for ever, for a share that nobody makes
+        done = generate_set(
+            pipe, call_of(pipe), folder, GROUP, stop=lambda latest=latest: time.monotonic() > latest
+        )
+        made.append(done.made)
     assert made == [6, 8, 8]  # the last of the six groups, half full, is of the last
     ours, theirs = files(folder), files(whole)
     ours.pop("manifest.json"), theirs.pop("manifest.json")
