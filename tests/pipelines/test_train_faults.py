@@ -170,7 +170,7 @@ def test_a_disk_that_is_full_leaves_the_last_checkpoint(tmp_path: Path) -> None:
     unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (max(sizes) - 100, unlimited[1]))
     try:
-        with pytest.raises(OSError, match="could not be written|too large"):
+        with pytest.raises(OSError, match=r"could not be written|too large"):
             train(tiny("training.keep=1"), folder, progress=False)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)

@@ -13,8 +13,8 @@ class Modulation(nn.Module):
     """SiLU and one Linear from the condition to `chunks` vectors; zero at the start.
 
     With all chunks zero, shift and scale do nothing and a gate closes its branch, so that a fresh block is
-    the identity: adaLN-Zero, Peebles & Xie 2023. gates: which of the chunks are gates; by default the third of every
-    three, the second of every two where there are four (no shifts), and none of two.
+    the identity: adaLN-Zero, Peebles & Xie 2023. gates: which of the chunks are gates; by default the third of
+    every three, the second of every two where there are four (no shifts), and none of two.
     """
 
     def __init__(self, cond_dim: int, dim: int, chunks: int, gates: tuple[int, ...] | None = None) -> None:
