@@ -43,7 +43,7 @@ tracker: null
 """
 STEPS, IMAGES, GROUP = 160, 2000, 10
 SIZE = "24m"  # of the disk that gets full
-LATEST = float("inf")
+LATEST = float("inf")  # by time.monotonic
 PATIENCE = 60.0  # seconds for the others to end once one has
 
 
