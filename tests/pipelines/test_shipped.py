@@ -11,6 +11,7 @@ import torch
 import dinit
 from dinit import Pipeline
 from dinit.evaluation import classify
+from dinit.evaluation.glyphs_classifier import load_glyphs_classifier
 from dinit.pipelines.loading import SHIPPED, shipped
 from dinit.training import load_recipe
 
@@ -23,8 +24,8 @@ LABELS = torch.arange(10).repeat_interleave(10)
 DIGITS = [name for name in shipped() if name.startswith("digits-")]
 
 
-def test_the_five_are_there() -> None:
-    assert {"digits-dic", "digits-dico", "digits-dis", "digits-dit", "digits-unet"} <= set(shipped())
+def test_they_are_there() -> None:
+    assert {"digits-dic", "digits-dico", "digits-dis", "digits-dit", "digits-unet", "glyphs-32"} <= set(shipped())
 
 
 def test_together_they_are_small() -> None:
@@ -38,6 +39,13 @@ def test_at_least_95_of_100_are_read_as_their_label(name: str) -> None:
     images = Pipeline.from_pretrained(name)(LABELS, seed=0, output_type="pt").images
     read, _ = classify(images * 2 - 1)
     assert int((read == LABELS).sum()) >= 95
+
+
+def test_glyphs_are_read_as_their_label_as_often_as_the_card_says() -> None:
+    labels = torch.arange(36).repeat(2)
+    images = Pipeline.from_pretrained("glyphs-32")(labels, seed=0, output_type="pt").images
+    read = load_glyphs_classifier()(images * 2 - 1).argmax(1)
+    assert int((read == labels).sum()) >= 58  # 87 % of a thousand, less three standard deviations
 
 
 @pytest.mark.parametrize("name", DIGITS)
