@@ -8,6 +8,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from multiprocessing.connection import wait
 
 import torch
 from torch import Tensor
@@ -85,7 +86,9 @@ def _loaded(
                 given, deaths = given + 1, 0
             return
         except (RuntimeError, OSError, EOFError) as error:
-            if all(worker.is_alive() for worker in getattr(source, "_workers", ())):
+            ends = [worker.sentinel for worker in getattr(source, "_workers", ())]
+            # A killed process's connections break a moment before it counts as dead.
+            if not ends or not wait(ends, timeout=1.0):
                 raise  # an error of the data, not of the process that read it
             deaths += 1
             if deaths == _DEATHS:

@@ -204,7 +204,7 @@ def test_learned_variance_is_used() -> None:
     """Fraction 0 of the learned range is fixed-small and 1 is fixed-large, draw by draw."""
 
     class Learned(GaussianDenoiser):
-        fraction = 0.0
+        learns_variance, fraction = True, 0.0
 
         def __call__(self, x_t: Tensor, t: Scales | Tensor | float, cond: Condition) -> Denoised:
             d = super().__call__(x_t, t, cond)
