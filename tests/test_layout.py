@@ -17,6 +17,7 @@ FLOORS = {
     "specs": 0,
     "compat": 0,
     "files": 0,
+    "memory": 0,
     "diffusion": 1,
     "models": 2,
     "samplers": 2,

@@ -23,6 +23,7 @@ from dinit.cli.replay import replay
 from dinit.cli.stats import stats
 from dinit.cli.train import train
 from dinit.cli.verify import verify
+from dinit.memory import keep_freed_memory
 
 app = typer.Typer(
     name="dinit",
@@ -69,6 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     fault of ours and keeps its traceback.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    keep_freed_memory()
     try:
         app(args=arguments, prog_name="dinit")
     except (ValueError, OSError) as error:

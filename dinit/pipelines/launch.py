@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
 
+from dinit.memory import keep_freed_memory
 from dinit.training.recipe import Recipe
 
 _PATIENCE = timedelta(hours=2)  # for what one process does alone while the others wait: grids, checkpoints
@@ -34,4 +35,6 @@ def make_accelerator(recipe: Recipe, out: Path) -> Accelerator:
         )
     if precision == "fp16" and accelerator.device.type == "cpu":
         raise ValueError("precision fp16 needs a GPU, and this run is on the CPU; choose fp32 or bf16")
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
     return accelerator

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dinit.data import ImageData
 from dinit.training.finetune import adapt
+from dinit.training.optimizer import by_muon
 from dinit.training.parts import make_backbone, make_network
 from dinit.training.recipe import Recipe
 
@@ -53,17 +54,18 @@ def estimate_memory(recipe: Recipe, data: ImageData, processes: int = 1) -> Memo
     return Memory(
         parameters=whole // spread,
         gradients=sum(map(_size, trained)) // spread,
-        optimizer=_state(trained, recipe.optimizer.kind) // spread,
+        optimizer=_state(network, recipe.optimizer.kind) // spread,
         averages=averaged * (1 + len(recipe.ema.widths)) // spread,
         activations=activations,
         note=note,
     )
 
 
-def _state(parameters: list[nn.Parameter], kind: str) -> int:
+def _state(network: nn.Module, kind: str) -> int:
     """Bytes of the optimiser's state: two moments of AdamW, one of Lion, one of Muon where it is Muon's."""
-    per = {"adamw": lambda p: 2, "lion": lambda p: 1, "muon": lambda p: 1 if p.ndim == 2 else 2}[kind]
-    return sum(_size(p) * per(p) for p in parameters)
+    trained = sum(_size(p) for p in network.parameters() if p.requires_grad)
+    once = {"adamw": 0, "lion": trained, "muon": sum(map(_size, by_muon(network)))}[kind]
+    return 2 * trained - once
 
 
 def _activations(recipe: Recipe, data: ImageData, network: nn.Module, processes: int) -> tuple[int | None, str]:

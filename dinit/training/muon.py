@@ -1,4 +1,4 @@
-"""Muon in float32: where torch has none, and on CPUs, where torch's own is slow."""
+"""Muon in float32: for convolutions, which torch's own refuses, and on CPUs, where that is slow."""
 
 from __future__ import annotations
 
@@ -16,17 +16,20 @@ ROUNDS = 5
 class Muon(torch.optim.Optimizer):
     """m <- mu m + (1 - mu) g; W <- W (1 - lr decay) - 0.2 lr sqrt(larger side) NS(mu m + (1 - mu) g).
 
+    A kernel (out, in, ...) of a convolution is the matrix (out, in * ...).
+
     Jordan et al. 2024; the factor, which gives a step AdamW's size, from Liu et al. 2025 (Moonlight). It is
     torch.optim.Muon with Nesterov momentum and 'match_rms_adamw', which iterates in bfloat16: CPUs without such
-    instructions multiply matrices in it 9 times slower than in float32. parameters: matrices, else ValueError.
+    instructions multiply matrices in it 9 times slower than in float32. parameters: of two or more dimensions,
+    else ValueError.
     """
 
     def __init__(
         self, parameters: Iterable[nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.0
     ) -> None:
         super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
-        if wrong := next((p for group in self.param_groups for p in group["params"] if p.ndim != 2), None):
-            raise ValueError(f"Muon is for matrices, got a parameter of shape {tuple(wrong.shape)}")
+        if wrong := next((p for group in self.param_groups for p in group["params"] if p.ndim < 2), None):
+            raise ValueError(f"Muon is for matrices and kernels, got a parameter of shape {tuple(wrong.shape)}")
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -40,9 +43,9 @@ class Muon(torch.optim.Optimizer):
                 if "momentum_buffer" not in state:  # torch's name, so that checkpoints go from one to the other
                     state["momentum_buffer"] = torch.zeros_like(p)
                 momentum = state["momentum_buffer"].lerp_(p.grad, 1 - mu)
-                move = orthogonalised(p.grad.lerp(momentum, mu))
+                move = orthogonalised(p.grad.lerp(momentum, mu).flatten(1))
                 p.mul_(1 - rate * group["weight_decay"])
-                p.add_(move, alpha=-0.2 * rate * math.sqrt(max(p.shape)))
+                p.add_(move.view_as(p), alpha=-0.2 * rate * math.sqrt(max(move.shape)))
         return loss
 
 

@@ -18,8 +18,8 @@ def make_optimizer(network: nn.Module, section: OptimizerSection) -> torch.optim
     """The optimiser of `section.kind` for a network that is on its device already.
 
     adamw: Loshchilov & Hutter 2019, in its fused form, where there is one: small networks gain most. lion: Chen et
-    al. 2023. muon: torch's Muon (Jordan et al. 2024) for matrices, or ours on CPUs and where torch has none (before
-    2.9), its rate matched to AdamW's, and AdamW for all else: convolutions, embedding tables, vectors. Parameters
+    al. 2023. muon: Muon (Jordan et al. 2024) for what `by_muon` names, its rate matched to AdamW's, and AdamW for
+    all else. It is torch's own, or ours on CPUs, for convolutions and where torch has none (before 2.9). Parameters
     that are frozen are left out.
     """
     if section.kind == "muon":
@@ -43,21 +43,37 @@ def _lion(parameters: list[nn.Parameter], section: OptimizerSection) -> torch.op
     return Lion(parameters, section.lr, section.betas, section.weight_decay)
 
 
+def by_muon(network: nn.Module) -> list[nn.Parameter]:
+    """The trained weights of linear layers and convolutions, which Muon moves.
+
+    Not those that do not mix channels (embedding tables, depthwise kernels, a state-space layer's own), and not
+    kernels to or from images, of up to 4 channels: Jordan et al. leave first and last convolutions to AdamW.
+    """
+
+    def mixes(module: nn.Module) -> bool:
+        if isinstance(module, nn.Conv1d | nn.Conv2d):
+            return module.groups == 1 and min(module.weight.shape[:2]) > 4
+        return isinstance(module, nn.Linear)
+
+    weights = [p for m in network.modules() if mixes(m) for p in m.parameters(recurse=False) if p.ndim >= 2]
+    return list({id(p): p for p in weights if p.requires_grad}.values())
+
+
 def _muon(network: nn.Module, section: OptimizerSection) -> torch.optim.Optimizer:
-    # A row of a table has a gradient only where its label was drawn: nothing to orthogonalise.
-    tables = {id(module.weight) for module in network.modules() if isinstance(module, nn.Embedding)}
-    trained = [p for p in network.parameters() if p.requires_grad]
-    matrices = [p for p in trained if p.ndim == 2 and id(p) not in tables]
-    others = [p for p in trained if p.ndim != 2 or id(p) in tables]
+    moved = by_muon(network)
+    ids = {id(p) for p in moved}
+    others = [p for p in network.parameters() if p.requires_grad and id(p) not in ids]
+    if not moved:
+        return _adamw(others, section)
     settings: dict[str, Any] = {
         "lr": section.lr,
         "momentum": section.betas[0],
         "weight_decay": section.weight_decay,
     }
-    if hasattr(torch.optim, "Muon") and matrices[0].device.type != "cpu":
-        muon: torch.optim.Optimizer = torch.optim.Muon(matrices, **settings, adjust_lr_fn="match_rms_adamw")
+    if hasattr(torch.optim, "Muon") and all(p.ndim == 2 and p.device.type != "cpu" for p in moved):
+        muon: torch.optim.Optimizer = torch.optim.Muon(moved, **settings, adjust_lr_fn="match_rms_adamw")
     else:
-        muon = Muon(matrices, **settings)
+        muon = Muon(moved, **settings)
     return Joined([muon, *([_adamw(others, section)] if others else [])])
 
 

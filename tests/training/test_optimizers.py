@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dinit.training.checkpoint import optimizer_tensors, restore_optimizer
 from dinit.training.muon import Muon, orthogonalised
-from dinit.training.optimizer import make_optimizer, step_if_finite
+from dinit.training.optimizer import by_muon, make_optimizer, step_if_finite
 from dinit.training.recipe import OptimizerSection
 
 
@@ -66,6 +66,43 @@ def test_muon_makes_steps_of_matrices_orthogonal_and_leaves_the_rest_to_adamw() 
             assert float(values.max()) < 1.4
         else:
             assert torch.equal(ours, theirs)
+
+
+def test_muon_moves_what_mixes_channels() -> None:
+    """Not kernels at the image, depthwise kernels, tables of labels or frozen weights. Jordan et al. 2024."""
+    model = nn.ModuleDict(
+        {
+            "stem": nn.Conv2d(3, 8, 3),
+            "depthwise": nn.Conv2d(8, 8, 3, groups=8),
+            "kernel": nn.Conv2d(8, 12, 3),
+            "point": nn.Conv2d(12, 5, 1),
+            "head": nn.Conv2d(8, 3, 3),
+            "table": nn.Embedding(9, 8),
+            "linear": nn.Linear(8, 6),
+            "frozen": nn.Linear(8, 6).requires_grad_(False),
+            "norm": nn.LayerNorm(8),
+        }
+    )
+    moved = {id(p) for p in by_muon(model)}
+    names = {name for name, p in model.named_parameters() if id(p) in moved}
+    assert names == {"kernel.weight", "point.weight", "linear.weight"}
+
+
+def test_muon_takes_a_kernel_as_a_matrix_of_output_channels() -> None:
+    generator = torch.Generator().manual_seed(2)
+    kernel, gradient = (torch.randn(6, 8, 3, 3, generator=generator) for _ in range(2))
+    parameters = nn.Parameter(kernel.clone()), nn.Parameter(kernel.reshape(6, 72).clone())
+    for p in parameters:
+        p.grad = gradient.reshape(p.shape)
+        Muon([p], lr=0.1).step()
+    assert torch.equal(parameters[0].reshape(6, 72), parameters[1])
+    move = (kernel - parameters[0].detach()).reshape(6, 72) / (0.1 * 0.2 * math.sqrt(72))
+    assert 0.5 < float(torch.linalg.svdvals(move).min())
+
+
+def test_muon_with_nothing_to_move_is_adamw() -> None:
+    norm = nn.LayerNorm(4)
+    assert type(make_optimizer(norm, OptimizerSection(kind="muon"))) is torch.optim.AdamW
 
 
 @pytest.mark.parametrize("shape", [(6, 4), (3, 8)])
