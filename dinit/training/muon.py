@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,26 +36,37 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         loss = None if closure is None else torch.enable_grad()(closure)()
         for group in self.param_groups:
-            rate, mu = group["lr"], group["momentum"]
+            alike: dict[tuple[int, ...], list[nn.Parameter]] = {}  # many small products cost more than one of all
             for p in group["params"]:
-                if p.grad is None:
-                    continue
-                state = self.state[p]
-                if "momentum_buffer" not in state:  # torch's name, so that checkpoints go from one to the other
-                    state["momentum_buffer"] = torch.zeros_like(p)
-                momentum = state["momentum_buffer"].lerp_(p.grad, 1 - mu)
-                move = orthogonalised(p.grad.lerp(momentum, mu).flatten(1))
-                p.mul_(1 - rate * group["weight_decay"])
-                p.add_(move.view_as(p), alpha=-0.2 * rate * math.sqrt(max(move.shape)))
+                if p.grad is not None:
+                    alike.setdefault(tuple(p.flatten(1).shape), []).append(p)
+            for parameters in alike.values():
+                self._move(parameters, group)
         return loss
 
+    def _move(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
+        """The step of parameters whose matrices have one shape."""
+        rate, mu = group["lr"], group["momentum"]
+        directions = []
+        for p in parameters:
+            state = self.state[p]
+            if "momentum_buffer" not in state:  # torch's name, so that checkpoints go from one to the other
+                state["momentum_buffer"] = torch.zeros_like(p)
+            momentum = state["momentum_buffer"].lerp_(p.grad, 1 - mu)
+            directions.append(p.grad.lerp(momentum, mu).flatten(1))
+        moves = orthogonalised(torch.stack(directions))
+        for p, move in zip(parameters, moves, strict=True):
+            p.mul_(1 - rate * group["weight_decay"])
+            p.add_(move.view_as(p), alpha=-0.2 * rate * math.sqrt(max(move.shape)))
 
-def orthogonalised(matrix: Tensor) -> Tensor:
-    """U S' V^T of a matrix U S V^T, (n, m), float32, with S' near 1: Newton-Schulz, without a decomposition."""
+
+def orthogonalised(matrices: Tensor) -> Tensor:
+    """U S' V^T of matrices U S V^T, (..., n, m), float32, with S' near 1: Newton-Schulz, without a decomposition."""
     a, b, c = COEFFICIENTS
-    x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
-    x = x / x.norm().clamp(min=1e-7)  # singular values are at most 1
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    x = matrices.mT if tall else matrices
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)  # singular values are at most 1
     for _ in range(ROUNDS):
-        gram = x @ x.T
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.T if matrix.shape[0] > matrix.shape[1] else x
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.mT if tall else x

@@ -1,8 +1,8 @@
-"""Linear layers and 1x1 convolutions as inference runs them: their GELU in place, the convolution as a Linear.
+"""Linear layers and 1x1 convolutions: the convolution as a Linear on CPUs, and in inference their GELU in place.
 
 The GELU of an MLP's hidden features, written over them, spares the largest allocation of a transformer block: on
 2 cores in float32 the page faults of fresh memory cost more than the arithmetic. (oneDNN's Linear with its GELU
-fused took 1.2 times as long as these two calls, its tanh being slow.) With gradients the plain layers run.
+fused took 1.2 times as long as these two calls, its tanh being slow.) With gradients the GELU is the plain one.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ def _gelu(hidden: Tensor, approximate: Approximation, fresh: bool) -> Tensor:
 def _is_linear_over_channels(layer: Any, x: Tensor) -> bool:
     """Whether a matrix product over the channels gives the same numbers faster."""
     return (
-        not torch.is_grad_enabled()
-        and _is_plain(layer, nn.Conv2d)
+        _is_plain(layer, nn.Conv2d)
+        and (not torch.is_grad_enabled() or x.is_contiguous(memory_format=torch.channels_last))
         and x.device.type == "cpu"
         and layer.kernel_size == (1, 1) == layer.stride
         and layer.groups == 1
