@@ -86,16 +86,16 @@ def read_pretrained(init_from: str) -> Pretrained:
 
 
 def default_recipe(pretrained: Pretrained, data: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe that fine-tunes the pipeline on a data set: 1,000 steps at half the rate that it was trained at.
+    """A recipe that fine-tunes the pipeline on a data set: 1,000 steps of its optimiser, at half the rate.
 
     data: name and options, as in a recipe. What it leaves out is the pipeline's, or Recipe's default.
     """
-    rate = float((pretrained.own.get("optimizer") or {}).get("lr", 2e-4)) / 2
+    optimizer = pretrained.own.get("optimizer") or {}  # whose rate means nothing without its kind
     return {
         "name": f"{pretrained.folder.name}-finetuned",
         "finetune": {"init_from": pretrained.init_from},
         "data": dict(data),
-        "optimizer": {"lr": rate},
+        "optimizer": {**optimizer, "lr": float(optimizer.get("lr", 2e-4)) / 2},
         "schedule": {"kind": "cosine"},
         "ema": {"decay": 0.99},
         "training": {"steps": 1000, "batch_size": 64, "sample_every": 250, "checkpoint_every": 250},

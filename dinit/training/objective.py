@@ -11,6 +11,7 @@ from torch import Tensor
 from dinit.diffusion import Parameterization, Process
 from dinit.training.terms import LossTerm
 from dinit.training.times import TimeSampler
+from dinit.training.variational import check_chain, variational_bits
 from dinit.training.weighting import Weighting
 
 Network = Callable[..., Tensor | tuple[Tensor, Tensor]]
@@ -21,6 +22,7 @@ class Objective:
     """What is minimised: E over x0, eps and t of weight(t) mean |network(x_t, t) - target|^2.
 
     t_max: the noisy end of training times, below 1 where the pair is singular at 1. terms: added to the error.
+    variational: weight of the variational bound, bits/dim, for a network that learns its variance.
     """
 
     process: Process
@@ -29,6 +31,7 @@ class Objective:
     time_sampler: TimeSampler
     t_max: float = 1.0
     terms: tuple[LossTerm, ...] = ()
+    variational: float = 0.001
 
     def times(self, count: int, generator: torch.Generator) -> Tensor:
         """(count,) float64 training times in [process.t_min, t_max]."""
@@ -46,18 +49,29 @@ class Objective:
         """
         k = self.process.scales(t)
         p, q = self.parameterization.coefficients(k)
-        _, b = self.parameterization.posterior_mean_coefficients(k)
+        a, b = self.parameterization.posterior_mean_coefficients(k)
         weight = self.weighting.on_output(k, b)
         label = self.parameterization.noise_label(self.process, k)
-        columns = [k.alpha, k.sigma, p, q, self.parameterization.input_scale(k), weight, label]
+        columns = [k.alpha, k.sigma, p, q, self.parameterization.input_scale(k), a, b, weight, label]
         # In float64 up to here; then one transfer to the device for all of them.
         table = torch.stack(columns).to(device=x0.device, dtype=torch.float32, non_blocking=True)
-        alpha, sigma, p, q, scale = table[:5].reshape(5, -1, *(1,) * (x0.ndim - 1))
+        alpha, sigma, p, q, scale, a, b = table[:7].reshape(7, -1, *(1,) * (x0.ndim - 1))
         x_t = alpha * x0 + sigma * eps
         switched = () if position is None else (position, x0)
-        answer = network(scale * x_t, table[6], labels, *switched)
+        answer = network(scale * x_t, table[8], labels, *switched)
         output, beside = answer if isinstance(answer, tuple) else (answer, None)
-        output, target = output.float(), p * x0 + q * eps
+        output, target, fraction = output.float(), p * x0 + q * eps, None
+        if output.shape[1] == 2 * x0.shape[1]:
+            output, interpolation = output.chunk(2, dim=1)
+            fraction = (interpolation + 1) / 2
         error = (output - target).square().flatten(1).mean(1)
-        loss = table[5] * sum((term.of(output, target) for term in self.terms), start=error)
+        loss = table[7] * sum((term.of(output, target) for term in self.terms), start=error)
+        if fraction is not None:
+            loss = loss + self._bound(t, x0, a * x_t + b * output, fraction)
         return loss if beside is None else loss + beside
+
+    def _bound(self, t: Tensor, x0: Tensor, posterior_mean: Tensor, fraction: Tensor) -> Tensor:
+        """(B,) the bound of all levels, estimated by its term at t. ValueError for a process without levels."""
+        check_chain(self.process)
+        bits = variational_bits(self.process, t, x0, posterior_mean, fraction)
+        return self.variational * self.process.num_steps * bits

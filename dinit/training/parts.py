@@ -21,6 +21,7 @@ from dinit.training.recipe import AlignmentSection, ConditionNoiseSection, Named
 from dinit.training.routing import Routing
 from dinit.training.terms import LOSS_TERMS
 from dinit.training.times import TIME_SAMPLERS
+from dinit.training.variational import check_chain
 from dinit.training.weighting import WEIGHTINGS
 
 
@@ -33,6 +34,7 @@ def make_objective(recipe: Recipe) -> Objective:
         TIME_SAMPLERS.create(recipe.time.spec()),
         recipe.t_max,
         tuple(LOSS_TERMS.create(term.spec()) for term in recipe.loss.terms),
+        recipe.loss.variational,
     )
 
 
@@ -74,10 +76,7 @@ def make_backbone(recipe: Recipe, data: ImageData, report: list[Transfer] | None
         )
     backbone = BACKBONES.create(recipe.backbone.name, **options)
     if backbone.out_channels != backbone.in_channels:
-        raise ValueError(
-            "learn_sigma: true cannot be trained yet (the loss has no variational term for a learned variance); "
-            "set it to false"
-        )
+        check_chain(PROCESSES.create(recipe.process.spec()))
     if recipe.finetune is not None and backbone.device.type != "meta":
         transfer = start_from(backbone, data.class_names, recipe.finetune)
         if report is not None:

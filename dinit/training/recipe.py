@@ -45,10 +45,11 @@ def _as_list(value: Any) -> Any:
 
 
 class LossSection(Section):
-    """terms: added to the weighted squared error."""
+    """terms: added to the weighted squared error. variational: of the bound that trains a learned variance."""
 
     weighting: Named = Named(name="uniform")
     terms: Annotated[list[Named], BeforeValidator(_as_list)] = []
+    variational: float = Field(default=0.001, ge=0)
 
 
 class OptimizerSection(Section):
