@@ -61,7 +61,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalised(matrices: Tensor) -> Tensor:
-    """U S' V^T of matrices U S V^T, (..., n, m), float32, with S' near 1: Newton-Schulz, without a decomposition."""
+    """U S' V^T of matrices U S V^T, (..., n, m), float32, with S' near 1, by Newton-Schulz iteration."""
     a, b, c = COEFFICIENTS
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if tall else matrices

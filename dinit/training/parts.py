@@ -76,7 +76,8 @@ def make_backbone(recipe: Recipe, data: ImageData, report: list[Transfer] | None
         )
     backbone = BACKBONES.create(recipe.backbone.name, **options)
     if backbone.out_channels != backbone.in_channels:
-        check_chain(PROCESSES.create(recipe.process.spec()))
+        with torch.device("cpu"):  # a chain looks at its betas, also where only shapes are asked for
+            check_chain(PROCESSES.create(recipe.process.spec()))
     if recipe.finetune is not None and backbone.device.type != "meta":
         transfer = start_from(backbone, data.class_names, recipe.finetune)
         if report is not None:

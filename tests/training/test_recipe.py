@@ -70,7 +70,6 @@ def test_three_mistakes_are_all_shown_with_their_lines() -> None:
         ("backbone.num_classes=11", "backbone", "num_classes is 11"),
         ("backbone.num_heads=5", "backbone", "num_heads"),
         ("backbone.preset=XXL", "backbone", "unknown dit preset 'XXL'"),
-        ("backbone.learn_sigma=true", "backbone", "learn_sigma"),
         ("process.name=vpp", "process.name", "unknown process 'vpp'"),
         ("process={name: vp, beta_min: -1}", "process", "beta_min must be positive"),
         ("time=logit", "time.name", "did you mean 'logit-normal'?"),

@@ -23,7 +23,7 @@ from dinit.samplers.noise import NoiseSource
 from dinit.samplers.variational import discretised_log_prob, variational_bound
 from dinit.training import WEIGHTINGS, Objective
 from dinit.training.network import TrainingNetwork
-from dinit.training.recipe_file import parse_recipe
+from dinit.training.recipe_file import RecipeError, parse_recipe
 from dinit.training.times import UniformTimes
 from dinit.training.variational import variational_bits
 
@@ -85,16 +85,15 @@ def test_a_network_that_knows_x0_learns_the_smaller_variance_and_one_that_errs_a
 def test_terms_are_those_of_the_evaluations_bound() -> None:
     """What training estimates at one level is the bound's term there, for the same network and noise."""
     backbone = random_backbone()
-    chain = VPDiscrete(num_steps=12)
+    chain = VPDiscrete("cosine", num_steps=12)
     x0, _, _ = batch(2)
     x0 = torch.nn.functional.interpolate(x0[:, :1], size=8)
     labels = torch.tensor([1, 7])
     times = torch.arange(12, 0, -1, dtype=torch.float64) / 12
     source = NoiseSource.from_seed(5, 2)
     with torch.no_grad():
-        bound = variational_bound(
-            BackboneDenoiser(backbone, chain, Epsilon()), x0, labels=labels, grid=times, variance="learned-range", draws=source
-        )
+        denoiser = BackboneDenoiser(backbone, chain, Epsilon())
+        bound = variational_bound(denoiser, x0, labels=labels, grid=times, variance="learned-range", draws=source)
 
     def losses(t: float, eps: Tensor, weight: float) -> Tensor:
         objective = Objective(chain, Epsilon(), WEIGHTINGS.create("uniform"), UniformTimes(), variational=weight)
@@ -157,8 +156,14 @@ def test_a_trained_variance_lowers_the_bound(tmp_path: Path) -> None:
         found = variational_bound(pipe.denoiser(), x0, grid=times, variance="learned-range")
         totals.append(float(found.total.mean()))
     assert totals[1] < totals[0]
-    drawn = pipe([3], sampler="ddpm", sampler_options={"variance": "learned-range"}, steps=4, output_type="pt")
+    drawn = pipe([3], sampler={"name": "ddpm", "variance": "learned-range"}, steps=4, output_type="pt")
     assert bool(drawn.images.isfinite().all())
+
+
+def test_a_recipe_without_levels_is_refused() -> None:
+    text = RECIPE.replace("{name: vp-discrete, num_steps: 100}", "vp")
+    with pytest.raises(RecipeError, match=r"learn_sigma: true .* VP has none"):
+        parse_recipe(text)
 
 
 @pytest.mark.parametrize("process", [LinearFlow(), VP()], ids=str)
