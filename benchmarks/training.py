@@ -207,8 +207,8 @@ def page(found: list[dict[str, Any]]) -> str:
         f"DiT ({size}) on glyphs-32, flow, velocity, AdamW at 2e-3 (Lion: 4e-4, Muon: 2e-3), batch {BATCH},",
         f"{steps} steps, EMA of 0.99, seeds 0 to {len(plain) - 1}. Rows after the first: the change from the plain",
         "run of the same seed, mean ± half of its 95 % interval (Student's t over seeds), bold where the change is",
-        "larger than that; below zero is better for loss and FID. Time is CPU seconds of the whole training as a ratio,",
-        "and varies by a tenth from run to run.",
+        "larger than that; below zero is better for loss and FID. Time is CPU seconds of the whole training as a",
+        "ratio, and varies by a tenth from run to run.",
         "",
         f"| switch | loss, {steps // 2 * BATCH:,} images | loss, {steps * BATCH:,} | FID, {steps // 2 * BATCH:,} "
         f"| FID, {steps * BATCH:,} | class accuracy, {steps * BATCH:,} | time |",
