@@ -23,7 +23,7 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-# Trains the shipped pipelines again from their recipes (two hours on 2 cores: half an hour for digits-dis, an hour for glyphs-32).
+# Trains the shipped pipelines again from their recipes (two hours on 2 cores: half an hour for digits-dis, 51 minutes for glyphs-32).
 pretrained: $(INSTALLED)
 	for name in digits-dic digits-dico digits-dis digits-dit digits-unet glyphs-32; do \
 		$(BIN)/dinit train examples/recipes/$$name.yaml --out runs/$$name && \

@@ -72,6 +72,5 @@ class Objective:
 
     def _bound(self, t: Tensor, x0: Tensor, posterior_mean: Tensor, fraction: Tensor) -> Tensor:
         """(B,) the bound of all levels, estimated by its term at t. ValueError for a process without levels."""
-        check_chain(self.process)
-        bits = variational_bits(self.process, t, x0, posterior_mean, fraction)
-        return self.variational * self.process.num_steps * bits
+        chain = check_chain(self.process)
+        return self.variational * chain.num_steps * variational_bits(chain, t, x0, posterior_mean, fraction)

@@ -14,13 +14,14 @@ from dinit.samplers.ddim import transition_variance
 from dinit.samplers.variational import discretised_log_prob, normal_kl, posterior_variance
 
 
-def check_chain(process: Process) -> None:
-    """ValueError for a process without levels, whose steps have no variance to learn."""
+def check_chain(process: Process) -> BetaChain:
+    """The process. ValueError for one without levels, whose steps have no variance to learn."""
     if not isinstance(process, BetaChain):
         raise ValueError(
             "learn_sigma: true learns the variance of the steps between a chain's levels, and "
             f"{type(process).__name__} has none; set it to false, or the process to vp-discrete"
         )
+    return process
 
 
 def variational_bits(process: BetaChain, t: Tensor, x0: Tensor, posterior_mean: Tensor, fraction: Tensor) -> Tensor:

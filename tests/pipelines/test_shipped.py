@@ -45,7 +45,7 @@ def test_glyphs_are_read_as_their_label_as_often_as_the_card_says() -> None:
     labels = torch.arange(36).repeat(2)
     images = Pipeline.from_pretrained("glyphs-32")(labels, seed=0, output_type="pt").images
     read = load_glyphs_classifier()(images * 2 - 1).argmax(1)
-    assert int((read == labels).sum()) >= 58  # the card: 88.7 % of a thousand; of 72, two standard deviations less
+    assert int((read == labels).sum()) >= 67  # the card: 97.7 %; of 72, less than that in 6 of 1,000 draws
 
 
 @pytest.mark.parametrize("name", DIGITS)
