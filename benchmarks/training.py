@@ -45,7 +45,10 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "plain": {},
     "weighting min-snr": {"loss": {"weighting": "min-snr"}},
     "weighting p2": {"loss": {"weighting": "p2"}},
-    "weighting sigmoid": {"loss": {"weighting": "sigmoid"}},
+    "weighting sigmoid": {
+        "loss": {"weighting": "sigmoid"},
+        "t_max": 0.999,
+    },  # its weight at pure noise is no number
     "times stratified": {"time": {"name": "stratified", "of": "uniform"}},
     "times logit-normal": {"time": "logit-normal"},
     "times log-normal": {"time": "log-normal"},
