@@ -42,6 +42,7 @@ def test_term_is_the_divergence_of_ddpms_posterior_from_the_networks() -> None:
     """Ho et al. 2020, Eq. 7, from the betas; Nichol & Dhariwal 2021, Eq. 15, between beta-tilde and beta."""
     levels = torch.tensor([1, 2, 17, 49])
     x0, mean, fraction = batch(4)
+    mean = x0 + 100 * (mean - x0)  # so far off that the last level has something to measure
     found = variational_bits(CHAIN, (levels + 1).double() / 50, x0, mean, fraction)
     beta = torch.linspace(1e-4 * 20, 0.02 * 20, 50, dtype=torch.float64)
     alpha_bar = (1 - beta).cumprod(0)
@@ -53,7 +54,7 @@ def test_term_is_the_divergence_of_ddpms_posterior_from_the_networks() -> None:
         right = Normal(weight * x0[i].double(), small.sqrt())
         ours = Normal(weight * mean[i].double(), (log_variance / 2).exp())
         expected = float(kl_divergence(right, ours).mean()) / math.log(2)
-        assert float(found[i]) == pytest.approx(expected, rel=1e-4, abs=1e-7)
+        assert float(found[i]) == pytest.approx(expected, rel=1e-4)
 
 
 def test_last_step_is_the_decoders() -> None:
