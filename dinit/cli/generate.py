@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -101,13 +102,16 @@ def generate(
     """
     if out is not None and is_set_folder(out):
         check_set_options(out_dir, trajectory, overwrite, labels, labels_from, num_images)
-
-        def choose(pipe: Pipeline) -> Sequence[str | int | None] | None:
-            if labels_from is None and num_images is None:
-                return choose_labels(pipe, classes, per_class, labels, None)
-            names = [] if not classes or list(classes) == ["all"] else split_names(classes, pipe.class_names)
-            return labels_of_set(pipe, num_images, names, labels_from, class_order, seed)
-
+        choose = partial(
+            _choose_labels_of_set,
+            classes=classes,
+            per_class=per_class,
+            labels=labels,
+            num_images=num_images,
+            labels_from=labels_from,
+            order=class_order,
+            seed=seed,
+        )
         given = {"sampler": sampler, "sampler_options": sampler_option, "steps": steps, "grid": grid}
         wanted = {**given, "guidance": guidance}
         make_set(name, out, choose, num_images, wanted, seed, batch_size, (device, dtype), group, pack)
@@ -155,6 +159,24 @@ def choose_labels(
     if names == ["all"]:
         names = list(range(count))
     return [name for name in names for _ in range(per_class)]
+
+
+def _choose_labels_of_set(
+    pipe: Pipeline,
+    *,
+    classes: Sequence[str] | None,
+    per_class: int,
+    labels: str | None,
+    num_images: int | None,
+    labels_from: Path | None,
+    order: str,
+    seed: int,
+) -> Sequence[str | int | None] | None:
+    """The label of every image of a set; None is unconditional."""
+    if labels_from is None and num_images is None:
+        return choose_labels(pipe, classes, per_class, labels, None)
+    names = [] if not classes or list(classes) == ["all"] else split_names(classes, pipe.class_names)
+    return labels_of_set(pipe, num_images, names, labels_from, order, seed)
 
 
 def split_names(given: Sequence[str], class_names: Sequence[str] | None) -> list[str]:

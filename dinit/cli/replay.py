@@ -8,9 +8,11 @@ from typing import Annotated
 import typer
 
 from dinit.cli.console import console
-from dinit.cli.options import load, quiet
+from dinit.cli.options import quiet
 
-Picture = Annotated[Path, typer.Argument(help="A PNG, or a folder of PNGs, that dinit wrote.", show_default=False)]
+Picture = Annotated[
+    Path, typer.Argument(help="A PNG, a folder of PNGs, or a set, that dinit wrote.", show_default=False)
+]
 PipelineOption = Annotated[
     str | None, typer.Option("--pipeline", help="Where the pipeline is, if not where the manifest says.")
 ]
@@ -18,14 +20,14 @@ Tolerance = Annotated[int, typer.Option(min=0, max=255, help="Levels of 255 that
 
 
 def replay(path: Picture, pipeline: PipelineOption = None, tolerance: Tolerance = 0) -> None:
-    """Make a picture again from its manifest and say whether it is the same (exit code 0) or not (1)."""
-    from dinit.pipelines.manifest import read_manifest
+    """Make a picture again from its manifest and say whether it is the same (exit code 0) or not (1).
+
+    Of a set, four groups of images are made again, from the first to the last; or the one image that is given.
+    """
     from dinit.pipelines.replay import replay as run
 
     quiet()
-    manifest = read_manifest(path)
-    pipe = None if pipeline is None else load(pipeline, manifest.device, manifest.dtype)
-    result = run(path, pipe, tolerance)
+    result = run(path, pipeline, tolerance)
     for note in result.notes:
         console.print(f"  {note}", markup=False, highlight=False)
     difference = f"largest difference {result.max_abs_diff} of 255 levels in {result.pictures} comparisons"

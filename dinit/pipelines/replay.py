@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,9 @@ from dinit.pipelines.generate import Generated, Pipeline, open_pipeline
 from dinit.pipelines.manifest import Manifest, claims, read_manifest, versions
 from dinit.pipelines.output import sheet_layout
 from dinit.pipelines.pictures import draw_sheet, to_pil, to_tiles
+from dinit.pipelines.replay_set import false_claims, read_set, remake, set_folder
+
+Pairs = Iterable[tuple[str, Image.Image, Image.Image]]  # name, picture in the file, picture made again
 
 
 @dataclass(frozen=True)
@@ -31,32 +34,26 @@ class Replay:
     notes: tuple[str, ...]
 
 
-def replay(path: str | Path, pipe: Pipeline | None = None, tolerance: int = 0) -> Replay:
+def replay(path: str | Path, pipe: Pipeline | str | None = None, tolerance: int = 0) -> Replay:
     """Makes the picture, or the folder of pictures, again and compares pixel by pixel.
 
-    pipe: in place of the pipeline that the manifest names. tolerance: greatest difference that still counts as
-    the same, in levels of 0 .. 255. ValueError where there is no manifest or it is damaged.
+    path: may be a set (`dinit generate --out FOLDER`), of which a few groups of images are made again, or one
+    image in it. pipe: in place of the pipeline that the manifest names, or where that lies now. tolerance:
+    greatest difference that still counts as the same, in levels of 0 .. 255. ValueError where there is no manifest
+    or it is damaged.
     """
     path = Path(path)
+    folder = set_folder(path)
+    if folder is not None:
+        record = read_set(folder)
+        pipe = _opened(pipe or record.pipeline, record.device, record.dtype)
+        return _judge(remake(record, path, pipe), false_claims(record, pipe), record.versions, tolerance)
     manifest = read_manifest(path)
-    if pipe is None:
-        pipe = _load(manifest)
-    pipe.set_progress_bar_config(disable=True)
+    pipe = _opened(pipe or manifest.pipeline, manifest.device, manifest.dtype)
     generated = pipe.run(Call.from_config(manifest.call), "raw")
     made = claims(pipe, generated.nfe)
-    notes = [f"{claim} is not what the manifest says" for claim in made if made[claim] != getattr(manifest, claim)]
-    honest = not notes
-    differences = []
-    for name, before, after in _pairs(path, manifest, pipe, generated):
-        differences.append(max_abs_diff(before, after))
-        if differences[-1] > tolerance and len(notes) < 8:
-            notes.append(f"{name} differs by up to {differences[-1]} of 255 levels")
-    now = versions()
-    older = [f"{k} {v} (now {now.get(k)})" for k, v in manifest.versions.items() if now.get(k) != v]
-    if older:
-        notes.append("made with " + ", ".join(older))
-    worst = max(differences)
-    return Replay(honest and worst <= tolerance, worst, len(differences), tuple(notes))
+    false = [name for name in made if made[name] != getattr(manifest, name)]
+    return _judge(_pairs(path, manifest, pipe, generated), false, manifest.versions, tolerance)
 
 
 def max_abs_diff(before: Image.Image, after: Image.Image) -> int:
@@ -67,14 +64,33 @@ def max_abs_diff(before: Image.Image, after: Image.Image) -> int:
     return int(np.abs(first - second).max())
 
 
-def _load(manifest: Manifest) -> Pipeline:
-    if not manifest.pipeline:
-        raise ValueError("the manifest names no pipeline (it was never saved); give the pipeline yourself")
-    dtype = getattr(torch, manifest.dtype, None)
-    if not isinstance(dtype, torch.dtype):
-        raise ValueError(f"the manifest's dtype {manifest.dtype!r} is none of torch's")
-    device = "cpu" if manifest.device == "cuda" and not torch.cuda.is_available() else manifest.device
-    return open_pipeline(manifest.pipeline, device, dtype)
+def _judge(pairs: Pairs, false: list[str], made_with: Mapping[str, str], tolerance: int) -> Replay:
+    """false: what the manifest says of the pipeline that is not so. made_with: versions, which are told only."""
+    notes = [f"{claim} is not what the manifest says" for claim in false]
+    differences = []
+    for name, before, after in pairs:
+        differences.append(max_abs_diff(before, after))
+        if differences[-1] > tolerance and len(notes) < 8:
+            notes.append(f"{name} differs by up to {differences[-1]} of 255 levels")
+    now = versions()
+    older = [f"{k} {v} (now {now.get(k)})" for k, v in made_with.items() if now.get(k) != v]
+    if older:
+        notes.append("made with " + ", ".join(older))
+    worst = max(differences)
+    return Replay(not false and worst <= tolerance, worst, len(differences), tuple(notes))
+
+
+def _opened(pipe: Pipeline | str, device: str, dtype_name: str) -> Pipeline:
+    """The pipeline, without a progress bar; a name is opened as the manifest says. ValueError for no name."""
+    if isinstance(pipe, str):
+        if not pipe:
+            raise ValueError("the manifest names no pipeline (it was never saved); give the pipeline yourself")
+        dtype = getattr(torch, dtype_name, None)
+        if not isinstance(dtype, torch.dtype):
+            raise ValueError(f"the manifest's dtype {dtype_name!r} is none of torch's")
+        pipe = open_pipeline(pipe, "cpu" if device == "cuda" and not torch.cuda.is_available() else device, dtype)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
 
 
 def _pairs(

@@ -13,7 +13,7 @@ import json
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -112,7 +112,7 @@ def generate_set(
         notes, pending = _agree(state, lambda: _begin(folder, asked, call, pipeline_name(pipe)))
         mine = pending[state.process_index :: state.num_processes]
         watch = _Watch(folder, len(call.labels), on_progress if state.is_main_process else None)
-        made = sum(_make(pipe, call, folder, group, mine, _digest(asked), watch, stop))
+        made = sum(_make(pipe, call, folder, group, mine, set_digest(asked), watch, stop))
         if not state.is_main_process:
             return MadeSet(folder, len(call.labels), made, complete=False, notes=tuple(notes))
         complete = watch.wait(stop if state.num_processes > 1 else lambda: True)
@@ -170,7 +170,8 @@ def _asked(pipe: Pipeline, call: Call, group: int) -> dict[str, Any]:
     return json.loads(json.dumps(to_spec(asked)))  # as it will be read back
 
 
-def _digest(asked: dict[str, Any]) -> str:
+def set_digest(asked: Mapping[str, Any]) -> str:
+    """What ties an image to the manifest of its set."""
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -193,7 +194,7 @@ def _make(
                 break
             for number in mine[start : start + together]:
                 indices = range(number * group, min((number + 1) * group, len(call.labels)))
-                pictures = _pictures(pipe, call, indices, group)
+                pictures = group_pictures(pipe, call, indices, group)
                 waiting += [
                     writers.submit(_write, folder, k, picture, call, digest)
                     for k, picture in zip(indices, pictures, strict=True)
@@ -206,8 +207,8 @@ def _make(
             written.result()
 
 
-def _pictures(pipe: Pipeline, call: Call, indices: range, group: int) -> list[Image.Image]:
-    """The images at `indices`; a last group that is not full is made up by repeating its last image."""
+def group_pictures(pipe: Pipeline, call: Call, indices: range, group: int) -> list[Image.Image]:
+    """The images at `indices`, of one group; a group that is not full is made up by repeating its last image."""
     rows = [min(indices.start + k, indices.stop - 1) for k in range(group)]
     part = dataclasses.replace(
         call,

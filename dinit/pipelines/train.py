@@ -41,7 +41,7 @@ from dinit.training.parts import make_backbone, make_data, make_network, make_ob
 from dinit.training.profile import Profile
 from dinit.training.progress import Display
 from dinit.training.recipe import Recipe
-from dinit.training.run_folder import check_run_folder, flatten, write_recipe
+from dinit.training.run_folder import check_run_folder, scalars, write_recipe
 from dinit.training.snapshots import save_snapshot
 from dinit.training.stopping import StopRequest, TrainingStopped
 from dinit.training.trained import Trained
@@ -160,7 +160,7 @@ class _Run:
 
             self.evaluations = Evaluations.of(self.recipe, self.out)
         if self.recipe.tracker:
-            self.accelerator.init_trackers(self.recipe.name, config=_scalars(self.recipe))
+            self.accelerator.init_trackers(self.recipe.name, config=scalars(self.recipe.to_dict()))
         loop = self.recipe.training
         with ExitStack() as opened:
             if self.main:
@@ -395,11 +395,3 @@ class _Run:
         save_adapter(network, self.out / "adapter")
         pipeline = make_pipeline(network, self.recipe, self.objective, self.data, self.accelerator.device)
         export(self.out / "pipeline", pipeline, self.recipe, self.data, facts)
-
-
-def _scalars(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as trackers take it: one level of numbers and words."""
-    return {
-        key: value if isinstance(value, (int, float, str, bool)) else str(value)
-        for key, value in flatten(recipe.to_dict()).items()
-    }

@@ -76,3 +76,9 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in values.items():
         flat.update(flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
     return flat
+
+
+def scalars(values: dict[str, Any]) -> dict[str, Any]:
+    """Nested mappings as trackers take them: one level of numbers and words."""
+    plain = (int, float, str, bool)
+    return {key: value if isinstance(value, plain) else str(value) for key, value in flatten(values).items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -22,7 +23,8 @@ from dinit.files import only_writer
 from dinit.models.base import BACKBONES
 from dinit.pipelines import sharded
 from dinit.pipelines.generate import Pipeline
-from dinit.pipelines.image_set import ImageSetError, differences, image_path, pack, read_labels
+from dinit.pipelines.image_set import ImageSetError, differences, image_path, pack, png_bytes, read_labels
+from dinit.pipelines.replay import replay
 from dinit.pipelines.sharded import Progress, class_of, generate_set
 
 COUNT, GROUP = 22, 4  # the last group is half full
@@ -75,6 +77,47 @@ def test_images_are_those_of_the_pipeline(pipe: Pipeline, whole: Path) -> None:
             assert (facts["index"], facts["label"], facts["seed"]) == (k, k % 10, [3, k])
             difference = np.abs(np.asarray(found, dtype=int) - np.asarray(picture, dtype=int))
         assert difference.max() <= 1  # another batch size may round another way
+
+
+def test_a_set_and_each_of_its_images_replay_the_same(whole: Path) -> None:
+    result = replay(whole)
+    assert (result.same, result.max_abs_diff, result.pictures) == (True, 0, 4 + 4 + 4 + 2)  # groups 0, 2, 3, 5 of 6
+    for k in (0, 13, COUNT - 1):
+        result = replay(image_path(whole, k))
+        assert (result.same, result.pictures) == (True, 1)
+
+
+def test_a_changed_image_of_a_set_is_different(whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    shutil.copytree(whole, folder)
+    with Image.open(image_path(folder, 9)) as picture:
+        facts = json.loads(picture.info["dinit-image"])
+        picture.putpixel((2, 3), picture.getpixel((2, 3)) ^ 1)
+    image_path(folder, 9).write_bytes(png_bytes(picture, facts))
+    for path in (folder, image_path(folder, 9)):
+        result = replay(path)
+        assert (result.same, result.max_abs_diff) == (False, 1)
+        assert result.notes == ("image 9 differs by up to 1 of 255 levels",)
+    assert replay(image_path(folder, 8)).same
+    assert replay(folder, tolerance=1).same
+
+
+def test_what_cannot_be_replayed_of_a_set_is_told(whole: Path, tmp_path: Path) -> None:
+    folder, alone = tmp_path / "set", tmp_path / "alone.png"
+    shutil.copytree(whole, folder)
+    shutil.copy(image_path(whole, 4), alone)
+    with pytest.raises(ValueError, match="leave it in its set"):
+        replay(alone)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["asked"]["call"]["steps"] = 3
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert not replay(folder).same
+    with pytest.raises(ValueError, match="another set"):
+        replay(image_path(folder, 4))
+    del manifest["asked"]["call"]["seeds"]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match=r"manifest.json is damaged: 'seeds'"):
+        replay(folder)
 
 
 def test_the_pack_is_adms(pipe: Pipeline, whole: Path) -> None:
