@@ -6,25 +6,21 @@ Its recipe is this file: `python -m dinit.evaluation.classifier --out FOLDER` ma
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from dinit.data.digits import Digits
 from dinit.data.order import sample_indices
-from dinit.files import write_atomically
+from dinit.evaluation.classifier_folder import read_classifier, save_classifier
 
 SHIPPED = Path(__file__).parents[1] / "pretrained" / "digits-classifier"
-_WEIGHTS, _CONFIG = "model.safetensors", "config.json"
 
 
 @dataclass(frozen=True)
@@ -68,25 +64,14 @@ class DigitsClassifier(nn.Module):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes model.safetensors and config.json, each whole or not at all."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        tensors = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
-        write_atomically(folder / _WEIGHTS, save(tensors))
-        write_atomically(folder / _CONFIG, json.dumps(asdict(self.config), indent=2).encode() + b"\n")
+        save_classifier(self, self.config, folder)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path = SHIPPED) -> DigitsClassifier:
         """Reads what `save_pretrained` wrote, in evaluation mode. ValueError for anything else."""
-        folder = Path(folder)
-        try:
-            model = cls(ClassifierConfig(**json.loads((folder / _CONFIG).read_text())))
-            model.load_state_dict(load_file(folder / _WEIGHTS))
-        except (OSError, SafetensorError, TypeError, ValueError, RuntimeError) as error:
-            raise ValueError(
-                f"{folder} holds no digits classifier ({error}); wanted: its {_CONFIG} and {_WEIGHTS}, "
-                "as `python -m dinit.evaluation.classifier --out FOLDER` writes them"
-            ) from error
-        return model.eval().requires_grad_(False)
+        return read_classifier(
+            folder, lambda said: cls(ClassifierConfig(**said)), "digits", "dinit.evaluation.classifier"
+        )
 
 
 @lru_cache(maxsize=2)

@@ -4,60 +4,37 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from dinit.compat import ensure_torchvision
 
 ensure_torchvision()  # before torch_fidelity, which imports torchvision
 
-from torch_fidelity import FeatureExtractorBase, register_feature_extractor  # noqa: E402
+from torch_fidelity import register_feature_extractor  # noqa: E402
 
 from dinit.data.pixels import from_uint8  # noqa: E402
 from dinit.evaluation.classifier import SHIPPED, DigitsClassifier, classify, load_classifier  # noqa: E402
-from dinit.evaluation.features import EXTRACTORS, SPATIAL_CHANNELS, Extractor  # noqa: E402
+from dinit.evaluation.classifier_features import ClassifierFeatures  # noqa: E402
+from dinit.evaluation.features import EXTRACTORS, Extractor  # noqa: E402
 
 _NAME = "digits-classifier"
 
 
-class FidelityDigits(FeatureExtractorBase):
-    """Provides "pooled" (B, 2 · width), the classifier's last hidden layer, "logits" (B, 10), and "spatial" (B,
-    112), the first 7 channels of the 4×4 map that the pooled features are the mean of.
-
-    In float64: the squared differences of FID and KID lose digits in float32.
+class FidelityDigits(ClassifierFeatures):
+    """Provides "pooled" (B, 2 · width), "logits" (B, 10) and "spatial" (B, 112), of the 4×4 map that the pooled
+    features are the mean of; the network runs in float64.
     """
 
-    def __init__(self, name: str, features_list: list[str], feature_extractor_weights_path: str, **_: Any) -> None:
-        super().__init__(name, features_list)
-        self.classifier = DigitsClassifier.from_pretrained(feature_extractor_weights_path).double()
-
     @staticmethod
-    def get_provided_features_list() -> tuple[str, ...]:
-        return ("pooled", "logits", "spatial")
+    def read(folder: str) -> DigitsClassifier:
+        return DigitsClassifier.from_pretrained(folder).double()
 
-    @staticmethod
-    def get_default_feature_layer_for_metric(metric: str) -> str:
-        return "logits" if metric == "isc" else "pooled"
-
-    @staticmethod
-    def can_be_compiled() -> bool:
-        return False
-
-    @staticmethod
-    def get_dummy_input_for_compile() -> Tensor:
-        return torch.zeros(1, 1, 8, 8, dtype=torch.uint8)
-
-    def forward(self, input: Tensor) -> tuple[Tensor, ...]:
-        last = self.classifier.last_map(from_uint8(input).double())
+    def answers(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        last = self.classifier.last_map(images.double())
         pooled = last.mean(dim=(2, 3))
-        found = {
-            "pooled": pooled,
-            "logits": self.classifier.head(pooled),
-            "spatial": last[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1),
-        }
-        return tuple(found[name] for name in self.features_list)
+        return pooled, self.classifier.head(pooled), last
 
 
 register_feature_extractor(_NAME, FidelityDigits)

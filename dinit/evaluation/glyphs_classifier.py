@@ -7,26 +7,24 @@ It judges generated glyphs, and its features are the space of our FID for them. 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from dinit.data.glyphs import FONTS, Factors, Glyphs
 from dinit.data.pixels import from_uint8
-from dinit.files import write_atomically
+from dinit.evaluation.classifier_folder import read_classifier, save_classifier
 
 SHIPPED = Path(__file__).parents[1] / "pretrained" / "glyphs-classifier"
 SIDE = 32
-_WEIGHTS, _CONFIG = "model.safetensors", "config.json"
 _NUMBERS = 7  # rotation, scale, background, and the cosine and sine of two hues
 
 
@@ -89,26 +87,16 @@ class GlyphsClassifier(nn.Module):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes model.safetensors and config.json, each whole or not at all."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        tensors = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
-        write_atomically(folder / _WEIGHTS, save(tensors))
-        write_atomically(folder / _CONFIG, json.dumps(asdict(self.config), indent=2).encode() + b"\n")
+        save_classifier(self, self.config, folder)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path = SHIPPED) -> GlyphsClassifier:
         """Reads what `save_pretrained` wrote, in evaluation mode. ValueError for anything else."""
-        folder = Path(folder)
-        try:
-            said = json.loads((folder / _CONFIG).read_text())
-            model = cls(GlyphsClassifierConfig(**{key: tuple(value) for key, value in said.items()}))
-            model.load_state_dict(load_file(folder / _WEIGHTS))
-        except (OSError, AttributeError, SafetensorError, TypeError, ValueError, RuntimeError) as error:
-            raise ValueError(
-                f"{folder} holds no glyphs classifier ({error}); wanted: its {_CONFIG} and {_WEIGHTS}, "
-                "as `python -m dinit.evaluation.glyphs_classifier --out FOLDER` writes them"
-            ) from error
-        return model.eval().requires_grad_(False)
+
+        def make(said: Mapping[str, Any]) -> GlyphsClassifier:
+            return cls(GlyphsClassifierConfig(**{key: tuple(value) for key, value in said.items()}))
+
+        return read_classifier(folder, make, "glyphs", "dinit.evaluation.glyphs_classifier")
 
 
 def shrink(images: Tensor) -> Tensor:
