@@ -16,10 +16,6 @@ from dinit.pipelines.loading import SHIPPED, shipped
 from dinit.training import load_recipe
 
 RECIPES = Path(dinit.__file__).parent.parent / "examples" / "recipes"
-# Samplers that can be undone exactly pay for it with stability: two-step recursions that carry on the errors of a
-# network that is not exact. At 50 steps on digits-dico 24 % of bdia-edm's digits are readable, and 78 % of
-# bdia-ddim's on digits-unet.
-UNSTABLE = ("bdia-ddim", "bdia-edm")
 LABELS = torch.arange(10).repeat_interleave(10)
 DIGITS = [name for name in shipped() if name.startswith("digits-")]
 
@@ -53,15 +49,13 @@ def test_every_sampler_makes_readable_digits(name: str) -> None:
     """The swap that the toolkit is for, on a trained network: any sampler, no other setting changed."""
     from dinit.samplers import SAMPLERS
 
-    pipe, labels = Pipeline.from_pretrained(name), LABELS[::4]
+    pipe, labels = Pipeline.from_pretrained(name), LABELS[::5]
     pipe.set_progress_bar_config(disable=True)
-    # digits-dico with all, the others with a quarter each: every sampler meets two networks.
-    others = [one for one in DIGITS if one != "digits-dico"]
-    samplers = SAMPLERS.names() if name == "digits-dico" else SAMPLERS.names()[others.index(name) :: len(others)]
+    # digits-dit, the fastest, with all, and the others with a quarter each: every sampler meets two networks.
+    others = [one for one in DIGITS if one != "digits-dit"]
+    samplers = SAMPLERS.names() if name == "digits-dit" else SAMPLERS.names()[others.index(name) :: len(others)]
     for sampler in samplers:
-        if sampler in UNSTABLE:
-            continue
-        images = pipe(labels, sampler=sampler, steps=50, seed=1, output_type="pt").images
+        images = pipe(labels, sampler=sampler, steps=24, seed=1, output_type="pt").images
         read, _ = classify(images * 2 - 1)
         assert float((read == labels).double().mean()) >= 0.9, sampler
 

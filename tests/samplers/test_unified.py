@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from test_solvers import eighths
 from torch import Tensor
 
 from dinit.diffusion import PROCESSES, Process
@@ -57,14 +58,6 @@ def measured(sampler: Sampler, process: Process, counts: tuple[int, ...] = (64, 
         x = randn(4, 1, 2, 2) * process.scales(times[0]).sigma
         errors[n] = eighths(sampler, exact, x, times)
     return slope(errors)
-
-
-def eighths(sampler: Sampler, exact: GaussianDenoiser, x: Tensor, times: Tensor) -> float:
-    """The largest error at any eighth of the way: at a single time, terms of it may happen to cancel."""
-    steps = list(sampler.iterate(exact, x, grid=times, initial=x, end="state"))
-    every = len(steps) // 8
-    marks = zip(steps[every - 1 :: every], times[every::every], strict=True)
-    return max(float((step.x_s - exact.flow(x, times[0], s)).abs().max()) for step, s in marks)
 
 
 EVERY_ORDER: list[Sampler] = [
