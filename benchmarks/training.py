@@ -17,6 +17,7 @@ import json
 import math
 import statistics
 import tempfile
+import textwrap
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -108,9 +109,9 @@ def rendered(folder: Path) -> Path:
     return folder / "glyphs.npz"
 
 
-def one_run(switch: Mapping[str, Any], seed: int, steps: int, data: Path, test: Test) -> dict[str, Any]:
-    """Trains, and measures the averaged weights halfway and at the end."""
-    recipe = {
+def recipe_of(switch: Mapping[str, Any], seed: int, steps: int, data: Path) -> dict[str, Any]:
+    """The plain recipe with a switch."""
+    return {
         "name": "benchmark",
         "seed": seed,
         "data": {"name": "npz", "path": str(data)},
@@ -124,6 +125,11 @@ def one_run(switch: Mapping[str, Any], seed: int, steps: int, data: Path, test: 
         "schedule": {"warmup_steps": steps // 10},
         "training": {"steps": steps, "batch_size": BATCH, "checkpoint_every": steps // 2, "keep": 2, "workers": 0},
     }
+
+
+def one_run(switch: Mapping[str, Any], seed: int, steps: int, data: Path, test: Test) -> dict[str, Any]:
+    """Trains, and measures the averaged weights halfway and at the end."""
+    recipe = recipe_of(switch, seed, steps, data)
     with tempfile.TemporaryDirectory() as folder:
         started = time.process_time()
         train(parse_recipe(yaml.safe_dump(recipe)), Path(folder) / "run", progress=False)
@@ -205,13 +211,16 @@ def page(found: list[dict[str, Any]]) -> str:
     lines = [
         "# Switches of training",
         "",
-        *(__doc__ or "").strip().splitlines()[2:8],
+        *(__doc__ or "").strip().splitlines()[2:7],
         "",
-        f"DiT ({size}) on glyphs-32, flow, velocity, AdamW at 2e-3 (Lion: 4e-4, Muon: 2e-3), batch {BATCH},",
-        f"{steps} steps, EMA of 0.99, seeds 0 to {len(plain) - 1}. Rows after the first: the change from the plain",
-        "run of the same seed, mean ± half of its 95 % interval (Student's t over seeds), bold where the change is",
-        "larger than that; below zero is better for loss and FID. Time is CPU seconds of the whole training as a",
-        "ratio, and varies by a tenth from run to run.",
+        textwrap.fill(
+            f"DiT ({size}) on glyphs-32, flow, velocity, AdamW at 2e-3 (Lion: 4e-4, Muon: 2e-3), batch {BATCH}, "
+            f"{steps} steps, EMA of 0.99, seeds 0 to {len(plain) - 1}. Rows after the first: the change from the "
+            "plain run of the same seed, mean ± half of its 95 % interval (Student's t over seeds), bold where the "
+            "change is larger than that; below zero is better for loss and FID. Time is CPU seconds of the whole "
+            "training as a ratio, and varies by a tenth from run to run.",
+            116,
+        ),
         "",
         f"| switch | loss, {steps // 2 * BATCH:,} images | loss, {steps * BATCH:,} | FID, {steps // 2 * BATCH:,} "
         f"| FID, {steps * BATCH:,} | class accuracy, {steps * BATCH:,} | time |",
