@@ -23,6 +23,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Notebooks first: the longest tests, which at the end would keep one process busy and the others waiting."""
+    items.sort(key=lambda item: item.get_closest_marker("notebook") is None)
+
+
 @pytest.fixture
 def parity_folder(request: pytest.FixtureRequest) -> Path:
     """The folder given with --parity."""

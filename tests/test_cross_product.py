@@ -1,6 +1,6 @@
 """Every registered backbone × process × parameterization × sampler × guidance: an image, or a reason why not.
 
-The product of all five is near a million runs. Two walks stand for it. Every backbone × process takes a third of
+The product of all five is near a million runs. Two walks stand for it. Every backbone × process takes a fifth of
 the samplers, and of parameterizations and guidances those that it and they have met least, so that over all tests
 every two entries of any two registries meet. Where more than two meet, the network is the part that no sampler and
 no guidance can see: every process × sampler × guidance runs on a bare one, with and without learned variances.
@@ -61,14 +61,14 @@ Run = tuple[str, str, str, str, tuple[str, ...]]  # backbone, process, sampler, 
 
 @cache
 def runs() -> dict[tuple[str, str], list[Run]]:
-    """A third of the samplers for every backbone × process, each with the entries that it has met least."""
+    """A fifth of the samplers for every backbone × process, each with the entries that it has met least."""
     met: Counter[frozenset] = Counter()
     choices = [[(2, name) for name in SAMPLERS], [(3, name) for name in PARAMETERIZATIONS]]
     choices.append([(4, tuple(guides)) for guides in GUIDES])
     planned = {}
     for backbone, process in PAIRS:
         planned[backbone, process] = []
-        for _ in range(-(-len(SAMPLERS) // 3)):
+        for _ in range(-(-len(SAMPLERS) // 5)):
             run = [(0, backbone), (1, process)]
             for options in choices:
                 weights = [sum(0.5 ** met[frozenset((one, other))] for one in run) for other in options]
