@@ -56,7 +56,7 @@ def one_run(seed: int, steps: int, data: Path, test: Test) -> dict[str, Figures]
 
         def raw() -> Pipeline:
             pipe = Pipeline.from_pretrained(run / "pipeline")
-            pipe.backbone.load_state_dict(load_checkpoint(list_checkpoints(run / "checkpoints")[-1]).raw)
+            pipe.backbone.load_state_dict(load_checkpoint(list_checkpoints(run / "checkpoints")[-1]).model)
             return pipe
 
         def width(sigma_rel: float) -> Callable[[], Pipeline]:

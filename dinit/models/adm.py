@@ -198,7 +198,7 @@ class ADM(ADMNetwork):
 
     def forward(self, x: Tensor, noise_label: Tensor, cond: Tensor) -> Tensor:
         """x (B, in_channels, H, W), noise_label (B,) or (1,), cond (B, D) -> (B, out_channels, H, W)."""
-        check_input("ADM", x, self.in_channels, self.size_multiple)
+        check_input("ADM", x, self.in_channels, self.size_multiple, noise_label, cond)
         return self.predict(x, noise_label, cond)
 
 

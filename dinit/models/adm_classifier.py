@@ -119,7 +119,7 @@ class ADMClassifier(ModelMixin, ConfigMixin):
 
     def forward(self, x: Tensor, noise_label: Tensor) -> Tensor:
         """x (B, in_channels, H, W), noise_label (B,) or (1,) -> logits (B, num_classes)."""
-        check_input("ADMClassifier", x, self.in_channels, self.size_multiple)
+        check_input("ADMClassifier", x, self.in_channels, self.size_multiple, noise_label)
         c = F.silu(self.time_embedding(noise_label, x.dtype))  # every block starts so
         x = run_blocks(self, self.encoder, x, c)  # pyright: ignore[reportArgumentType]
         x = run_blocks(self, self.middle, x, c)  # pyright: ignore[reportArgumentType]

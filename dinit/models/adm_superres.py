@@ -43,7 +43,7 @@ class ADMSuperRes(ADMNetwork):
 
         low_res is in the range of x's data, [-1, 1]. ValueError where it is larger than x or another batch.
         """
-        check_input("ADMSuperRes", x, self.in_channels, self.size_multiple)
+        check_input("ADMSuperRes", x, self.in_channels, self.size_multiple, noise_label, cond)
         if low_res.ndim != 4 or low_res.shape[:2] != x.shape[:2]:
             raise ValueError(
                 f"ADMSuperRes takes low_res of shape {(*x.shape[:2], 'h', 'w')} beside x of shape "

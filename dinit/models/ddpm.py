@@ -116,7 +116,7 @@ class DDPM(Backbone):
 
     def forward(self, x: Tensor, noise_label: Tensor, cond: Tensor) -> Tensor:
         """x (B, in_channels, H, W), noise_label (B,) or (1,), cond (B, D) -> (B, out_channels, H, W)."""
-        check_input("DDPM", x, self.in_channels, self.size_multiple)
+        check_input("DDPM", x, self.in_channels, self.size_multiple, noise_label, cond)
         c = self.time_embedding(noise_label, x.dtype) + cond  # (B, D)
         x = self.stem(x.contiguous(memory_format=torch.channels_last))
         skips = [x]

@@ -157,7 +157,7 @@ class DiCo(Backbone):
 
     def forward(self, x: Tensor, noise_label: Tensor, cond: Tensor) -> Tensor:
         """x (B, in_channels, H, W), noise_label (B,) or (1,), cond (B, D) -> (B, out_channels, H, W)."""
-        check_input("DiCo", x, self.in_channels, self.size_multiple)
+        check_input("DiCo", x, self.in_channels, self.size_multiple, noise_label, cond)
         times = [embedding(noise_label, x.dtype) for embedding in self.time_embeddings]
         c1, c2, c3 = (time + part for time, part in zip(times, cond.split(self.widths, dim=-1), strict=True))
 

@@ -144,7 +144,7 @@ class DiffuSSM(Backbone):
 
     def forward(self, x: Tensor, noise_label: Tensor, cond: Tensor) -> Tensor:
         """x (B, in_channels, H, W), noise_label (B,) or (1,), cond (B, D) -> (B, out_channels, H, W)."""
-        check_input("DiffuSSM", x, self.in_channels, self.size_multiple)
+        check_input("DiffuSSM", x, self.in_channels, self.size_multiple, noise_label, cond)
         rows, columns = x.shape[2] // self.patch_size, x.shape[3] // self.patch_size
         c = self.time_embedding(noise_label, x.dtype) + cond  # (B, D)
         x = self.stem(x).flatten(2).transpose(1, 2)  # (B, J, D), row by row

@@ -180,7 +180,7 @@ class DiMR(Backbone):
 
     def _trunk(self, x: Tensor, tau: Tensor, cond: Tensor) -> list[Tensor]:
         """What each stage's head reads: (B, H / s, W / s, width) each."""
-        check_input("DiMR", x, self.in_channels, self.size_multiple)
+        check_input("DiMR", x, self.in_channels, self.size_multiple, tau, cond)
         labels = dict(zip(self.label_embeddings, cond.split(self.label_widths, dim=-1), strict=True))
         features: list[Tensor] = []
         trunk: list[Tensor] = []

@@ -150,7 +150,7 @@ class DiS(Backbone):
 
     def forward(self, x: Tensor, noise_label: Tensor, cond: Tensor) -> Tensor:
         """x (B, in_channels, H, W), noise_label (B,) or (1,), cond (B, D) -> (B, out_channels, H, W)."""
-        check_input("DiS", x, self.in_channels, self.patch_size)
+        check_input("DiS", x, self.in_channels, self.patch_size, noise_label, cond)
         rows, columns = x.shape[2] // self.patch_size, x.shape[3] // self.patch_size
         # The sinusoid is float32 at least: bf16 cannot tell step 998 from step 999.
         label = noise_label.to(torch.promote_types(x.dtype, torch.float32))

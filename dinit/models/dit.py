@@ -138,7 +138,7 @@ class DiT(Backbone):
 
     def forward(self, x: Tensor, noise_label: Tensor, cond: Tensor) -> Tensor:
         """x (B, in_channels, H, W), noise_label (B,) or (1,), cond (B, D) -> (B, out_channels, H, W)."""
-        check_input("DiT", x, self.in_channels, self.patch_size)
+        check_input("DiT", x, self.in_channels, self.patch_size, noise_label, cond)
         rows, columns = x.shape[2] // self.patch_size, x.shape[3] // self.patch_size
         c = self.time_embedding(noise_label, x.dtype) + cond  # (B, D)
         x = self.stem(x)

@@ -266,7 +266,7 @@ class LightningDiT(Backbone):
 
     def forward(self, x: Tensor, noise_label: Tensor, cond: Tensor) -> Tensor:
         """x (B, in_channels, H, W), noise_label (B,) or (1,), cond (B, D) -> (B, out_channels, H, W)."""
-        check_input("LightningDiT", x, self.in_channels, self.patch_size)
+        check_input("LightningDiT", x, self.in_channels, self.patch_size, noise_label, cond)
         rows, columns = x.shape[2] // self.patch_size, x.shape[3] // self.patch_size
         c = self.time_embedding(noise_label, x.dtype) + cond  # (B, D)
         angles = rotary_angles(self.head_dim, rows, columns, x.device) if self.use_rope else None

@@ -248,7 +248,7 @@ class NCSNpp(Backbone):
 
     def forward(self, x: Tensor, noise_label: Tensor, cond: Tensor) -> Tensor:
         """x (B, in_channels, H, W), noise_label (B,) or (1,), cond (B, D) -> (B, out_channels, H, W)."""
-        check_input("NCSNpp", x, self.in_channels, self.size_multiple)
+        check_input("NCSNpp", x, self.in_channels, self.size_multiple, noise_label, cond)
         c = self.time_embedding(noise_label, x.dtype) + cond  # (B, D)
         x = x.contiguous(memory_format=torch.channels_last)
         h, skips = self._encode(x if self.centered else 2 * x - 1, c)

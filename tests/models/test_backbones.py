@@ -134,6 +134,12 @@ def test_wrong_inputs_are_refused(name: str) -> None:
         model(torch.zeros(2, 3, 8, 8), torch.zeros(1), cond)
     with pytest.raises(ValueError, match=f"multiples of {model.size_multiple}, got 8 x 9"):
         model(torch.zeros(2, 1, 8, 9), torch.zeros(1), cond)
+    x, labels = torch.zeros(2, 1, 8, 8), torch.tensor([1, 2])
+    with pytest.raises(ValueError, match=r"noise labels of shape \(2,\) or \(1,\) .* got \(3,\)"):
+        model(x, torch.zeros(3), cond)
+    for wrong in (labels, labels.double(), cond[:1], cond.long()):
+        with pytest.raises(ValueError, match=r"pass network.embed\(labels\), not the labels"):
+            model(x, torch.zeros(1), wrong)
 
 
 @pytest.mark.parametrize("name", NAMES)

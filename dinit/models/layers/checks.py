@@ -10,8 +10,12 @@ if TYPE_CHECKING:
     from dinit.models.base import Backbone
 
 
-def check_input(name: str, x: Tensor, in_channels: int, size_multiple: int) -> None:
-    """ValueError unless x is (B, in_channels, H, W) with H and W positive multiples of size_multiple."""
+def check_input(
+    name: str, x: Tensor, in_channels: int, size_multiple: int, noise_label: Tensor, cond: Tensor | None = None
+) -> None:
+    """ValueError unless x is (B, in_channels, H, W) with H and W positive multiples of size_multiple, noise_label
+    (B,) or (1,), and cond (B, D) floats.
+    """
     if x.ndim != 4 or x.shape[1] != in_channels:
         raise ValueError(
             f"{name} was built for x of shape (B, {in_channels}, H, W), got {tuple(x.shape)}; "
@@ -22,6 +26,16 @@ def check_input(name: str, x: Tensor, in_channels: int, size_multiple: int) -> N
         raise ValueError(
             f"{name} takes heights and widths that are multiples of {size_multiple}, got {height} x {width}; "
             "pad or resize the images"
+        )
+    if noise_label.ndim != 1 or len(noise_label) not in (1, len(x)):
+        raise ValueError(
+            f"{name} takes noise labels of shape ({len(x)},) or (1,) beside x of shape {tuple(x.shape)}, got "
+            f"{tuple(noise_label.shape)}; give one for each image, or one for all"
+        )
+    if cond is not None and (cond.ndim != 2 or len(cond) != len(x) or not cond.is_floating_point()):
+        raise ValueError(
+            f"{name} takes the condition that its embed(labels) gives, floats of shape ({len(x)}, D), got "
+            f"{tuple(cond.shape)} of {cond.dtype}; pass network.embed(labels), not the labels"
         )
 
 
