@@ -20,6 +20,7 @@ from dinit.data.pixels import to_uint8
 from dinit.evaluation.factors import diversity
 from dinit.evaluation.glyphs_classifier import load_glyphs_classifier
 from dinit.samplers.guidance import Guidance
+from dinit.samplers.guidance.apg import APG
 from dinit.samplers.guidance.cads import CADS
 from dinit.samplers.guidance.cfg import CFG
 
@@ -47,6 +48,11 @@ def rows(scale: float) -> dict[str, list[Guidance]]:
         **annealed,
         f"CFG {scale:g} from log-SNR -3 on": [late],
         f"CFG {scale:g} from log-SNR -3 on and CADS(0.6, 0.9, 0.25, 0)": [CADS(0.6, 0.9, 0.25, 0.0), late],
+        f"APG {scale:g} from log-SNR -2 on": [APG(scale, low=-2.0)],
+        f"APG {scale:g} from log-SNR -3 on and CADS(0.6, 0.9, 0.25, 0)": [
+            CADS(0.6, 0.9, 0.25, 0.0),
+            APG(scale, low=-3.0),
+        ],
     }
 
 

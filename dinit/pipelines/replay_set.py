@@ -74,7 +74,7 @@ def false_claims(record: SetRecord, pipe: Pipeline) -> list[str]:
 def remake(record: SetRecord, path: Path, pipe: Pipeline) -> Iterator[tuple[str, Image.Image, Image.Image]]:
     """(name, picture in the file, picture made again) of an image at `path`, or of GROUPS groups of the folder.
 
-    ValueError for an image that names no place in the set, or another set. OSError for one that is not there.
+    ValueError for an image that names no place in the set, or another set, or is missing or damaged.
     """
     count, group = len(record.call.labels), record.group
     if path.is_dir():
@@ -86,8 +86,7 @@ def remake(record: SetRecord, path: Path, pipe: Pipeline) -> Iterator[tuple[str,
         rows = range(start, min(start + group, count))
         for k, after in zip(rows, group_pictures(pipe, record.call, rows, group), strict=True):
             if k in wanted:
-                with Image.open(image_path(record.folder, k) if path.is_dir() else path) as before:
-                    yield f"image {k}", before, after
+                yield f"image {k}", _opened(image_path(record.folder, k) if path.is_dir() else path), after
 
 
 def _index(record: SetRecord, path: Path) -> int:
@@ -102,6 +101,18 @@ def _index(record: SetRecord, path: Path) -> int:
     if not isinstance(index, int) or not 0 <= index < len(record.call.labels):
         raise ValueError(f"{path} says that it is image {index!r} of {len(record.call.labels)}")
     return index
+
+
+def _opened(path: Path) -> Image.Image:
+    try:
+        with Image.open(path) as picture:
+            picture.load()
+    except (OSError, SyntaxError) as error:  # Pillow's name for a broken PNG
+        raise ValueError(
+            f"{path} is missing or damaged ({error}); remove what is left of it, and the call that made the set "
+            "makes it again"
+        ) from error
+    return picture
 
 
 def _text(path: Path) -> Mapping[Any, Any]:

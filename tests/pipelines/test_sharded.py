@@ -118,6 +118,13 @@ def test_what_cannot_be_replayed_of_a_set_is_told(whole: Path, tmp_path: Path) -
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(ValueError, match=r"manifest.json is damaged: 'seeds'"):
         replay(folder)
+    shutil.copy(whole / "manifest.json", folder)
+    image_path(folder, 0).write_bytes(image_path(folder, 0).read_bytes()[:200])
+    with pytest.raises(ValueError, match=r"00000000.png is missing or damaged"):
+        replay(folder)
+    image_path(folder, 0).unlink()
+    with pytest.raises(ValueError, match=r"00000000.png is missing or damaged"):
+        replay(folder)
 
 
 def test_the_pack_is_adms(pipe: Pipeline, whole: Path) -> None:
