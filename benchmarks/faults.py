@@ -37,11 +37,11 @@ backbone: {name: dit, patch_size: 8, hidden_size: 16, depth: 1, num_heads: 2}
 optimizer: {lr: 3e-3}
 schedule: {kind: cosine, warmup_steps: 5}
 ema: {decay: 0.9}
-training: {steps: 160, batch_size: 8, gradient_accumulation: 2, checkpoint_every: 3, log_every: 1, workers: 1}
+training: {steps: 320, batch_size: 8, gradient_accumulation: 2, checkpoint_every: 3, log_every: 1, workers: 1}
 sampling: {steps: 2}
 tracker: null
 """
-STEPS, IMAGES, GROUP = 160, 2000, 10
+STEPS, IMAGES, GROUP = 320, 2000, 10
 SIZE = "24m"  # of the disk that gets full
 LATEST = float("inf")  # by time.monotonic
 PATIENCE = 60.0  # seconds for the others to end once one has
