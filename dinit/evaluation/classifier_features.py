@@ -25,7 +25,7 @@ class ClassifierFeatures(FeatureExtractorBase):
 
     def __init__(self, name: str, features_list: list[str], feature_extractor_weights_path: str, **_: Any) -> None:
         super().__init__(name, features_list)
-        self.classifier = self.read(feature_extractor_weights_path)
+        self.classifier: Any = self.read(feature_extractor_weights_path)
 
     @staticmethod
     @abstractmethod
