@@ -3,7 +3,8 @@
 The product of all five is near a million runs. Two walks stand for it. Every backbone × process takes a fifth of
 the samplers, and of parameterizations and guidances those that it and they have met least, so that over all tests
 every two entries of any two registries meet. Where more than two meet, the network is the part that no sampler and
-no guidance can see: every process × sampler × guidance runs on a bare one, with and without learned variances.
+no guidance can see: every sampler × guidance runs on a bare one, with and without learned variances, on every other
+process.
 """
 
 from __future__ import annotations
@@ -124,6 +125,8 @@ def test_finite_image_or_refusal_of_a_bare_network(process_name: str) -> None:
     noise = noise_for(denoisers[0].backbone)
     made = 0
     for i, (sampler_name, guides) in enumerate(product(SAMPLERS, GUIDES)):
+        if (i + PROCESSES.names().index(process_name)) % 2:
+            continue
         shift = i // len(GUIDES)  # or parameterizations and guidances would keep step
         made += _one_image(denoisers[(i + shift) % len(denoisers)], sampler_name, tuple(guides), noise)
     assert made > 0

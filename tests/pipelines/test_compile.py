@@ -40,6 +40,7 @@ def test_compiles_once_for_all_steps_and_runs(name: str) -> None:
 
 @pytest.mark.slow
 def test_a_shipped_pipeline_under_inductor() -> None:
-    eager = Pipeline.from_pretrained("digits-dico")(LABELS, steps=4, output_type="raw").images
-    pipe = Pipeline.from_pretrained("digits-dico", compile=True)
+    """The one that compiles fastest: half a minute without inductor's cache; digits-dico takes twice that."""
+    eager = Pipeline.from_pretrained("digits-dit")(LABELS, steps=4, output_type="raw").images
+    pipe = Pipeline.from_pretrained("digits-dit", compile=True)
     torch.testing.assert_close(pipe(LABELS, steps=4, output_type="raw").images, eager, rtol=1e-3, atol=1e-4)
