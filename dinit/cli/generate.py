@@ -102,18 +102,10 @@ def generate(
     """
     if out is not None and is_set_folder(out):
         check_set_options(out_dir, trajectory, overwrite, labels, labels_from, num_images)
-        choose = partial(
-            _choose_labels_of_set,
-            classes=classes,
-            per_class=per_class,
-            labels=labels,
-            num_images=num_images,
-            labels_from=labels_from,
-            order=class_order,
-            seed=seed,
-        )
         given = {"sampler": sampler, "sampler_options": sampler_option, "steps": steps, "grid": grid}
         wanted = {**given, "guidance": guidance}
+        sources = (classes, per_class, labels, num_images, labels_from)
+        choose = partial(_choose_labels_of_set, sources=sources, order=class_order, seed=seed)
         make_set(name, out, choose, num_images, wanted, seed, batch_size, (device, dtype), group, pack)
         return
     if out is None and out_dir is None:
@@ -126,13 +118,7 @@ def generate(
         options |= call_options(None, sampler_option, None, None, None, default_sampler=own)
     chosen = choose_labels(pipe, classes, per_class, labels, num_images)
     call = pipe.plan(chosen, num_images=num_images, seed=seed, batch_size=batch_size, **options)
-    start = time.perf_counter()
-    generated, frames = _run(pipe, call, keep_frames=trajectory is not None)
-    seconds = time.perf_counter() - start
-    written = _save(pipe, generated, frames, out, out_dir, trajectory)
-    count = len(call.labels)
-    noun = "image" if count == 1 else "images"
-    console.print(f"{count} {noun} in {seconds:.1f} s, {generated.nfe} NFE each → {', '.join(written)}")
+    _make(pipe, call, out, out_dir, trajectory)
 
 
 def choose_labels(
@@ -163,16 +149,12 @@ def choose_labels(
 
 def _choose_labels_of_set(
     pipe: Pipeline,
-    *,
-    classes: Sequence[str] | None,
-    per_class: int,
-    labels: str | None,
-    num_images: int | None,
-    labels_from: Path | None,
+    sources: tuple[Sequence[str] | None, int, str | None, int | None, Path | None],
     order: str,
     seed: int,
 ) -> Sequence[str | int | None] | None:
-    """The label of every image of a set; None is unconditional."""
+    """The label of every image of a set; None is unconditional. sources: as `generate` takes them."""
+    classes, per_class, labels, num_images, labels_from = sources
     if labels_from is None and num_images is None:
         return choose_labels(pipe, classes, per_class, labels, None)
     names = [] if not classes or list(classes) == ["all"] else split_names(classes, pipe.class_names)
@@ -198,6 +180,17 @@ def _check_targets(out: Path | None, out_dir: Path | None, trajectory: Path | No
         check_target(trajectory, overwrite, ANIMATIONS)
     if out_dir is not None:
         check_folder_target(out_dir, overwrite)
+
+
+def _make(pipe: Pipeline, call: Call, out: Path | None, out_dir: Path | None, trajectory: Path | None) -> None:
+    """Runs the call, writes what was asked for, and says so."""
+    start = time.perf_counter()
+    generated, frames = _run(pipe, call, keep_frames=trajectory is not None)
+    seconds = time.perf_counter() - start
+    written = _save(pipe, generated, frames, out, out_dir, trajectory)
+    count = len(call.labels)
+    noun = "image" if count == 1 else "images"
+    console.print(f"{count} {noun} in {seconds:.1f} s, {generated.nfe} NFE each → {', '.join(written)}")
 
 
 def _run(pipe: Pipeline, call: Call, keep_frames: bool) -> tuple[Generated, list[Any]]:
