@@ -228,7 +228,7 @@ def _grids() -> Named:
 def _grid_error(sampler: Sampler, process: Process, grid: Any, steps: int) -> float | None:
     """Error at the end of a run on a grid; None where the driver warned that the grid is too coarse."""
     exact = GaussianDenoiser(process, MEAN, STD, (1, 2, 2))
-    noise = _noise(1024 if sampler.stochastic else 64).double()
+    noise = _noise(4096 if sampler.stochastic else 64).double()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         trajectory = list(sampler.iterate(exact, noise, steps, grid=grid, draws=BatchNoise(3)))
