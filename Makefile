@@ -28,7 +28,7 @@ pretrained: $(INSTALLED)
 	for name in digits-dic digits-dico digits-dis digits-dit digits-unet glyphs-32; do \
 		$(BIN)/dinit train examples/recipes/$$name.yaml --out runs/$$name && \
 		rm -rf dinit/pretrained/$$name && \
-		$(BIN)/python -m dinit.pipelines.card runs/$$name/pipeline --to dinit/pretrained/$$name || exit 1; \
+		$(BIN)/python -m dinit.pipelines.runs.card runs/$$name/pipeline --to dinit/pretrained/$$name || exit 1; \
 	done
 
 install: $(INSTALLED)

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from dinit import Pipeline
 from dinit.data.pixels import to_uint8
-from dinit.evaluation.factors import diversity
-from dinit.evaluation.glyphs_classifier import load_glyphs_classifier
+from dinit.evaluation.features.glyphs_classifier import load_glyphs_classifier
+from dinit.evaluation.metrics.factors import diversity
 from dinit.samplers.guidance import Guidance
 from dinit.samplers.guidance.apg import APG
 from dinit.samplers.guidance.cads import CADS

@@ -178,7 +178,7 @@ def torment(
 
 
 def losses(folder: Path) -> list[float]:
-    from dinit.training.loss_log import read_losses
+    from dinit.training.run.log import read_losses
 
     path = folder / "losses.jsonl"
     return [loss for _, loss in read_losses(path)] if path.exists() else []
@@ -186,7 +186,7 @@ def losses(folder: Path) -> list[float]:
 
 def unreadable_run(folder: Path) -> int:
     """How many checkpoints and finished files of a run cannot be read."""
-    from dinit.training.checkpoint import list_checkpoints, load_checkpoint
+    from dinit.training.run.checkpoint import list_checkpoints, load_checkpoint
 
     bad = 0
     for path in list_checkpoints(folder / "checkpoints"):
@@ -215,7 +215,7 @@ def training(place: Path, count: int, seed: int) -> list[str]:
     """Rows of the table for the training run."""
     from safetensors.torch import load_file
 
-    from dinit.training.checkpoint import list_checkpoints
+    from dinit.training.run.checkpoint import list_checkpoints
 
     recipe = place / "recipe.yaml"
     recipe.write_text(RECIPE)

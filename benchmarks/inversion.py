@@ -15,10 +15,10 @@ from torch import Tensor
 from dinit.diffusion import PROCESSES, Process
 from dinit.models.analytic import MixtureDenoiser
 from dinit.samplers import Sampler
-from dinit.samplers.bdia import BDIADDIM, BDIAEDM
-from dinit.samplers.edict import EDICT
-from dinit.samplers.euler import Heun
-from dinit.samplers.inversion import DDIMInverse, invert
+from dinit.samplers.inversion.bdia import BDIADDIM, BDIAEDM
+from dinit.samplers.inversion.edict import EDICT
+from dinit.samplers.inversion.invert import DDIMInverse, invert
+from dinit.samplers.ode.euler import Heun
 
 SAMPLERS: dict[str, Sampler] = {
     "ddim": DDIMInverse(),

@@ -24,7 +24,7 @@ from solvers_measure import MISSING, NFES, measure, quiet, report
 from solvers_problems import mixtures
 from solvers_tables import head_to_head, namesakes
 
-from dinit.samplers.solver_search import SolverSearch
+from dinit.samplers.search.solver import SolverSearch
 
 SEARCH = SolverSearch(population=16, generations=10, fit=30, seed=7, reference_steps=400)
 RESULTS = Path(__file__).parent / "results"

@@ -13,8 +13,8 @@ from solvers_problems import Problem, digits_problem, start_of
 from solvers_tables import Errors, head_to_head, header
 from torch import Tensor
 
-from dinit.samplers.adams import ExponentialAB
-from dinit.samplers.solver_search import SolverSearch
+from dinit.samplers.multistep.adams import ExponentialAB
+from dinit.samplers.search.solver import SolverSearch
 
 DIGITS = ("digits-dit", "digits-dico", "digits-dic", "digits-unet", "digits-dis")
 # A network takes longer than a mixture: the solvers that lead there, and some namesakes, on a few grids each.
@@ -123,9 +123,9 @@ def again(problem: Problem, solver: str, grid: str, nfe: int) -> Tensor:
 def kid(x0: Tensor) -> str:
     from dinit.data.digits import Digits
     from dinit.data.pixels import to_uint8
-    from dinit.evaluation.digits_features import DigitsExtractor
-    from dinit.evaluation.metrics import Settings
-    from dinit.evaluation.metrics import measure as metrics
+    from dinit.evaluation.features.digits import DigitsExtractor
+    from dinit.evaluation.metrics.base import Settings
+    from dinit.evaluation.metrics.base import measure as metrics
 
     real = Digits(split="train").uint8_images()
     found = metrics(

@@ -19,7 +19,7 @@ from solvers_ours import on_levels, ours, searched
 from solvers_problems import Problem
 from solvers_tables import NAMESAKES, SEARCHED, Errors, Score, plot, section, targets
 
-from dinit.samplers.solver_search import SolverSearch
+from dinit.samplers.search.solver import SolverSearch
 
 NFES = (5, 8, 10, 15, 20, 50)
 TO_SEARCH = (5, 8, 10, 15, 20)

@@ -13,17 +13,17 @@ from torch import Tensor
 
 from dinit.diffusion import Process
 from dinit.samplers import SAMPLERS, Sampler, TimeGrid
-from dinit.samplers.adams import AdamsBashforth, ExponentialAB
 from dinit.samplers.base import End, plan
-from dinit.samplers.deis import DEIS
-from dinit.samplers.dpm_solver import DPMpp3M
-from dinit.samplers.dpmpp import DPMpp2M
-from dinit.samplers.grids import Karras, LogSNR, Uniform
-from dinit.samplers.grids_shifted import Shifted
-from dinit.samplers.lms import LMS
-from dinit.samplers.solver_search import SolverSearch
-from dinit.samplers.unified import Rule, Unified
-from dinit.samplers.unipc import UniPC
+from dinit.samplers.grids.base import Karras, LogSNR, Uniform
+from dinit.samplers.grids.shifted import Shifted
+from dinit.samplers.multistep.adams import AdamsBashforth, ExponentialAB
+from dinit.samplers.multistep.deis import DEIS
+from dinit.samplers.multistep.dpm_solver import DPMpp3M
+from dinit.samplers.multistep.dpmpp import DPMpp2M
+from dinit.samplers.multistep.lms import LMS
+from dinit.samplers.multistep.unified import Rule, Unified
+from dinit.samplers.multistep.unipc import UniPC
+from dinit.samplers.search.solver import SolverSearch
 
 
 @dataclass(frozen=True)

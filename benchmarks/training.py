@@ -30,14 +30,14 @@ from torch import Tensor
 
 from dinit.data.glyphs import Glyphs
 from dinit.data.pixels import from_uint8
-from dinit.evaluation.frechet import frechet_distance
-from dinit.evaluation.gaussian import Gaussian, gaussian_of
-from dinit.evaluation.glyphs_classifier import load_glyphs_classifier
+from dinit.evaluation.features.glyphs_classifier import load_glyphs_classifier
+from dinit.evaluation.metrics.frechet import frechet_distance
+from dinit.evaluation.metrics.gaussian import Gaussian, gaussian_of
 from dinit.pipelines.generate import Pipeline
 from dinit.pipelines.train import train
 from dinit.samplers.noise import NoiseSource
-from dinit.training.checkpoint import list_checkpoints, load_checkpoint
-from dinit.training.recipe_file import parse_recipe
+from dinit.training.recipe.file import parse_recipe
+from dinit.training.run.checkpoint import list_checkpoints, load_checkpoint
 
 RESULTS = Path(__file__).parent / "results"
 IMAGES, BATCH, HELD_OUT, PER_CLASS, PIECE = 20_000, 32, 1000, 15, 180

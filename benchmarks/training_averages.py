@@ -17,13 +17,13 @@ from pathlib import Path
 import yaml
 from training import BACKBONE, BATCH, RESULTS, T95, Test, interval, recipe_of, rendered
 
-from dinit.pipelines.combine import combine_run
 from dinit.pipelines.generate import Pipeline
-from dinit.pipelines.posthoc import pipeline_of_width
+from dinit.pipelines.runs.combine import combine_run
+from dinit.pipelines.runs.posthoc import pipeline_of_width
 from dinit.pipelines.train import train
-from dinit.training.checkpoint import list_checkpoints, load_checkpoint
-from dinit.training.combination import Search
-from dinit.training.recipe_file import parse_recipe
+from dinit.training.averaging.combination import Search
+from dinit.training.recipe.file import parse_recipe
+from dinit.training.run.checkpoint import list_checkpoints, load_checkpoint
 
 KEPT, WIDTHS, EVALUATIONS = 10, (0.05, 0.1), 100
 COLUMNS = (("loss", 4), ("fid", 2), ("accuracy", 3))

@@ -31,12 +31,14 @@ class Registry(Generic[T]):
     """A mapping from public names to classes (or functions).
 
     kind: the noun used in messages ("sampler"). package: its modules are imported on the first look-up, so
-    that an entry lives in one file and is listed nowhere else. Registering a name twice is an error.
+    that an entry lives in one file and is listed nowhere else; those of its sub-folders too, unless subfolders
+    is False. Registering a name twice is an error.
     """
 
-    def __init__(self, kind: str, package: str) -> None:
+    def __init__(self, kind: str, package: str, subfolders: bool = True) -> None:
         self.kind = kind
         self._package = package
+        self._walk = pkgutil.walk_packages if subfolders else pkgutil.iter_modules
         self._entries: dict[str, T] = {}
         self._loaded = False
 
@@ -109,6 +111,6 @@ class Registry(Generic[T]):
         if self._loaded:
             return
         package = importlib.import_module(self._package)
-        for module in pkgutil.iter_modules(package.__path__):
-            importlib.import_module(f"{self._package}.{module.name}")
+        for module in self._walk(package.__path__, f"{self._package}."):
+            importlib.import_module(module.name)
         self._loaded = True

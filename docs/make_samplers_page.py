@@ -19,7 +19,7 @@ import torch
 from dinit.diffusion import PROCESSES
 from dinit.registry import Registry
 from dinit.samplers import GRIDS, SAMPLERS, Sampler, compare
-from dinit.samplers.grids import default_grid
+from dinit.samplers.grids.base import default_grid
 from dinit.samplers.guidance import GUIDANCES
 
 DOCS = Path(__file__).parent
@@ -123,7 +123,7 @@ network's own long runs, and hold for other noises and labels.
 ```python
 import torch
 from dinit import Pipeline
-from dinit.samplers.solver_search import SolverSearch
+from dinit.samplers.search.solver import SolverSearch
 
 pipe = Pipeline.from_pretrained("digits-dit")
 labels = torch.arange(100) % 10

@@ -21,6 +21,7 @@ FLOORS = {
     "diffusion": 1,
     "models": 2,
     "samplers": 2,
+    "likelihood": 3,
     "data": 3,
     "training": 3,
     "evaluation": 3,
@@ -97,7 +98,7 @@ def watch(name, all_callers):
 watch("_lazy_init", True)
 for name in ("is_available", "device_count", "current_device", "get_device_name", "mem_get_info"):
     watch(name, False)
-import dinit.pipelines.train, dinit.pipelines.sharded, dinit.pipelines.evaluate, dinit.cli
+import dinit.pipelines.train, dinit.pipelines.outputs.sets, dinit.pipelines.evaluate, dinit.cli
 from dinit.models.base import BACKBONES
 from dinit.samplers import SAMPLERS
 assert BACKBONES.names() and SAMPLERS.names()  # which imports every file of theirs

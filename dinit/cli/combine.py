@@ -30,8 +30,8 @@ def combine(
     seed: Seed = 0,
 ) -> None:
     """Make a run's pipeline with the best linear combination of its saved weights. Liu et al. 2024 (LCSC)."""
-    from dinit.pipelines.combine import combine_run
-    from dinit.training.combination import Search
+    from dinit.pipelines.runs.combine import combine_run
+    from dinit.training.averaging.combination import Search
 
     found = combine_run(run, to, metric, of, num_samples, Search(evaluations, seed=seed))
     newest = found.tried[0][1]

@@ -63,7 +63,7 @@ def convert(
         "parameterization": None if parameterization is None else parse_spec(parameterization),
     }
     quiet()
-    from dinit.pipelines.convert import convert as run
+    from dinit.pipelines.weights.convert import convert as run
 
     made = run(
         source,

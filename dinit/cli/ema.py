@@ -17,6 +17,6 @@ Step = Annotated[int | None, typer.Option("--step", help="As it was after this s
 
 def ema(run: Run, sigma_rel: Width, to: To, step: Step = None) -> None:
     """Make a trained run's pipeline with an EMA of another width. Karras et al. 2024 (EDM2)."""
-    from dinit.pipelines.posthoc import pipeline_of_width
+    from dinit.pipelines.runs.posthoc import pipeline_of_width
 
     console.print(str(pipeline_of_width(run, sigma_rel, to, step)))

@@ -52,8 +52,8 @@ def encode(
     """
     spec = parse_spec(data)
     quiet()
-    from dinit.pipelines.encode import Options
-    from dinit.pipelines.encode import encode as run
+    from dinit.pipelines.weights.encode import Options
+    from dinit.pipelines.weights.encode import encode as run
 
     options = Options(flips, shard_size, batch_size, measure, store, dtype, workers)
     made = run(autoencoder, spec, out, options, device)

@@ -138,7 +138,7 @@ def evaluate(
 
 
 def _check_targets(json: Path | None, html: Path | None, overwrite: bool) -> None:
-    from dinit.pipelines.targets import check_target
+    from dinit.pipelines.outputs.targets import check_target
 
     for path, suffix in ((json, "json"), (html, "html")):
         if path is not None:
@@ -158,7 +158,7 @@ def _how(
     if data is not None and reference is not None:
         raise ValueError("--data and --reference both say what to compare with; leave one out")
     from dinit.evaluation.evaluate import Extras
-    from dinit.evaluation.metrics import DEFAULT_METRICS, METRICS
+    from dinit.evaluation.metrics.base import DEFAULT_METRICS, METRICS
 
     names = {None: DEFAULT_METRICS, "all": METRICS.names()}.get(metrics) or [
         name.strip() for name in str(metrics).split(",")
@@ -179,7 +179,7 @@ def _refuse_call(*options: Any) -> None:
 
 
 def _watch(run: Path, how: dict[str, Any]) -> None:
-    from dinit.pipelines.during_training import watch
+    from dinit.pipelines.runs.watch import watch
 
     for step, report in watch(run, **how):
         console.rule(f"step {step:,}")

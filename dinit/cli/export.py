@@ -20,6 +20,6 @@ To = Annotated[Path, typer.Option("--to", help="The file or folder to write.", s
 def export(name: Name, format: FormatOption, to: To, overwrite: Overwrite = False) -> None:
     """Write a pipeline's weights as another program reads them."""
     pipe = load(name, "cpu", "float32")
-    from dinit.pipelines.export import export as run
+    from dinit.pipelines.weights.export import export as run
 
     console.print(f"{name} as {format} → {run(pipe, to, format, overwrite)}", markup=False, highlight=False)

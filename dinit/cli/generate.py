@@ -172,7 +172,7 @@ def split_names(given: Sequence[str], class_names: Sequence[str] | None) -> list
 
 
 def _check_targets(out: Path | None, out_dir: Path | None, trajectory: Path | None, overwrite: bool) -> None:
-    from dinit.pipelines.targets import ANIMATIONS, check_folder_target, check_target
+    from dinit.pipelines.outputs.targets import ANIMATIONS, check_folder_target, check_target
 
     if out is not None:
         check_target(out, overwrite, ("png",))
@@ -223,7 +223,7 @@ def _save(
     animation: Path | None,
 ) -> list[str]:
     """Writes what was asked for. Returns the paths."""
-    from dinit.pipelines.output import save_animation, save_folder, save_sheet
+    from dinit.pipelines.outputs.files import save_animation, save_folder, save_sheet
 
     if out is not None:
         save_sheet(out, pipe, generated)

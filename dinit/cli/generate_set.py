@@ -17,7 +17,7 @@ from dinit.cli.options import call_options, load
 
 if TYPE_CHECKING:
     from dinit.pipelines.generate import Pipeline
-    from dinit.pipelines.sharded import MadeSet, Progress
+    from dinit.pipelines.outputs.sets import MadeSet, Progress
 
 _SETS = "Sets of images (--out FOLDER)"
 _EVERY = 10.0  # seconds between lines where no bar can be drawn
@@ -79,11 +79,11 @@ def make_set(
     device, dtype = place
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     if several and device == "auto":
-        from dinit.pipelines.sharded import join
+        from dinit.pipelines.outputs.sets import join
 
         device = str(join().device)
     pipe = load(name, device, dtype)
-    from dinit.pipelines.sharded import GROUP, generate_set
+    from dinit.pipelines.outputs.sets import GROUP, generate_set
 
     options.setdefault("default_sampler", pipe.defaults.get("sampler"))
     labels = choose(pipe)
@@ -103,8 +103,8 @@ def labels_of_set(
     pipe: Pipeline, count: int | None, classes: Sequence[str], labels_from: Path | None, order: str, seed: int
 ) -> list[int | str | None] | None:
     """The label of every image of a set. classes: to take from; none are all. None is without classes."""
-    from dinit.pipelines.image_set import read_labels
-    from dinit.pipelines.sharded import class_of
+    from dinit.pipelines.outputs.set_files import read_labels
+    from dinit.pipelines.outputs.sets import class_of
 
     if labels_from is not None:
         listed = read_labels(labels_from)

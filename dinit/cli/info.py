@@ -29,7 +29,7 @@ def info(what: What) -> None:
 def _picture(path: Path) -> None:
     from dataclasses import asdict
 
-    from dinit.pipelines.manifest import read_manifest
+    from dinit.pipelines.outputs.manifest import read_manifest
 
     manifest = asdict(read_manifest(path))
     call = manifest.pop("call")

@@ -25,7 +25,7 @@ _REGISTRIES = {
     "weightings": ("dinit.training", "WEIGHTINGS"),
     "time-samplers": ("dinit.training", "TIME_SAMPLERS"),
     "loss-terms": ("dinit.training", "LOSS_TERMS"),
-    "encoders": ("dinit.training.encoders", "ENCODERS"),
+    "encoders": ("dinit.training.regularizers.encoders", "ENCODERS"),
 }
 _PIPELINES = "pipelines"
 KINDS = (*_REGISTRIES, _PIPELINES)

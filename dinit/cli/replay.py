@@ -24,7 +24,7 @@ def replay(path: Picture, pipeline: PipelineOption = None, tolerance: Tolerance 
 
     Of a set, four groups of images are made again, from the first to the last; or the one image that is given.
     """
-    from dinit.pipelines.replay import replay as run
+    from dinit.pipelines.outputs.replay import replay as run
 
     quiet()
     result = run(path, pipeline, tolerance)

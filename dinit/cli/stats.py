@@ -39,7 +39,7 @@ def stats(
     overwrite: Overwrite = False,
 ) -> None:
     """Statistics of real images in a file, for `dinit evaluate --reference`."""
-    from dinit.pipelines.targets import check_target
+    from dinit.pipelines.outputs.targets import check_target
 
     check_target(out, overwrite, ("npz",))
     from dinit.pipelines.statistics import write_reference

@@ -13,7 +13,7 @@ import typer
 from dinit.cli.console import console, show_error
 
 if TYPE_CHECKING:
-    from dinit.training.recipe import Recipe
+    from dinit.training.recipe.model import Recipe
 
 RecipeFile = Annotated[Path | None, typer.Argument(metavar="[RECIPE]", help="A recipe, .yaml.", show_default=False)]
 Overrides = Annotated[
@@ -45,8 +45,8 @@ def _load(recipe: Path | None, overrides: Sequence[str], init_from: str | None, 
     """The recipe, with what the options say in its place; one for fine-tuning where none is given."""
     import yaml
 
-    from dinit.training.finetune import data_spec, default_recipe, read_pretrained
-    from dinit.training.recipe_file import load_recipe, parse_recipe
+    from dinit.training.finetune.transfer import data_spec, default_recipe, read_pretrained
+    from dinit.training.recipe.file import load_recipe, parse_recipe
 
     pretrained = None if init_from is None else read_pretrained(init_from)
     images = None if data is None else data_spec(data, pretrained)
@@ -80,8 +80,8 @@ def train(
     loaded = _load(recipe, overrides or (), init_from, data)
     # After the recipe's mistakes were told: this is slow to import.
     from dinit.pipelines.train import train as run
-    from dinit.training.faults import TrainingDiverged
-    from dinit.training.stopping import TrainingStopped
+    from dinit.training.run.divergence import TrainingDiverged
+    from dinit.training.run.stopping import TrainingStopped
 
     folder = Path("runs") / (loaded.name if recipe is None else recipe.stem) if out is None else out
     if dry_run:
@@ -104,7 +104,7 @@ def train(
 
 def _try(recipe: Any, folder: Path) -> None:
     """Shows what a dry run found; exit code 1 where the recipe will not fit this machine."""
-    from dinit.pipelines.dry_run import dry_run
+    from dinit.pipelines.runs.dry_run import dry_run
 
     found = dry_run(recipe, folder)
     for line in found.lines(recipe):

@@ -6,24 +6,24 @@ import importlib
 from typing import Any
 
 _HOME = {
-    "DigitsClassifier": "classifier",
-    "classify": "classifier",
-    "train_classifier": "classifier",
-    "EXTRACTORS": "features",
-    "METRICS": "metrics",
-    "DEFAULT_METRICS": "metrics",
+    "DigitsClassifier": "features.digits_classifier",
+    "classify": "features.digits_classifier",
+    "train_classifier": "features.digits_classifier",
+    "EXTRACTORS": "features.base",
+    "METRICS": "metrics.base",
+    "DEFAULT_METRICS": "metrics.base",
     "PROTOCOLS": "protocols",
     "Extras": "evaluate",
     "evaluate_images": "evaluate",
-    "Protocol": "report",
-    "Report": "report",
-    "Row": "report",
-    "compare": "report",
+    "Protocol": "reports.report",
+    "Report": "reports.report",
+    "Row": "reports.report",
+    "compare": "reports.report",
 }
 
 
 def __getattr__(name: str) -> Any:
-    # On demand, so that `python -m dinit.evaluation.classifier` does not import itself twice.
+    # On demand, so that `python -m dinit.evaluation.features.digits_classifier` does not import itself twice.
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)

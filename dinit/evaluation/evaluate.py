@@ -11,16 +11,16 @@ import torch
 from torch import Tensor
 
 from dinit.data import ImageData
-from dinit.evaluation.encoders import CallableExtractor
-from dinit.evaluation.features import EXTRACTORS, Extractor
-from dinit.evaluation.inputs import uneven
-from dinit.evaluation.metrics import DEFAULT_METRICS, MIN_IMAGES, Case, Settings, check_metrics, measure_case
+from dinit.evaluation.features.base import EXTRACTORS, Extractor
+from dinit.evaluation.image_features import Featured, ImageSource, extract
+from dinit.evaluation.metrics.base import DEFAULT_METRICS, MIN_IMAGES, Case, Settings, check_metrics, measure_case
+from dinit.evaluation.metrics.embedding_distances import CallableExtractor
 from dinit.evaluation.protocols import NamedProtocol, choose_protocol
-from dinit.evaluation.real import RealImages, real_images
+from dinit.evaluation.real_images import RealImages, real_images
 from dinit.evaluation.reference import Reference, load_reference
-from dinit.evaluation.report import REAL, Protocol, Report, Row
+from dinit.evaluation.reports.report import REAL, Protocol, Report, Row
 from dinit.evaluation.resampling import MIN_RESAMPLINGS, fid_curve, intervals
-from dinit.evaluation.sets import Featured, ImageSource, extract
+from dinit.evaluation.sanity_checks import uneven
 
 _STATISTICS = "mean and unbiased covariance; KID: unbiased MMD², cubic kernel"
 

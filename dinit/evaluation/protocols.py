@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from dinit.evaluation.metrics import Settings
+from dinit.evaluation.metrics.base import Settings
 from dinit.registry import suggest
 
 CUSTOM = "custom"

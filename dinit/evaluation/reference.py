@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 import dinit
 from dinit.data import ImageData, epoch_order
 from dinit.data.arrays import channels_first
-from dinit.evaluation.features import Extractor
-from dinit.evaluation.frechet import frechet_distance, self_test
-from dinit.evaluation.gaussian import Gaussian, gaussian_of
+from dinit.evaluation.features.base import Extractor
+from dinit.evaluation.image_features import Featured, ImageSource, extract, spread_out
+from dinit.evaluation.metrics.frechet import frechet_distance, self_test
+from dinit.evaluation.metrics.gaussian import Gaussian, gaussian_of
 from dinit.evaluation.protocols import NamedProtocol
 from dinit.evaluation.samples import ArrayImages, mapped
-from dinit.evaluation.sets import Featured, ImageSource, extract, spread_out
 from dinit.files import write_atomically
 
 FORMAT = 1

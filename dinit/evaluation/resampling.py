@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dinit.data.order import epoch_order, hash_words
-from dinit.evaluation.frechet import frechet_distance
-from dinit.evaluation.gaussian import gaussian_of
-from dinit.evaluation.metrics import METRICS, Case, NotMeasured
-from dinit.evaluation.sets import Featured
+from dinit.evaluation.image_features import Featured
+from dinit.evaluation.metrics.base import METRICS, Case, NotMeasured
+from dinit.evaluation.metrics.frechet import frechet_distance
+from dinit.evaluation.metrics.gaussian import gaussian_of
 
 _LEVEL = 0.95
 _NORMAL = 1.959963984540054  # the normal's quantile at 97.5 %

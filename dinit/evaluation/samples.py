@@ -20,7 +20,7 @@ from torch import Tensor
 from dinit.data.arrays import channels_first, check_labels, load_arrays
 from dinit.data.folder import image_files
 from dinit.data.images import to_8_bit
-from dinit.evaluation.sets import ImageSource
+from dinit.evaluation.image_features import ImageSource
 
 _LOSSY = (".jpg", ".jpeg", ".jpe", ".jfif")
 _MANIFEST = "manifest.json"

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dinit.registry import Registry, suggest
 
-BACKBONES: Registry[type[Backbone]] = Registry("backbone", "dinit.models")
+BACKBONES: Registry[type[Backbone]] = Registry("backbone", "dinit.models", subfolders=False)
 
 
 class Backbone(ModelMixin, ConfigMixin):

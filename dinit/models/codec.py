@@ -17,7 +17,7 @@ from dinit.registry import Registry
 if TYPE_CHECKING:  # a second to import, which work on pixels does not need
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
-CODECS: Registry[type[Codec]] = Registry("codec", "dinit.models")
+CODECS: Registry[type[Codec]] = Registry("codec", "dinit.models", subfolders=False)
 
 VAE_FOLDER = "vae"
 

@@ -15,7 +15,7 @@ from dinit.checkpoints.interop.scheduler_sampler import SchedulerGrid, Scheduler
 from dinit.diffusion import Process
 from dinit.registry import Registry, suggest
 from dinit.samplers import GRIDS, SAMPLERS, Sampler, TimeGrid
-from dinit.samplers.grids import Times, default_grid
+from dinit.samplers.grids.base import Times, default_grid
 from dinit.samplers.guidance import GUIDANCES, Guidance
 
 DEFAULT_BATCH = 64  # bounds memory; images do not depend on it

@@ -13,15 +13,15 @@ from torch import Tensor
 from dinit.data import DATASETS, ImageData
 from dinit.data.latents import source_of
 from dinit.evaluation.evaluate import Extras, evaluate_images, make_extractor, protocol_of
-from dinit.evaluation.features import Extractor
-from dinit.evaluation.metrics import DEFAULT_METRICS, MIN_IMAGES, check_metrics
-from dinit.evaluation.page import write_page
+from dinit.evaluation.features.base import Extractor
+from dinit.evaluation.metrics.base import DEFAULT_METRICS, MIN_IMAGES, check_metrics
 from dinit.evaluation.protocols import PROTOCOLS, NamedProtocol
 from dinit.evaluation.reference import load_reference
-from dinit.evaluation.report import Report
+from dinit.evaluation.reports.page import write_page
+from dinit.evaluation.reports.report import Report
 from dinit.evaluation.samples import read_samples
 from dinit.pipelines.loading import locate, shipped
-from dinit.training.recipe_file import load_recipe
+from dinit.training.recipe.file import load_recipe
 
 RECIPE = "recipe.yaml"
 _IMAGES_PER_CALL = 1000  # of a pipeline: 50,000 float images at once would not fit in memory

@@ -38,7 +38,7 @@ from dinit.pipelines.call import (
 )
 from dinit.pipelines.diffusers_folder import is_diffusers_folder, read_diffusers_folder
 from dinit.pipelines.loading import check_folder, locate
-from dinit.pipelines.pictures import OUTPUT_TYPES, OutputType, convert
+from dinit.pipelines.outputs.sheets import OUTPUT_TYPES, OutputType, convert
 from dinit.registry import suggest
 from dinit.samplers import NoiseSource, Step
 from dinit.samplers.base import plan

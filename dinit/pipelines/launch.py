@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
 
 from dinit.memory import keep_freed_memory
-from dinit.training.recipe import Recipe
+from dinit.training.recipe.model import Recipe
 
 _PATIENCE = timedelta(hours=2)  # for what one process does alone while the others wait: grids, checkpoints
 

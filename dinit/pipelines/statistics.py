@@ -11,10 +11,10 @@ import numpy as np
 
 from dinit.data import DATASETS, ImageData
 from dinit.evaluation.evaluate import make_extractor, protocol_of
-from dinit.evaluation.features import Extractor
+from dinit.evaluation.features.base import Extractor
+from dinit.evaluation.image_features import ImageSource
 from dinit.evaluation.reference import DataImages, load_reference, make_statistics, write_statistics
 from dinit.evaluation.samples import is_samples, read_samples
-from dinit.evaluation.sets import ImageSource
 from dinit.specs import parse_spec
 
 

@@ -20,31 +20,39 @@ from torch import Tensor
 from dinit.data import ImageData
 from dinit.files import only_writer, remove_leftovers
 from dinit.pipelines.launch import make_accelerator
-from dinit.pipelines.run_output import draw_samples, export, make_pipeline
+from dinit.pipelines.runs.output import draw_samples, export, make_pipeline
 from dinit.training import randomness
-from dinit.training.adapters import save_adapter
+from dinit.training.averaging.snapshots import save_snapshot
 from dinit.training.batches import Share, batches
-from dinit.training.checkpoint import (
+from dinit.training.build import make_backbone, make_data, make_network, make_objective
+from dinit.training.finetune.adapters import save_adapter
+from dinit.training.finetune.transfer import Transfer
+from dinit.training.optimizer import learning_rate
+from dinit.training.recipe.model import Recipe
+from dinit.training.run.checkpoint import (
     Checkpoint,
     newest_checkpoint,
     random_state,
     restore_random_state,
     save_checkpoint,
 )
-from dinit.training.faults import Skips, SpikeDetector, TrainingDiverged, write_skip
-from dinit.training.finetune import Transfer
-from dinit.training.health import BINS, NoiseBins, append_line, bin_means, bin_names, data_statistics, forget_after
-from dinit.training.health_page import write_page
-from dinit.training.loss_log import LossLog
-from dinit.training.optimizer import learning_rate
-from dinit.training.parts import make_backbone, make_data, make_network, make_objective
-from dinit.training.profile import Profile
-from dinit.training.progress import Display
-from dinit.training.recipe import Recipe
-from dinit.training.run_folder import check_run_folder, scalars, write_recipe
-from dinit.training.snapshots import save_snapshot
-from dinit.training.stopping import StopRequest, TrainingStopped
-from dinit.training.trained import Trained
+from dinit.training.run.divergence import Skips, SpikeDetector, TrainingDiverged, write_skip
+from dinit.training.run.folder import check_run_folder, scalars, write_recipe
+from dinit.training.run.health import (
+    BINS,
+    NoiseBins,
+    append_line,
+    bin_means,
+    bin_names,
+    data_statistics,
+    forget_after,
+)
+from dinit.training.run.log import LossLog
+from dinit.training.run.page import write_page
+from dinit.training.run.profile import Profile
+from dinit.training.run.progress import Display
+from dinit.training.run.stopping import StopRequest, TrainingStopped
+from dinit.training.state import Trained
 
 
 @dataclass(frozen=True)
@@ -156,7 +164,7 @@ class _Run:
             forget_after(self.out / "skipped.jsonl", self.step)
             forget_after(self.out / "health.jsonl", self.step)
         if self.main and self.recipe.evaluation.every:
-            from dinit.pipelines.during_training import Evaluations  # torch-fidelity is slow to import
+            from dinit.pipelines.runs.watch import Evaluations  # torch-fidelity is slow to import
 
             self.evaluations = Evaluations.of(self.recipe, self.out)
         if self.recipe.tracker:

@@ -8,8 +8,8 @@ if __name__ != "dinit.samplers":
     raise ImportError("import dinit.samplers, not samplers: a second name for one folder makes a second registry")
 
 from dinit.samplers.base import SAMPLERS, Sampler, Step
-from dinit.samplers.comparison import Comparison, compare
-from dinit.samplers.grids import GRIDS, TimeGrid
+from dinit.samplers.compare import Comparison, compare
+from dinit.samplers.grids.base import GRIDS, TimeGrid
 from dinit.samplers.noise import NoiseSource, RecordedNoise
 
 __all__ = [

@@ -15,7 +15,7 @@ from torch import Tensor
 from dinit.diffusion import Condition, Denoised, Denoiser, Process, Scales
 from dinit.diffusion.condition import Draws
 from dinit.registry import Registry
-from dinit.samplers.grids import GRIDS, TimeGrid, default_grid
+from dinit.samplers.grids.base import GRIDS, TimeGrid, default_grid
 from dinit.samplers.noise import NoiseSource
 
 SAMPLERS: Registry[type[Sampler]] = Registry("sampler", "dinit.samplers")
@@ -250,7 +250,7 @@ class Sampler(ABC):
         process: a Process or a registered name. steps, grid: as `iterate`. Returns a Description, which prints as a
         table; its rows have the numbers. A sampler that reads its states (adaptive, norms) has no weights there.
         """
-        from dinit.samplers.description import describe  # imports this module
+        from dinit.samplers.step_table import describe  # imports this module
 
         return describe(self, process, steps, grid)
 

@@ -1,12 +1,12 @@
-"""Training: recipes, losses, time sampling, EMA, checkpoints. The loop itself is dinit/pipelines/train.py."""
+"""Training: recipes, losses, time sampling, EMA, checkpoints. The loop itself is in dinit/pipelines/train.py."""
 
-from dinit.training.ema import EMA
+from dinit.training.averaging.ema import EMA
+from dinit.training.losses.terms import LOSS_TERMS, LossTerm
+from dinit.training.losses.times import TIME_SAMPLERS, TimeSampler
+from dinit.training.losses.weighting import WEIGHTINGS, Weighting
 from dinit.training.objective import Objective
-from dinit.training.recipe import Recipe
-from dinit.training.recipe_file import RecipeError, load_recipe, parse_recipe
-from dinit.training.terms import LOSS_TERMS, LossTerm
-from dinit.training.times import TIME_SAMPLERS, TimeSampler
-from dinit.training.weighting import WEIGHTINGS, Weighting
+from dinit.training.recipe.file import RecipeError, load_recipe, parse_recipe
+from dinit.training.recipe.model import Recipe
 
 __all__ = [
     "EMA",

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from dinit.data import DATASETS, ImageData
-from dinit.evaluation.reconstruction import psnr, ssim
+from dinit.evaluation.metrics.reconstruction import psnr, ssim
 from dinit.files import whole_folder
 from dinit.specs import parse_spec
 from dinit.training import randomness

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dinit.diffusion import Process, Scales
-from dinit.training.times import TIME_SAMPLERS, TimeSampler
+from dinit.training.losses.times import TIME_SAMPLERS, TimeSampler
 
 _FREQUENCIES = 16
 _LOG_SNR_LIMIT = 20.0  # beyond it an image is clean, or noise, to any network

@@ -5,9 +5,9 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from dinit.models.base import Backbone
-from dinit.training.alignment import Alignment
-from dinit.training.condition_noise import ConditionNoise
-from dinit.training.routing import Routing
+from dinit.training.regularizers.alignment import Alignment
+from dinit.training.regularizers.condition_noise import ConditionNoise
+from dinit.training.regularizers.routing import Routing
 
 
 class TrainingNetwork(nn.Module):

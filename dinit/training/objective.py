@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from dinit.diffusion import Parameterization, Process
-from dinit.training.terms import LossTerm
-from dinit.training.times import TimeSampler
-from dinit.training.variational import check_chain, variational_bits
-from dinit.training.weighting import Weighting
+from dinit.training.losses.bound import check_chain, variational_bits
+from dinit.training.losses.terms import LossTerm
+from dinit.training.losses.times import TimeSampler
+from dinit.training.losses.weighting import Weighting
 
 Network = Callable[..., Tensor | tuple[Tensor, Tensor]]
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dinit.training.muon import Muon
-from dinit.training.recipe import OptimizerSection, ScheduleSection
+from dinit.training.recipe.model import OptimizerSection, ScheduleSection
 from dinit.training.sharding import local
 
 

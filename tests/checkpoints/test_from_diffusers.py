@@ -33,14 +33,14 @@ from dinit.diffusion.difference import Difference
 from dinit.diffusion.discrete import VPDiscrete
 from dinit.diffusion.parameterization import X0, EDMPreconditioning, Epsilon, V
 from dinit.samplers import RecordedNoise, Sampler
-from dinit.samplers.ddim import DDIM
-from dinit.samplers.ddpm import DDPM
-from dinit.samplers.dpmpp import DPMpp2M
-from dinit.samplers.euler import Euler
-from dinit.samplers.flow import FlowEuler
 from dinit.samplers.guidance.cads import CADS
 from dinit.samplers.guidance.cfg import CFG
 from dinit.samplers.guidance.clip import ClipX0
+from dinit.samplers.multistep.dpmpp import DPMpp2M
+from dinit.samplers.ode.ddim import DDIM
+from dinit.samplers.ode.euler import Euler
+from dinit.samplers.ode.flow import FlowEuler
+from dinit.samplers.sde.ddpm import DDPM
 
 TEXT = (5, 16)  # tokens, features
 Ask = Callable[[Tensor, Tensor], Tensor]

@@ -27,12 +27,12 @@ from dinit.models.analytic import MixtureDenoiser
 from dinit.pipelines.call import Call
 from dinit.pipelines.generate import Pipeline
 from dinit.samplers import NoiseSource, Step
-from dinit.samplers.ddim import DDIM
-from dinit.samplers.ddpm import DDPM
-from dinit.samplers.dpmpp import DPMpp2M
-from dinit.samplers.euler import Euler
-from dinit.samplers.flow import FlowEuler
 from dinit.samplers.guidance.cfg import CFG
+from dinit.samplers.multistep.dpmpp import DPMpp2M
+from dinit.samplers.ode.ddim import DDIM
+from dinit.samplers.ode.euler import Euler
+from dinit.samplers.ode.flow import FlowEuler
+from dinit.samplers.sde.ddpm import DDPM
 
 STEPS = 10
 LABELS = torch.tensor([0, 1, 2])

@@ -17,7 +17,7 @@ from dinit.cli.listing import KINDS
 from dinit.cli.options import call_options, parse_spec
 from dinit.models.base import BACKBONES
 from dinit.pipelines.generate import Pipeline
-from dinit.pipelines.manifest import read_manifest
+from dinit.pipelines.outputs.manifest import read_manifest
 from dinit.samplers import SAMPLERS
 
 

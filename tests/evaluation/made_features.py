@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dinit.evaluation.features import Extractor
-from dinit.evaluation.metrics import Case, Settings
-from dinit.evaluation.sets import Featured
+from dinit.evaluation.features.base import Extractor
+from dinit.evaluation.image_features import Featured
+from dinit.evaluation.metrics.base import Case, Settings
 
 SETTINGS = Settings(kid_subset_size=20, kid_subsets=1, isc_splits=1, prc_neighborhood=3, seed=0)
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from dinit.data.digits import Digits
-from dinit.evaluation.classifier import (
+from dinit.evaluation.features.digits_classifier import (
     SHIPPED,
     DigitsClassifier,
     accuracy,

@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from dinit.data.digits import Digits
-from dinit.evaluation.report import Report
-from dinit.pipelines.during_training import Evaluations, read_evaluations, untouched_randomness, watch
+from dinit.evaluation.reports.report import Report
 from dinit.pipelines.evaluate import evaluate
+from dinit.pipelines.runs.watch import Evaluations, read_evaluations, untouched_randomness, watch
 from dinit.pipelines.train import train
 from dinit.training import Recipe, parse_recipe
-from dinit.training.checkpoint import load_checkpoint
-from dinit.training.loss_log import read_losses
-from dinit.training.recipe_file import RecipeError
+from dinit.training.recipe.file import RecipeError
+from dinit.training.run.checkpoint import load_checkpoint
+from dinit.training.run.log import read_losses
 
 TINY = """\
 name: tiny

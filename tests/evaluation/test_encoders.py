@@ -12,8 +12,8 @@ from made_features import case, featured, pictures
 from torch import Tensor
 
 from dinit.evaluation import EXTRACTORS
-from dinit.evaluation.dinov2 import DinoV2, class_token, places
-from dinit.evaluation.metrics import METRICS
+from dinit.evaluation.features.dinov2 import DinoV2, class_token, places
+from dinit.evaluation.metrics.base import METRICS
 
 # Of timm 1.0.31: VisionTransformer(img_size=28, patch_size=14, embed_dim=128, depth=2, num_heads=2, init_values=1)
 # with the weights and images below.

@@ -10,10 +10,10 @@ from dinit.data.digits import Digits
 from dinit.data.order import epoch_order
 from dinit.evaluation import EXTRACTORS, evaluate_images
 from dinit.evaluation.evaluate import real_images
-from dinit.evaluation.inception import WEIGHTS_VARIABLE, Inception
-from dinit.evaluation.inception_network import resize_clean, resize_tensorflow
-from dinit.evaluation.metrics import Settings, measure
-from dinit.evaluation.report import Report
+from dinit.evaluation.features.inception import WEIGHTS_VARIABLE, Inception
+from dinit.evaluation.features.inception_network import resize_clean, resize_tensorflow
+from dinit.evaluation.metrics.base import Settings, measure
+from dinit.evaluation.reports.report import Report
 
 
 def real(count: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -9,11 +9,19 @@ import pytest
 import torch
 
 from dinit.data.glyphs import Glyphs
-from dinit.evaluation.factors import bin_factors, colours, diversity, hue_of, read_factors, reader_errors, spread
-from dinit.evaluation.glyphs_classifier import SHIPPED, load_glyphs_classifier
+from dinit.evaluation.features.glyphs_classifier import SHIPPED, load_glyphs_classifier
+from dinit.evaluation.metrics.factors import (
+    bin_factors,
+    colours,
+    diversity,
+    hue_of,
+    read_factors,
+    reader_errors,
+    spread,
+)
 
 needs_weights = pytest.mark.skipif(
-    not SHIPPED.exists(), reason="trained by python -m dinit.evaluation.glyphs_classifier, not yet shipped"
+    not SHIPPED.exists(), reason="trained by python -m dinit.evaluation.features.glyphs_classifier, not yet shipped"
 )
 
 

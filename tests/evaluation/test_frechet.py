@@ -9,10 +9,10 @@ from scipy import linalg
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
-from dinit.evaluation import frechet
-from dinit.evaluation.frechet import factor, frechet_distance, self_test
-from dinit.evaluation.gaussian import Gaussian, Moments, gaussian_of
-from dinit.evaluation.manifold import inside
+from dinit.evaluation.metrics import frechet
+from dinit.evaluation.metrics.frechet import factor, frechet_distance, self_test
+from dinit.evaluation.metrics.gaussian import Gaussian, Moments, gaussian_of
+from dinit.evaluation.metrics.manifold import inside
 
 RNG = np.random.default_rng(0)
 
@@ -77,8 +77,8 @@ def test_neighbourhoods_of_points_on_a_line() -> None:
 def test_large_sets_go_by_products_with_the_same_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = RNG.standard_normal((90, 12)) + 50, RNG.standard_normal((70, 12)) + 50
     exact = inside(x, y, 3)
-    monkeypatch.setattr("dinit.evaluation.manifold._EXACT", 0)
-    monkeypatch.setattr("dinit.evaluation.manifold._ROWS", 32)
+    monkeypatch.setattr("dinit.evaluation.metrics.manifold._EXACT", 0)
+    monkeypatch.setattr("dinit.evaluation.metrics.manifold._ROWS", 32)
     fast = inside(x, y, 3)
     assert np.array_equal(exact.samples, fast.samples)
     assert np.array_equal(exact.reference, fast.reference)

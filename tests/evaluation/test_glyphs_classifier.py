@@ -10,7 +10,7 @@ import torch
 from dinit.data.glyphs import Glyphs
 from dinit.data.pixels import from_uint8
 from dinit.evaluation import evaluate_images
-from dinit.evaluation.glyphs_classifier import (
+from dinit.evaluation.features.glyphs_classifier import (
     SHIPPED,
     GlyphsClassifier,
     accuracy,
@@ -22,7 +22,7 @@ from dinit.evaluation.glyphs_classifier import (
 )
 
 needs_weights = pytest.mark.skipif(
-    not SHIPPED.exists(), reason="trained by python -m dinit.evaluation.glyphs_classifier, not yet shipped"
+    not SHIPPED.exists(), reason="trained by python -m dinit.evaluation.features.glyphs_classifier, not yet shipped"
 )
 
 

@@ -13,8 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from dinit.data.glyphs import Glyphs
-from dinit.evaluation.inputs import blockiness, copies, grey_share, uneven
-from dinit.evaluation.sets import Featured, spread_out
+from dinit.evaluation.image_features import Featured, spread_out
+from dinit.evaluation.sanity_checks import blockiness, copies, grey_share, uneven
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch_fidelity import FeatureExtractorBase, register_feature_extractor
 
-from dinit.evaluation.features import Extractor
-from dinit.evaluation.metrics import DEFAULT_METRICS, METRICS, Settings, check_metrics, measure
+from dinit.evaluation.features.base import Extractor
+from dinit.evaluation.metrics.base import DEFAULT_METRICS, METRICS, Settings, check_metrics, measure
 
 SETTINGS = Settings(kid_subset_size=20, kid_subsets=1, isc_splits=1, prc_neighborhood=3, seed=0)
 

@@ -12,13 +12,13 @@ from made_features import SETTINGS, case, featured, pictures
 from dinit.data.digits import Digits
 from dinit.data.glyphs import Glyphs
 from dinit.evaluation import EXTRACTORS, Extras, evaluate_images
-from dinit.evaluation.classes import class_distances, top_histogram
-from dinit.evaluation.encoders import CallableExtractor, mmd_rbf
-from dinit.evaluation.gaussian import Gaussian, gaussian_of
-from dinit.evaluation.glyphs_classifier import SHIPPED
-from dinit.evaluation.memorisation import figures, nearest
-from dinit.evaluation.metrics import METRICS, NotMeasured, measure, measure_case
-from dinit.evaluation.sets import Featured
+from dinit.evaluation.features.glyphs_classifier import SHIPPED
+from dinit.evaluation.image_features import Featured
+from dinit.evaluation.metrics.base import METRICS, NotMeasured, measure, measure_case
+from dinit.evaluation.metrics.classes import class_distances, top_histogram
+from dinit.evaluation.metrics.embedding_distances import CallableExtractor, mmd_rbf
+from dinit.evaluation.metrics.gaussian import Gaussian, gaussian_of
+from dinit.evaluation.metrics.memorisation import figures, nearest
 
 RNG = np.random.default_rng(1)
 
@@ -158,8 +158,8 @@ def test_nearest_neighbours_of_images_on_a_line() -> None:
 def test_neighbours_are_sought_over_all_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     samples, train = pictures(37, seed=1), pictures(90, seed=2)
     whole = nearest(samples, train)
-    monkeypatch.setattr("dinit.evaluation.memorisation._ROWS", 8)
-    monkeypatch.setattr("dinit.evaluation.memorisation._COLUMNS", 7)
+    monkeypatch.setattr("dinit.evaluation.metrics.memorisation._ROWS", 8)
+    monkeypatch.setattr("dinit.evaluation.metrics.memorisation._COLUMNS", 7)
     found = nearest(samples, train)
     distances = torch.cdist(samples.flatten(1).double(), train.flatten(1).double()) / 4
     assert np.allclose(found.first, distances.min(1).values)

@@ -15,9 +15,10 @@ import torch
 from PIL import Image
 
 from dinit.data.digits import Digits
-from dinit.evaluation import Extras, evaluate_images, plots
-from dinit.evaluation.page import html_page, write_page
-from dinit.evaluation.report import Report
+from dinit.evaluation import Extras, evaluate_images
+from dinit.evaluation.reports import plots
+from dinit.evaluation.reports.page import html_page, write_page
+from dinit.evaluation.reports.report import Report
 
 
 class Balanced(HTMLParser):

@@ -8,7 +8,7 @@ from made_features import case, featured
 
 from dinit.data.digits import Digits
 from dinit.evaluation import EXTRACTORS, compare, evaluate_images
-from dinit.evaluation.metrics import METRICS, Settings
+from dinit.evaluation.metrics.base import METRICS, Settings
 from dinit.evaluation.protocols import PROTOCOLS, choose_protocol, named_protocol
 from dinit.pipelines.evaluate import draw_labels
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from dinit.evaluation.reconstruction import psnr, ssim, window_for
+from dinit.evaluation.metrics.reconstruction import psnr, ssim, window_for
 
 C1, C2 = 0.01**2, 0.03**2
 IMAGES = torch.rand(2, 3, 15, 13, generator=torch.Generator().manual_seed(0)) * 2 - 1

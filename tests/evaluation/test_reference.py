@@ -13,12 +13,12 @@ from PIL import Image
 from dinit.data import epoch_order
 from dinit.data.digits import Digits
 from dinit.evaluation import evaluate_images
-from dinit.evaluation.digits_features import DigitsExtractor
-from dinit.evaluation.frechet import frechet_distance
-from dinit.evaluation.gaussian import gaussian_of
+from dinit.evaluation.features.digits import DigitsExtractor
+from dinit.evaluation.image_features import extract
+from dinit.evaluation.metrics.frechet import frechet_distance
+from dinit.evaluation.metrics.gaussian import gaussian_of
 from dinit.evaluation.reference import load_reference
 from dinit.evaluation.samples import is_samples, mapped, read_samples
-from dinit.evaluation.sets import extract
 from dinit.pipelines.evaluate import evaluate_samples
 from dinit.pipelines.statistics import write_reference
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from dinit.evaluation.report import REAL, Protocol, Report, Row, compare
+from dinit.evaluation.reports.report import REAL, Protocol, Report, Row, compare
 from dinit.files import write_atomically
 
 PROTOCOL = Protocol(

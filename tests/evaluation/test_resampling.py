@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from made_features import case, featured
 
-from dinit.evaluation.frechet import frechet_distance
-from dinit.evaluation.gaussian import Gaussian, gaussian_of
-from dinit.evaluation.metrics import METRICS
+from dinit.evaluation.image_features import Featured
+from dinit.evaluation.metrics.base import METRICS
+from dinit.evaluation.metrics.frechet import frechet_distance
+from dinit.evaluation.metrics.gaussian import Gaussian, gaussian_of
 from dinit.evaluation.resampling import fid_curve, intervals, line, resampled, wilson
-from dinit.evaluation.sets import Featured
 
 EXACT = Featured(0, statistics=Gaussian(np.zeros(4), np.eye(4)))
 

@@ -14,7 +14,7 @@ from dinit.checkpoints.layouts.adm import ADMClassifierLayout, ADMLayout, ADMSup
 from dinit.models.adm import ADM
 from dinit.models.adm_classifier import ADMClassifier
 from dinit.models.adm_superres import ADMSuperRes
-from dinit.pipelines.convert import convert
+from dinit.pipelines.weights.convert import convert
 
 LAYOUT_OF: dict[Any, Any] = {
     ADM: ADMLayout(),

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-_PRELOAD = ["dinit.pipelines.train", "dinit.pipelines.sharded", "dinit.training.recipe_checks"]
+_PRELOAD = ["dinit.pipelines.train", "dinit.pipelines.outputs.sets", "dinit.training.recipe.checks"]
 
 
 def start(processes: int, function: Callable[..., Any], *arguments: Any) -> list[BaseProcess]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dinit.pipelines.card import ship
+from dinit.pipelines.runs.card import ship
 from dinit.pipelines.train import train
 from dinit.training import parse_recipe
 

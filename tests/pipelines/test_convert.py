@@ -20,9 +20,9 @@ from reference import GOLDEN, Reference, references, relative_error
 from dinit.checkpoints.imagenet import imagenet_names
 from dinit.checkpoints.layouts import candidates
 from dinit.models.base import BACKBONES
-from dinit.pipelines.convert import RECORD, convert
-from dinit.pipelines.export import export
 from dinit.pipelines.generate import Pipeline
+from dinit.pipelines.weights.convert import RECORD, convert
+from dinit.pipelines.weights.export import export
 
 # Not whole denoisers, or with more inputs than a pipeline has.
 ELSEWHERE = ("SuperResModel", "EncoderUNetModel", "UNetBlock", "ResnetBlockBigGANpp")

@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 
 from dinit.checkpoints.interop.networks import DiffusersBackbone
 from dinit.pipelines.generate import Pipeline
-from dinit.pipelines.manifest import describe
+from dinit.pipelines.outputs.manifest import describe
 from dinit.samplers import NoiseSource
 from dinit.samplers.guidance.cfg import CFG
 

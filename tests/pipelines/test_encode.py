@@ -19,10 +19,10 @@ from dinit.cli import main
 from dinit.data import DATASETS
 from dinit.data.latent_cache import MANIFEST, shard_file
 from dinit.data.latents import Latents
-from dinit.evaluation.reconstruction import psnr, ssim
+from dinit.evaluation.metrics.reconstruction import psnr, ssim
 from dinit.files import only_writer
 from dinit.models.codec import AutoencoderKLCodec
-from dinit.pipelines.encode import Encoded, Options, encode
+from dinit.pipelines.weights.encode import Encoded, Options, encode
 from dinit.training.autoencoder import AutoencoderRecipe, make_autoencoder
 
 DATA = {"name": "digits", "split": "test"}  # 359 images of 8×8

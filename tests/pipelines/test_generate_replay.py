@@ -15,10 +15,10 @@ from torch import nn
 
 from dinit.models.base import BACKBONES
 from dinit.pipelines.generate import Pipeline, Trajectory
-from dinit.pipelines.manifest import read_manifest, weights_sha256
-from dinit.pipelines.output import save_animation, save_folder, save_sheet
-from dinit.pipelines.pictures import lay_out, to_pil
-from dinit.pipelines.replay import replay
+from dinit.pipelines.outputs.files import save_animation, save_folder, save_sheet
+from dinit.pipelines.outputs.manifest import read_manifest, weights_sha256
+from dinit.pipelines.outputs.replay import replay
+from dinit.pipelines.outputs.sheets import lay_out, to_pil
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 
 from dinit.data import DATASETS
-from dinit.pipelines.encode import Options, encode
 from dinit.pipelines.generate import Pipeline
 from dinit.pipelines.train import train
+from dinit.pipelines.weights.encode import Options, encode
 from dinit.training import Recipe, parse_recipe
 from dinit.training.autoencoder import AutoencoderRecipe, reconstruction, train_autoencoder
 

@@ -21,11 +21,11 @@ from torch import nn
 from dinit.cli import main
 from dinit.files import only_writer
 from dinit.models.base import BACKBONES
-from dinit.pipelines import sharded
 from dinit.pipelines.generate import Pipeline
-from dinit.pipelines.image_set import ImageSetError, differences, image_path, pack, png_bytes, read_labels
-from dinit.pipelines.replay import replay
-from dinit.pipelines.sharded import Progress, class_of, generate_set
+from dinit.pipelines.outputs import sets as sharded
+from dinit.pipelines.outputs.replay import replay
+from dinit.pipelines.outputs.set_files import ImageSetError, differences, image_path, pack, png_bytes, read_labels
+from dinit.pipelines.outputs.sets import Progress, class_of, generate_set
 
 COUNT, GROUP = 22, 4  # the last group is half full
 

@@ -11,7 +11,7 @@ import torch
 import dinit
 from dinit import Pipeline
 from dinit.evaluation import classify
-from dinit.evaluation.glyphs_classifier import load_glyphs_classifier
+from dinit.evaluation.features.glyphs_classifier import load_glyphs_classifier
 from dinit.pipelines.loading import SHIPPED, shipped
 from dinit.training import load_recipe
 

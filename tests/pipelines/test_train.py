@@ -20,14 +20,14 @@ from safetensors.torch import load_file
 
 from dinit.data.order import sample_indices
 from dinit.pipelines.generate import Pipeline
-from dinit.pipelines.posthoc import pipeline_of_width
+from dinit.pipelines.runs.posthoc import pipeline_of_width
 from dinit.pipelines.train import train
 from dinit.training import Objective, Recipe, parse_recipe
-from dinit.training.checkpoint import list_checkpoints
-from dinit.training.faults import TrainingDiverged
-from dinit.training.loss_log import read_losses
-from dinit.training.parts import make_backbone, make_data
-from dinit.training.run_folder import RunFolderError
+from dinit.training.build import make_backbone, make_data
+from dinit.training.run.checkpoint import list_checkpoints
+from dinit.training.run.divergence import TrainingDiverged
+from dinit.training.run.folder import RunFolderError
+from dinit.training.run.log import read_losses
 
 TINY = """\
 name: tiny
@@ -112,7 +112,7 @@ def killed_run(folder: Path, kills: int, seed: int) -> None:
     """Starts a run again and again, killing it `kills` times at random moments; the last one finishes."""
     # Children are forked from a server that has imported everything, so that each starts within moments.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["dinit.pipelines.train", "dinit.training.recipe_checks"])
+    context.set_forkserver_preload(["dinit.pipelines.train", "dinit.training.recipe.checks"])
     chance = random.Random(seed)
     for attempt in range(kills + 1):
         child = context.Process(target=_train_in_child, args=(str(folder),))

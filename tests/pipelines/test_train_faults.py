@@ -22,10 +22,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dinit.pipelines import train as loop
 from dinit.pipelines.train import train
 from dinit.training import Recipe, parse_recipe
-from dinit.training.checkpoint import CheckpointError, list_checkpoints, load_checkpoint
-from dinit.training.faults import TrainingDiverged
-from dinit.training.loss_log import read_losses
-from dinit.training.stopping import TrainingStopped
+from dinit.training.run.checkpoint import CheckpointError, list_checkpoints, load_checkpoint
+from dinit.training.run.divergence import TrainingDiverged
+from dinit.training.run.log import read_losses
+from dinit.training.run.stopping import TrainingStopped
 
 RECIPE = """\
 name: tiny

@@ -15,10 +15,10 @@ from safetensors.torch import load_file
 
 from dinit.pipelines.train import train
 from dinit.training import parse_recipe
-from dinit.training.checkpoint import list_checkpoints
-from dinit.training.loss_log import read_losses
 from dinit.training.optimizer import learning_rate
-from dinit.training.stopping import TrainingStopped
+from dinit.training.run.checkpoint import list_checkpoints
+from dinit.training.run.log import read_losses
+from dinit.training.run.stopping import TrainingStopped
 
 RECIPE = """\
 name: tiny

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from dinit.diffusion import Condition, Denoised, Denoiser, Scales
 from dinit.diffusion.continuous import EDM, GVP, VE, VP, LinearFlow, SubVP
-from dinit.samplers.adaptive import RK45
-from dinit.samplers.dpm_adaptive import DPMAdaptive
+from dinit.samplers.ode.dpm_adaptive import DPMAdaptive
+from dinit.samplers.ode.rk45 import RK45
 
 PATHS = {"Linear": LinearFlow(), "GVP": GVP(), "VP": VP(), "CondOTScheduler": LinearFlow()}
 PATHS |= {"vp": VP(), "subvp": SubVP(), "ve": VE()}

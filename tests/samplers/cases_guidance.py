@@ -12,15 +12,15 @@ from dinit.diffusion import Condition, Denoised, Denoiser, Scales
 from dinit.diffusion.discrete import VPDiscrete
 from dinit.models.analytic import MixtureDenoiser
 from dinit.samplers import RecordedNoise
-from dinit.samplers.ddim import DDIM
-from dinit.samplers.ddpm import DDPM
-from dinit.samplers.dpmpp import DPMpp2M
 from dinit.samplers.guidance.apg import projected
 from dinit.samplers.guidance.cads import CADS, anneal, noised
 from dinit.samplers.guidance.cfg import extrapolate, restore_spread
 from dinit.samplers.guidance.cfg_zero import optimal_scale
 from dinit.samplers.guidance.classifier import Classifier
 from dinit.samplers.guidance.threshold import DynamicThreshold
+from dinit.samplers.multistep.dpmpp import DPMpp2M
+from dinit.samplers.ode.ddim import DDIM
+from dinit.samplers.sde.ddpm import DDPM
 
 
 class ExactClassifier:

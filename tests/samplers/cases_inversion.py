@@ -9,10 +9,10 @@ from torch import Tensor
 from dinit.diffusion import Process
 from dinit.diffusion.discrete import VPDiscrete
 from dinit.samplers import Sampler
-from dinit.samplers.ddim import DDIM
-from dinit.samplers.grids import Timesteps
-from dinit.samplers.inversion import DDIMInverse, ascend
-from dinit.samplers.respacing import Respaced
+from dinit.samplers.grids.base import Timesteps
+from dinit.samplers.grids.respacing import Respaced
+from dinit.samplers.inversion.invert import DDIMInverse, ascend
+from dinit.samplers.ode.ddim import DDIM
 
 
 def climb(golden: Golden, sampler: Sampler, process: Process, grid: Tensor) -> Tensor:

@@ -12,11 +12,11 @@ from golden import Golden, LearnedRange, Pairs, covers
 from dinit.diffusion import Process
 from dinit.diffusion.continuous import EDM, VE, VP, LinearFlow, SubVP
 from dinit.diffusion.discrete import VPDiscrete
+from dinit.likelihood.bound import variational_bound
+from dinit.likelihood.ode import Exact, Flow, Hutchinson, gaussian_log_prob, log_likelihood
 from dinit.samplers import RecordedNoise
-from dinit.samplers.charts import TIME
-from dinit.samplers.likelihood import Exact, Flow, Hutchinson, gaussian_log_prob, log_likelihood
-from dinit.samplers.respacing import Respaced
-from dinit.samplers.variational import variational_bound
+from dinit.samplers.grids.respacing import Respaced
+from dinit.samplers.multistep.ode_variables import TIME
 
 F64 = torch.float64
 

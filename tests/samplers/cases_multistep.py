@@ -13,14 +13,14 @@ from dinit.diffusion import Condition, Denoised, Denoiser, Scales
 from dinit.diffusion.continuous import EDM
 from dinit.diffusion.discrete import VPDiscrete
 from dinit.samplers import Sampler
-from dinit.samplers.adams import AdamsBashforth, ExponentialAB
-from dinit.samplers.deis import DEIS
-from dinit.samplers.dpm_solver import DPMpp2S, DPMpp3M, DPMSolver1, DPMSolver2, DPMSolver3
-from dinit.samplers.grids import Karras, LogSNR, Timesteps
-from dinit.samplers.lms import LMS
-from dinit.samplers.pndm import IPNDM, PNDM
-from dinit.samplers.unified import Rule, Unified, lower_at_the_end
-from dinit.samplers.unipc import UniPC
+from dinit.samplers.grids.base import Karras, LogSNR, Timesteps
+from dinit.samplers.multistep.adams import AdamsBashforth, ExponentialAB
+from dinit.samplers.multistep.deis import DEIS
+from dinit.samplers.multistep.dpm_solver import DPMpp2S, DPMpp3M, DPMSolver1, DPMSolver2, DPMSolver3
+from dinit.samplers.multistep.lms import LMS
+from dinit.samplers.multistep.pndm import IPNDM, PNDM
+from dinit.samplers.multistep.unified import Rule, Unified, lower_at_the_end
+from dinit.samplers.multistep.unipc import UniPC
 
 
 def levels_of(sigmas: Tensor, flow: bool) -> Levels:

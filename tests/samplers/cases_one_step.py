@@ -14,11 +14,11 @@ from dinit.diffusion.continuous import EDM, GVP, VP, LinearFlow
 from dinit.diffusion.discrete import VPDiscrete
 from dinit.samplers import RecordedNoise, Sampler
 from dinit.samplers.base import Denoise, StepNoise
-from dinit.samplers.euler import Euler, Heun
-from dinit.samplers.flow_solvers import FlowHeun
-from dinit.samplers.grids import Karras
-from dinit.samplers.karras_solvers import DPM2, EDMEuler, EDMHeun
-from dinit.samplers.runge_kutta import RK4, Heun3, Midpoint
+from dinit.samplers.grids.base import Karras
+from dinit.samplers.ode.edm import DPM2, EDMEuler, EDMHeun
+from dinit.samplers.ode.euler import Euler, Heun
+from dinit.samplers.ode.flow_solvers import FlowHeun
+from dinit.samplers.ode.runge_kutta import RK4, Heun3, Midpoint
 
 PATHS = {"Linear": LinearFlow(), "GVP": GVP(), "VP": VP()}
 METHODS = {"midpoint": Midpoint(), "heun3": Heun3(), "rk4": RK4("3/8")}

@@ -13,14 +13,14 @@ from torch import Tensor
 from dinit.diffusion.continuous import EDM, GVP, VP, LinearFlow
 from dinit.diffusion.discrete import VPDiscrete
 from dinit.samplers import Sampler
-from dinit.samplers.ancestral import Ancestral
-from dinit.samplers.ddim import DDIM
-from dinit.samplers.dpmpp_sde import DPMpp2MSDE, DPMpp3MSDE, DPMppSDE
-from dinit.samplers.flow_sde import FlowSDE
-from dinit.samplers.grids import Karras, LogSNR
-from dinit.samplers.predictor_corrector import PredictorCorrector, renoised
-from dinit.samplers.sa_solver import History, SASolver
-from dinit.samplers.sde import EulerMaruyama
+from dinit.samplers.grids.base import Karras, LogSNR
+from dinit.samplers.ode.ddim import DDIM
+from dinit.samplers.sde.ancestral import Ancestral
+from dinit.samplers.sde.dpmpp_sde import DPMpp2MSDE, DPMpp3MSDE, DPMppSDE
+from dinit.samplers.sde.euler_maruyama import EulerMaruyama
+from dinit.samplers.sde.flow_sde import FlowSDE
+from dinit.samplers.sde.predictor_corrector import PredictorCorrector, renoised
+from dinit.samplers.sde.sa_solver import History, SASolver
 
 # --- k-diffusion -------------------------------------------------------------------------------------------------
 

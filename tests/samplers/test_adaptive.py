@@ -9,11 +9,11 @@ from torch import Tensor
 from dinit.diffusion import PROCESSES
 from dinit.diffusion.continuous import EDM, VE, VP, LinearFlow
 from dinit.models.analytic import GaussianDenoiser, MixtureDenoiser
-from dinit.samplers.adaptive import DIFFERENCE, DORMAND_PRINCE, FOURTH_ORDER, RK45
-from dinit.samplers.dpm_adaptive import DPMAdaptive
 from dinit.samplers.guidance import apply_guidance
 from dinit.samplers.guidance.cads import CADS
 from dinit.samplers.guidance.cfg import CFG
+from dinit.samplers.ode.dpm_adaptive import DPMAdaptive
+from dinit.samplers.ode.rk45 import DIFFERENCE, DORMAND_PRINCE, FOURTH_ORDER, RK45
 
 F64 = torch.float64
 
@@ -110,7 +110,7 @@ def test_grid_times_do_not_stop_its_stride() -> None:
     ],
 )
 def test_refusals(call, error: type[Exception], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dinit.samplers.adaptive.MOST_TRIALS", 100)
+    monkeypatch.setattr("dinit.samplers.ode.rk45.MOST_TRIALS", 100)
     with pytest.raises(error, match=message):
         call(GaussianDenoiser(VP(), 0.3, 0.5, (1, 2, 2)), randn(2, 1, 2, 2))
 

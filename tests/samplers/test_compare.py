@@ -16,10 +16,10 @@ from dinit.diffusion import PROCESSES
 from dinit.diffusion.continuous import VP, LinearFlow
 from dinit.models.analytic import MixtureDenoiser
 from dinit.samplers import SAMPLERS, Comparison, compare
-from dinit.samplers.ddim import DDIM
-from dinit.samplers.dpmpp import DPMpp2M
-from dinit.samplers.euler import Heun
-from dinit.samplers.predictor_corrector import PredictorCorrector
+from dinit.samplers.multistep.dpmpp import DPMpp2M
+from dinit.samplers.ode.ddim import DDIM
+from dinit.samplers.ode.euler import Heun
+from dinit.samplers.sde.predictor_corrector import PredictorCorrector
 
 F64 = torch.float64
 NOISE = torch.randn(4, 1, 3, 3, generator=torch.Generator().manual_seed(1))

@@ -18,17 +18,17 @@ from dinit.diffusion.continuous import EDM, VP, LinearFlow, SubVP
 from dinit.diffusion.discrete import VPDiscrete
 from dinit.models.analytic import MixtureDenoiser
 from dinit.samplers import GRIDS, SAMPLERS, NoiseSource, RecordedNoise, Sampler
-from dinit.samplers.ddim import DDIM
-from dinit.samplers.ddpm import DDPM
-from dinit.samplers.dpmpp import DPMpp2M
-from dinit.samplers.euler import Euler, Heun
-from dinit.samplers.grids import Karras, LogSNR, Times, Timesteps, Uniform
+from dinit.samplers.grids.base import Karras, LogSNR, Times, Timesteps, Uniform
+from dinit.samplers.grids.respacing import Respaced
 from dinit.samplers.guidance import GUIDANCES, apply_guidance
 from dinit.samplers.guidance.cads import CADS
 from dinit.samplers.guidance.cfg import CFG
-from dinit.samplers.predictor_corrector import PredictorCorrector
-from dinit.samplers.respacing import Respaced
-from dinit.samplers.score_sde import ScoreSDE
+from dinit.samplers.multistep.dpmpp import DPMpp2M
+from dinit.samplers.ode.ddim import DDIM
+from dinit.samplers.ode.euler import Euler, Heun
+from dinit.samplers.sde.ddpm import DDPM
+from dinit.samplers.sde.predictor_corrector import PredictorCorrector
+from dinit.samplers.sde.score_sde import ScoreSDE
 
 F64 = torch.float64
 

@@ -9,16 +9,16 @@ from dinit import Pipeline
 from dinit.diffusion import PROCESSES
 from dinit.diffusion.continuous import EDM, LinearFlow
 from dinit.diffusion.discrete import VPDiscrete
-from dinit.evaluation.classifier import SHIPPED, load_classifier
+from dinit.evaluation.features.digits_classifier import SHIPPED, load_classifier
 from dinit.models.analytic import GaussianDenoiser
 from dinit.samplers import SAMPLERS
-from dinit.samplers.bdia import BDIAEDM
-from dinit.samplers.comparison import compare
-from dinit.samplers.grids import Karras, LogSNR, Uniform, default_grid
-from dinit.samplers.grids_shifted import Shifted
-from dinit.samplers.inversion import invert
-from dinit.samplers.karras_solvers import EDMHeun
-from dinit.samplers.predictor_corrector import PredictorCorrector
+from dinit.samplers.compare import compare
+from dinit.samplers.grids.base import Karras, LogSNR, Uniform, default_grid
+from dinit.samplers.grids.shifted import Shifted
+from dinit.samplers.inversion.bdia import BDIAEDM
+from dinit.samplers.inversion.invert import invert
+from dinit.samplers.ode.edm import EDMHeun
+from dinit.samplers.sde.predictor_corrector import PredictorCorrector
 
 CHAIN = VPDiscrete("cosine")
 

@@ -16,11 +16,11 @@ from dinit.diffusion.continuous import VP, LinearFlow
 from dinit.diffusion.discrete import VPDiscrete
 from dinit.models.analytic import MixtureDenoiser
 from dinit.samplers import NoiseSource, RecordedNoise
-from dinit.samplers.ddim import DDIM
 from dinit.samplers.guidance import apply_guidance
 from dinit.samplers.guidance.cads import CADS, anneal, noised
 from dinit.samplers.guidance.cfg import CFG, extrapolate, restore_spread
 from dinit.samplers.guidance.clip import ClipX0
+from dinit.samplers.ode.ddim import DDIM
 
 FOLDER = Path(__file__).parents[1] / "golden" / "samplers"
 

@@ -17,9 +17,6 @@ from dinit.diffusion.continuous import EDM, GVP, VP, LinearFlow
 from dinit.diffusion.discrete import VPDiscrete
 from dinit.models.analytic import GaussianDenoiser, MixtureDenoiser
 from dinit.samplers import NoiseSource
-from dinit.samplers.ddim import DDIM
-from dinit.samplers.ddpm import DDPM
-from dinit.samplers.euler import Euler, Heun
 from dinit.samplers.guidance import GUIDANCES, Guidance, apply_guidance
 from dinit.samplers.guidance.apg import APG
 from dinit.samplers.guidance.autoguidance import Autoguidance
@@ -35,6 +32,9 @@ from dinit.samplers.guidance.negative import Negative
 from dinit.samplers.guidance.noise_damped import NoiseDamped
 from dinit.samplers.guidance.schedule import SCHEDULES, PowerCosine
 from dinit.samplers.guidance.threshold import DynamicThreshold, percentile_of
+from dinit.samplers.ode.ddim import DDIM
+from dinit.samplers.ode.euler import Euler, Heun
+from dinit.samplers.sde.ddpm import DDPM
 
 NULL = 3
 

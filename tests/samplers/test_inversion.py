@@ -11,13 +11,13 @@ from torch import Tensor
 from dinit.diffusion import PROCESSES, Process
 from dinit.models.analytic import GaussianDenoiser, MixtureDenoiser
 from dinit.samplers import SAMPLERS, Sampler
-from dinit.samplers.bdia import BDIADDIM, BDIAEDM
-from dinit.samplers.ddim import DDIM
-from dinit.samplers.edict import EDICT
 from dinit.samplers.guidance import apply_guidance
 from dinit.samplers.guidance.cads import CADS
 from dinit.samplers.guidance.cfg import CFG
-from dinit.samplers.inversion import EITHER_WAY, DDIMInverse, Reversible, ascend, invert
+from dinit.samplers.inversion.bdia import BDIADDIM, BDIAEDM
+from dinit.samplers.inversion.edict import EDICT
+from dinit.samplers.inversion.invert import EITHER_WAY, DDIMInverse, Reversible, ascend, invert
+from dinit.samplers.ode.ddim import DDIM
 
 F64 = torch.float64
 EXACT = [EDICT(), EDICT(0.93, "eps"), BDIADDIM(), BDIAEDM()]

@@ -13,16 +13,16 @@ from torch import Tensor, nn
 from dinit.diffusion import PARAMETERIZATIONS, PROCESSES, BackboneDenoiser, Denoised, Process, Scales
 from dinit.diffusion.condition import Condition
 from dinit.diffusion.continuous import VP
+from dinit.likelihood.bound import discretised_log_prob, normal_kl, variational_bound
+from dinit.likelihood.ode import Exact, Flow, Hutchinson, dequantise, gaussian_log_prob, log_likelihood
 from dinit.models.analytic import GaussianDenoiser, MixtureDenoiser
 from dinit.models.base import BACKBONES
 from dinit.samplers import NoiseSource
-from dinit.samplers.charts import STRAIGHT, TIME
-from dinit.samplers.ddim import transition_variance
 from dinit.samplers.guidance import apply_guidance
 from dinit.samplers.guidance.cfg import CFG
-from dinit.samplers.likelihood import Exact, Flow, Hutchinson, dequantise, gaussian_log_prob, log_likelihood
-from dinit.samplers.runge_kutta import RK4
-from dinit.samplers.variational import discretised_log_prob, normal_kl, variational_bound
+from dinit.samplers.multistep.ode_variables import STRAIGHT, TIME
+from dinit.samplers.ode.ddim import transition_variance
+from dinit.samplers.ode.runge_kutta import RK4
 
 F64 = torch.float64
 LABELS = torch.tensor([0, 1, 2, 0])

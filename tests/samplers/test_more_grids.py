@@ -13,11 +13,18 @@ from dinit.diffusion.continuous import EDM, GVP, VP, LinearFlow
 from dinit.diffusion.discrete import VPDiscrete
 from dinit.models.analytic import GaussianDenoiser
 from dinit.samplers import GRIDS
-from dinit.samplers.ddim import DDIM
-from dinit.samplers.euler import Euler
-from dinit.samplers.grids import Karras, LogSNR, Times
-from dinit.samplers.grids_more import ALIGNED, AlignYourSteps, Exponential, Polyexponential, Quadratic, VPInSigma
-from dinit.samplers.timestep_search import Evolution, search_timesteps
+from dinit.samplers.grids.base import Karras, LogSNR, Times
+from dinit.samplers.grids.noise_level import (
+    ALIGNED,
+    AlignYourSteps,
+    Exponential,
+    Polyexponential,
+    Quadratic,
+    VPInSigma,
+)
+from dinit.samplers.ode.ddim import DDIM
+from dinit.samplers.ode.euler import Euler
+from dinit.samplers.search.timesteps import Evolution, search_timesteps
 
 F64 = torch.float64
 MORE = [Exponential(), Polyexponential(), Polyexponential(0.7), Quadratic(), VPInSigma()]

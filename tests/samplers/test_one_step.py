@@ -12,13 +12,13 @@ from dinit.diffusion import PROCESSES
 from dinit.diffusion.continuous import EDM, GVP, VE, VP, LinearFlow
 from dinit.models.analytic import GaussianDenoiser
 from dinit.samplers import SAMPLERS, RecordedNoise, Sampler
-from dinit.samplers.ddim import DDIM
-from dinit.samplers.euler import Heun
-from dinit.samplers.flow import FlowEuler
-from dinit.samplers.flow_solvers import FlowHeun, FlowMidpoint, FlowTurbo
-from dinit.samplers.karras_solvers import DPM2, EDMEuler, EDMHeun
-from dinit.samplers.restart import Interval, Restart
-from dinit.samplers.runge_kutta import HEUN3, MIDPOINT, RK4, RK4_CLASSIC, RK38, TRAPEZOID, Heun3, Midpoint
+from dinit.samplers.ode.ddim import DDIM
+from dinit.samplers.ode.edm import DPM2, EDMEuler, EDMHeun
+from dinit.samplers.ode.euler import Heun
+from dinit.samplers.ode.flow import FlowEuler
+from dinit.samplers.ode.flow_solvers import FlowHeun, FlowMidpoint, FlowTurbo
+from dinit.samplers.ode.restart import Interval, Restart
+from dinit.samplers.ode.runge_kutta import HEUN3, MIDPOINT, RK4, RK4_CLASSIC, RK38, TRAPEZOID, Heun3, Midpoint
 
 F64 = torch.float64
 ONE_STEP = [Midpoint(), Heun3(), RK4(), RK4("3/8"), FlowHeun(), FlowMidpoint(), FlowTurbo(), EDMEuler(), EDMHeun()]

@@ -13,7 +13,7 @@ from dinit.diffusion.continuous import EDM, GVP, VE, VP, LinearFlow, SubVP
 from dinit.diffusion.discrete import VPDiscrete
 from dinit.models.analytic import GaussianDenoiser
 from dinit.samplers import SAMPLERS
-from dinit.samplers.predictor_corrector import PredictorCorrector
+from dinit.samplers.sde.predictor_corrector import PredictorCorrector
 
 F64 = torch.float64
 

@@ -12,12 +12,12 @@ from dinit.diffusion import PROCESSES
 from dinit.diffusion.continuous import EDM, VP, LinearFlow
 from dinit.models.analytic import GaussianDenoiser
 from dinit.samplers import NoiseSource, Sampler
-from dinit.samplers.ddim import DDIM, ancestral_std
-from dinit.samplers.ddpm import DDPM
-from dinit.samplers.dpmpp_sde import DPMpp2MSDE
-from dinit.samplers.euler import Euler
-from dinit.samplers.predictor_corrector import PredictorCorrector, renoised
-from dinit.samplers.sde import EulerMaruyama
+from dinit.samplers.ode.ddim import DDIM, ancestral_std
+from dinit.samplers.ode.euler import Euler
+from dinit.samplers.sde.ddpm import DDPM
+from dinit.samplers.sde.dpmpp_sde import DPMpp2MSDE
+from dinit.samplers.sde.euler_maruyama import EulerMaruyama
+from dinit.samplers.sde.predictor_corrector import PredictorCorrector, renoised
 
 TIMES = torch.linspace(0.9, 0.1, 6, dtype=torch.float64)
 

@@ -22,17 +22,17 @@ from dinit.diffusion import Denoised
 from dinit.diffusion.continuous import EDM, GVP, VE, VP, LinearFlow, SubVP
 from dinit.diffusion.discrete import VPDiscrete
 from dinit.diffusion.process import Process
-from dinit.samplers.ddim import DDIM
-from dinit.samplers.ddpm import DDPM, ancestral_transition
-from dinit.samplers.dpmpp import DPMpp2M
-from dinit.samplers.euler import Euler, Heun
-from dinit.samplers.flow import FlowEuler
-from dinit.samplers.grids import Karras, LogSNR, Timesteps
-from dinit.samplers.grids_more import Exponential, Polyexponential, VPInSigma
+from dinit.samplers.grids.base import Karras, LogSNR, Timesteps
+from dinit.samplers.grids.noise_level import Exponential, Polyexponential, VPInSigma
+from dinit.samplers.grids.respacing import Respaced
 from dinit.samplers.guidance.cfg import CFG
 from dinit.samplers.guidance.clip import ClipX0
-from dinit.samplers.respacing import Respaced
-from dinit.samplers.score_sde import ScoreSDE
+from dinit.samplers.multistep.dpmpp import DPMpp2M
+from dinit.samplers.ode.ddim import DDIM
+from dinit.samplers.ode.euler import Euler, Heun
+from dinit.samplers.ode.flow import FlowEuler
+from dinit.samplers.sde.ddpm import DDPM, ancestral_transition
+from dinit.samplers.sde.score_sde import ScoreSDE
 
 # Published runs whose reference does something that dinit does not reproduce, and why.
 NOT_COVERED = {

@@ -15,19 +15,19 @@ from dinit.diffusion.continuous import EDM, GVP, VE, VP, LinearFlow, SubVP
 from dinit.diffusion.discrete import VPDiscrete
 from dinit.models.analytic import GaussianDenoiser
 from dinit.samplers import Sampler
-from dinit.samplers.ancestral import Ancestral
-from dinit.samplers.ddim import DDIM
-from dinit.samplers.ddpm import DDPM
-from dinit.samplers.dpmpp import DPMpp2M
-from dinit.samplers.dpmpp_sde import DPMpp2MSDE, DPMpp3MSDE, DPMppSDE
-from dinit.samplers.er_sde import ERSDE
-from dinit.samplers.euler import Euler, Heun
-from dinit.samplers.exponential_sde import lagrange_weights
-from dinit.samplers.exponential_sde import moments as theta_moments
-from dinit.samplers.flow_sde import DIFFUSIONS, FlowSDE
-from dinit.samplers.predictor_corrector import PredictorCorrector, ReverseDiffusion
-from dinit.samplers.sa_solver import SASolver
-from dinit.samplers.sde import EulerMaruyama
+from dinit.samplers.multistep.dpmpp import DPMpp2M
+from dinit.samplers.ode.ddim import DDIM
+from dinit.samplers.ode.euler import Euler, Heun
+from dinit.samplers.sde.ancestral import Ancestral
+from dinit.samplers.sde.ddpm import DDPM
+from dinit.samplers.sde.dpmpp_sde import DPMpp2MSDE, DPMpp3MSDE, DPMppSDE
+from dinit.samplers.sde.er_sde import ERSDE
+from dinit.samplers.sde.euler_maruyama import EulerMaruyama
+from dinit.samplers.sde.exponential import lagrange_weights
+from dinit.samplers.sde.exponential import moments as theta_moments
+from dinit.samplers.sde.flow_sde import DIFFUSIONS, FlowSDE
+from dinit.samplers.sde.predictor_corrector import PredictorCorrector, ReverseDiffusion
+from dinit.samplers.sde.sa_solver import SASolver
 
 F64 = torch.float64
 STOCHASTIC = [

@@ -12,11 +12,11 @@ from dinit.diffusion.continuous import EDM, VP, LinearFlow
 from dinit.diffusion.process import Process
 from dinit.models.analytic import MixtureDenoiser
 from dinit.samplers import SAMPLERS
-from dinit.samplers.adams import ExponentialAB
-from dinit.samplers.grids import LogSNR, Times
-from dinit.samplers.integral import Form, weights
-from dinit.samplers.solver_fit import Schedule, fit
-from dinit.samplers.unified import Rule, Unified, rule_order
+from dinit.samplers.grids.base import LogSNR, Times
+from dinit.samplers.multistep.adams import ExponentialAB
+from dinit.samplers.multistep.exponential_weights import Form, weights
+from dinit.samplers.multistep.unified import Rule, Unified, rule_order
+from dinit.samplers.search.fit import Schedule, fit
 
 PROCESSES = [VP(), LinearFlow(), EDM()]
 

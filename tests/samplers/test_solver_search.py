@@ -14,9 +14,9 @@ from torch import Tensor
 from dinit.diffusion.continuous import VP, LinearFlow
 from dinit.diffusion.process import Process
 from dinit.models.analytic import MixtureDenoiser
-from dinit.samplers.adams import ExponentialAB
-from dinit.samplers.dpmpp import DPMpp2M
-from dinit.samplers.solver_search import Found, SolverSearch, moved
+from dinit.samplers.multistep.adams import ExponentialAB
+from dinit.samplers.multistep.dpmpp import DPMpp2M
+from dinit.samplers.search.solver import Found, SolverSearch, moved
 
 SEARCH = SolverSearch(population=8, generations=6, fit=0, reference_steps=60)
 

@@ -14,13 +14,13 @@ from dinit.diffusion.continuous import EDM, GVP, VE, VP, LinearFlow, SubVP
 from dinit.diffusion.discrete import VPDiscrete
 from dinit.models.analytic import GaussianDenoiser, MixtureDenoiser
 from dinit.samplers import SAMPLERS, Sampler
-from dinit.samplers.ddim import DDIM
-from dinit.samplers.ddpm import DDPM
-from dinit.samplers.dpmpp import DPMpp2M
-from dinit.samplers.euler import Euler, Heun
-from dinit.samplers.flow import FlowEuler
-from dinit.samplers.predictor_corrector import PredictorCorrector, langevin_step_size
-from dinit.samplers.sde import EulerMaruyama
+from dinit.samplers.multistep.dpmpp import DPMpp2M
+from dinit.samplers.ode.ddim import DDIM
+from dinit.samplers.ode.euler import Euler, Heun
+from dinit.samplers.ode.flow import FlowEuler
+from dinit.samplers.sde.ddpm import DDPM
+from dinit.samplers.sde.euler_maruyama import EulerMaruyama
+from dinit.samplers.sde.predictor_corrector import PredictorCorrector, langevin_step_size
 
 DETERMINISTIC = [DDIM(), Euler(), Heun(), DPMpp2M(), DPMpp2M("heun"), DPMpp2M(levels=1), FlowEuler()]
 STOCHASTIC = [

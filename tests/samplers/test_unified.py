@@ -14,17 +14,17 @@ from dinit.diffusion.continuous import EDM, GVP, VP, LinearFlow
 from dinit.diffusion.discrete import VPDiscrete
 from dinit.models.analytic import GaussianDenoiser, MixtureDenoiser
 from dinit.samplers import SAMPLERS, Sampler
-from dinit.samplers.adams import AdamsBashforth, ExponentialAB
-from dinit.samplers.ddim import DDIM
-from dinit.samplers.deis import DEIS
-from dinit.samplers.dpm_solver import DPMpp2S, DPMpp3M, DPMSolver1, DPMSolver2, DPMSolver3
-from dinit.samplers.dpmpp import DPMpp2M
-from dinit.samplers.euler import Euler
-from dinit.samplers.integral import Form, gauss_legendre, weights
-from dinit.samplers.lms import LMS
-from dinit.samplers.pndm import IPNDM, PNDM
-from dinit.samplers.unified import Planned, Rule, Unified, lower_at_the_end
-from dinit.samplers.unipc import UniPC
+from dinit.samplers.multistep.adams import AdamsBashforth, ExponentialAB
+from dinit.samplers.multistep.deis import DEIS
+from dinit.samplers.multistep.dpm_solver import DPMpp2S, DPMpp3M, DPMSolver1, DPMSolver2, DPMSolver3
+from dinit.samplers.multistep.dpmpp import DPMpp2M
+from dinit.samplers.multistep.exponential_weights import Form, gauss_legendre, weights
+from dinit.samplers.multistep.lms import LMS
+from dinit.samplers.multistep.pndm import IPNDM, PNDM
+from dinit.samplers.multistep.unified import Planned, Rule, Unified, lower_at_the_end
+from dinit.samplers.multistep.unipc import UniPC
+from dinit.samplers.ode.ddim import DDIM
+from dinit.samplers.ode.euler import Euler
 
 F64 = torch.float64
 FULL = ("corrected", "corrected", "corrected", "single-step")  # warm-ups that orders 1, 2, 3, 4 need

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dinit.models.base import BACKBONES, Backbone
 from dinit.models.layers.modulation import Modulation
-from dinit.training.adapters import (
+from dinit.training.finetune.adapters import (
     LowRank,
     ScaledGates,
     adapt_difffit,

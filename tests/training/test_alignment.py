@@ -16,14 +16,14 @@ from dinit.models.base import BACKBONES, Backbone
 from dinit.pipelines.generate import Pipeline
 from dinit.pipelines.train import train
 from dinit.training import RecipeError, parse_recipe
-from dinit.training.alignment import Alignment, Probe, find_block
-from dinit.training.checkpoint import list_checkpoints
-from dinit.training.encoders import make_encoder
-from dinit.training.loss_log import read_losses
+from dinit.training.build import make_backbone, make_data
 from dinit.training.network import TrainingNetwork
-from dinit.training.parts import make_backbone, make_data
-from dinit.training.recipe import Named
-from dinit.training.routing import Route, Routing
+from dinit.training.recipe.model import Named
+from dinit.training.regularizers.alignment import Alignment, Probe, find_block
+from dinit.training.regularizers.encoders import make_encoder
+from dinit.training.regularizers.routing import Route, Routing
+from dinit.training.run.checkpoint import list_checkpoints
+from dinit.training.run.log import read_losses
 
 RECIPE = """\
 data: digits

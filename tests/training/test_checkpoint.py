@@ -12,8 +12,8 @@ from torch import nn
 
 import dinit
 from dinit import files
-from dinit.training import checkpoint as checkpoints
-from dinit.training.checkpoint import (
+from dinit.training.run import checkpoint as checkpoints
+from dinit.training.run.checkpoint import (
     FORMAT,
     Checkpoint,
     NewerFormat,

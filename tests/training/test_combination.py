@@ -12,11 +12,11 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from dinit.cli.app import app
-from dinit.pipelines.combine import combine_run
 from dinit.pipelines.generate import Pipeline
+from dinit.pipelines.runs.combine import combine_run
 from dinit.pipelines.train import train
 from dinit.training import parse_recipe
-from dinit.training.combination import Search, combine, saved_weights, search
+from dinit.training.averaging.combination import Search, combine, saved_weights, search
 
 RECIPE = """\
 name: tiny

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from dinit.training import RecipeError, parse_recipe
-from dinit.training.condition_noise import ConditionNoise
+from dinit.training.build import make_backbone, make_data, make_network
 from dinit.training.network import TrainingNetwork
-from dinit.training.parts import make_backbone, make_data, make_network
+from dinit.training.regularizers.condition_noise import ConditionNoise
 
 RECIPE = """\
 data: digits

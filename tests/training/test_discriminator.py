@@ -8,8 +8,8 @@ from torch import Tensor
 
 from dinit.diffusion.continuous import VP, LinearFlow
 from dinit.models.analytic import GaussianDenoiser
-from dinit.samplers.ddim import DDIM
 from dinit.samplers.guidance.discriminator import Discriminator
+from dinit.samplers.ode.ddim import DDIM
 from dinit.training.discriminator import DiscriminatorRecipe, NoisyDiscriminator, accuracy_by_time
 
 SHAPE = (1, 4, 4)

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from dinit.pipelines import dry_run as pipelines
-from dinit.pipelines.dry_run import dry_run
+from dinit.pipelines.runs import dry_run as pipelines
+from dinit.pipelines.runs.dry_run import dry_run
 from dinit.training import Recipe, parse_recipe
-from dinit.training.dry_run import estimate_memory
-from dinit.training.ema import EMA
+from dinit.training.averaging.ema import EMA
+from dinit.training.build import make_backbone, make_data, make_network
 from dinit.training.optimizer import make_optimizer
-from dinit.training.parts import make_backbone, make_data, make_network
+from dinit.training.run.memory import estimate_memory
 
 RECIPE = """\
 name: tiny

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from dinit.training.ema import EMA, ema_decay
+from dinit.training.averaging.ema import EMA, ema_decay
 from dinit.training.optimizer import learning_rate, make_optimizer
-from dinit.training.recipe import OptimizerSection, ScheduleSection
+from dinit.training.recipe.model import OptimizerSection, ScheduleSection
 
 
 class Tiny(nn.Module):

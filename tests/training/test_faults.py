@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from dinit.training.faults import Skips, SpikeDetector, TrainingDiverged, write_skip
-from dinit.training.health import forget_after
+from dinit.training.run.divergence import Skips, SpikeDetector, TrainingDiverged, write_skip
+from dinit.training.run.health import forget_after
 
 
 def test_only_steps_in_a_row_end_a_run() -> None:

@@ -20,11 +20,11 @@ from dinit.models.base import BACKBONES, Backbone
 from dinit.pipelines.generate import Pipeline
 from dinit.pipelines.train import train
 from dinit.training import RecipeError, parse_recipe
-from dinit.training.adapters import label_tables
-from dinit.training.checkpoint import list_checkpoints, load_checkpoint
-from dinit.training.finetune import Transfer, data_spec, read_pretrained, start_from
-from dinit.training.loss_log import read_losses
-from dinit.training.recipe import FinetuneSection
+from dinit.training.finetune.adapters import label_tables
+from dinit.training.finetune.transfer import Transfer, data_spec, read_pretrained, start_from
+from dinit.training.recipe.model import FinetuneSection
+from dinit.training.run.checkpoint import list_checkpoints, load_checkpoint
+from dinit.training.run.log import read_losses
 
 RECIPE = """\
 finetune: {init_from: digits-dico}

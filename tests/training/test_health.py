@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from dinit.training import health, profile
-from dinit.training.health import NoiseBins, append_line, bin_means, bin_names, forget_after, image_statistics
-from dinit.training.health_page import write_page
-from dinit.training.profile import Profile
+from dinit.training.run import health, profile
+from dinit.training.run.health import NoiseBins, append_line, bin_means, bin_names, forget_after, image_statistics
+from dinit.training.run.page import write_page
+from dinit.training.run.profile import Profile
 
 
 def test_losses_are_told_by_their_noise_level() -> None:

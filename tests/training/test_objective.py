@@ -12,8 +12,8 @@ from dinit.diffusion import PARAMETERIZATIONS, PROCESSES, Scales
 from dinit.diffusion.continuous import VE, VP, LinearFlow
 from dinit.diffusion.parameterization import X0, EDMPreconditioning, Epsilon, Score, V, Velocity
 from dinit.training import WEIGHTINGS, Objective
-from dinit.training.times import UniformTimes
-from dinit.training.weighting import (
+from dinit.training.losses.times import UniformTimes
+from dinit.training.losses.weighting import (
     LikelihoodWeighting,
     MinSNRWeighting,
     P2Weighting,

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dinit.training.checkpoint import optimizer_tensors, restore_optimizer
 from dinit.training.muon import Muon, orthogonalised
 from dinit.training.optimizer import by_muon, make_optimizer, step_if_finite
-from dinit.training.recipe import OptimizerSection
+from dinit.training.recipe.model import OptimizerSection
+from dinit.training.run.checkpoint import optimizer_tensors, restore_optimizer
 
 
 def network() -> nn.Module:

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from dinit.training.power_ema import PowerEMA, Snapshot, coefficients, gamma_of, width_of
-from dinit.training.snapshots import average_of_width, save_snapshot
+from dinit.training.averaging.power_ema import PowerEMA, Snapshot, coefficients, gamma_of, width_of
+from dinit.training.averaging.snapshots import average_of_width, save_snapshot
 
 STEPS = 2000
 

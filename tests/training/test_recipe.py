@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from dinit.training import Recipe, RecipeError, load_recipe, parse_recipe
-from dinit.training.recipe_file import dotted_keys
-from dinit.training.run_folder import RunFolderError, check_run_folder, write_recipe
+from dinit.training.recipe.file import dotted_keys
+from dinit.training.run.folder import RunFolderError, check_run_folder, write_recipe
 
 GOOD = """\
 data: {name: digits, split: train}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dinit.models.base import BACKBONES, Backbone
 from dinit.training import RecipeError, parse_recipe
 from dinit.training.network import TrainingNetwork
-from dinit.training.routing import Route, Routing, token_stages
+from dinit.training.regularizers.routing import Route, Routing, token_stages
 
 OF_TOKENS = ["diffussm", "dis", "dit", "lamamba", "lightningdit", "lit", "sit"]
 RECIPE = """\

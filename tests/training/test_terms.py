@@ -10,9 +10,9 @@ import torch
 from dinit.diffusion.continuous import LinearFlow
 from dinit.diffusion.parameterization import Velocity
 from dinit.training import Objective
-from dinit.training.terms import Contrastive, Direction
-from dinit.training.times import UniformTimes
-from dinit.training.weighting import SNRWeighting
+from dinit.training.losses.terms import Contrastive, Direction
+from dinit.training.losses.times import UniformTimes
+from dinit.training.losses.weighting import SNRWeighting
 
 OUTPUT = torch.tensor([[1.0, 0.0], [3.0, 4.0], [0.0, -2.0]])[:, None, None]
 TARGET = torch.tensor([[1.0, 1.0], [3.0, 4.0], [0.0, 1.0]])[:, None, None]

@@ -10,7 +10,14 @@ from torch import Tensor
 
 from dinit.diffusion import PROCESSES, Process
 from dinit.diffusion.continuous import EDM, LinearFlow
-from dinit.training.times import TIME_SAMPLERS, LogitNormal, LogNormalNoise, SNRShift, Stratified, UniformTimes
+from dinit.training.losses.times import (
+    TIME_SAMPLERS,
+    LogitNormal,
+    LogNormalNoise,
+    SNRShift,
+    Stratified,
+    UniformTimes,
+)
 
 N = 40_000
 CRITICAL = 1.95 / math.sqrt(N)  # Kolmogorov-Smirnov at a level of 0.1 %

@@ -16,16 +16,16 @@ from dinit.diffusion import BackboneDenoiser, Process
 from dinit.diffusion.continuous import VP, LinearFlow
 from dinit.diffusion.discrete import VPDiscrete
 from dinit.diffusion.parameterization import Epsilon
+from dinit.likelihood.bound import discretised_log_prob, variational_bound
 from dinit.models.base import BACKBONES, Backbone
 from dinit.pipelines.generate import Pipeline
 from dinit.pipelines.train import train
 from dinit.samplers.noise import NoiseSource
-from dinit.samplers.variational import discretised_log_prob, variational_bound
 from dinit.training import WEIGHTINGS, Objective
+from dinit.training.losses.bound import variational_bits
+from dinit.training.losses.times import UniformTimes
 from dinit.training.network import TrainingNetwork
-from dinit.training.recipe_file import RecipeError, parse_recipe
-from dinit.training.times import UniformTimes
-from dinit.training.variational import variational_bits
+from dinit.training.recipe.file import RecipeError, parse_recipe
 
 CHAIN = VPDiscrete(num_steps=50)
 

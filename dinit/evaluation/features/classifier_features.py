@@ -1,0 +1,59 @@
+"""Our classifiers as feature extractors of torch-fidelity: what those of digits and of glyphs share."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dinit.compat import ensure_torchvision
+
+ensure_torchvision()  # before torch_fidelity, which imports torchvision
+
+from torch_fidelity import FeatureExtractorBase  # noqa: E402
+
+from dinit.data.pixels import from_uint8  # noqa: E402
+from dinit.evaluation.features.base import SPATIAL_CHANNELS  # noqa: E402
+
+
+class ClassifierFeatures(FeatureExtractorBase):
+    """Provides "pooled", the last hidden layer, "logits", and "spatial", the first 7 channels of one of the maps,
+    flattened with channels last; in float64, as the squared differences of FID and KID lose digits in float32.
+    """
+
+    def __init__(self, name: str, features_list: list[str], feature_extractor_weights_path: str, **_: Any) -> None:
+        super().__init__(name, features_list)
+        self.classifier: Any = self.read(feature_extractor_weights_path)
+
+    @staticmethod
+    @abstractmethod
+    def read(folder: str) -> nn.Module:
+        """The classifier in a folder, in the dtype it runs in."""
+
+    @abstractmethod
+    def answers(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(pooled, logits, map) of (B, C, H, W) float32 images in [-1, 1]."""
+
+    @staticmethod
+    def get_provided_features_list() -> tuple[str, ...]:
+        return ("pooled", "logits", "spatial")
+
+    @staticmethod
+    def get_default_feature_layer_for_metric(metric: str) -> str:
+        return "logits" if metric == "isc" else "pooled"
+
+    @staticmethod
+    def can_be_compiled() -> bool:
+        return False
+
+    @staticmethod
+    def get_dummy_input_for_compile() -> Tensor:
+        return torch.zeros(0, dtype=torch.uint8)  # never asked for: can_be_compiled says no
+
+    def forward(self, input: Tensor) -> tuple[Tensor, ...]:
+        pooled, logits, places = self.answers(from_uint8(input))
+        spatial = places[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)
+        found = {"pooled": pooled, "logits": logits, "spatial": spatial}
+        return tuple(found[name].double() for name in self.features_list)

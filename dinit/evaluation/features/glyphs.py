@@ -1,0 +1,73 @@
+"""The shipped glyphs classifier as a feature extractor of torch-fidelity."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from torch import Tensor
+
+from dinit.compat import ensure_torchvision
+
+ensure_torchvision()  # before torch_fidelity, which imports torchvision
+
+from torch_fidelity import register_feature_extractor  # noqa: E402
+
+from dinit.evaluation.features.base import EXTRACTORS, Extractor  # noqa: E402
+from dinit.evaluation.features.classifier_features import ClassifierFeatures  # noqa: E402
+from dinit.evaluation.features.glyphs_classifier import (  # noqa: E402
+    SHIPPED,
+    GlyphsClassifier,
+    load_glyphs_classifier,
+    read_glyphs,
+    shrink,
+)
+
+_NAME = "glyphs-classifier"
+
+
+class FidelityGlyphs(ClassifierFeatures):
+    """Provides "pooled" (B, 112), "logits" (B, 36) and "spatial" (B, 448), of the second 8×8 map."""
+
+    @staticmethod
+    def read(folder: str) -> GlyphsClassifier:
+        return GlyphsClassifier.from_pretrained(folder)
+
+    def answers(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        maps = self.classifier.maps(images)
+        pooled = maps[-1].mean(dim=(2, 3))
+        return pooled, self.classifier.head(pooled), maps[3]
+
+
+register_feature_extractor(_NAME, FidelityGlyphs)
+
+
+@EXTRACTORS.register(_NAME)
+@dataclass(frozen=True)
+class GlyphsExtractor(Extractor):
+    """The shipped glyphs classifier's 112 pooled features; it also reads labels. RGB, 32×32 or a multiple."""
+
+    fidelity_name: ClassVar[str] = _NAME
+    resize: ClassVar[str] = "mean over squares to 32×32"
+
+    def weights_path(self) -> Path:
+        folder = Path(self.weights) if self.weights is not None else SHIPPED
+        load_glyphs_classifier(folder)  # its ValueError is raised here, not from within torch-fidelity
+        return folder
+
+    def weights_file(self) -> Path:
+        return self.weights_path() / "model.safetensors"
+
+    def prepare(self, images: Tensor) -> Tensor:
+        shrink(images[:1].float())  # refuses what it cannot read
+        return images
+
+    def class_names(self) -> tuple[str, ...]:
+        return load_glyphs_classifier(self.weights_path()).config.class_names
+
+    def factor_reader(self) -> GlyphsClassifier:
+        return load_glyphs_classifier(self.weights_path())
+
+    def read_labels(self, images: Tensor) -> Tensor:
+        return read_glyphs(images, load_glyphs_classifier(self.weights_path())).characters.argmax(dim=1)

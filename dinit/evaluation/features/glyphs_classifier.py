@@ -1,0 +1,209 @@
+"""A small network that reads glyphs: which character, and the font, turn, size and colours it was made with.
+
+It judges generated glyphs, and its features are the space of our FID for them. Its recipe is this file:
+`python -m dinit.evaluation.features.glyphs_classifier --out FOLDER` makes it again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dinit.data.glyphs import FONTS, Factors, Glyphs
+from dinit.data.pixels import from_uint8
+from dinit.evaluation.features.classifier_folder import read_classifier, save_classifier
+
+SHIPPED = Path(__file__).parents[2] / "pretrained" / "glyphs-classifier"
+SIDE = 32
+_NUMBERS = 7  # rotation, scale, background, and the cosine and sine of two hues
+
+
+@dataclass(frozen=True)
+class GlyphsClassifierConfig:
+    """widths: channels of the five convolutions. class_names, fonts: what the heads' outputs stand for."""
+
+    widths: tuple[int, ...] = (32, 48, 80, 80, 112)
+    class_names: tuple[str, ...] = tuple("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ")
+    fonts: tuple[str, ...] = FONTS
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the network says of B images. characters, fonts: logits (B, 36), (B, 10).
+
+    numbers: (B, 7), each of unit size over the data set; see `standardised`.
+    """
+
+    characters: Tensor
+    fonts: Tensor
+    numbers: Tensor
+
+
+class GlyphsClassifier(nn.Module):
+    """Five convolutions with batch norm, 5×5 then 3×3, at 16×16, 16×16, 8×8, 8×8 and 4×4; mean over places."""
+
+    def __init__(self, config: GlyphsClassifierConfig | None = None) -> None:
+        super().__init__()
+        self.config = config or GlyphsClassifierConfig()
+        widths = self.config.widths
+        self.convolutions = nn.ModuleList()
+        for depth, (a, b) in enumerate(zip((3, *widths), widths, strict=False)):
+            side = 5 if depth == 0 else 3  # the first sees a stroke and both its edges
+            self.convolutions.append(nn.Conv2d(a, b, side, 2 - depth % 2, side // 2, bias=False))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(b) for b in widths)
+        self.head = nn.Linear(widths[-1], len(self.config.class_names))
+        self.font_head = nn.Linear(widths[-1], len(self.config.fonts))
+        self.number_head = nn.Linear(widths[-1], _NUMBERS)
+
+    def features(self, images: Tensor) -> Tensor:
+        """(B, 3, S, S) float in [-1, 1], S 32 or a multiple -> (B, 112). ValueError for another shape."""
+        return self.maps(images)[-1].mean(dim=(2, 3))
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """What each convolution gives, (B, C, H, W) at 16, 16, 8, 8 and 4, from images as in `features`."""
+        found = [shrink(images)]
+        for convolution, norm in zip(self.convolutions, self.norms, strict=True):
+            found.append(F.relu(norm(convolution(found[-1]))))
+        return found[1:]
+
+    def read(self, images: Tensor) -> Reading:
+        """All heads, from images as in `features`."""
+        found = self.features(images)
+        return Reading(self.head(found), self.font_head(found), self.number_head(found))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits of the characters, (B, classes), from images as in `features`."""
+        return self.head(self.features(images))
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes model.safetensors and config.json, each whole or not at all."""
+        save_classifier(self, self.config, folder)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path = SHIPPED) -> GlyphsClassifier:
+        """Reads what `save_pretrained` wrote, in evaluation mode. ValueError for anything else."""
+
+        def make(said: Mapping[str, Any]) -> GlyphsClassifier:
+            return cls(GlyphsClassifierConfig(**{key: tuple(value) for key, value in said.items()}))
+
+        return read_classifier(folder, make, "glyphs", "dinit.evaluation.features.glyphs_classifier")
+
+
+def shrink(images: Tensor) -> Tensor:
+    """(B, 3, S, S) -> (B, 3, 32, 32), each pixel the mean of its square. ValueError for another S than 32 · n."""
+    side = images.shape[-1]
+    if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] != side or side % SIDE or not side:
+        wanted = f"(B, 3, {SIDE}, {SIDE}), or a multiple of that size"
+        raise ValueError(f"the glyphs classifier reads images of {wanted}, got {tuple(images.shape)}")
+    return images if side == SIDE else F.avg_pool2d(images, side // SIDE)
+
+
+@lru_cache(maxsize=2)
+def load_glyphs_classifier(folder: Path = SHIPPED) -> GlyphsClassifier:
+    """The classifier in `folder`, read once and shared. Do not train it."""
+    return GlyphsClassifier.from_pretrained(folder)
+
+
+@torch.no_grad()
+def read_glyphs(images: Tensor, model: GlyphsClassifier | None = None) -> Reading:
+    """Reads (N, 3, S, S) images, uint8 or float in [-1, 1], in pieces. model: the shipped one by default.
+
+    Results are on the CPU. ValueError for another shape or dtype, and for no images at all.
+    """
+    if not len(images):
+        raise ValueError("there are no images to read, got a batch of 0")
+    model = model or load_glyphs_classifier()
+    device = next(model.parameters()).device
+    pieces = []
+    for piece in images.split(512):
+        floats = piece if piece.is_floating_point() else from_uint8(piece)
+        pieces.append(model.read(floats.to(device, torch.float32)))
+    parts = zip(*((p.characters, p.fonts, p.numbers) for p in pieces), strict=True)
+    return Reading(*(torch.cat(part).cpu() for part in parts))
+
+
+def standardised(factors: Factors) -> Tensor:
+    """What the number head is to say, (N, 7), float32: rotation / 8.8°, (scale - 62/128) · 21, background
+    about grey / 90, then √2 times the cosine and sine of the ink's hue and of the background's.
+    """
+    hue, ground = (torch.deg2rad(torch.as_tensor(h).double()) for h in (factors.hue, factors.background_hue))
+    root = math.sqrt(2)
+    columns = (
+        torch.as_tensor(factors.rotation) / 8.8,
+        (torch.as_tensor(factors.scale) - 62 / 128) * 21,
+        (torch.as_tensor(factors.background) - 127.5) / 90,
+        *(root * turn for angle in (hue, ground) for turn in (angle.cos(), angle.sin())),
+    )
+    return torch.stack([column.float() for column in columns], dim=-1)
+
+
+def train_glyphs_classifier(
+    seed: int = 0,
+    steps: int = 1500,
+    batch_size: int = 128,
+    learning_rate: float = 4e-3,
+    config: GlyphsClassifierConfig | None = None,
+) -> GlyphsClassifier:
+    """Trains on the train split, every image once; half of each batch is noisy, as generated images may be.
+
+    Cross-entropy of the character (smoothed by 0.05) and half that of the font, and the squared error of the
+    numbers. AdamW, one-cycle rate. Returns evaluation mode.
+    """
+    config = config or GlyphsClassifierConfig()
+    data = Glyphs("train", count=steps * batch_size, characters="".join(config.class_names), fonts=config.fonts)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = GlyphsClassifier(config).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.2)
+    model.train()
+    for step in range(steps):
+        chosen = list(range(step * batch_size, (step + 1) * batch_size))
+        made = data.factor_arrays(chosen)
+        images = from_uint8(data.uint8_images(chosen))
+        size = 0.3 * torch.rand(batch_size, 1, 1, 1, generator=generator)
+        size[::2] = 0
+        images = (images + size * torch.randn(images.shape, generator=generator)).clamp(-1, 1)
+        found = model.read(images.to(memory_format=torch.channels_last))
+        loss = F.cross_entropy(found.characters, torch.from_numpy(made.label), label_smoothing=0.05)
+        loss = loss + 0.5 * F.cross_entropy(found.fonts, torch.from_numpy(made.font))
+        loss = loss + F.mse_loss(found.numbers, standardised(made))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    return model.eval().requires_grad_(False)
+
+
+def accuracy(model: GlyphsClassifier, data: Glyphs) -> float:
+    """The share of the data set's images that the classifier reads as their character."""
+    found = read_glyphs(data.uint8_images(), model).characters.argmax(1)
+    return float((found == torch.from_numpy(data.labels)).double().mean())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Train the glyphs classifier that evaluation uses.")
+    parser.add_argument("--out", type=Path, required=True, help="folder for model.safetensors and config.json")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=1500)
+    options = parser.parse_args()
+    started = time.perf_counter()
+    model = train_glyphs_classifier(options.seed, options.steps)
+    seconds = time.perf_counter() - started
+    model.save_pretrained(options.out)
+    print(f"{seconds:.0f} s; accuracy: test {accuracy(model, Glyphs('test')):.4f}")
+
+
+if __name__ == "__main__":
+    main()

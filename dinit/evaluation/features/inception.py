@@ -1,0 +1,79 @@
+"""Inception-v3 as published figures use it, where its weights are on this disk. Nothing is downloaded."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from dinit.compat import ensure_torchvision
+from dinit.evaluation.features.base import EXTRACTORS, Extracted, Extractor
+from dinit.evaluation.features.inception_network import InceptionNetwork, resize_clean, resize_tensorflow
+
+WEIGHTS_VARIABLE = "DINIT_INCEPTION_WEIGHTS"
+_FILE = "weights-inception-2015-12-05-6726825d.pth"  # the name under which torch-fidelity publishes them
+
+
+@EXTRACTORS.register("inception-v3")
+@dataclass(frozen=True)
+class Inception(Extractor):
+    """TensorFlow's Inception-v3 of 2015, 2048 features, as torch-fidelity ports it; grey is repeated to RGB.
+
+    weights: the file; without it the variable DINIT_INCEPTION_WEIGHTS, then torch hub's cache.
+    """
+
+    fidelity_name: ClassVar[str] = "inception-v3-compat"
+    resize: ClassVar[str] = "bilinear to 299×299 as TensorFlow 1 does, grey repeated to RGB"
+    any_size: ClassVar[bool] = True
+
+    def network(self, device: torch.device | str, spatial: bool = False) -> Callable[[Tensor], Extracted]:
+        ensure_torchvision()
+        return InceptionNetwork(self.weights_path(), device, resize_tensorflow, spatial)
+
+    def weights_path(self) -> Path:
+        named = self.weights or os.environ.get(WEIGHTS_VARIABLE)
+        path = Path(named) if named else Path(torch.hub.get_dir()) / "checkpoints" / _FILE
+        if not path.is_file():
+            raise ValueError(
+                f"the Inception-v3 weights are not at {path}; put {_FILE} (from torch-fidelity's releases) "
+                f"there, or name the file by the option weights= or the variable {WEIGHTS_VARIABLE}. "
+                "dinit downloads nothing. Digits need no Inception: features='digits-classifier'"
+            )
+        _refuse_pickle(path)
+        return path
+
+    def prepare(self, images: Tensor) -> Tensor:
+        if images.shape[1] not in (1, 3):
+            raise ValueError(f"Inception-v3 reads grey or RGB images, got {images.shape[1]} channels")
+        return images.expand(-1, 3, -1, -1)
+
+
+@EXTRACTORS.register("inception-v3-clean")
+@dataclass(frozen=True)
+class CleanInception(Inception):
+    """The same network behind an antialiased bicubic resize, as clean-fid has it; weights as for inception-v3."""
+
+    resize: ClassVar[str] = "bicubic to 299×299 with antialiasing, in float, grey repeated to RGB"
+
+    def network(self, device: torch.device | str, spatial: bool = False) -> Callable[[Tensor], Extracted]:
+        ensure_torchvision()
+        return InceptionNetwork(self.weights_path(), device, resize_clean, spatial)
+
+
+def _refuse_pickle(path: Path) -> None:
+    """ValueError for a file with more than tensors in it.
+
+    torch-fidelity unpickles the file without restriction; what loads here first can run no code there.
+    """
+    try:
+        torch.load(path, map_location="meta", weights_only=True)
+    except Exception as error:  # garbage makes torch's reader raise anything, KeyError included
+        raise ValueError(
+            f"{path} is not a file of tensors alone, so it is not loaded; "
+            f"get {_FILE} from torch-fidelity's releases"
+        ) from error

@@ -1,0 +1,110 @@
+"""A set of images and what was extracted from it, once, for all metrics."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dinit.evaluation.features.base import Extractor
+from dinit.evaluation.metrics.gaussian import Gaussian, Moments, gaussian_of
+
+_BATCH = 64
+
+
+class ImageSource(Protocol):
+    """Images that need not be in memory at once. A tensor (N, C, H, W) is one."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: Any, /) -> Tensor:
+        """rows: a slice or a list of indices. Returns (n, C, H, W) uint8."""
+        ...
+
+
+@dataclass(frozen=True)
+class Featured:
+    """What metrics know of a set; what it cannot give is None. A reference may be statistics alone.
+
+    images: `count` of them. labels: (N,) int64. pooled: (N, D) float64. logits: (N, classes) float64.
+    statistics: the Gaussian of the pooled features, where the set is known by it. spatial: that of the map.
+    """
+
+    count: int
+    images: ImageSource | None = None
+    labels: NDArray[np.int64] | None = None
+    pooled: NDArray[np.float64] | None = None
+    logits: NDArray[np.float64] | None = None
+    statistics: Gaussian | None = None
+    spatial: Gaussian | None = None
+
+    @cached_property
+    def gaussian(self) -> Gaussian | None:
+        """The Gaussian of the pooled features: the one that came with the set, else computed from them."""
+        if self.statistics is not None or self.pooled is None:
+            return self.statistics
+        return gaussian_of(self.pooled)
+
+    @cached_property
+    def probabilities(self) -> NDArray[np.float64] | None:
+        """Softmax of the logits, (N, classes)."""
+        if self.logits is None:
+            return None
+        shifted = np.exp(self.logits - self.logits.max(axis=1, keepdims=True))
+        return shifted / shifted.sum(axis=1, keepdims=True)
+
+
+def extract(
+    images: ImageSource,
+    extractor: Extractor,
+    *,
+    labels: Tensor | None = None,
+    spatial: bool = False,
+    cuda: bool | None = None,
+    batch_size: int = _BATCH,
+) -> Featured:
+    """One pass of the extractor over the images. cuda: None is a GPU if there is one.
+
+    ValueError for images that the extractor cannot read, and for features that are not finite.
+    """
+    device = torch.device("cuda" if (torch.cuda.is_available() if cuda is None else cuda) else "cpu")
+    network = extractor.network(device, spatial)
+    pooled, logits, places = [], [], Moments()
+    for start in range(0, len(images), batch_size):
+        batch = extractor.prepare(images[start : start + batch_size])
+        with torch.no_grad():
+            found = network(batch.to(device))
+        pooled.append(_numbers(found.pooled, start))
+        if found.logits is not None:
+            logits.append(_numbers(found.logits, start))
+        if found.spatial is not None:
+            places.update(_numbers(found.spatial, start))
+    return Featured(
+        count=len(images),
+        images=images,
+        labels=None if labels is None else labels.cpu().numpy(),
+        pooled=np.concatenate(pooled),
+        logits=np.concatenate(logits) if logits else None,
+        spatial=places.gaussian() if places.count else None,
+    )
+
+
+def spread_out(images: ImageSource, count: int = 1000) -> Tensor:
+    """At most `count` images, evenly spread over the set, as one tensor."""
+    rows = np.unique(np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(np.int64))
+    return images[rows.tolist()]
+
+
+def _numbers(found: Tensor, start: int) -> NDArray[np.float64]:
+    values = found.double().cpu().numpy()
+    if not np.isfinite(values).all():
+        row = start + int(np.flatnonzero(~np.isfinite(values).all(axis=1))[0])
+        raise ValueError(
+            f"the features of image {row} are not finite; the extractor's weights or dtype are at fault"
+        )
+    return values

@@ -1,0 +1,1 @@
+"""Metrics: Fréchet distances, KID, precision and recall, class accuracy, memorisation, diversity."""

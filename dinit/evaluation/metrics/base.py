@@ -1,0 +1,203 @@
+"""What a metric is, and those that papers report first: FID, sFID, KID, Inception score, class accuracy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dinit.compat import ensure_torchvision
+
+ensure_torchvision()  # before torch_fidelity, which imports torchvision
+
+import torch_fidelity  # noqa: E402
+from torch_fidelity.metric_isc import isc_features_to_metric  # noqa: E402
+from torch_fidelity.metric_kid import kid_features_to_metric  # noqa: E402
+
+from dinit.evaluation.features.base import Extractor  # noqa: E402
+from dinit.evaluation.image_features import Featured, ImageSource, extract  # noqa: E402
+from dinit.evaluation.metrics.frechet import frechet_distance, self_test  # noqa: E402
+from dinit.registry import Registry, suggest  # noqa: E402
+
+T = TypeVar("T")
+METRICS: Registry[Callable[[Case], dict[str, float]]] = Registry("metric", "dinit.evaluation.metrics")
+DEFAULT_METRICS = ("fid", "kid", "precision", "recall", "inception-score", "class-accuracy")
+MIN_IMAGES = 8
+_FULL = 1000  # images from which on the usual KID subsets and Inception-score splits fit
+
+
+class NotMeasured(Exception):
+    """A metric cannot be had of these sets; the message says why, and what would do."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the metrics need beyond two sets of images, equal for every row of a report."""
+
+    kid_subset_size: int
+    kid_subsets: int
+    isc_splits: int
+    prc_neighborhood: int
+    seed: int
+    isc_shuffle: bool = True
+
+    @classmethod
+    def for_counts(cls, counts: Sequence[int], seed: int) -> Settings:
+        """The usual settings (KID: 100 subsets of 1,000; Inception score: 10 splits), or smaller ones where
+        the smallest set has fewer than 1,000 images. ValueError for fewer than 8 images.
+        """
+        smallest = min(counts)
+        if smallest < MIN_IMAGES:
+            raise ValueError(f"metrics need at least {MIN_IMAGES} images in each set, got {smallest}")
+        small = smallest < _FULL
+        # Half of the set: subsets drawn from few more images than they hold would all be the same.
+        return cls(smallest // 2 if small else _FULL, 100, 1 if small else 10, 3, seed)
+
+
+@dataclass(frozen=True)
+class Case:
+    """Two sets to be compared, and what a metric may use beside them.
+
+    train: the images that a model was trained on, where they are known; given anew by each call. knows_classes:
+    whether the extractor's labels are those of the samples. encoders: extractors of metrics that have their own.
+    evidence: what a metric leaves for the pages of a report, by name. shared: what all rows of a report may use
+    again. of_real: whether this is the row of real images.
+    """
+
+    samples: Featured
+    reference: Featured
+    extractor: Extractor
+    settings: Settings
+    knows_classes: bool = False
+    train: Callable[[], ImageSource] | None = None
+    encoders: Mapping[str, Any] = field(default_factory=dict)
+    cuda: bool | None = None
+    evidence: dict[str, Any] = field(default_factory=dict)
+    shared: dict[Any, Any] = field(default_factory=dict)
+    of_real: bool = False
+    _own: dict[str, Any] = field(default_factory=dict)
+
+    def once(self, name: str, compute: Callable[[], T]) -> T:
+        """What `compute` gives, computed once for this case."""
+        if name not in self._own:
+            self._own[name] = compute()
+        return self._own[name]
+
+
+def check_metrics(metrics: Sequence[str]) -> None:
+    """ValueError for an unknown metric (with the nearest known), or none at all."""
+    if isinstance(metrics, str) or not metrics:
+        raise ValueError(f"metrics must be a list of names out of {', '.join(METRICS)}, got {metrics!r}")
+    for name in metrics:
+        if name not in METRICS:
+            raise ValueError(f"unknown metric {name!r}{suggest(str(name), METRICS.names())}")
+
+
+def measure_case(case: Case, metrics: Sequence[str]) -> tuple[dict[str, float], list[str]]:
+    """All figures, in the order asked for, and for each metric that could not be had a line that says why."""
+    scores: dict[str, float] = {}
+    missing: list[str] = []
+    for name in metrics:
+        try:
+            scores.update(METRICS[name](case))
+        except NotMeasured as reason:
+            missing.append(f"{name}: not measured, {reason}")
+    return scores, missing
+
+
+def measure(
+    samples: Tensor,
+    reference: Tensor,
+    extractor: Extractor,
+    settings: Settings,
+    metrics: Sequence[str],
+    cuda: bool | None = None,
+) -> dict[str, float]:
+    """The metrics of `samples` against `reference`, both (N, C, H, W) uint8; those that need more are left out.
+
+    cuda: where to extract features; None: a GPU if there is one.
+    """
+    spatial = "sfid" in metrics
+    ours, theirs = (extract(images, extractor, spatial=spatial, cuda=cuda) for images in (samples, reference))
+    return measure_case(Case(ours, theirs, extractor, settings, cuda=cuda), metrics)[0]
+
+
+@METRICS.register("fid")
+def fid(case: Case) -> dict[str, float]:
+    """Fréchet distance of the pooled features. Heusel et al. 2017."""
+    self_test()
+    ours, theirs = case.samples.gaussian, case.reference.gaussian
+    assert ours is not None, "samples always have features"
+    if theirs is None:
+        raise NotMeasured("the reference has neither features nor statistics")
+    return {"fid": frechet_distance(ours, theirs)}
+
+
+@METRICS.register("sfid")
+def sfid(case: Case) -> dict[str, float]:
+    """Fréchet distance of a map that keeps places. Nash et al. 2021."""
+    self_test()
+    if case.samples.spatial is None:
+        raise NotMeasured("this extractor gives no features with places")
+    if case.reference.spatial is None:
+        raise NotMeasured("the reference holds no statistics of features with places (mu_s, sigma_s)")
+    return {"sfid": frechet_distance(case.samples.spatial, case.reference.spatial)}
+
+
+@METRICS.register("kid")
+def kid(case: Case) -> dict[str, float]:
+    """Unbiased squared MMD, cubic kernel, over subsets, by torch-fidelity. Bińkowski et al. 2018."""
+    ours, theirs, settings = case.samples.pooled, case.reference.pooled, case.settings
+    if ours is None or theirs is None:
+        raise NotMeasured("the reference holds statistics alone; KID needs its images or features")
+    found = kid_features_to_metric(
+        torch.from_numpy(ours),
+        torch.from_numpy(theirs),
+        kid_subsets=settings.kid_subsets,
+        kid_subset_size=settings.kid_subset_size,
+        rng_seed=settings.seed,
+        verbose=False,
+    )
+    return {
+        "kid": found[torch_fidelity.KEY_METRIC_KID_MEAN],
+        "kid_std": found[torch_fidelity.KEY_METRIC_KID_STD],
+    }
+
+
+@METRICS.register("inception-score")
+def inception_score(case: Case) -> dict[str, float]:
+    """Exponential of the mean information that an image gives of its class, by torch-fidelity. Salimans et al.
+    2016.
+    """
+    if case.samples.logits is None:
+        raise NotMeasured("this extractor knows no classes")
+    settings = case.settings
+    logits = torch.from_numpy(case.samples.logits)
+    found = isc_features_to_metric(logits, settings.isc_splits, settings.isc_shuffle, settings.seed)
+    scores = {"inception_score": found[torch_fidelity.KEY_METRIC_ISC_MEAN]}
+    if settings.isc_splits > 1:  # the spread over one split says nothing
+        scores["inception_score_std"] = found[torch_fidelity.KEY_METRIC_ISC_STD]
+    return scores
+
+
+def read_right(case: Case) -> np.ndarray:
+    """(N,) bool, whether each sample is read as the class that was asked for. NotMeasured where none can be."""
+    samples = case.samples
+    if samples.labels is None:
+        raise NotMeasured("no labels were given")
+    if not case.knows_classes or samples.images is None:
+        raise NotMeasured("this extractor reads no classes of the data set")
+    pieces = [case.extractor.read_labels(samples.images[i : i + 512]) for i in range(0, samples.count, 512)]
+    if any(piece is None for piece in pieces):
+        raise NotMeasured("this extractor reads no classes of the data set")
+    return torch.cat([piece for piece in pieces if piece is not None]).numpy() == samples.labels
+
+
+@METRICS.register("class-accuracy")
+def class_accuracy(case: Case) -> dict[str, float]:
+    """Share of samples that the extractor's classifier reads as the class that was asked for."""
+    return {"class_accuracy": float(case.once("read right", lambda: read_right(case)).mean())}

@@ -1,0 +1,173 @@
+"""Metrics with an encoder of their own: CMMD on CLIP's embeddings, FDD on DINOv2's."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dinit.evaluation.features.base import EXTRACTORS, Extracted, Extractor
+from dinit.evaluation.image_features import Featured, ImageSource, extract
+from dinit.evaluation.metrics.base import METRICS, Case, NotMeasured
+from dinit.evaluation.metrics.frechet import frechet_distance, self_test
+
+CLIP_VARIABLE, DINOV2_VARIABLE = "DINIT_CLIP_WEIGHTS", "DINIT_DINOV2_WEIGHTS"
+_SIGMA, _SCALE = 10.0, 1000.0
+_ROWS = 2048
+_USUAL = {"cmmd": "clip-vit-l-14-336px", "fdd": "dinov2-vit-l-14"}
+
+
+@dataclass(frozen=True)
+class CallableExtractor(Extractor):
+    """Any function of (B, C, H, W) uint8 images that gives (B, D) features, as an extractor.
+
+    embed: the function. label: its name in protocols. Its hash is that of the parameters where it is a module,
+    otherwise of its source.
+    """
+
+    embed: Callable[..., Any] = torch.Tensor.float
+    label: str = ""
+
+    resize: ClassVar[str] = "as the given function does"
+    any_size: ClassVar[bool] = True
+
+    @property
+    def name(self) -> str:
+        """What protocols call it."""
+        return self.label or getattr(self.embed, "__name__", type(self.embed).__name__)
+
+    def network(self, device: torch.device | str, spatial: bool = False) -> Callable[[Tensor], Extracted]:
+        return lambda images: Extracted(self.embed(images))
+
+    def prepare(self, images: Tensor) -> Tensor:
+        return images
+
+    def weights_hash(self) -> str:
+        digest = hashlib.sha256(self.name.encode())
+        if isinstance(self.embed, torch.nn.Module):
+            for name, tensor in self.embed.state_dict().items():
+                digest.update(
+                    name.encode() + tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+                )
+        else:
+            try:
+                digest.update(inspect.getsource(self.embed).encode())
+            except (OSError, TypeError):
+                digest.update(repr(type(self.embed)).encode())
+        return digest.hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class OnDisk(Extractor):
+    """Weights that a variable or the option names; RGB of any size."""
+
+    any_size: ClassVar[bool] = True
+    variable: ClassVar[str]
+    wanted: ClassVar[str]
+
+    def weights_path(self) -> Path:
+        named = self.weights or os.environ.get(self.variable)
+        if not named or not Path(named).is_file():
+            where = f"{named} is not there" if named else "no file was named"
+            raise ValueError(
+                f"{where}: name {self.wanted} by the option weights= or the variable {self.variable}, or give a "
+                "function of images as the encoder; dinit downloads nothing"
+            )
+        return Path(named)
+
+    def prepare(self, images: Tensor) -> Tensor:
+        if images.shape[1] not in (1, 3):
+            raise ValueError(f"{type(self).__name__} reads grey or RGB images, got {images.shape[1]} channels")
+        return images.expand(-1, 3, -1, -1)
+
+
+@EXTRACTORS.register("clip-vit-l-14-336px")
+@dataclass(frozen=True)
+class Clip(OnDisk):
+    """CLIP ViT-L/14 at 336 pixels as torch-fidelity runs it: what CMMD is defined on."""
+
+    fidelity_name: ClassVar[str] = "clip-vit-l-14-336px"
+    resize: ClassVar[str] = "bilinear to 336×336 as TensorFlow 1 does, grey repeated to RGB"
+    variable: ClassVar[str] = CLIP_VARIABLE
+    wanted: ClassVar[str] = "OpenAI's ViT-L-14-336px.pt"
+
+
+def mmd_rbf(x: NDArray[np.float64], y: NDArray[np.float64], sigma: float = _SIGMA) -> float:
+    """Squared MMD of (N, D) and (M, D) with the kernel exp(-|x - y|² / 2σ²), each mean over all pairs.
+
+    The biased estimate, pairs of an image with itself included, as CMMD's authors compute it: of a set and itself
+    0.
+    """
+    return _mean_kernel(x, x, sigma) + _mean_kernel(y, y, sigma) - 2 * _mean_kernel(x, y, sigma)
+
+
+def _mean_kernel(x: NDArray[np.float64], y: NDArray[np.float64], sigma: float) -> float:
+    squares, total = (y**2).sum(axis=1), 0.0
+    for start in range(0, len(x), _ROWS):
+        rows = x[start : start + _ROWS]
+        distances = (rows**2).sum(axis=1)[:, None] + squares - 2 * rows @ y.T
+        total += float(np.exp(-distances.clip(min=0) / (2 * sigma**2)).sum())
+    return total / (len(x) * len(y))
+
+
+@METRICS.register("cmmd")
+def cmmd(case: Case) -> dict[str, float]:
+    """1000 times the squared MMD of CLIP's embeddings, Gaussian kernel of σ = 10. Jayasumana et al. 2024."""
+    ours, theirs = _encode(case, "cmmd")
+    unit = [part / np.linalg.norm(part, axis=1, keepdims=True).clip(min=1e-12) for part in (ours, theirs)]
+    return {"cmmd": _SCALE * mmd_rbf(unit[0], unit[1])}
+
+
+@METRICS.register("fdd")
+def fdd(case: Case) -> dict[str, float]:
+    """Fréchet distance of DINOv2's features. Stein et al. 2023."""
+    self_test()
+    ours, theirs = (Featured(len(part), pooled=part).gaussian for part in _encode(case, "fdd"))
+    assert ours is not None
+    assert theirs is not None
+    return {"fdd": frechet_distance(ours, theirs)}
+
+
+def _encode(case: Case, metric: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The metric's own features of both sets; those of the reference are computed once for all rows of a report."""
+    if case.samples.images is None or case.reference.images is None:
+        raise NotMeasured("it has an encoder of its own and needs the images of both sets")
+    if len(case.reference.images) < case.reference.count:
+        raise NotMeasured("it needs the reference's images, and a file of statistics holds a few only; give --data")
+    encoder = _encoder(case, metric)
+    if metric not in case.shared:
+        case.shared[metric] = f"{metric}: {_name(encoder)} ({encoder.weights_hash()}), {encoder.resize}"
+        case.shared["features of", metric] = _features(case.reference.images, encoder, case.cuda)
+    return _features(case.samples.images, encoder, case.cuda), case.shared["features of", metric]
+
+
+def _encoder(case: Case, metric: str) -> Extractor:
+    given: Any = case.encoders.get(metric, _USUAL[metric])
+    if callable(given):
+        return CallableExtractor(embed=given)
+    encoder: Extractor = EXTRACTORS.create(given)
+    if not isinstance(encoder, CallableExtractor):
+        try:
+            encoder.weights_path()
+        except ValueError as error:
+            raise NotMeasured(str(error)) from error
+    return encoder
+
+
+def _name(encoder: Extractor) -> str:
+    return getattr(encoder, "name", None) or getattr(type(encoder), "registry_name", type(encoder).__name__)
+
+
+def _features(images: ImageSource, encoder: Extractor, cuda: bool | None) -> NDArray[np.float64]:
+    found = extract(images, encoder, cuda=cuda).pooled
+    assert found is not None
+    return found

@@ -1,0 +1,175 @@
+"""How diverse are generated glyphs: each factor read back from the pictures, and its spread within a class.
+
+Colours are measured, by the arithmetic that `dinit.data.glyphs` mixes them with; character, font, rotation and
+scale are read by heads of the glyphs classifier, which were trained with the factors.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dinit.data.glyphs import FONTS, INK, Factors, Glyphs
+from dinit.evaluation.features.glyphs_classifier import GlyphsClassifier, read_glyphs
+
+_HUES = 12  # bins of 30°
+_EDGE = 2  # pixels: the ground is read there, since a glyph seldom reaches it
+_NEAR = 0.3  # of the greatest distance from the ground: what is nearer is ground with noise
+
+
+@dataclass(frozen=True)
+class Read:
+    """What N images show, each array (N,). Units as in `dinit.data.glyphs.Factors`; here hues are real numbers.
+
+    label: index into the classifier's class_names. font: index into its fonts.
+    """
+
+    label: NDArray[np.int64]
+    font: NDArray[np.int64]
+    hue: NDArray[np.float64]
+    background_hue: NDArray[np.float64]
+    background: NDArray[np.float64]
+    rotation: NDArray[np.float64]
+    scale: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """One factor's spread within classes, the mean over the classes that have images.
+
+    entropy: of the histogram over `bins` bins, as a share of log(bins): 1 is uniform, 0 is all in one bin. Counts
+    of few images look less even than their source; Miller and Madow's (1955) correction is added, up to 1.
+    coverage: share of bins with an image in them. expected_coverage: what as many uniform draws would give.
+    """
+
+    bins: int
+    entropy: float
+    coverage: float
+    expected_coverage: float
+
+
+def colours(images: Tensor) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Ink and ground of each image, (N, 3) and (N, 3), in bytes. images: (N, 3, S, S) uint8.
+
+    Ground: the median of the edge. A pixel is ground + share · (ink - ground) and the ink's mean is known, so the
+    sum over the glyph gives the ink whatever the shares: thin strokes, never wholly covered, are read as well.
+    """
+    pixels = images.double()
+    size = pixels.shape[-1]
+    inner = torch.zeros(size, size, dtype=torch.bool)
+    inner[_EDGE:-_EDGE, _EDGE:-_EDGE] = True
+    ground = pixels[:, :, ~inner].median(dim=2).values
+    off = pixels.flatten(2) - ground[:, :, None]
+    distance = off.square().sum(1).sqrt()
+    glyph = distance > _NEAR * distance.amax(1, keepdim=True)
+    total = (off * glyph[:, None]).sum(2)
+    gap = INK - ground.mean(1)
+    gap = torch.where(gap < 0, gap.clamp(max=-1), gap.clamp(min=1))  # a ground as grey as the ink has no share
+    shares = (total.mean(1) / gap).clamp(min=1e-6)
+    return (ground + total / shares[:, None]).numpy(), ground.numpy()
+
+
+def hue_of(colour: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Degrees 0 .. 360 in the plane across grey, (N,), of colours (N, 3); red is 0."""
+    red, green, blue = colour.T
+    return np.degrees(np.arctan2(math.sqrt(3) / 2 * (green - blue), red - (green + blue) / 2)) % 360
+
+
+def read_factors(images: Tensor, model: GlyphsClassifier | None = None) -> Read:
+    """Reads every factor back. images: (N, 3, S, S) uint8, S 32 or 64. model: the shipped classifier by default.
+
+    ValueError for another shape or dtype.
+    """
+    if images.dtype != torch.uint8 or images.ndim != 4 or not len(images):
+        raise ValueError(
+            f"factors are read from (N, 3, S, S) uint8 images, got {images.dtype} of {tuple(images.shape)}; "
+            "dinit.data.to_uint8 converts from [-1, 1]"
+        )
+    said = read_glyphs(images, model)
+    ink, ground = colours(images)
+    return Read(
+        label=said.characters.argmax(1).numpy(),
+        font=said.fonts.argmax(1).numpy(),
+        hue=hue_of(ink),
+        background_hue=hue_of(ground),
+        background=ground.mean(1),
+        rotation=8.8 * said.numbers[:, 0].double().numpy(),
+        scale=62 / 128 + said.numbers[:, 1].double().numpy() / 21,
+    )
+
+
+def bin_factors(read: Read | Factors) -> dict[str, tuple[NDArray[np.int64], int]]:
+    """The bin of each image and how many there are, by factor; in the data all are about as likely.
+
+    hue and background_hue: 30° each; background: four dark and four light; font; rotation: 5°; scale: three.
+    """
+
+    def even(values: NDArray, low: float, high: float, bins: int) -> NDArray[np.int64]:
+        return np.clip(np.floor((values - low) / (high - low) * bins), 0, bins - 1).astype(np.int64)
+
+    lightness = np.asarray(read.background, dtype=np.float64)
+    light = lightness > INK  # and edges lie between the whole numbers that the data has
+    level = np.where(light, even(lightness, 191.5, 239.5, 4) + 4, even(lightness, 15.5, 63.5, 4))
+    return {
+        "hue": (even((read.hue + 0.5) % 360, 0, 360, _HUES), _HUES),
+        "background_hue": (even((read.background_hue + 0.5) % 360, 0, 360, _HUES), _HUES),
+        "background": (level, 8),
+        "font": (read.font, len(FONTS)),
+        "rotation": (even(read.rotation, -15.25, 15.25, 6), 6),
+        "scale": (even(read.scale, 51.5 / 128, 72.5 / 128, 3), 3),
+    }
+
+
+def spread(bins: NDArray[np.int64], count: int, labels: NDArray[np.int64]) -> Spread:
+    """The spread of one factor within classes. bins, labels: (N,). count: how many bins, at least 2."""
+    entropies, hit, expected = [], [], []
+    for label in np.unique(labels):
+        times = np.bincount(bins[labels == label], minlength=count)
+        n = int(times.sum())
+        share = times[times > 0] / n
+        entropy = -(share * np.log(share)).sum() + (len(share) - 1) / (2 * n)
+        entropies.append(min(1.0, entropy / math.log(count)))
+        hit.append(len(share) / count)
+        expected.append(1 - (1 - 1 / count) ** n)
+    return Spread(count, float(np.mean(entropies)), float(np.mean(hit)), float(np.mean(expected)))
+
+
+def diversity(
+    images: Tensor, labels: Tensor | None = None, model: GlyphsClassifier | None = None
+) -> dict[str, Spread]:
+    """The spread of each factor within classes. images: (N, 3, S, S) uint8. labels: (N,), the classes asked for;
+    None: all images as one class. ValueError for labels of another length, or images that `read_factors` refuses.
+    """
+    asked = np.zeros(len(images), dtype=np.int64) if labels is None else labels.cpu().numpy()
+    if asked.shape != (len(images),):
+        raise ValueError(f"labels must have the shape ({len(images)},), one an image, got {asked.shape}")
+    binned = bin_factors(read_factors(images, model))
+    return {name: spread(bins, count, asked) for name, (bins, count) in binned.items()}
+
+
+def reader_errors(data: Glyphs, model: GlyphsClassifier | None = None) -> dict[str, float]:
+    """How well the readers do on real images, whose factors are known.
+
+    label, font: share read right. hue, background_hue, rotation (degrees), background (bytes), scale (share of
+    the side): root mean square of the error. NAME_bin: share of images in the right bin of `bin_factors`.
+    ValueError unless the data set has the classifier's characters and fonts.
+    """
+    model_names = (model or GlyphsClassifier.from_pretrained()).config
+    if (data.class_names, data.fonts) != (model_names.class_names, model_names.fonts):
+        raise ValueError(
+            "the readers know the default characters and fonts of 'glyphs' alone; give such a data set"
+        )
+    true, read = data.factor_arrays(), read_factors(data.uint8_images(), model)
+    found = {name: float((getattr(read, name) == getattr(true, name)).mean()) for name in ("label", "font")}
+    for name in ("hue", "background_hue", "background", "rotation", "scale"):
+        error = getattr(read, name) - getattr(true, name)
+        if "hue" in name:
+            error = (error + 180) % 360 - 180
+        found[name] = float(np.sqrt(np.mean(error**2)))
+    there, here = bin_factors(true), bin_factors(read)
+    return found | {f"{name}_bin": float((here[name][0] == there[name][0]).mean()) for name in here}

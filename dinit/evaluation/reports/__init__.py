@@ -1,0 +1,1 @@
+"""Reports of scores with their protocol, as JSON and as an HTML page."""

@@ -1,0 +1,1 @@
+"""What a pipeline writes: image files, sheets, large sets, manifests, and their replay."""

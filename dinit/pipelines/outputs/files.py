@@ -1,0 +1,96 @@
+"""Writing what was generated: contact sheets, folders of PNGs, animations. Files are whole or not there."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
+
+from dinit.files import write_atomically
+from dinit.pipelines.call import Call
+from dinit.pipelines.generate import Generated, Pipeline
+from dinit.pipelines.outputs.manifest import FILE, KEY, Manifest, describe
+from dinit.pipelines.outputs.sheets import Layout, animation_bytes, draw_sheet, lay_out, to_pil
+from dinit.pipelines.outputs.targets import ANIMATIONS
+
+
+def sheet_layout(pipe: Pipeline, call: Call, side: int) -> Layout:
+    """The contact sheet's layout: the names of the classes, and the call in one line as its title."""
+    names = ["" if label is None else _class_name(pipe, label) for label in call.labels]
+    guidance = " + ".join(map(_brief, call.guidance)) or "no guidance"
+    seeds = sorted({seed for seed, _ in call.keys})
+    seed = f"seed {seeds[0]}" if len(seeds) == 1 else f"{len(seeds)} seeds"
+    title = f"{_brief(call.sampler)}, {call.steps} steps, {guidance}, {seed}"
+    return lay_out(names, side, title)
+
+
+def save_sheet(path: Path, pipe: Pipeline, generated: Generated) -> None:
+    """A labelled contact sheet with its manifest. generated: of output_type 'raw'."""
+    layout = sheet_layout(pipe, generated.call, generated.images.shape[-1])
+    picture = {"kind": "sheet", "scale": layout.scale, "cells": [list(cell) for cell in layout.cells]}
+    manifest = describe(pipe, generated).with_picture(picture)
+    _write(path, png_bytes(draw_sheet(generated.images, layout), manifest))
+
+
+def save_folder(folder: Path, pipe: Pipeline, generated: Generated) -> None:
+    """One PNG an image, 000000.png and on, each with its manifest, and manifest.json for all, written last.
+
+    A picture's own manifest records the batch it was made in and its place there: rounding on the last bit
+    depends on the size of a batch, so the replay of one picture makes the whole batch again.
+    """
+    whole = describe(pipe, generated)
+    files, pictures = [], to_pil(generated.images)
+    for batch in generated.call.batches():
+        own = batch.to_config()
+        for index in range(len(batch.labels)):
+            files.append(f"{len(files):06d}.png")
+            manifest = whole.with_picture({"kind": "single", "index": index}, call=own)
+            _write(folder / files[-1], png_bytes(pictures[len(files) - 1], manifest))
+    content = whole.with_picture({"kind": "folder", "files": files}).to_json()
+    _write(folder / FILE, content.encode())
+
+
+def save_animation(path: Path, pipe: Pipeline, call: Call, frames: Sequence[Tensor]) -> None:
+    """The posterior mean of every step as an animated contact sheet, GIF or WebP by the suffix of path."""
+    kind = path.suffix.lower().removeprefix(".")
+    if kind not in ANIMATIONS:
+        raise ValueError(f"{path} must end in .gif or .webp")
+    with torch.no_grad():
+        decoded = [pipe.codec.decode(frame) for frame in frames]
+    layout = sheet_layout(pipe, call, decoded[0].shape[-1])
+    _write(path, animation_bytes([draw_sheet(frame, layout) for frame in decoded], kind))
+
+
+def png_bytes(picture: Image.Image, manifest: Manifest) -> bytes:
+    """The PNG file with its manifest inside."""
+    info = PngInfo()
+    info.add_text(KEY, manifest.to_json())
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", pnginfo=info)
+    return buffer.getvalue()
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, content)
+
+
+def _class_name(pipe: Pipeline, label: int) -> str:
+    return str(label) if pipe.class_names is None else pipe.class_names[label]
+
+
+def _brief(part: Any) -> str:
+    """A sampler or guidance as "ddim(eta=0.5)": its name, and the options that are not the usual ones."""
+    options = [
+        f"{field.name}={getattr(part, field.name)}"
+        for field in dataclasses.fields(part)
+        if field.init and field.repr and getattr(part, field.name) != field.default
+    ]
+    return f"{part.registry_name}({', '.join(options)})" if options else part.registry_name

@@ -1,0 +1,144 @@
+"""What made a picture, in a form a machine reads: the manifest in a PNG's metadata and beside a folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, UnidentifiedImageError
+
+from dinit.pipelines.call import to_spec
+from dinit.pipelines.generate import Generated, Pipeline
+from dinit.pipelines.loading import read_json, shipped
+
+KEY = "dinit"  # of the text in a PNG
+FILE = "manifest.json"  # beside the PNGs of a folder
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """pipeline: name, folder or hub id. weights: SHA-256 of each component's tensors. call: Call.to_config.
+
+    nfe: network evaluations an image. picture: what is in the file and where (see dinit.pipelines.outputs.files).
+    """
+
+    pipeline: str
+    weights: dict[str, str]
+    process: dict[str, Any]
+    parameterization: dict[str, Any]
+    codec: dict[str, Any]
+    dtype: str
+    device: str
+    call: dict[str, Any]
+    nfe: int
+    versions: dict[str, str]
+    created: str
+    picture: dict[str, Any] = dataclasses.field(default_factory=dict)
+    format: int = FORMAT
+
+    def to_json(self) -> str:
+        """JSON in plain ASCII, as PNG text wants it."""
+        return json.dumps(dataclasses.asdict(self), indent=1)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], where: Path) -> Manifest:
+        """ValueError for another format or keys that are not a manifest's."""
+        if config.get("format") != FORMAT:
+            raise ValueError(f"the manifest in {where} has format {config.get('format')!r}, this is for {FORMAT}")
+        fields = {field.name for field in dataclasses.fields(cls)}
+        if fields != set(config):
+            odd = ", ".join(sorted(fields ^ set(config)))
+            raise ValueError(f"the manifest in {where} is damaged: missing or unknown {odd}")
+        return cls(**config)
+
+    def with_picture(self, picture: Mapping[str, Any], **changes: Any) -> Manifest:
+        """The same manifest for a certain file."""
+        return dataclasses.replace(self, picture=dict(picture), **changes)
+
+
+def describe(pipe: Pipeline, generated: Generated) -> Manifest:
+    """The manifest of what a pipeline just generated."""
+    return Manifest(
+        pipeline=pipeline_name(pipe),
+        device=pipe.device.type,
+        dtype=str(pipe.backbone.dtype).removeprefix("torch."),
+        call=generated.call.to_config(),
+        versions=versions(),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        **claims(pipe, generated.nfe),
+    )
+
+
+def claims(pipe: Pipeline, nfe: int) -> dict[str, Any]:
+    """What a manifest says of the pipeline and the run that a replay can check."""
+    config: Any = pipe.config
+    codec: dict[str, Any] = {"name": type(pipe.codec).registry_name}  # pyright: ignore
+    for option in ("scaling_factor", "shift_factor", "latents_mean", "latents_std"):
+        if getattr(pipe.codec, option, None) is not None:
+            codec[option] = getattr(pipe.codec, option)
+    return {
+        "weights": {name: weights_sha256(part) for name, part in pipe.components.items() if part is not None},
+        "process": to_spec(config["process"]),
+        "parameterization": to_spec(config["parameterization"]),
+        "codec": codec,
+        "nfe": nfe,
+    }
+
+
+def pipeline_name(pipe: Pipeline) -> str:
+    """What finds the pipeline again: a shipped name, an absolute folder, a hub id; '' where it has none."""
+    config: Any = pipe.config
+    name = config.get("_name_or_path") or ""
+    if name and name not in shipped() and Path(name).is_dir():
+        return str(Path(name).resolve())
+    return str(name)
+
+
+def weights_sha256(module: torch.nn.Module) -> str:
+    """SHA-256 over the tensors' names, types, shapes and bytes, in the order of their names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(flat.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the pixels depend on."""
+    packages = ("dinit", "torch", "diffusers", "pillow")
+    return {"python": platform.python_version(), **{package: version(package) for package in packages}}
+
+
+def read_manifest(path: Path) -> Manifest:
+    """The manifest of a PNG, of a folder of PNGs, or in a manifest.json. ValueError where there is none."""
+    if path.is_dir():
+        path = path / FILE
+    if path.suffix == ".json":
+        return Manifest.from_config(read_json(path), path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no picture {path}")
+    try:
+        with Image.open(path) as picture:
+            text = picture.info.get(KEY)
+    except UnidentifiedImageError as error:
+        raise ValueError(f"{path} is not a picture that Pillow can read") from error
+    if text is None:
+        raise ValueError(f"{path} carries no dinit manifest; only PNGs that `dinit generate` wrote do")
+    try:
+        config = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"the manifest in {path} is damaged: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"the manifest in {path} is damaged: not a JSON object")
+    return Manifest.from_config(config, path)

@@ -1,0 +1,128 @@
+"""Making a picture again from its manifest, and saying whether it is the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from dinit.pipelines.call import Call
+from dinit.pipelines.generate import Generated, Pipeline, open_pipeline
+from dinit.pipelines.outputs.files import sheet_layout
+from dinit.pipelines.outputs.manifest import Manifest, claims, read_manifest, versions
+from dinit.pipelines.outputs.replay_set import false_claims, read_set, remake, set_folder
+from dinit.pipelines.outputs.sheets import draw_sheet, to_pil, to_tiles
+
+Pairs = Iterable[tuple[str, Image.Image, Image.Image]]  # name, picture in the file, picture made again
+
+
+@dataclass(frozen=True)
+class Replay:
+    """same: every pixel within the tolerance, and all that the manifest says of the pipeline holds.
+
+    max_abs_diff: in levels of 0 .. 255; 255 where sizes differ. pictures: how many were compared. notes: what
+    differs, for a person to read.
+    """
+
+    same: bool
+    max_abs_diff: int
+    pictures: int
+    notes: tuple[str, ...]
+
+
+def replay(path: str | Path, pipe: Pipeline | str | None = None, tolerance: int = 0) -> Replay:
+    """Makes the picture, or the folder of pictures, again and compares pixel by pixel.
+
+    path: may be a set (`dinit generate --out FOLDER`), of which a few groups of images are made again, or one
+    image in it. pipe: in place of the pipeline that the manifest names, or where that lies now. tolerance:
+    greatest difference that still counts as the same, in levels of 0 .. 255. ValueError where there is no manifest
+    or it is damaged.
+    """
+    path = Path(path)
+    folder = set_folder(path)
+    if folder is not None:
+        record = read_set(folder)
+        pipe = _opened(pipe or record.pipeline, record.device, record.dtype)
+        return _judge(remake(record, path, pipe), false_claims(record, pipe), record.versions, tolerance)
+    manifest = read_manifest(path)
+    pipe = _opened(pipe or manifest.pipeline, manifest.device, manifest.dtype)
+    generated = pipe.run(Call.from_config(manifest.call), "raw")
+    made = claims(pipe, generated.nfe)
+    false = [name for name in made if made[name] != getattr(manifest, name)]
+    return _judge(_pairs(path, manifest, pipe, generated), false, manifest.versions, tolerance)
+
+
+def max_abs_diff(before: Image.Image, after: Image.Image) -> int:
+    """The greatest difference of two pictures in levels of 0 .. 255; 255 where size or mode differ."""
+    if before.size != after.size or before.mode != after.mode:
+        return 255
+    first, second = np.asarray(before, dtype=np.int16), np.asarray(after, dtype=np.int16)
+    return int(np.abs(first - second).max())
+
+
+def _judge(pairs: Pairs, false: list[str], made_with: Mapping[str, str], tolerance: int) -> Replay:
+    """false: what the manifest says of the pipeline that is not so. made_with: versions, which are told only."""
+    notes = [f"{claim} is not what the manifest says" for claim in false]
+    differences = []
+    for name, before, after in pairs:
+        differences.append(max_abs_diff(before, after))
+        if differences[-1] > tolerance and len(notes) < 8:
+            notes.append(f"{name} differs by up to {differences[-1]} of 255 levels")
+    now = versions()
+    older = [f"{k} {v} (now {now.get(k)})" for k, v in made_with.items() if now.get(k) != v]
+    if older:
+        notes.append("made with " + ", ".join(older))
+    worst = max(differences)
+    return Replay(not false and worst <= tolerance, worst, len(differences), tuple(notes))
+
+
+def _opened(pipe: Pipeline | str, device: str, dtype_name: str) -> Pipeline:
+    """The pipeline, without a progress bar; a name is opened as the manifest says. ValueError for no name."""
+    if isinstance(pipe, str):
+        if not pipe:
+            raise ValueError("the manifest names no pipeline (it was never saved); give the pipeline yourself")
+        dtype = getattr(torch, dtype_name, None)
+        if not isinstance(dtype, torch.dtype):
+            raise ValueError(f"the manifest's dtype {dtype_name!r} is none of torch's")
+        pipe = open_pipeline(pipe, "cpu" if device == "cuda" and not torch.cuda.is_available() else device, dtype)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def _pairs(
+    path: Path, manifest: Manifest, pipe: Pipeline, generated: Generated
+) -> Iterator[tuple[str, Image.Image, Image.Image]]:
+    """(name, picture in the file, picture made again), one by one."""
+    picture = manifest.picture
+    try:
+        if picture["kind"] == "sheet":
+            with Image.open(path) as sheet:
+                yield from _sheet_pairs(sheet, manifest, pipe, generated)
+        elif picture["kind"] == "single":
+            with Image.open(path) as file:
+                yield path.name, file, to_pil(generated.images)[picture["index"]]
+        elif picture["kind"] == "folder":
+            folder = path if path.is_dir() else path.parent
+            for name, after in zip(picture["files"], to_pil(generated.images), strict=True):
+                with Image.open(folder / Path(name).name) as file:
+                    yield name, file, after
+        else:
+            raise ValueError(f"it is of the unknown kind {picture['kind']!r}")
+    except (LookupError, TypeError, ValueError) as error:
+        raise ValueError(f"the manifest of {path} does not describe its pictures: {error}") from error
+
+
+def _sheet_pairs(
+    sheet: Image.Image, manifest: Manifest, pipe: Pipeline, generated: Generated
+) -> Iterator[tuple[str, Image.Image, Image.Image]]:
+    """The pictures on the sheet, then the whole sheet if this Pillow draws letters as that one did."""
+    tiles = to_tiles(generated.images, manifest.picture["scale"])
+    for index, ((x, y), tile) in enumerate(zip(manifest.picture["cells"], tiles, strict=True)):
+        yield f"picture {index}", sheet.crop((x, y, x + tile.width, y + tile.height)), tile
+    if manifest.versions.get("pillow") == versions()["pillow"]:
+        layout = sheet_layout(pipe, generated.call, generated.images.shape[-1])
+        yield "the sheet with its labels", sheet, draw_sheet(generated.images, layout)

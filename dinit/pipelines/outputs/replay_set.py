@@ -1,0 +1,123 @@
+"""Images of a large set, made again: one of them, or a few groups spread over the whole set."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from dinit.pipelines.call import Call, to_spec
+from dinit.pipelines.generate import Pipeline
+from dinit.pipelines.loading import read_json
+from dinit.pipelines.outputs.manifest import FILE, claims
+from dinit.pipelines.outputs.set_files import KEY, image_path
+from dinit.pipelines.outputs.sets import group_pictures, set_digest
+
+GROUPS = 4  # of a whole set: the first, the last, and some between
+
+
+@dataclass(frozen=True)
+class SetRecord:
+    """What a set's manifest says. group: images that the network was asked about at once."""
+
+    folder: Path
+    pipeline: str
+    device: str
+    dtype: str
+    versions: Mapping[str, str]
+    asked: Mapping[str, Any]
+    call: Call
+    group: int
+
+
+def set_folder(path: Path) -> Path | None:
+    """The folder of the set that `path` is, or is an image of; None where it is neither. ValueError for an image
+    that was taken out of its set, and so has lost what made it.
+    """
+    if path.is_dir():
+        manifest = path / FILE
+        return path if manifest.is_file() and read_json(manifest).get("kind") == "set" else None
+    if KEY not in _text(path):
+        return None
+    folder = path.resolve().parent.parent.parent
+    if not folder.is_dir() or set_folder(folder) is None:
+        raise ValueError(f"{path} is an image of a set, and {folder} holds no {FILE} of one; leave it in its set")
+    return folder
+
+
+def read_set(folder: Path) -> SetRecord:
+    """ValueError for a damaged manifest."""
+    manifest = read_json(folder / FILE)
+    try:
+        asked, versions = manifest["asked"], dict(manifest["versions"])
+        config, group, seeds = asked["call"], asked["call"]["group"], asked["call"]["seeds"]
+        if isinstance(seeds, Mapping):
+            seeds = [(seeds["seed"], k) for k in range(seeds["images"])]
+        call = Call.from_config({**config, "seeds": seeds, "batch_size": group})
+        name, device, dtype = manifest["pipeline"], asked["device"], asked["dtype"]
+    except (LookupError, TypeError, ValueError) as error:
+        raise ValueError(f"{folder / FILE} is damaged: {error}") from error
+    return SetRecord(folder, name, device, dtype, versions, asked, call, group)
+
+
+def false_claims(record: SetRecord, pipe: Pipeline) -> list[str]:
+    """What the manifest says of the pipeline, and `pipe` is not."""
+    made = json.loads(json.dumps(to_spec(claims(pipe, nfe=0))))
+    return [name for name in made if name in record.asked and made[name] != record.asked[name]]
+
+
+def remake(record: SetRecord, path: Path, pipe: Pipeline) -> Iterator[tuple[str, Image.Image, Image.Image]]:
+    """(name, picture in the file, picture made again) of an image at `path`, or of GROUPS groups of the folder.
+
+    ValueError for an image that names no place in the set, or another set, or is missing or damaged.
+    """
+    count, group = len(record.call.labels), record.group
+    if path.is_dir():
+        starts = sorted({round(g) * group for g in np.linspace(0, (count - 1) // group, GROUPS)})
+        wanted = [k for start in starts for k in range(start, min(start + group, count))]
+    else:
+        wanted = [_index(record, path)]
+    for start in sorted({k // group * group for k in wanted}):
+        rows = range(start, min(start + group, count))
+        for k, after in zip(rows, group_pictures(pipe, record.call, rows, group), strict=True):
+            if k in wanted:
+                yield f"image {k}", _opened(image_path(record.folder, k) if path.is_dir() else path), after
+
+
+def _index(record: SetRecord, path: Path) -> int:
+    """Which image of the set the file says that it is."""
+    try:
+        facts = json.loads(_text(path)[KEY])
+        own, index = facts["set"], facts["index"]
+    except (LookupError, TypeError, ValueError) as error:
+        raise ValueError(f"the text in {path} is damaged: {error}") from error
+    if own != set_digest(record.asked):
+        raise ValueError(f"{path} says that it is of another set than {record.folder / FILE} is")
+    if not isinstance(index, int) or not 0 <= index < len(record.call.labels):
+        raise ValueError(f"{path} says that it is image {index!r} of {len(record.call.labels)}")
+    return index
+
+
+def _opened(path: Path) -> Image.Image:
+    try:
+        with Image.open(path) as picture:
+            picture.load()
+    except (OSError, SyntaxError) as error:  # Pillow's name for a broken PNG
+        raise ValueError(
+            f"{path} is missing or damaged ({error}); remove what is left of it, and the call that made the set "
+            "makes it again"
+        ) from error
+    return picture
+
+
+def _text(path: Path) -> Mapping[Any, Any]:
+    try:
+        with Image.open(path) as picture:
+            return dict(picture.info)
+    except OSError:
+        return {}  # whoever reads manifests says what is wrong with it

@@ -1,0 +1,107 @@
+"""The model card of a trained pipeline: recipe, steps, seconds and measured figures, as the hub reads it.
+
+`python -m dinit.pipelines.runs.card RUN/pipeline --to FOLDER` evaluates what `dinit train` wrote, with its own guidance
+and without any, and copies the pipeline with its card to FOLDER. The shipped pipelines are made this way.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+from dinit.evaluation.reports.report import Report, Row
+from dinit.files import whole_folder, write_atomically
+from dinit.pipelines.evaluate import evaluate
+from dinit.training.recipe.file import load_recipe
+
+_FIGURES = ("class_accuracy", "fid", "kid", "precision", "recall", "inception_score")
+
+
+def ship(pipeline: Path, target: Path, num_samples: int = 1000) -> str:
+    """Evaluates a pipeline folder and copies it, with its card, to `target`. Returns the card.
+
+    ValueError for a folder that `dinit train` did not write, or a `target` that is there already.
+    """
+    if not (pipeline / "training.json").is_file():
+        raise ValueError(f"{pipeline} has no training.json: give the pipeline folder of a `dinit train` run")
+    if target.exists():
+        raise ValueError(f"{target} is there already; remove it or choose another folder")
+    recipe = load_recipe(pipeline / "recipe.yaml")
+    data = {key: value for key, value in recipe.data.spec().items() if key != "split"}
+    reports = {
+        "its own guidance": evaluate(pipeline, num_samples, dataset_name=data),
+        "no guidance": evaluate(pipeline, num_samples, dataset_name=data, guidance=[]),
+    }
+    text = card(target.name, pipeline, reports)
+    with whole_folder(target) as temporary:
+        shutil.copytree(pipeline, temporary, dirs_exist_ok=True)
+        write_atomically(temporary / "README.md", text)
+    return text
+
+
+def card(name: str, pipeline: Path, reports: dict[str, Report]) -> str:
+    """The card's text. reports: one for each way of sampling; all of one protocol, with one real row."""
+    facts = json.loads((pipeline / "training.json").read_text())
+    first = next(iter(reports.values()))
+    made_by, protocol = first.made_by, first.protocol
+    rows = [_cells(way, report.model) for way, report in reports.items()]
+    rows.append(_cells("real (train split)", first.real))
+    size = sum(file.stat().st_size for file in pipeline.rglob("*.safetensors"))
+    lines = [
+        "---",
+        "library_name: dinit",
+        "license: apache-2.0",
+        "tags: [diffusion, class-conditional]",
+        "---",
+        f"# {name}",
+        "",
+        "```python",
+        "from dinit import Pipeline",
+        "",
+        f'images = Pipeline.from_pretrained("{name}")([3, 1, 4], seed=0).images',
+        "```",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| recipe | `recipe.yaml` in this folder; `dinit train recipe.yaml --out runs/{name}` makes it again |",
+        f"| weights | {facts['parameters']:,} parameters (EMA), {size / 1e6:.2f} MB of safetensors |",
+        f"| training | {facts['steps']:,} steps, {facts['images']:,} images, {facts['seconds']:.0f} s on "
+        f"{facts['device']}, {facts['processes']} process; torch {facts['versions']['torch']} |",
+        f"| sampling | {made_by['sampler']['name']}, {made_by['steps']} steps, {made_by['nfe']} NFE; "
+        f"guidance {_guidance(made_by['guidance'])} |",
+        "",
+        f"| {protocol.sample_count:,} samples | " + " | ".join(key.replace("_", " ") for key in _FIGURES) + " |",
+        "|---|" + "---|" * len(_FIGURES),
+        *rows,
+        "",
+        f"Protocol: features {protocol.features} ({protocol.weights}), "
+        f"statistics of {protocol.reference_count} images ({protocol.reference}), resize {protocol.resize}, "
+        f"labels {protocol.labels}, seed {protocol.seed}. Figures of other protocols do not compare with these.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _guidance(specs: list[dict]) -> str:
+    shown = [f"{spec['name']} {spec['scale']:g}" if "scale" in spec else spec["name"] for spec in specs]
+    return ", ".join(shown) or "none"
+
+
+def _cells(name: str, row: Row) -> str:
+    values = [f"{row.metrics[key]:.4g}" if key in row.metrics else "" for key in _FIGURES]
+    return f"| {name} | " + " | ".join(values) + " |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("pipeline", type=Path, help="the pipeline folder of a training run")
+    parser.add_argument("--to", type=Path, required=True, help="the folder to make")
+    parser.add_argument("--num-samples", type=int, default=1000)
+    given = parser.parse_args()
+    print(ship(given.pipeline, given.to, given.num_samples))
+
+
+if __name__ == "__main__":
+    main()

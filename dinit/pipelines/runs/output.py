@@ -1,0 +1,89 @@
+"""What a run gives out: the pipeline of its averaged weights, and the previews that it draws on the way."""
+
+from __future__ import annotations
+
+import io
+import json
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import dinit
+from dinit.data import ImageData
+from dinit.files import whole_folder, write_atomically
+from dinit.pipelines.generate import Pipeline
+from dinit.pipelines.outputs.sheets import to_pil
+from dinit.training.finetune.adapters import merged
+from dinit.training.run.health import image_statistics
+from dinit.training.objective import Objective
+from dinit.training.recipe.model import Recipe
+from dinit.training.run.folder import write_recipe
+from dinit.training.run.contact_sheet import sheet
+
+_CLASSES, _COLUMNS = 10, 8  # of the sample grids
+
+
+def make_pipeline(
+    network: Any, recipe: Recipe, objective: Objective, data: ImageData, device: torch.device
+) -> Pipeline:
+    """The pipeline of a network that the recipe trains, with the autoencoder, read now, where it knows latents."""
+    sampling = recipe.sampling
+    pipeline = Pipeline(
+        backbone=merged(network),
+        process=objective.process,
+        parameterization=objective.parameterization,
+        class_names=list(data.class_names) or None,
+        t_max=recipe.t_max,
+        defaults={
+            "sampler": sampling.sampler.spec(),
+            "steps": sampling.steps,
+            "grid": None if sampling.grid is None else sampling.grid.spec(),
+            "guidance": [guidance.spec() for guidance in sampling.guidance],
+        },
+        **data.pipeline_parts(),
+    )
+    pipeline.to(device)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@torch.no_grad()
+def draw_samples(pipeline: Pipeline, seed: int, target: Path) -> dict[str, float]:
+    """Writes a sheet of samples, a row a class, always from the same noise. Returns mean and standard deviation of
+    what the network made of it, to compare with those of the data that it is trained on.
+    """
+    classes = pipeline.backbone.num_classes
+    rows = min(classes, _CLASSES) or _COLUMNS
+    labels = [row if classes else None for row in range(rows) for _ in range(_COLUMNS)]
+    made = pipeline(labels, seed=seed, output_type="latent").images
+    finite = made.isfinite().all()
+    buffer = io.BytesIO()
+    decoded = pipeline.codec.decode(made if finite else torch.nan_to_num(made, 0.0, 1.0, -1.0))
+    sheet(to_pil(decoded), _COLUMNS).save(buffer, "PNG")
+    write_atomically(target, buffer.getvalue())
+    return image_statistics(made)
+
+
+def export(folder: Path, pipeline: Pipeline, recipe: Recipe, data: ImageData, facts: Mapping[str, Any]) -> None:
+    """What users load, with the recipe and the facts of its training; replaces the folder whole."""
+    loop = recipe.training
+    known = {
+        "weights": "ema",
+        "steps": loop.steps,
+        "images": loop.steps * loop.batch_size,
+        "parameters": sum(p.numel() for p in pipeline.backbone.parameters()),
+        "data": data.fingerprint(),
+        **facts,
+        "versions": {
+            "dinit": dinit.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+    }
+    with whole_folder(folder) as temporary:
+        pipeline.save_pretrained(temporary)
+        write_recipe(temporary, recipe)
+        (temporary / "training.json").write_text(json.dumps(known, indent=2) + "\n")

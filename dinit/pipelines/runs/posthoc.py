@@ -1,0 +1,36 @@
+"""A trained run's pipeline with an EMA of another width, chosen after the training."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+from dinit.files import whole_folder
+from dinit.pipelines.generate import Pipeline
+from dinit.training.averaging.snapshots import average_of_width
+
+
+def pipeline_of_width(run: str | Path, sigma_rel: float, to: str | Path, step: int | None = None) -> Path:
+    """Writes the run's pipeline to `to` with the EMA of relative width sigma_rel in place of its own.
+
+    run: a folder of `train` whose recipe has ema.widths. step: the average as it was after that many steps; None is
+    the last. Karras et al. 2024 (EDM2). ValueError for a width or step that the snapshots do not tell about, and
+    FileExistsError for a folder that is there.
+    """
+    run, to = Path(run), Path(to)
+    if to.exists():
+        raise FileExistsError(f"{to} is there already; choose another folder, or remove it")
+    averages, last = average_of_width(run / "ema", sigma_rel, step)
+    pipeline = Pipeline.from_pretrained(run / "pipeline")
+    with torch.no_grad():
+        for name, parameter in pipeline.backbone.named_parameters():
+            parameter.copy_(averages[name])
+    facts = json.loads((run / "pipeline" / "training.json").read_text(encoding="utf-8"))
+    with whole_folder(to) as temporary:
+        pipeline.save_pretrained(temporary)
+        (temporary / "recipe.yaml").write_bytes((run / "pipeline" / "recipe.yaml").read_bytes())
+        facts["ema"] = {"sigma_rel": sigma_rel, "step": last}
+        (temporary / "training.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    return to

@@ -1,0 +1,1 @@
+"""Weights in and out: conversion, export, encoding of a data set to latents."""

@@ -1,0 +1,1 @@
+"""Time grids: decreasing float64 times on the CPU. Every grid works with every sampler."""

@@ -1,0 +1,197 @@
+"""From data to noise: solvers run on increasing times, approximately (DDIM, Runge–Kutta) or exactly (EDICT, BDIA).
+
+    start = invert("bdia-ddim", denoiser, x0, steps=50, labels=[3])
+    again = BDIADDIM().sample(denoiser, start.x, 50, labels=[3], initial=start.x, state=start.state, end="state")
+
+`again` is x0 up to rounding. It is the state at the grid's last time on both sides: the posterior mean that a run
+ends with otherwise cannot be undone. An exact solver carries more than x (a coupled state, the state before), so a
+run that is to be inverted hands over the state of its last step, and an inversion its own to the run after it:
+
+    last = list(EDICT().iterate(denoiser, noise, 50, end="state"))[-1]
+    start = invert(EDICT(), denoiser, last.x_s, 50, state=last.state)
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import Any, Literal
+
+from torch import Tensor
+
+from dinit.diffusion import Denoised, Denoiser, Scales
+from dinit.diffusion.condition import Draws
+from dinit.samplers.base import SAMPLERS, Denoise, Sampler, Step, StepNoise, plan
+from dinit.samplers.grids.base import TimeGrid
+from dinit.samplers.noise import NoiseSource
+from dinit.samplers.ode.ddim import DDIM
+from dinit.samplers.ode.euler import Euler, Heun
+from dinit.samplers.ode.flow import FlowEuler
+from dinit.samplers.ode.runge_kutta import RK4, Heun3, Midpoint
+
+
+class Reversible(Sampler):
+    """A deterministic solver whose `step` also goes up, from t to s > t, as the inverse of its own step down."""
+
+
+# One-step formulas that say nothing about the direction: on increasing times they solve the same ODE.
+EITHER_WAY = (Euler, Heun, Midpoint, Heun3, RK4, FlowEuler)
+
+
+@dataclass(frozen=True)
+class Inversion:
+    """x: the state at the grid's first time, (B, C, H, W), whose standard deviation is that of the prior there.
+
+    state: what an exact solver needs besides it to come back. nfe: network evaluations per image.
+    """
+
+    x: Tensor
+    state: Any
+    nfe: int
+
+
+def invert(
+    sampler: Sampler | str, denoiser: Denoiser, x: Tensor, steps: int | None = None, **options: Any
+) -> Inversion:
+    """The noise that the sampler turns into x. Arguments as `ascend`."""
+    (last,) = deque(ascend(sampler, denoiser, x, steps, **options), maxlen=1)
+    return Inversion(last.x_s, last.state, last.nfe)
+
+
+def ascend(
+    sampler: Sampler | str,
+    denoiser: Denoiser,
+    x: Tensor,
+    steps: int | None = None,
+    *,
+    labels: Tensor | Sequence[int] | None = None,
+    grid: TimeGrid | str | Tensor | None = None,
+    state: Any = None,
+    draws: Draws | None = None,
+    seed: int = 0,
+) -> Iterator[Step]:
+    """Runs the sampler from the grid's last time up to its first, yielding every step.
+
+    x: (B, C, H, W), the state at the grid's last time; for clean images that is the published convention too, as
+    the noise there is small. steps, grid, labels, draws, seed: of the sampling run, whose times are taken
+    backwards; grid decreases here as there. state: the last `Step.state` of the run that is undone; None where x
+    comes from elsewhere. Guidance hears the step number that its time has in the sampling run.
+    ValueError for a sampler that cannot go up, and as `Sampler.iterate`.
+    """
+    sampler = upward(SAMPLERS.create(sampler))
+    levels = plan(denoiser, steps, sampler.grid_for(denoiser.process) if grid is None else grid, "state")
+    sampler._check_demands(denoiser)
+    places = {k.numbers.t: i for i, k in enumerate(levels)}
+    levels = levels[::-1]
+    sampler.check(denoiser, levels)
+    source: Draws = draws or NoiseSource.from_seed(seed, x.shape[0])
+    total = len(levels) - 1
+    cond = replace(denoiser.condition(labels, x.shape[0], x.device), noise=source, steps=total)
+    inner = sampler._inner_levels(denoiser, levels, "state")
+    if state is None:
+        state = sampler.init(denoiser, levels, total)
+
+    def run(x: Tensor, state: Any) -> Iterator[Step]:
+        nfe = 0
+        for i, (t, s) in enumerate(pairwise(levels)):
+            denoise = _Placed(denoiser, cond, inner[i], places=places)
+            x_s, state = sampler.step(denoise, x, t, s, state, StepNoise(source, i, 0))
+            nfe += denoise.calls
+            assert denoise.first is not None, "a step evaluates the denoiser at least once"
+            yield Step(i, total, t.numbers.t, x, denoise.first.x0, x_s, nfe, state)
+            x = x_s
+
+    return run(x, state)
+
+
+def upward(sampler: Sampler) -> Sampler:
+    """The sampler whose step also goes up: DDIMInverse for DDIM, else itself. ValueError where there is none."""
+    if isinstance(sampler, DDIM) and not sampler.stochastic:
+        return DDIMInverse()
+    if isinstance(sampler, (Reversible, *EITHER_WAY)) and not sampler.stochastic:
+        return sampler
+    why = "it adds noise" if sampler.stochastic else "its formula holds from noise to data only"
+    fits = [name for name in SAMPLERS if issubclass(SAMPLERS[name], (Reversible, *EITHER_WAY))]
+    raise ValueError(f"{sampler} cannot run from data to noise: {why}; samplers that can: {', '.join(fits)}")
+
+
+@dataclass
+class _Placed(Denoise):
+    """A denoiser whose guidance is told the step of the sampling run that starts where this one asks first."""
+
+    places: dict[float, int] = field(default_factory=dict)
+
+    def __call__(self, x_t: Tensor, t: Scales) -> Denoised:
+        if not self.calls:
+            self.cond = replace(self.cond, step=min(self.places[t.numbers.t], len(self.places) - 2))
+        return super().__call__(x_t, t)
+
+
+def wide(x: Tensor) -> Tensor:
+    """x in float64, where the device has it.
+
+    Undoing a damped mode multiplies its rounding errors at every step. Kept in float64 they stay below what
+    float32 can tell, while the network sees float32.
+    """
+    return x if x.device.type == "mps" else x.double()
+
+
+@SAMPLERS.register("ddim-inverse")
+@dataclass(frozen=True)
+class DDIMInverse(Reversible):
+    """DDIM without noise, in either direction. Song et al. 2021, Section 4.3.
+
+    Down it is 'ddim'. Up it is the same formula between the same times, which is not the inverse of the step down:
+    the error of a round trip is of first order. iterations: evaluations spent on each step up to solve for the
+    state that the step down does come from, by fixed-point iteration; 0 is the plain step. Pan et al. 2023 (AIDI).
+    It converges where the steps are short. ValueError for a negative number.
+    """
+
+    iterations: int = 0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.iterations, bool) or not isinstance(self.iterations, int) or self.iterations < 0:
+            raise ValueError(f"iterations must be a whole number, at least 0; got {self.iterations!r}")
+
+    def check(self, denoiser: Denoiser, grid: list[Scales]) -> None:
+        if self.iterations:
+            check_invertible_steps(self, grid)
+
+    def step(
+        self, denoise: Denoise, x_t: Tensor, t: Scales, s: Scales, state: Any, noise: StepNoise
+    ) -> tuple[Tensor, Any]:
+        if s.numbers.t < t.numbers.t or not self.iterations:
+            d = denoise(x_t, t)
+            return s.alpha * d.x0 + s.sigma * d.eps, None
+        x_s = x_t
+        for _ in range(self.iterations):
+            carry, push = split(denoise(x_s, s), s, t, "eps")
+            x_s = (x_t - push) / carry
+        return x_s, None
+
+
+def split(d: Denoised, t: Scales, s: Scales, network: Literal["eps", "v"]) -> tuple[Tensor, Tensor]:
+    """DDIM's step from t down to s as carry x_t + push, where the push holds the network: (carry, push).
+
+    network: what is held fixed while x_t is carried on. 'eps' gives Song et al. 2021, Eq. 13, whose carry
+    alpha_s / alpha_t is at least 1, and infinite from alpha = 0: there 'v' takes its place. 'v' gives a rotation on
+    variance-preserving paths, and no carry above 1 there.
+    """
+    if network == "eps" and t.numbers.alpha > 0:
+        carry = s.alpha / t.alpha
+        return carry, (s.sigma - carry * t.sigma) * d.eps
+    carry = (s.alpha * t.alpha + s.sigma * t.sigma) / (t.alpha**2 + t.sigma**2)
+    return carry, s.alpha * d.x0 + s.sigma * d.eps - carry * d.x_t
+
+
+def check_invertible_steps(sampler: Sampler, grid: list[Scales]) -> None:
+    """ValueError for one step between pure noise and clean data: nothing of x_t is left in x_s to find it by."""
+    for a, b in pairwise(grid):
+        noisy, clean = (a, b) if a.numbers.t > b.numbers.t else (b, a)
+        if noisy.numbers.alpha == 0 and clean.numbers.sigma == 0:
+            raise ValueError(
+                f"{sampler} cannot step between pure noise (alpha = 0) and clean data (sigma = 0) at once and be "
+                "inverted: put a time between them"
+            )

@@ -1,0 +1,48 @@
+"""Linear multistep in sigma / alpha, the solver that k-diffusion calls LMS."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dinit.diffusion import Process
+from dinit.samplers.base import SAMPLERS
+from dinit.samplers.grids.base import TimeGrid, noise_level_grid
+from dinit.samplers.multistep.exponential_weights import check_order, choice
+from dinit.samplers.multistep.unified import Planned, Rule, WarmUp, rule_order
+
+
+@SAMPLERS.register("lms")
+@dataclass(frozen=True)
+class LMS(Planned):
+    """Adams-Bashforth on d(x / alpha) = eps d(sigma / alpha), weights for unequal steps. k-diffusion; no paper.
+
+    levels: evaluations extrapolated, 1 (DDIM) to 4. warm_up: see `Planned.warm`; 'lower-order' is k-diffusion's,
+    and at few evaluations better than 'corrected', which has order 3. Theirs takes the last step, to sigma = 0,
+    with all of them; so does this one with end='state' on times to 0.
+    """
+
+    levels: int = 4
+    warm_up: WarmUp = "lower-order"
+
+    def __post_init__(self) -> None:
+        check_order("lms", self.levels)
+        choice("lms", warm_up=(self.warm_up, WarmUp))
+
+    def grid_for(self, process: Process) -> TimeGrid:
+        return noise_level_grid(process)
+
+    @property
+    def warm(self) -> WarmUp:
+        return self.warm_up
+
+    @property
+    def order(self) -> int:  # type: ignore[override]
+        return rule_order(self.rule, self.warm_up)
+
+    @property
+    def rule(self) -> Rule:
+        """What every step follows."""
+        return Rule("eps", self.levels, False, "own")
+
+    def rules(self, steps: int, tail: bool) -> list[Rule]:
+        return [self.rule] * steps

@@ -1,0 +1,1 @@
+"""One-step solvers of the probability-flow ODE."""

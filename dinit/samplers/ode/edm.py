@@ -1,0 +1,186 @@
+"""Solvers in the noise level sigma / alpha, with churn. Karras et al. 2022, Algorithms 2 and 3, on any path.
+
+On x / alpha the probability-flow ODE is dy/du = eps in the noise level u, which is EDM's dx/dsigma. Where alpha is
+0 at the first time, u is infinite there and that one step is taken along the straight path (see charts). 'euler'
+and 'heun' step in t, which is the same on EDM's process alone.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from dinit.diffusion import Denoiser, Process, Scales
+from dinit.samplers.base import SAMPLERS, Denoise, Sampler, StepNoise
+from dinit.samplers.grids.base import TimeGrid, noise_level_grid
+from dinit.samplers.multistep.ode_variables import NOISE_LEVEL, STRAIGHT, TIME, Chart, noise_chart
+
+
+@dataclass(frozen=True)
+class Churned(Sampler):
+    """What the solvers of this file share: noise is raised first, then one deterministic step is taken.
+
+    s_churn: how much, over all steps; 0 is deterministic. A level u in [s_tmin, s_tmax] is raised to u (1 + gamma)
+    with gamma = s_churn / steps, at most sqrt(2) - 1, and never above the denoiser's noisiest time. s_noise: a
+    factor on the noise put in. Karras et al. 2022, Algorithm 2, whose step is followed by `_move`.
+    ValueError for a negative s_churn or s_noise, or an empty interval.
+    """
+
+    s_churn: float = 0.0
+    s_tmin: float = 0.0
+    s_tmax: float = math.inf
+    s_noise: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.s_churn < math.inf and 0 <= self.s_noise < math.inf):
+            raise ValueError(
+                f"s_churn and s_noise must be >= 0, got s_churn = {self.s_churn}, s_noise = {self.s_noise}"
+            )
+        if not self.s_tmin <= self.s_tmax:
+            raise ValueError(f"churn needs s_tmin <= s_tmax, got s_tmin = {self.s_tmin}, s_tmax = {self.s_tmax}")
+
+    @property
+    def draws_per_step(self) -> int:  # type: ignore[override]
+        return int(self.s_churn > 0)
+
+    @property
+    def cost_depends_on(self) -> Literal["steps", "times", "state"]:  # type: ignore[override]
+        return "times" if self.s_churn else "steps"  # which levels lie in [s_tmin, s_tmax]
+
+    def inner_times(self, denoiser: Denoiser, t: Scales, s: Scales, total: int) -> Tensor:
+        """The raised time, and those of the deterministic step from there to s."""
+        raised = self._raised(denoiser, t, total)
+        start = denoiser.process.scales(raised)
+        return torch.stack([raised, *self._nodes(denoiser, start, s)], dim=-1)
+
+    def _raised(self, denoiser: Denoiser, t: Scales, total: int) -> Tensor:
+        gamma = min(self.s_churn / total, math.sqrt(2) - 1)
+        level = t.noise_level
+        churned = (level >= self.s_tmin) & (level <= self.s_tmax) & level.isfinite() & (gamma > 0)
+        if not bool(churned.any()):
+            return t.t
+        raised = denoiser.process.time_of_noise_level(
+            torch.where(churned, level, torch.ones_like(level)) * (1 + gamma)
+        )
+        return torch.where(churned, raised.clamp(max=denoiser.t_max).maximum(t.t), t.t)
+
+    def _nodes(self, denoiser: Denoiser, start: Scales, s: Scales) -> list[Tensor]:
+        """The times between `start` and s, (N,) each, that `_move` evaluates at."""
+        return []
+
+    def _move(self, denoise: Denoise, x_t: Tensor, t: Scales, s: Scales, nodes: tuple[Scales, ...]) -> Tensor:
+        """One deterministic step."""
+        raise NotImplementedError
+
+    def step(
+        self, denoise: Denoise, x_t: Tensor, t: Scales, s: Scales, state: Any, noise: StepNoise
+    ) -> tuple[Tensor, Any]:
+        raised, *nodes = denoise.inner
+        if raised.numbers.t > t.numbers.t:
+            added = (raised.noise_level**2 - t.noise_level**2).sqrt()
+            x_t = raised.alpha * (x_t / t.alpha + self.s_noise * added * noise(0, x_t))
+            t = raised
+        return self._move(denoise, x_t, t, s, tuple(nodes)), None
+
+
+def _euler(chart: Chart, x_t: Tensor, slope: Tensor, t: Scales, s: Scales) -> Tensor:
+    return chart.scale(s) * (x_t / chart.scale(t) + (chart.variable(s) - chart.variable(t)) * slope)
+
+
+@SAMPLERS.register("edm-euler")
+@dataclass(frozen=True)
+class EDMEuler(Churned):
+    """Euler in the noise level, with churn; without it, this is DDIM. Karras et al. 2022, Algorithm 2 cut short."""
+
+    def _move(self, denoise: Denoise, x_t: Tensor, t: Scales, s: Scales, nodes: tuple[Scales, ...]) -> Tensor:
+        d = denoise(x_t, t)
+        chart = noise_chart(t)
+        return _euler(chart, x_t, chart.slope(d), t, s)
+
+
+@SAMPLERS.register("edm-heun")
+@dataclass(frozen=True)
+class EDMHeun(Churned):
+    """EDM's stochastic sampler: churn, then Heun in the noise level, 2 NFE a step. Karras et al. 2022, Algorithm 2.
+
+    alpha: where the second evaluation stands, as a fraction of the step in (0, 1]: 1 is Heun, 1/2 the midpoint,
+    2/3 Ralston (Algorithm 3). variable: what the step is even in: 'noise-level', or 't', the process's own time
+    with its own scaling, as EDM's ablations of published samplers have it.
+    A step onto sigma = 0 is Euler's, 1 NFE.
+    """
+
+    alpha: float = 1.0
+    variable: Literal["noise-level", "t"] = "noise-level"
+
+    order = 2
+    nfe_per_step = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.alpha <= 1:
+            raise ValueError(f"alpha must be in (0, 1] (1 is Heun, 0.5 the midpoint), got {self.alpha}")
+        if self.variable not in ("noise-level", "t"):
+            raise ValueError(f"variable must be 'noise-level' or 't', got {self.variable!r}")
+
+    def grid_for(self, process: Process) -> TimeGrid:
+        return noise_level_grid(process)
+
+    def _nodes(self, denoiser: Denoiser, start: Scales, s: Scales) -> list[Tensor]:
+        if self.variable == "t" or self.alpha == 1:
+            return [TIME.between(denoiser.process, start, s, self.alpha)]
+        return [
+            _in_noise_level(denoiser, start, s, lambda chart: chart.between(denoiser.process, start, s, self.alpha))
+        ]
+
+    def _move(self, denoise: Denoise, x_t: Tensor, t: Scales, s: Scales, nodes: tuple[Scales, ...]) -> Tensor:
+        chart = TIME if self.variable == "t" else noise_chart(t)
+        slope = chart.slope(denoise(x_t, t))
+        if s.numbers.sigma == 0:
+            return _euler(chart, x_t, slope, t, s)
+        (node,) = nodes
+        corrector = chart.slope(denoise(_euler(chart, x_t, slope, t, node), node))
+        weight = 1 / (2 * self.alpha)
+        return _euler(chart, x_t, (1 - weight) * slope + weight * corrector, t, s)
+
+
+@SAMPLERS.register("dpm-2")
+@dataclass(frozen=True)
+class DPM2(Churned):
+    """Midpoint in the noise level, taken at the geometric mean of both ends, 2 NFE a step.
+
+    KDPM2 of diffusers and k-diffusion's dpm_2, after DPM-Solver-2 (Lu et al. 2022) and Algorithm 2 of Karras et
+    al. 2022. A step onto sigma = 0 is Euler's, 1 NFE.
+    """
+
+    order = 2
+    nfe_per_step = 2
+
+    def grid_for(self, process: Process) -> TimeGrid:
+        return noise_level_grid(process)
+
+    def _nodes(self, denoiser: Denoiser, start: Scales, s: Scales) -> list[Tensor]:
+        process = denoiser.process
+        middle = lambda chart: (  # noqa: E731
+            chart.between(process, start, s, 0.5)
+            if chart is STRAIGHT
+            else process.time_of((start.log_snr + s.log_snr) / 2)
+        )
+        return [_in_noise_level(denoiser, start, s, middle)]
+
+    def _move(self, denoise: Denoise, x_t: Tensor, t: Scales, s: Scales, nodes: tuple[Scales, ...]) -> Tensor:
+        chart = noise_chart(t)
+        slope = chart.slope(denoise(x_t, t))
+        if s.numbers.sigma == 0:
+            return _euler(chart, x_t, slope, t, s)
+        (middle,) = nodes
+        return _euler(chart, x_t, chart.slope(denoise(_euler(chart, x_t, slope, t, middle), middle)), t, s)
+
+
+def _in_noise_level(denoiser: Denoiser, start: Scales, s: Scales, time: Any) -> Tensor:
+    """(N,) times by the chart that each step is taken in; s, unused, where the step is Euler's onto sigma = 0."""
+    inside = torch.where(s.sigma == 0, s.t, time(NOISE_LEVEL))
+    return torch.where(start.alpha == 0, torch.where(s.sigma == 0, s.t, time(STRAIGHT)), inside)

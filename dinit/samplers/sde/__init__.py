@@ -1,0 +1,1 @@
+"""Stochastic solvers: discrete chains, reverse-time SDEs, Langevin corrections."""

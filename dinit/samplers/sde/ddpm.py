@@ -1,0 +1,78 @@
+"""DDPM's ancestral sampling with its choices of variance. Ho et al. 2020; Nichol & Dhariwal 2021."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from torch import Tensor
+
+from dinit.diffusion import Denoised, Denoiser, Scales
+from dinit.registry import suggest
+from dinit.samplers.base import SAMPLERS, Denoise, Sampler, StepNoise
+from dinit.samplers.ode.ddim import ancestral_std, transition_variance
+
+Variance = Literal["fixed-small", "fixed-large", "learned-range", "learned"]
+
+
+def posterior_mean_of_x_s(d: Denoised, t: Scales, s: Scales) -> Tensor:
+    """Mean of x_s given x_t and x0 = d.x0, for s < t, (B, C, H, W). Ho et al. 2020, Eq. 7, for any path."""
+    from_x0 = transition_variance(t, s) / t.sigma**2
+    from_x_t = t.alpha / s.alpha * (s.sigma / t.sigma) ** 2
+    return from_x_t * d.x_t + s.alpha * from_x0 * d.x0
+
+
+def ancestral_transition(d: Denoised, t: Scales, s: Scales, variance: Variance) -> tuple[Tensor, Tensor]:
+    """Mean (B, C, H, W) and standard deviation of x_s given x_t; the latter has that shape where it is learned."""
+    mean = posterior_mean_of_x_s(d, t, s)
+    if variance == "learned-range":
+        return mean, (d.log_variance(s) / 2).exp()
+    if variance == "learned":
+        assert d.variance_fraction is not None, "the sampler's check asks for it"
+        return mean, (d.variance_fraction - 0.5).exp()  # the channels say 2 fraction - 1
+    std = ancestral_std(t, s, 1.0) if variance == "fixed-small" else transition_variance(t, s).sqrt()
+    return mean, std
+
+
+def check_variance(variance: str, denoiser: Denoiser | None = None) -> None:
+    """ValueError unless it is one of the four, and for a learned one that the denoiser does not have."""
+    if variance not in get_args(Variance):
+        raise ValueError(f"unknown variance {variance!r}{suggest(str(variance), list(get_args(Variance)))}")
+    if denoiser is not None and variance.startswith("learned") and not denoiser.learns_variance:
+        raise ValueError(
+            f"variance = {variance!r} needs a network that learned its variance, and this one did not: choose "
+            "'fixed-small' or 'fixed-large'"
+        )
+
+
+@SAMPLERS.register("ddpm")
+@dataclass(frozen=True)
+class DDPM(Sampler):
+    """DDPM's ancestral sampling, on any path and any subset of its times. Ho et al. 2020, Algorithm 2.
+
+    variance of x_s given x_t: 'fixed-small' is that of the posterior given x0 (beta-tilde), 'fixed-large' that
+    of x_t given x_s (beta), 'learned-range' what the network learned between the two (Nichol & Dhariwal 2021),
+    'learned' for networks whose variance channels are log Σ itself, without bounds (Nichol & Dhariwal 2021,
+    Section 3.1, who found it hard to train; guided-diffusion's LEARNED): on the steps they were trained on.
+    """
+
+    variance: Variance = "fixed-small"
+    draws_per_step = 1
+    honours = frozenset({"mean_gradient"})
+
+    def __post_init__(self) -> None:
+        check_variance(self.variance)
+
+    def check(self, denoiser: Denoiser, grid: list[Scales]) -> None:
+        check_variance(self.variance, denoiser)
+
+    def step(
+        self, denoise: Denoise, x_t: Tensor, t: Scales, s: Scales, state: Any, noise: StepNoise
+    ) -> tuple[Tensor, Any]:
+        d = denoise(x_t, t)
+        if s.numbers.sigma == 0:  # clean data has no variance, whatever formula would be used for it
+            return posterior_mean_of_x_s(d, t, s), None
+        mean, std = ancestral_transition(d, t, s, self.variance)
+        if d.mean_gradient is not None:  # a classifier's, in the form of Dhariwal & Nichol 2021, Algorithm 1
+            mean = mean + std**2 * d.mean_gradient
+        return mean + std * noise(0, x_t), None

@@ -1,0 +1,215 @@
+"""DPM-Solver++ for the reverse-time SDE: single-step, and multistep with two and three levels. Lu et al. 2022."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from dinit.diffusion import Denoiser, Scales
+from dinit.samplers.base import SAMPLERS, Denoise, Sampler, StepNoise
+from dinit.samplers.sde.ancestral import ancestral_split, check_noise
+from dinit.samplers.sde.exponential import linear_part, moments
+
+# The posterior means of earlier steps and half their log-SNR, the latest first.
+History = tuple[tuple[Tensor, float], ...]
+
+
+@SAMPLERS.register("dpmpp-sde")
+@dataclass(frozen=True)
+class DPMppSDE(Sampler):
+    """DPM-Solver++(2S) on the SDE: the posterior mean at the middle of the step stands for all of it.
+
+    Lu et al. 2022, Section 5, as k-diffusion runs it: both the way to the middle and the whole step are ancestral
+    steps, with a deterministic part of DPM-Solver++(1) and a draw each. eta: 0 is deterministic (the midpoint rule
+    in half the log-SNR, second order), 1 the reverse-time SDE. s_noise: factor on the noise. A step from alpha = 0
+    or to sigma = 0 has no middle in log-SNR: there one evaluation makes its first-order limit.
+    """
+
+    eta: float = 1.0
+    s_noise: float = 1.0
+    nfe_per_step = 2
+    cost_depends_on = "times"
+
+    def __post_init__(self) -> None:
+        check_noise(self.eta, self.s_noise)
+
+    @property
+    def order(self) -> int:  # type: ignore[override]
+        return 1 if self.stochastic else 2
+
+    @property
+    def draws_per_step(self) -> int:  # type: ignore[override]
+        return 2 if self.eta > 0 else 0
+
+    def inner_times(self, denoiser: Denoiser, t: Scales, s: Scales, total: int) -> Tensor:
+        middle = (t.log_snr + s.log_snr) / 2
+        times = denoiser.process.time_of(torch.where(middle.isfinite(), middle, torch.zeros_like(middle)))
+        return torch.where(middle.isfinite(), times, s.t)[:, None]
+
+    def step(
+        self, denoise: Denoise, x_t: Tensor, t: Scales, s: Scales, state: Any, noise: StepNoise
+    ) -> tuple[Tensor, Any]:
+        x0 = denoise(x_t, t).x0
+        if t.numbers.alpha > 0 and s.numbers.sigma > 0:
+            middle = denoise.inner[0]
+            x0 = denoise(self._ancestral(x_t, x0, t, middle, noise, 0), middle).x0
+        return self._ancestral(x_t, x0, t, s, noise, 1), None
+
+    def _ancestral(self, x_t: Tensor, x0: Tensor, t: Scales, s: Scales, noise: StepNoise, draw: int) -> Tensor:
+        """x at s, from x at t and a posterior mean that is the same all along."""
+        down, up = ancestral_split(t.numbers, s.numbers, self.eta)
+        keep = down / t.numbers.sigma
+        x_s = keep * x_t + (s.numbers.alpha - keep * t.numbers.alpha) * x0
+        return x_s + self.s_noise * up * noise(draw, x_t) if self.stochastic else x_s
+
+
+@SAMPLERS.register("dpmpp-2m-sde")
+@dataclass(frozen=True)
+class DPMpp2MSDE(Sampler):
+    """DPM-Solver++(2M) on the SDE: the posterior mean extrapolated in half the log-SNR. Lu et al. 2022, Section 5.
+
+    The first step is of first order, and so is a step that starts at or follows alpha = 0 or ends at sigma = 0.
+
+    eta: 0 is dpmpp-2m, 1 the reverse-time SDE. s_noise: factor on the noise. variant: how the slope of the
+    posterior mean is weighed, 'midpoint' (the paper's) or 'heun' (the integral of its line). levels: 2, or 1 for
+    DPM-Solver++(1) on the SDE, which at eta = 1 is DDPM. prediction: 'eps' is SDE-DPM-Solver, the same in the noise
+    (Lu et al. 2022 (DPM-Solver++), Section 5): 'midpoint' only, not from alpha = 0, and less stable.
+    """
+
+    eta: float = 1.0
+    s_noise: float = 1.0
+    variant: Literal["midpoint", "heun"] = "midpoint"
+    levels: Literal[1, 2] = 2
+    prediction: Literal["x0", "eps"] = "x0"
+
+    def __post_init__(self) -> None:
+        check_noise(self.eta, self.s_noise)
+        if self.prediction not in ("x0", "eps"):
+            raise ValueError(f"prediction must be 'x0' or 'eps', got {self.prediction!r}")
+        if self.prediction == "eps" and self.variant != "midpoint":
+            raise ValueError("SDE-DPM-Solver, prediction='eps', has the variant 'midpoint' only")
+        if self.variant not in ("midpoint", "heun"):
+            raise ValueError(f"variant must be 'midpoint' or 'heun', got {self.variant!r}")
+        if self.levels not in (1, 2):
+            raise ValueError(f"levels must be 1 or 2, got {self.levels!r}; three are 'dpmpp-3m-sde'")
+
+    @property
+    def order(self) -> int:  # type: ignore[override]
+        return 1 if self.stochastic else self.levels
+
+    @property
+    def draws_per_step(self) -> int:  # type: ignore[override]
+        return int(self.eta > 0)
+
+    def step(
+        self, denoise: Denoise, x_t: Tensor, t: Scales, s: Scales, state: History | None, noise: StepNoise
+    ) -> tuple[Tensor, History]:
+        if self.prediction == "eps":
+            return self._in_noise(denoise(x_t, t).eps, x_t, t, s, state or (), noise)
+        x0 = denoise(x_t, t).x0
+        half_log_snr = t.numbers.log_snr / 2
+        linear = linear_part(t.numbers, s.numbers, self.eta)
+        x_s = linear.keep * x_t + linear.gain * x0
+        history = state or ()
+        if self.levels == 2 and history and s.numbers.sigma > 0:
+            x0_before, before = history[0]
+            weight = linear.gain / 2 if self.variant == "midpoint" else linear.alpha_s * moments(linear.decay, 2)[1]
+            x_s = x_s + weight * linear.h / (half_log_snr - before) * (x0 - x0_before)
+        if self.stochastic:
+            x_s = x_s + self.s_noise * linear.std * noise(0, x_t)
+        return x_s, remember(x0, half_log_snr, history, 1)
+
+    def check(self, denoiser: Denoiser, grid: list[Scales]) -> None:
+        if self.prediction == "eps" and len(grid) > 1 and grid[0].numbers.alpha == 0:
+            raise ValueError(
+                f"SDE-DPM-Solver's step is infinite from alpha = 0, at t = {grid[0].numbers.t:g}: start a little "
+                "later, or use prediction='x0'"
+            )
+
+    def _in_noise(
+        self, eps: Tensor, x_t: Tensor, t: Scales, s: Scales, history: History, noise: StepNoise
+    ) -> tuple[Tensor, History]:
+        """x_s / alpha_s = x_t / alpha_t - (1 + eta) (u_t - u_s) (eps extrapolated to the middle) + noise."""
+        a, b = t.numbers, s.numbers
+        u_t, u_s = a.sigma / a.alpha, b.sigma / b.alpha
+        slope = eps
+        if self.levels == 2 and history and b.sigma > 0:
+            eps_before, before = history[0]
+            slope = eps + (b.log_snr - a.log_snr) / (a.log_snr - 2 * before) / 2 * (eps - eps_before)
+        x_s = b.alpha / a.alpha * x_t - (1 + self.eta) * b.alpha * (u_t - u_s) * slope
+        if self.stochastic:
+            x_s = x_s + self.s_noise * b.alpha * math.sqrt(self.eta * (u_t**2 - u_s**2)) * noise(0, x_t)
+        return x_s, remember(eps, a.log_snr / 2, history, 1)
+
+
+@SAMPLERS.register("dpmpp-3m-sde")
+@dataclass(frozen=True)
+class DPMpp3MSDE(Sampler):
+    """DPM-Solver++(3M) on the SDE: a parabola through three posterior means, in half the log-SNR. Lu et al. 2022.
+
+    The order rises with the history: the first step is of first order, the second of second; a step from alpha = 0
+    or to sigma = 0 is of first.
+
+    eta: 0 is deterministic, 1 the reverse-time SDE. s_noise: factor on the noise. curvature: weight of the
+    parabola's second difference. 'exact' is the integral's, and the third order at eta = 0 rests on it;
+    'published' is half of it, as in the code of DPM-Solver++ and k-diffusion, and leaves the second order.
+    reach: a step longer than `reach` times the one before it goes by a line, as a parabola goes astray there; inf
+    is the published code's.
+    """
+
+    eta: float = 1.0
+    s_noise: float = 1.0
+    curvature: Literal["exact", "published"] = "exact"
+    reach: float = 2.0
+
+    def __post_init__(self) -> None:
+        check_noise(self.eta, self.s_noise)
+        if self.curvature not in ("exact", "published"):
+            raise ValueError(f"curvature must be 'exact' or 'published', got {self.curvature!r}")
+        if not self.reach > 0:
+            raise ValueError(f"reach, a ratio of steps, must be positive, got {self.reach}")
+
+    @property
+    def order(self) -> int:  # type: ignore[override]
+        if self.stochastic:
+            return 1
+        return 3 if self.curvature == "exact" else 2
+
+    @property
+    def draws_per_step(self) -> int:  # type: ignore[override]
+        return int(self.eta > 0)
+
+    def step(
+        self, denoise: Denoise, x_t: Tensor, t: Scales, s: Scales, state: History | None, noise: StepNoise
+    ) -> tuple[Tensor, History]:
+        x0 = denoise(x_t, t).x0
+        half_log_snr = t.numbers.log_snr / 2
+        linear = linear_part(t.numbers, s.numbers, self.eta)
+        x_s = linear.keep * x_t + linear.gain * x0
+        history = state or ()
+        if history and s.numbers.sigma > 0:
+            x_s = x_s + linear.alpha_s * self._bend(x0, half_log_snr, history, linear.h, linear.decay)
+        if self.stochastic:
+            x_s = x_s + self.s_noise * linear.std * noise(0, x_t)
+        return x_s, remember(x0, half_log_snr, history, 2)
+
+    def _bend(self, x0: Tensor, at: float, history: History, h: float, decay: float) -> Tensor:
+        """What the change of x0 along the step adds, in Newton's form with theta = (lambda - lambda_t) / h."""
+        _, m1, m2 = moments(decay, 3)
+        (x0_1, at_1), *older = history
+        slope = h / (at - at_1) * (x0 - x0_1)
+        if not older or h > self.reach * (at - at_1):
+            return m1 * slope
+        x0_2, at_2 = older[0]
+        second = h / (at - at_2) * (slope - h / (at_1 - at_2) * (x0_1 - x0_2))
+        half = 0.5 if self.curvature == "published" else 1.0
+        return m1 * (slope + (at - at_1) / h * second) + half * m2 * second
+
+
+def remember(x0: Tensor, half_log_snr: float, history: History, length: int) -> History:
+    """The history with one more entry, the latest first; -inf, where alpha is 0, has no place in a polynomial."""
+    return ((x0, half_log_snr), *history)[:length] if half_log_snr > float("-inf") else ()

@@ -1,0 +1,127 @@
+"""SiT's SDE: any diffusion coefficient beside the flow's velocity. Ma et al. 2024 (SiT), Sections 2.3 and 3.4."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from dinit.diffusion import Denoised, Denoiser, Scales
+from dinit.diffusion.process import diffusion_squared
+from dinit.registry import suggest
+from dinit.samplers.base import SAMPLERS, Denoise, Sampler, StepNoise
+from dinit.samplers.sde.ddpm import ancestral_transition
+
+Method = Literal["euler-maruyama", "heun"]
+LastStep = Literal["mean", "euler", "tweedie", "none"]
+
+# Half the squared diffusion coefficient, w of (norm, scales). SiT's time runs from noise to data: it is 1 - t.
+DIFFUSIONS: dict[str, Callable[[float, Scales], Tensor]] = {
+    "constant": lambda norm, k: norm * torch.ones_like(k.t),
+    "sigma": lambda norm, k: norm * k.sigma,
+    "linear": lambda norm, k: norm * k.t,
+    "decreasing": lambda norm, k: (norm * torch.cos(math.pi * (1 - k.t)) + 1) ** 2 / 4,
+    "increasing-decreasing": lambda norm, k: norm * torch.sin(math.pi * k.t) ** 2,
+    "sbdm": lambda norm, k: norm * diffusion_squared(k) / 2,
+}
+
+
+@SAMPLERS.register("flow-sde")
+@dataclass(frozen=True)
+class FlowSDE(Sampler):
+    """SiT's reverse-time SDE dx = (velocity - w score) dt + sqrt(2 w) dw, with any w >= 0. Ma et al. 2024.
+
+    Whatever w is, the marginals are the path's; at w = 0 this is the flow, and at w = g² / 2, 'sbdm' with norm 1,
+    the reverse-time SDE of Song et al. 2021. It runs on any process, and is stable where w Δt < 2 sigma².
+
+    diffusion: w in the process's t, with n for the norm. 'constant': n; 'sigma': n sigma; 'linear': n t;
+    'decreasing': (1 - n cos(pi t))² / 4; 'increasing-decreasing': n sin²(pi t); 'sbdm': n g² / 2, which is infinite
+    at alpha = 0: there an ancestral step is taken. method: 'heun' adds the noise first and then takes a
+    deterministic Heun step, 2 NFE; 'euler-maruyama', SiT's default, needs many more steps for the same accuracy.
+    last_step: the step of end = 'state' onto sigma = 0. 'mean' has the SDE's drift without noise, 'euler' is the
+    flow's Euler step, 'tweedie' the posterior mean, 'none' a step like any other. (The driver's own end,
+    'posterior-mean', is Tweedie's at the last noisy time.)
+    ValueError for other settings or a negative norm.
+    """
+
+    diffusion: str = "sigma"
+    norm: float = 1.0
+    method: Method = "heun"
+    last_step: LastStep = "mean"
+
+    def __post_init__(self) -> None:
+        for kind, name, known in (
+            ("diffusion", self.diffusion, list(DIFFUSIONS)),
+            ("method", self.method, list(get_args(Method))),
+            ("last_step", self.last_step, list(get_args(LastStep))),
+        ):
+            if name not in known:
+                raise ValueError(f"unknown {kind} {name!r}{suggest(str(name), known)}")
+        if not self.norm >= 0:
+            raise ValueError(f"norm, the size of the diffusion coefficient, must be at least 0, got {self.norm}")
+
+    @property
+    def order(self) -> int:  # type: ignore[override]
+        return 2 if self.method == "heun" and not self.stochastic else 1
+
+    @property
+    def nfe_per_step(self) -> int:  # type: ignore[override]
+        return 2 if self.method == "heun" else 1
+
+    @property
+    def cost_depends_on(self) -> Literal["steps", "times"]:  # type: ignore[override]
+        return "times" if self.method == "heun" else "steps"  # one evaluation from alpha = 0 or onto sigma = 0
+
+    @property
+    def draws_per_step(self) -> int:  # type: ignore[override]
+        return int(self.norm > 0 or self.diffusion == "decreasing")
+
+    def coefficient(self, k: Scales) -> Tensor:
+        """w at the scales k: half the squared diffusion coefficient, a float64 tensor of their shape."""
+        return DIFFUSIONS[self.diffusion](self.norm, k)
+
+    def check(self, denoiser: Denoiser, grid: list[Scales]) -> None:
+        onto_clean = grid[-1].numbers.sigma == 0
+        if self.method == "heun" and self.last_step == "none" and onto_clean:
+            raise ValueError(
+                "Heun's step onto sigma = 0 asks for the score there, which is infinite: choose another last_step, "
+                "method='euler-maruyama', or end with 'posterior-mean'"
+            )
+        if self.method == "heun" and not onto_clean and not bool(grid[-1].d_sigma.isfinite()):
+            raise ValueError(
+                f"the velocity at the last time, t = {float(grid[-1].t):g}, is infinite: end before it"
+            )
+
+    def step(
+        self, denoise: Denoise, x_t: Tensor, t: Scales, s: Scales, state: Any, noise: StepNoise
+    ) -> tuple[Tensor, Any]:
+        if s.numbers.sigma == 0 and self.last_step != "none":
+            return self._onto_clean(denoise(x_t, t), t, s), None
+        if t.numbers.alpha == 0 and self.diffusion == "sbdm":
+            mean, std = ancestral_transition(denoise(x_t, t), t, s, "fixed-small")
+            return mean + std * noise(0, x_t) if self.stochastic else mean, None
+        w = self.coefficient(t)
+        dt = s.t - t.t
+        kick = (-2 * w * dt).sqrt() * noise(0, x_t) if self.stochastic else 0.0
+        if self.method == "euler-maruyama":
+            return x_t + dt * _drift(denoise(x_t, t), w) + kick, None
+        start = x_t + kick
+        slope = _drift(denoise(start, t), w)
+        end = denoise(start + dt * slope, s)
+        return start + dt * (slope + _drift(end, self.coefficient(s))) / 2, None
+
+    def _onto_clean(self, d: Denoised, t: Scales, s: Scales) -> Tensor:
+        if self.last_step == "tweedie" or t.numbers.alpha == 0:
+            return s.alpha * d.x0
+        if self.last_step == "euler":
+            return d.x_t + (s.t - t.t) * d.velocity
+        return d.x_t + (s.t - t.t) * _drift(d, self.coefficient(t))
+
+
+def _drift(d: Denoised, w: Tensor) -> Tensor:
+    """dx/dt of the mean, in the process's t, which falls along a run."""
+    return d.velocity - w * d.score

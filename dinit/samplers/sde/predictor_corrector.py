@@ -1,0 +1,170 @@
+"""The reverse-diffusion step, and Langevin corrections after any sampler's step. Song et al. 2021, Section 4.2."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from dinit.diffusion import Denoised, Denoiser, Process, Scales
+from dinit.registry import suggest
+from dinit.samplers.base import SAMPLERS, Denoise, Sampler, StepNoise
+from dinit.samplers.grids.base import TimeGrid
+from dinit.samplers.ode.ddim import transition_variance
+from dinit.samplers.sde.ddpm import ancestral_transition
+
+Corrector = Literal["annealed", "langevin", "renoising", "none"]
+
+
+def reverse_diffusion_transition(d: Denoised, t: Scales, s: Scales) -> tuple[Tensor, Tensor]:
+    """Mean (B, C, H, W) and standard deviation of x_s given x_t: the forward chain's step, reversed.
+
+    Song et al. 2021, Appendix E, with the chain x_t = (alpha_t / alpha_s) x_s + noise, for any path. At alpha = 0
+    x_t holds nothing of x_s, and the ancestral transition is taken.
+    """
+    if t.numbers.alpha == 0:
+        return ancestral_transition(d, t, s, "fixed-small")
+    variance = transition_variance(t, s)
+    return (2 - t.alpha / s.alpha) * d.x_t + variance * d.score, variance.sqrt()
+
+
+def langevin_step_size(d: Denoised, z: Tensor, t: Scales, snr: float, corrector: Corrector) -> Tensor:
+    """The step of one Langevin move x + step score + sqrt(2 step) z at the noise of t.
+
+    annealed: 2 (snr sigma)², the same for all. langevin: 2 (snr |z| / |score|)², (B, 1, 1, 1): Song et al.
+    2021, Algorithms 4 and 5, with the norms of each sample, where the published code averages over the batch.
+    """
+    if corrector == "annealed":
+        return 2 * (snr * t.sigma) ** 2
+    sizes = z.flatten(1).norm(dim=1) / d.score.flatten(1).norm(dim=1)
+    return 2 * (snr * sizes.reshape(-1, *(1,) * (z.ndim - 1))) ** 2
+
+
+def renoised(d: Denoised, z: Tensor, t: Scales, snr: float) -> Tensor:
+    """x_t with a part 4 snr² of its noise's variance drawn anew: alpha x0 + sigma (sqrt(1 - 4 snr²) eps + 2 snr z).
+
+    To first order in snr², the annealed Langevin move.
+    """
+    fresh = 4 * snr**2
+    return t.alpha * d.x0 + t.sigma * (math.sqrt(1 - fresh) * d.eps + math.sqrt(fresh) * z)
+
+
+@SAMPLERS.register("reverse-diffusion")
+@dataclass(frozen=True)
+class ReverseDiffusion(Sampler):
+    """The forward chain's step, reversed, with its exact coefficients on any path. Song et al. 2021, Appendix E.
+
+    On VE this is DDPM('fixed-large').
+    """
+
+    draws_per_step = 1
+
+    def step(
+        self, denoise: Denoise, x_t: Tensor, t: Scales, s: Scales, state: Any, noise: StepNoise
+    ) -> tuple[Tensor, Any]:
+        mean, std = reverse_diffusion_transition(denoise(x_t, t), t, s)
+        return mean + std * noise(0, x_t), None
+
+
+@SAMPLERS.register("predictor-corrector")
+@dataclass(frozen=True)
+class PredictorCorrector(Sampler):
+    """A step of any sampler, then Langevin moves at the new time. Song et al. 2021, Algorithm 1.
+
+    predictor: a registered sampler, by name or as an object, or 'none'. Song et al. take 'reverse-diffusion',
+    'ancestral' or 'euler-maruyama'; with few steps the second is the best. corrector: 'annealed' has a step that
+    depends on the time alone, and so leaves the distribution as it is (up to snr²); 'langevin' fits it to each
+    sample's score, which suits images of many pixels and is biased where there are few; 'renoising' draws a part
+    4 snr² of the noise's variance anew, which is 'annealed' to first order in snr² and stable for larger (azula's,
+    whose delta is 4 snr²); or 'none'. All run on every process. snr: size of a correction against the noise,
+    positive, below 1/2 for 'renoising'. corrector_steps: moves a step, at least 1.
+    ValueError for other settings, or with neither predictor nor corrector.
+    """
+
+    predictor: str | Sampler = "ancestral"
+    corrector: Corrector = "annealed"
+    snr: float = 0.16
+    corrector_steps: int = 1
+
+    def __post_init__(self) -> None:
+        if isinstance(self.predictor, str) and self.predictor != "none" and self.predictor not in SAMPLERS:
+            raise ValueError(f"unknown predictor {self.predictor!r}{suggest(self.predictor, [*SAMPLERS, 'none'])}")
+        if self.corrector not in get_args(Corrector):
+            raise ValueError(
+                f"unknown corrector {self.corrector!r}{suggest(str(self.corrector), list(get_args(Corrector)))}"
+            )
+        if self.predictor == "none" and self.corrector == "none":
+            raise ValueError("predictor and corrector are both 'none': there is nothing to run")
+        if not self.snr > 0:
+            raise ValueError(f"snr must be positive, got {self.snr}")
+        if self.corrector == "renoising" and not self.snr < 0.5:
+            raise ValueError(f"a re-noising corrector needs snr below 1/2, where all noise is new, got {self.snr}")
+        if isinstance(self.corrector_steps, bool) or self.corrector_steps < 1:
+            raise ValueError(
+                f"corrector_steps must be at least 1, got {self.corrector_steps}; use corrector='none' for none"
+            )
+
+    @property
+    def order(self) -> int:  # type: ignore[override]
+        return self._first.order if self._first and not self._moves else 1
+
+    @property
+    def draws_per_step(self) -> int:  # type: ignore[override]
+        return (self._first.draws_per_step if self._first else 0) + self._moves
+
+    @property
+    def nfe_per_step(self) -> int:  # type: ignore[override]
+        return (self._first.nfe_per_step if self._first else 0) + self._moves
+
+    @property
+    def cost_depends_on(self) -> Literal["steps", "times", "state"]:  # type: ignore[override]
+        return self._first.cost_depends_on if self._first else "steps"
+
+    @cached_property
+    def _first(self) -> Sampler | None:
+        """The predictor; None for 'none'."""
+        return None if self.predictor == "none" else SAMPLERS.create(self.predictor)
+
+    @property
+    def _moves(self) -> int:
+        return self.corrector_steps if self.corrector != "none" else 0
+
+    def check(self, denoiser: Denoiser, grid: list[Scales]) -> None:
+        if self._moves and self.corrector != "renoising" and len(grid) > 1 and grid[-1].numbers.sigma == 0:
+            raise ValueError(
+                "a Langevin corrector has no step at sigma = 0, where this run ends: leave the last time out, "
+                "end with 'posterior-mean', or use corrector='none'"
+            )
+        if self._first:
+            self._first.check(denoiser, grid)
+
+    def inner_times(self, denoiser: Denoiser, t: Scales, s: Scales, total: int) -> Tensor:
+        if self._first is None:
+            return torch.empty(len(t.t), 0, dtype=torch.float64)
+        return self._first.inner_times(denoiser, t, s, total)
+
+    def grid_for(self, process: Process) -> TimeGrid:
+        return self._first.grid_for(process) if self._first else super().grid_for(process)
+
+    def init(self, denoiser: Denoiser, levels: list[Scales], total: int) -> Any:
+        return self._first.init(denoiser, levels, total) if self._first else None
+
+    def step(
+        self, denoise: Denoise, x_t: Tensor, t: Scales, s: Scales, state: Any, noise: StepNoise
+    ) -> tuple[Tensor, Any]:
+        x, drawn = x_t, 0
+        if self._first:
+            x, state = self._first.step(denoise, x_t, t, s, state, noise)
+            drawn = self._first.draws_per_step
+        for j in range(self._moves):
+            d, z = denoise(x, s), noise(drawn + j, x_t)
+            if self.corrector == "renoising":
+                x = renoised(d, z, s, self.snr)
+                continue
+            size = langevin_step_size(d, z, s, self.snr, self.corrector)
+            x = x + size * d.score + (2 * size).sqrt() * z
+        return x, state

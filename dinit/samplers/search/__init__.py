@@ -1,0 +1,1 @@
+"""Searched schedules: time steps by evolution, solver schedules by least squares."""

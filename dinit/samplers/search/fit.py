@@ -1,0 +1,111 @@
+"""Fits a schedule's numbers: where its steps fall and how far each extrapolates, by least squares.
+
+What a search over discrete choices finds still extrapolates by the book, which is right for short steps. With few,
+long ones the best times and the best weights of the divided differences are others, and they are numbers: the
+distance to a run of many steps is smooth in them. Gauss-Newton steps with finite differences need runs only, no
+gradients of the network. Learning weights and times from a solver's own long runs: Frankel et al. 2025 (S4S).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from dinit.diffusion import Denoiser
+from dinit.samplers.grids.base import Times
+from dinit.samplers.multistep.unified import Rule, Unified
+
+_ROOM = 1e-2
+"""A first distance of the last time from t_min, in half the log-SNR, from where both ways are open."""
+
+Run = Callable[[Unified, Times], Tensor]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Numbers of a run, (P,) float64, and back: logs of the gaps between times, then factors on differences.
+
+    Times are kept in half the log-SNR, soft below that of t_min. The first stands still: a run starts from noise.
+    """
+
+    denoiser: Denoiser
+    first: float
+    start: float  # the half log-SNR from which the first gap is measured
+    rules: tuple[Rule, ...]
+
+    @classmethod
+    def of(cls, denoiser: Denoiser, rules: Sequence[Rule], times: Sequence[float]) -> tuple[Schedule, Tensor]:
+        """The schedule and its numbers. Rules get order 4 with factors 0 for what they did not extrapolate over."""
+        free = tuple(
+            replace(rule, order=4, differences=tuple(_factor(rule, j) for j in (1, 2, 3))) for rule in rules
+        )
+        levels = denoiser.process.scales(torch.tensor(list(times), dtype=torch.float64)).log_snr / 2
+        top = denoiser.process.scales(denoiser.t_min).log_snr / 2
+        room = (top - levels[1:]).clamp_min(_ROOM)
+        raw = top - torch.log(torch.expm1(room))  # softplus undone
+        # A path without signal at its first time has no log-SNR there; the first gap is then from two below.
+        start = float(levels[0]) if math.isfinite(float(levels[0])) else float(raw[0]) - 2.0
+        start = min(start, float(raw[0]) - _ROOM)
+        gaps = torch.diff(raw, prepend=torch.tensor([start], dtype=torch.float64)).clamp_min(_ROOM)
+        factors = torch.tensor(
+            [f for i, rule in enumerate(free) for f in rule.differences[:i]], dtype=torch.float64
+        )
+        return cls(denoiser, times[0], start, free), torch.cat([gaps.log(), factors])
+
+    def read(self, numbers: Tensor) -> tuple[Unified, Times]:
+        steps = len(self.rules)
+        top = self.denoiser.process.scales(self.denoiser.t_min).log_snr / 2
+        raw = self.start + numbers[:steps].exp().cumsum(0)
+        levels = top - torch.nn.functional.softplus(top - raw, threshold=1e9)
+        times = self.denoiser.process.time_of(2 * levels).clamp_min(self.denoiser.t_min)
+        factors, rules = numbers[steps:].tolist(), []
+        for i, rule in enumerate(self.rules):
+            own, factors = factors[: min(i, 3)], factors[min(i, 3) :]
+            rules.append(replace(rule, differences=(*own, *rule.differences[len(own) :])))
+        return Unified(tuple(rules), "lower-order"), Times((self.first, *times.tolist()))
+
+
+def _factor(rule: Rule, difference: int) -> float:
+    given = rule.differences[difference - 1 : difference]
+    return float(difference < rule.order) * (given[0] if given else 1.0)
+
+
+def fit(
+    denoiser: Denoiser, sampler: Unified, grid: Times, run: Run, reference: Tensor, iterations: int
+) -> tuple[Unified, Times, float]:
+    """A schedule of the same forms nearer to `reference`, and its RMS distance to it.
+
+    run: the end of a run by a sampler on times, in reference's shape and dtype. iterations: Levenberg-Marquardt
+    steps, of one run for each number of the schedule (about four a step) and a few besides. Moré 1978.
+    """
+    schedule, numbers = Schedule.of(denoiser, sampler.rules(len(grid.values) - 1, True), grid.values)
+    step = 1e-4 if reference.dtype == torch.float64 else 3e-3
+
+    def residual(at: Tensor) -> Tensor:
+        try:
+            end = run(*schedule.read(at))
+        except ValueError:  # times that rounding has brought together
+            return torch.full((reference.numel(),), math.inf, dtype=torch.float64)
+        return (end - reference).double().flatten().cpu() / math.sqrt(reference.numel())
+
+    now, damping = residual(numbers), 1e-2
+    for _ in range(iterations):
+        columns = [(residual(numbers + step * unit) - now) / step for unit in torch.eye(len(numbers)).double()]
+        slopes = torch.stack(columns).nan_to_num(0, 0, 0)
+        square, pull = slopes @ slopes.T, slopes @ now
+        for _ in range(6):
+            scale = torch.diag(square.diagonal() + 1e-6 * square.diagonal().max() + 1e-30)
+            moved = numbers - torch.linalg.solve(square + damping * scale, pull).clamp(-1, 1)
+            tried = residual(moved)
+            if bool(tried.norm() < now.norm()):
+                numbers, now, damping = moved, tried, damping / 4
+                break
+            damping *= 4
+        else:
+            break
+    sampler, grid = schedule.read(numbers)
+    return sampler, grid, float(now.norm())

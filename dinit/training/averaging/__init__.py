@@ -1,0 +1,1 @@
+"""Averages of weights: exponential and power-function EMAs, linear combinations of saved weights."""

@@ -1,0 +1,1 @@
+"""Fine-tuning: transfer of a pretrained pipeline to other classes, adapters."""

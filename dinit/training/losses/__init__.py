@@ -1,0 +1,1 @@
+"""The terms of the loss, their weighting in time, and the distribution of training times."""

@@ -1,0 +1,62 @@
+"""What may be added to the squared error: terms of the network's output and its target, each with a weight."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dinit.diffusion.process import positive
+from dinit.registry import Registry
+
+LOSS_TERMS: Registry[type[LossTerm]] = Registry("loss term", "dinit.training.losses")
+
+
+class LossTerm(ABC):
+    """Added to a sample's squared error, before its time's weight. Subclasses are frozen dataclasses."""
+
+    @abstractmethod
+    def of(self, output: Tensor, target: Tensor) -> Tensor:
+        """(B,) for output and target of shape (B, C, H, W), float32."""
+
+
+@LOSS_TERMS.register("direction")
+@dataclass(frozen=True)
+class Direction(LossTerm):
+    """weight (1 - cos) of the angle between output and target, over a whole image. Yao et al. 2024 (FasterDiT).
+
+    Published for velocity networks. weight: positive.
+    """
+
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        positive("direction term", weight=self.weight)
+
+    def of(self, output: Tensor, target: Tensor) -> Tensor:
+        return self.weight * (1 - F.cosine_similarity(output.flatten(1), target.flatten(1), dim=1))
+
+
+@LOSS_TERMS.register("contrastive")
+@dataclass(frozen=True)
+class Contrastive(LossTerm):
+    """-weight times the squared error to another image's target. Stoica et al. 2025 (contrastive flow matching).
+
+    The other is the neighbour in a pair of rows, so that parts of even size give the same loss as the whole batch;
+    a last row without one has no term. weight: in (0, 1), above which the loss has no minimum.
+    """
+
+    weight: float = 0.05
+
+    def __post_init__(self) -> None:
+        if not 0 < self.weight < 1:
+            raise ValueError(f"contrastive term: weight must be between 0 and 1, got {self.weight}")
+
+    def of(self, output: Tensor, target: Tensor) -> Tensor:
+        paired = len(target) // 2 * 2
+        other = torch.arange(paired, device=target.device) ^ 1
+        away = (output[:paired] - target[other]).square().flatten(1).mean(1)
+        return F.pad(-self.weight * away, (0, len(target) - paired))

@@ -1,0 +1,1 @@
+"""Recipes: the typed model, its YAML files and its checks."""

@@ -1,0 +1,158 @@
+"""Reading a recipe: all of its mistakes at once, each with its line and the nearest right name."""
+
+from __future__ import annotations
+
+import copy
+import json
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from dinit.registry import suggest
+from dinit.training.finetune.transfer import inherit
+from dinit.training.recipe.checks import check_recipe
+from dinit.training.recipe.model import Named, Recipe
+from dinit.training.recipe.yaml import Mistake, Source, read_yaml
+from dinit.training.recipe.yaml import Path as KeyPath
+
+# Put in for what a recipe leaves out, so that the rest of it can still be checked. Never trained on.
+_PLACEHOLDERS: dict[str, Any] = {
+    "data": {"name": "digits"},
+    "backbone": {"name": "unet"},
+    "training": {"steps": 1},
+}
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be trained. `mistakes` holds them all; str() is the report, one line each."""
+
+    def __init__(self, title: str, source: Source, mistakes: Sequence[Mistake]) -> None:
+        self.mistakes = list(mistakes)
+        count = "1 mistake" if len(mistakes) == 1 else f"{len(mistakes)} mistakes"
+        lines = [f"{title} has {count}:"]
+        for mistake in mistakes:
+            parts = [source.place(mistake.path), mistake.key, mistake.message]
+            lines.append("  " + ": ".join(part for part in parts if part))
+        super().__init__("\n".join(lines))
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe in a YAML file, with dotted overrides such as 'training.steps=100' on top.
+
+    Raises RecipeError (a ValueError) that names every mistake, and ValueError for a file that cannot be read.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"recipe {path} cannot be read: {error}") from error
+    return parse_recipe(text, overrides, title=Path(path).name)
+
+
+def parse_recipe(text: str, overrides: Sequence[str] = (), title: str = "the recipe") -> Recipe:
+    """The recipe in YAML text. Raises RecipeError as `load_recipe`."""
+    source = read_yaml(text, overrides)
+    if source.mistakes and not source.data:
+        raise RecipeError(title, source, source.mistakes)
+    recipe, data = None, copy.deepcopy(source.data)
+    odd = inherit(data)
+    mistakes, given = [*source.mistakes, *odd], set(data)
+    if any(mistake.path[0] == "finetune" for mistake in odd):  # no pipeline to take the backbone from
+        data = {"backbone": _PLACEHOLDERS["backbone"], **data}
+    try:
+        recipe = _validate(data)
+    except ValidationError as error:
+        mistakes += [_mistake(details, source.data) for details in error.errors()]
+        recipe = _repaired(data, error)
+    if recipe is not None:
+        # A mistake about a placeholder is the file's only in that something is missing, which was said.
+        absent = _PLACEHOLDERS.keys() - given
+        mistakes += [m for m in check_recipe(recipe) if not (m.path and m.path[0] in absent)]
+    if mistakes:
+        raise RecipeError(title, source, sorted(mistakes, key=lambda m: _line(source.place(m.path))))
+    assert recipe is not None, "no mistakes were found, so the recipe was built"
+    return recipe
+
+
+def _validate(data: dict[str, Any]) -> Recipe:
+    # Through JSON: strict there refuses "5" for 5 and yet takes a list for a tuple.
+    return Recipe.model_validate_json(json.dumps(data, default=str), strict=True)
+
+
+def _repaired(data: dict[str, Any], error: ValidationError) -> Recipe | None:
+    """The recipe with the wrong keys left to their defaults, for the checks that remain; None if hopeless."""
+    for details in error.errors():
+        _drop(data, details["loc"])
+    for key, placeholder in _PLACEHOLDERS.items():
+        if isinstance(placeholder, dict) and isinstance(data.get(key), dict):
+            data[key] = {**placeholder, **data[key]}
+        elif not isinstance(data.get(key), str):
+            data[key] = placeholder
+    try:
+        return _validate(data)
+    except ValidationError:
+        return None
+
+
+def _drop(data: Any, path: KeyPath) -> None:
+    for key in path[:-1]:
+        try:
+            data = data[key]
+        except (KeyError, IndexError, TypeError):
+            return
+    if isinstance(data, dict):
+        data.pop(path[-1], None)
+    elif isinstance(data, list) and isinstance(path[-1], int) and path[-1] < len(data):
+        data[path[-1]] = None
+
+
+def _mistake(details: Any, data: Any) -> Mistake:
+    path = details["loc"]
+    if details["type"] == "extra_forbidden":
+        return Mistake(path, f"unknown key{_nearest(path)}")
+    if details["type"] == "missing":
+        return Mistake(path, "required, and not given")
+    message = details["msg"][0].lower() + details["msg"][1:]
+    if details["type"] in ("model_type", "model_attributes_type", "dict_type"):
+        message = "should be a mapping of 'key: value' lines, or a name where a registry entry is meant"
+    return Mistake(path, f"{message}, got {_short(details['input'])}")
+
+
+def _nearest(path: KeyPath) -> str:
+    """The tail of 'unknown key': the nearest key of the same section, else of any other section."""
+    model: type[BaseModel] = Recipe
+    for key in path[:-1]:
+        section = _section(model.model_fields[str(key)].annotation)
+        assert section is not None, "only sections forbid keys"
+        model = section
+    name, known = str(path[-1]), list(model.model_fields)
+    elsewhere = [dotted for dotted in dotted_keys() if dotted.rpartition(".")[2] == name]
+    return f"; did you mean {elsewhere[0]!r}?" if elsewhere else suggest(name, known)
+
+
+def dotted_keys(model: type[BaseModel] = Recipe, prefix: str = "") -> list[str]:
+    """Every key of a recipe that an override can set, 'training.steps' and so on."""
+    keys = []
+    for name, info in model.model_fields.items():
+        keys.append(prefix + name)
+        inner = _section(info.annotation)
+        if inner is not None:
+            keys += dotted_keys(inner, f"{prefix}{name}.")
+    return keys
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:
+    """The section that a key holds, also where it may be left out; None for other values."""
+    kinds = [kind for kind in (annotation, *typing.get_args(annotation)) if isinstance(kind, type)]
+    return next((kind for kind in kinds if issubclass(kind, BaseModel) and kind is not Named), None)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _line(place: str) -> tuple[int, str]:
+    return (int(place.removeprefix("line ")), "") if place.startswith("line ") else (1 << 30, place)

@@ -1,0 +1,1 @@
+"""Condition noise, token routing and representation alignment."""

@@ -1,0 +1,84 @@
+"""The folder of a run, and whether a recipe may write into it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from dinit.files import LOCK, is_leftover, write_atomically
+from dinit.training.recipe.model import Recipe
+
+_FREE_OF_LOOP = ("workers", "log_every", "sample_every", "checkpoint_every", "keep", "max_skipped", "sharding")
+# Settings that change neither weights nor losses, so a run may be resumed with others.
+_FREE = (
+    "sampling",
+    "evaluation",
+    "tracker",
+    *(f"training.{key}" for key in _FREE_OF_LOOP),
+)
+
+_ELSEWHERE = "; nothing was written. Give another folder"
+
+
+class RunFolderError(ValueError):
+    """A folder that this recipe must not write into."""
+
+
+def check_run_folder(out: Path, recipe: Recipe, resume: bool) -> None:
+    """RunFolderError unless `out` is absent, empty, or holds a run of this recipe that may be resumed."""
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise RunFolderError(f"{out} is a file; give a folder for the run")
+    if all(is_leftover(path) or path.name == LOCK for path in out.iterdir()):
+        return
+    if not (out / "recipe.yaml").exists():
+        raise RunFolderError(f"{out} is not empty and holds no run of dinit{_ELSEWHERE}")
+    if not resume:
+        raise RunFolderError(f"{out} holds a run already, and resuming was turned off{_ELSEWHERE}")
+    changed = differences(read_recipe(out), recipe)
+    if changed:
+        shown = "\n".join(f"  {key}: {old!r} there, {new!r} now" for key, old, new in changed)
+        raise RunFolderError(f"{out} holds a run of another recipe{_ELSEWHERE}, or the same recipe:\n{shown}")
+
+
+def write_recipe(out: Path, recipe: Recipe) -> None:
+    """Writes recipe.yaml, every default spelt out."""
+    write_atomically(out / "recipe.yaml", yaml.safe_dump(recipe.to_dict(), sort_keys=False, allow_unicode=True))
+
+
+def read_recipe(out: Path) -> Recipe:
+    """The recipe that a run was started with. RunFolderError where it cannot be read."""
+    try:
+        text = (out / "recipe.yaml").read_text(encoding="utf-8")
+        return Recipe.model_validate(yaml.safe_load(text))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, ValidationError) as error:
+        raise RunFolderError(f"{out / 'recipe.yaml'} is not a recipe of this version: {error}") from error
+
+
+def differences(old: Recipe, new: Recipe) -> list[tuple[str, Any, Any]]:
+    """(dotted key, old, new) of every setting that makes two recipes train differently."""
+    before, after = flatten(old.to_dict()), flatten(new.to_dict())
+    keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
+    return [
+        (key, before.get(key), after.get(key))
+        for key in keys
+        if not any(key == free or key.startswith(f"{free}.") for free in _FREE)
+    ]
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat.update(flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
+    return flat
+
+
+def scalars(values: dict[str, Any]) -> dict[str, Any]:
+    """Nested mappings as trackers take them: one level of numbers and words."""
+    plain = (int, float, str, bool)
+    return {key: value if isinstance(value, plain) else str(value) for key, value in flatten(values).items()}
