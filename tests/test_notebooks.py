@@ -33,6 +33,7 @@ def test_there_are_notebooks() -> None:
 
 @pytest.mark.slow
 @pytest.mark.notebook
+@pytest.mark.timeout(900)  # several cells, each with the limit above
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_runs(path: Path) -> None:
     """CellExecutionError, with the cell and its traceback, at the first error."""

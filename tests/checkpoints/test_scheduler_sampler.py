@@ -190,7 +190,10 @@ def test_equals_diffusers_own_loop(case: str) -> None:
     steps = list(sampler.iterate(denoiser, noise, STEPS, labels=LABELS, draws=draws))
     expected, calls = theirs(make(case), noise, options)
     assert expected.isfinite().all()
-    tolerance = 1e-4 if case == "kdpm2" else 1e-5  # its timesteps between levels are interpolated
+    # Both loops are float32 and start at noise levels up to 157, where a last digit of x_t is 1.5e-5: the results
+    # differ by up to 1.8e-5 of the largest pixel (AVX-512, AVX2 and plain code; AMD and Intel). kdpm2 evaluates the
+    # network between two timesteps, which diffusers rounds to float32: 5e-5.
+    tolerance = 3e-4 if case == "kdpm2" else 1e-4
     assert (steps[-1].x_s - expected).abs().max() <= tolerance * expected.abs().max()
     assert len(steps) == STEPS == steps[0].total
     assert steps[-1].nfe == calls == sampler.nfe(STEPS)
