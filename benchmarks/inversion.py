@@ -42,7 +42,7 @@ def image_round_trip(sampler: Sampler, process: Process, x: Tensor, labels: Tens
     """The largest deviation of x -> noise -> x."""
     model = mixture(process)
     start = invert(sampler, model, x, steps, labels=labels)
-    again = sampler.sample(model, x, steps, labels=labels, initial=start.x, state=start.state, end="state")
+    again = sampler.sample(model, x, steps, labels=labels, initial_state=start.x, state=start.state, end="state")
     return float((again - x).abs().max())
 
 
@@ -51,7 +51,9 @@ def sample_round_trip(sampler: Sampler, process: Process, noise: Tensor, labels:
     model = mixture(process)
     last = list(sampler.iterate(model, noise, steps, labels=labels, end="state"))[-1]
     start = invert(sampler, model, last.x_s, steps, labels=labels, state=last.state)
-    again = sampler.sample(model, noise, steps, labels=labels, initial=start.x, state=start.state, end="state")
+    again = sampler.sample(
+        model, noise, steps, labels=labels, initial_state=start.x, state=start.state, end="state"
+    )
     return float((again - last.x_s).abs().max())
 
 
@@ -79,7 +81,7 @@ def main() -> None:
     ]
     table = [f"| process | sampler | {' | '.join(heads)} |", "|---|---|" + "---|" * len(heads), *rows()]
     text = "# Round trips through the noise\n\n" + (__doc__ or "").split("\n", 2)[2].rsplit("\n", 2)[0]
-    text += "\nColumns: what is compared, number of network levels, precision of the state.\n\n"
+    text += "\nColumns: what is compared, number of sampling steps, precision of the state.\n\n"
     OUTPUT.write_text(text + "\n".join(table) + "\n", encoding="utf-8")
     print("\n".join(table))
 

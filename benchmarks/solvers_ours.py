@@ -124,7 +124,7 @@ def sample(problem: Problem, sampler: Sampler, nfe: int, grid: TimeGrid | Tensor
         found = sampler.sample(problem.model, problem.noise, steps, grid=grid, end=end)
     except ValueError:  # this sampler refuses this process, or this end
         return None
-    return found / levels[-1].numbers.alpha if spare else found
+    return found / levels[-1].floats.alpha if spare else found
 
 
 def on_levels(problem: Problem, name: str, nfe: int, levels: Sequence[float], denoised: bool) -> Tensor | None:

@@ -93,7 +93,7 @@ def digits_problem(name: str, count: int = 64) -> Problem:
     size = backbone.config.image_size
     start = start_of(pipeline.process, (count, backbone.in_channels, size, size), 3).float()
     grid = Uniform() if isinstance(pipeline.process, LinearFlow) else LogSNR()
-    exact = ExponentialAB(3, "velocity").sample(denoiser, start, 1000, grid=grid, initial=start)
+    exact = ExponentialAB(3, "velocity").sample(denoiser, start, 1000, grid=grid, initial_state=start)
     return Problem(name, denoiser, start, exact)
 
 

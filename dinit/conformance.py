@@ -29,7 +29,7 @@ from dinit.diffusion import (
     Process,
     Scales,
 )
-from dinit.diffusion.condition import Draws
+from dinit.diffusion.condition import SupportsNormal
 from dinit.diffusion.parameterization import check_pair
 from dinit.models.analytic import GaussianDenoiser, MixtureDenoiser
 from dinit.samplers import GRIDS, SAMPLERS, Sampler, TimeGrid
@@ -149,7 +149,7 @@ def measured_order(
     points = []
     for n in steps:
         grid = torch.linspace(t_start, T_END, n + 1, dtype=torch.float64)
-        found = sampler.sample(exact, x, grid=grid, initial=x, end="state")
+        found = sampler.sample(exact, x, grid=grid, initial_state=x, end="state")
         points.append((math.log(n), math.log(max(float((found - end).abs().max()), 1e-300))))
     used = [(a, b) for a, b in points if b > math.log(1e-12)] or points
     if len(used) < 2:
@@ -174,13 +174,15 @@ def check_distribution(sampler: Sampler, process: Process, quick: bool) -> tuple
     """
     count, steps = (4_000, 150) if quick else (20_000, 400)
     mixture = two_component_mixture(process)
-    found = sampler.sample(mixture, _noise(count, (1, 1, 2)).double(), steps, draws=BatchNoise(7)).reshape(count, 2)
+    found = sampler.sample(mixture, _noise(count, (1, 1, 2)).double(), steps, noise_source=BatchNoise(7)).reshape(
+        count, 2
+    )
     mean, cov = mixture_moments(mixture)
     mean_error = float(((found.mean(0) - mean) / cov.diag().sqrt()).abs().max())
     cov_error = float(((found.T.cov() - cov) / cov.diag().max()).abs().max())
     weight_error = abs(float((found[:, 0] > 0).double().mean()) - right_weight(mixture))
     exact = GaussianDenoiser(process, MEAN, STD, (1, 2, 2))
-    spread = sampler.sample(exact, _noise(count // 2).double(), steps, draws=BatchNoise(8)).std()
+    spread = sampler.sample(exact, _noise(count // 2).double(), steps, noise_source=BatchNoise(8)).std()
     std_error = abs(float(spread) / STD - 1)
     sampling, bias = 5 / math.sqrt(count), 4 / steps
     ok = max(mean_error, cov_error, weight_error) < sampling + bias and std_error < sampling / 2 + 2 * bias
@@ -231,7 +233,7 @@ def _grid_error(sampler: Sampler, process: Process, grid: Any, steps: int) -> fl
     noise = _noise(4096 if sampler.stochastic else 64).double()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        trajectory = list(sampler.iterate(exact, noise, steps, grid=grid, draws=BatchNoise(3)))
+        trajectory = list(sampler.iterate(exact, noise, steps, grid=grid, noise_source=BatchNoise(3)))
     if caught:
         return None
     start, found = trajectory[0], trajectory[-1].x_s
@@ -258,7 +260,7 @@ def check_pairs(sampler: Sampler, process: Process, grids: Named | None = None) 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # six steps are coarse on purpose
             denoiser = Reparameterized(exact, regular)
-            found = sampler.sample(denoiser, noise, 6, grid=grid, draws=PartNoise(BatchNoise(5), parts))
+            found = sampler.sample(denoiser, noise, 6, grid=grid, noise_source=PartNoise(BatchNoise(5), parts))
         right, *read = found.chunk(parts)
         apart += [(part - right).abs().max() for part in read]
     worst = float(torch.stack(apart).max())  # NaN where any is
@@ -294,20 +296,21 @@ class Reparameterized(Denoiser):
 
 @dataclass(frozen=True)
 class PartNoise:
-    """The same draws for each of `parts` equal parts of a batch. dinit.diffusion.condition.Draws."""
+    """The same draws for each of `parts` equal parts of a batch. dinit.diffusion.condition.SupportsNormal."""
 
-    draws: Draws
+    noise_source: SupportsNormal
     parts: int
 
     def normal(self, stream: str, number: int, like: Tensor) -> Tensor:
         """(B, ...) of like's shape."""
-        one = self.draws.normal(stream, number, like[: len(like) // self.parts])
+        one = self.noise_source.normal(stream, number, like[: len(like) // self.parts])
         return one.repeat(self.parts, *[1] * (like.ndim - 1))
 
 
 @dataclass(frozen=True)
 class BatchNoise:
-    """One draw for the whole batch: many thousand samples need no key each. dinit.diffusion.condition.Draws."""
+    """One draw for the whole batch: many thousand samples need no key each.
+    dinit.diffusion.condition.SupportsNormal."""
 
     seed: int
 

@@ -62,7 +62,7 @@ class SlowVelocity(Euler):
     """A coefficient that is 1 % off."""
 
     def step(self, denoise, x_t, t, s, state, noise):
-        return x_t + 0.99 * (s.t - t.t) * denoise(x_t, t).velocity, None
+        return x_t + 0.99 * (s.time - t.time) * denoise(x_t, t).velocity, None
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class HalfHeun(Heun):
 
     def step(self, denoise, x_t, t, s, state, noise):
         denoise(x_t, s)
-        return x_t + (s.t - t.t) * denoise(x_t, t).velocity, None
+        return x_t + (s.time - t.time) * denoise(x_t, t).velocity, None
 
 
 @pytest.mark.parametrize("sampler", [SlowVelocity(), WrongLevel(), HalfHeun()], ids=lambda s: type(s).__name__)

@@ -32,7 +32,9 @@ def nests(name: str) -> bool:
     tests/samplers/test_guidance_methods.py nests all of them.
     """
     try:
-        return not apply_guidance(GaussianDenoiser(PROCESSES.create("vp"), 0.0, 1.0, (1, 1, 1)), name).demands
+        return not apply_guidance(
+            GaussianDenoiser(PROCESSES.create("vp"), 0.0, 1.0, (1, 1, 1)), name
+        ).required_outputs
     except ValueError:
         return False
 

@@ -6,7 +6,8 @@ spacing). Those that stop at the chain's first level instead ("sigma_min"; set_a
 end="state" and a grid whose last time is that level's. DPMSolverMultistepScheduler's last step is of first order
 where the last sigma is zero, which is the posterior mean too; with "sigma_min" and fewer than 15 steps it is of
 first order as well (lower_order_final), and differs from dinit's. EulerDiscreteScheduler with "linspace" or
-"trailing" spacing starts from noise that is smaller by the factor sigma_t of the first level; initial= gives that.
+"trailing" spacing starts from noise that is smaller by the factor sigma_t of the first level; initial_state= "
+"gives that.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 
-class Draws(Protocol):
+class SupportsNormal(Protocol):
     """Keyed normal noise (see dinit.samplers.noise.NoiseSource)."""
 
     def normal(self, stream: str, number: int, like: Tensor) -> Tensor: ...
@@ -33,7 +33,7 @@ class Condition:
     null_embedding: Tensor | None
     is_null: Tensor
     step: int = 0
-    noise: Draws | None = None
+    noise: SupportsNormal | None = None
     copies: int = 1
     labels: Tensor | None = None
     steps: int | None = None

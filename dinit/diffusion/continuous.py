@@ -42,7 +42,7 @@ class _LinearBeta(Process):
 
     def noise_label(self, k: Scales) -> Tensor:
         """999 t, as score_sde's networks take it."""
-        return 999 * k.t
+        return 999 * k.time
 
 
 @PROCESSES.register("vp")

@@ -23,23 +23,23 @@ class Denoised:
     variance_fraction: (B, C, H, W) in [0, 1] where the network learned its variance (Nichol & Dhariwal 2021):
     the weight of the upper bound log beta against the lower bound log beta-tilde.
 
-    Two guidances say more than x0 can, and only samplers that name them in `honours` hear it. renoising: an eps to
-    go on with in place of the one that x_t and x0 imply. mean_gradient: a gradient to add, times the variance of a
-    stochastic step, to its mean. Each is (B, C, H, W) or None.
+    Two guidances return more than x0; only samplers that list a field in `supported_outputs` use it. renoise_eps:
+    an eps to go on with in place of the one that x_t and x0 imply. mean_gradient: a gradient to add, times the
+    variance of a stochastic step, to its mean. Each is (B, C, H, W) or None.
     """
 
     x_t: Tensor
     x0: Tensor
     scales: Scales
     variance_fraction: Tensor | None = None
-    renoising: Tensor | None = None
+    renoise_eps: Tensor | None = None
     mean_gradient: Tensor | None = None
 
     @property
     def eps(self) -> Tensor:
         """The posterior mean of the noise; 0 where sigma is 0, as a clean image says nothing about it."""
-        if self.renoising is not None:
-            return self.renoising
+        if self.renoise_eps is not None:
+            return self.renoise_eps
         sigma = self.scales.sigma
         return (self.x_t - self.scales.alpha * self.x0) / (sigma + (sigma == 0))
 
@@ -79,9 +79,9 @@ class Denoised:
         """Some samples of the batch."""
         tensors = {
             name: None if (value := getattr(self, name)) is None else value[part]
-            for name in ("x_t", "x0", "variance_fraction", "renoising", "mean_gradient")
+            for name in ("x_t", "x0", "variance_fraction", "renoise_eps", "mean_gradient")
         }
-        scales = self.scales.map(lambda v: v[part]) if self.scales.t.ndim else self.scales
+        scales = self.scales.map(lambda v: v[part]) if self.scales.time.ndim else self.scales
         return replace(self, scales=scales, **tensors)
 
 
@@ -91,8 +91,8 @@ class Denoiser(ABC):
     process: the path that x_t lies on. num_classes: labels run 0 .. num_classes - 1, num_classes is null.
     null_class: False where the network was trained without one, and has no unconditional prediction.
     learns_variance: whether it answers with a `variance_fraction`.
-    t_min, t_max: the range of times at which it may be asked. demands: names of the fields of Denoised, besides
-    x0, that its guidance speaks through; a sampler that does not honour them refuses to run.
+    t_min, t_max: the range of times at which it may be asked. required_outputs: the fields
+    of Denoised, besides x0, that its guidance sets; a sampler that does not support them refuses to run.
     """
 
     process: Process
@@ -101,7 +101,7 @@ class Denoiser(ABC):
     learns_variance: bool = False
     t_min: float
     t_max: float = 1.0
-    demands: frozenset[str] = frozenset()
+    required_outputs: frozenset[str] = frozenset()
 
     @abstractmethod
     def __call__(self, x_t: Tensor, t: Scales | Tensor | float, cond: Condition) -> Denoised:
@@ -165,7 +165,7 @@ class _Given(Denoiser):
     def __init__(self, denoiser: Denoiser, labels: Tensor) -> None:
         self.inner, self.labels = denoiser, labels
         self.process, self.num_classes = denoiser.process, denoiser.num_classes
-        self.null_class, self.demands = denoiser.null_class, denoiser.demands
+        self.null_class, self.required_outputs = denoiser.null_class, denoiser.required_outputs
         self.learns_variance = denoiser.learns_variance
         self.t_min, self.t_max = denoiser.t_min, denoiser.t_max
 
@@ -208,7 +208,7 @@ class BackboneDenoiser(Denoiser):
     def __call__(self, x_t: Tensor, t: Scales | Tensor | float, cond: Condition) -> Denoised:
         scales = self.scales(t)
         # A 0-dimensional CPU tensor enters a kernel as a number: no copy to the device, no synchronisation.
-        label = torch.zeros(scales.t.numel(), device=x_t.device) + self.parameterization.noise_label(
+        label = torch.zeros(scales.time.numel(), device=x_t.device) + self.parameterization.noise_label(
             self.process, scales
         )
         k = scales.like(x_t)

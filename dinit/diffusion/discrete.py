@@ -118,7 +118,7 @@ class BetaChain(Process):
 
     def noise_label(self, k: Scales) -> Tensor:
         """The level's index, 0 .. num_steps - 1 (fractional between levels)."""
-        return k.t * self.num_steps - 1
+        return k.time * self.num_steps - 1
 
     @property
     def t_min(self) -> float:

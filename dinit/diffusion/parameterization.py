@@ -27,7 +27,7 @@ class Parameterization(ABC):
 
     @abstractmethod
     def coefficients(self, k: Scales) -> Pair:
-        """(p, q) with output = p x0 + q eps, each of k.t's shape."""
+        """(p, q) with output = p x0 + q eps, each of k.time's shape."""
 
     def input_scale(self, k: Scales) -> Tensor:
         """The factor on x_t before it enters the network."""
@@ -117,7 +117,7 @@ class ReversedVelocity(Velocity):
         return -k.d_alpha, -k.d_sigma
 
     def noise_label(self, process: Process, k: Scales) -> Tensor:
-        return 1 - k.t
+        return 1 - k.time
 
 
 @PARAMETERIZATIONS.register("score")

@@ -17,10 +17,10 @@ PROCESSES: Registry[type[Process]] = Registry("process", "dinit.diffusion")
 
 
 @dataclass(frozen=True)
-class Numbers:
+class ScalarScales:
     """One time's scales as Python numbers, for the choices that decide which kernels are launched."""
 
-    t: float
+    time: float
     alpha: float
     sigma: float
     log_snr: float
@@ -34,7 +34,7 @@ class Scales:
     host-device synchronisation, because 0-dimensional CPU tensors enter a kernel as plain numbers.
     """
 
-    t: Tensor
+    time: Tensor
     alpha: Tensor
     sigma: Tensor
     d_alpha: Tensor
@@ -51,13 +51,13 @@ class Scales:
         return self.sigma / self.alpha
 
     @cached_property
-    def numbers(self) -> Numbers:
+    def floats(self) -> ScalarScales:
         """The scales of a single time, read back once: the driver does it for a whole run before its loop."""
-        return Numbers(*torch.stack([self.t, self.alpha, self.sigma, self.log_snr]).tolist())
+        return ScalarScales(*torch.stack([self.time, self.alpha, self.sigma, self.log_snr]).tolist())
 
     def like(self, x: Tensor) -> Scales:
         """The scales in a form that broadcasts against x (B, ...): (B,) becomes (B, 1, ...) in x's dtype."""
-        if self.t.ndim == 0:
+        if self.time.ndim == 0:
             return self
         shape = (-1,) + (1,) * (x.ndim - 1)
         return self.map(lambda v: v.to(device=x.device, dtype=x.dtype).reshape(shape))
@@ -110,7 +110,7 @@ class Process(ABC):
 
     def noise_label(self, k: Scales) -> Tensor:
         """What a network of this process is told about the time, by the convention it was published with."""
-        return 1000 * k.t
+        return 1000 * k.time
 
     @property
     def t_min(self) -> float:

@@ -29,4 +29,4 @@ class VEDiscrete(VE):
 
     def noise_label(self, k: Scales) -> Tensor:
         """The level's index, 0 at sigma_max to num_steps - 1 at sigma_min (fractional between levels)."""
-        return (self.num_steps - 1) * (1 - k.t)
+        return (self.num_steps - 1) * (1 - k.time)

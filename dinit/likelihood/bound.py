@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dinit.diffusion import Denoised, Denoiser, Scales
-from dinit.diffusion.condition import Draws
+from dinit.diffusion.condition import SupportsNormal
 from dinit.samplers.base import plan
 from dinit.samplers.grids.base import TimeGrid
 from dinit.samplers.noise import NoiseSource
@@ -42,23 +42,24 @@ def variational_bound(
     labels: Tensor | Sequence[int] | None = None,
     grid: TimeGrid | str | Tensor | None = None,
     variance: Variance = "fixed-small",
-    draws: Draws | None = None,
+    noise_source: SupportsNormal | None = None,
     seed: int = 0,
 ) -> VariationalBound:
     """The bound of x (B, C, H, W), images of 256 levels in [-1, 1] (not dequantised), by one draw for each time.
 
     The chain runs through the grid's times and ends at clean data. variance: of its steps, as for DDPM; the last,
-    whose 'fixed-small' is 0, takes that of the step before. draws: the stream 'step', number i for the i-th time.
+    whose 'fixed-small' is 0, takes that of the step before. noise_source: the stream 'step', number i for the i-th
+    time.
     ValueError for fewer than two times, an unknown variance, or a learned one that the network does not have.
     """
     check_variance(variance, denoiser)
     levels = plan(denoiser, steps, grid)
     if len(levels) < 2:
         raise ValueError("the variational bound needs two times at least, got one")
-    source: Draws = draws or NoiseSource.from_seed(seed, x.shape[0])
+    source: SupportsNormal = noise_source or NoiseSource.from_seed(seed, x.shape[0])
     cond = replace(denoiser.condition(labels, x.shape[0], x.device), noise=source, steps=len(levels))
     clean = denoiser.process.scales(0.0)
-    if clean.numbers.sigma > 0:  # processes that stop short of clean data: the chain's end is x itself
+    if clean.floats.sigma > 0:  # processes that stop short of clean data: the chain's end is x itself
         zero = torch.zeros_like(clean.sigma)
         clean = replace(clean, sigma=zero)
     columns = []

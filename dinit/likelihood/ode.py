@@ -2,7 +2,7 @@
 
     found = log_likelihood(denoiser, x, labels=[3, 1], steps=100)
     found.bits_per_dim                                                  # (2,)
-    x = RK4().sample(denoiser, found.latent, 100, grid="log-snr", initial=found.latent, end="state")   # and back
+    x = RK4().sample(denoiser, found.latent, 100, grid="log-snr", initial_state=found.latent, end="state")  # back
 
 x is the state at the grid's last time, t_min, whose density is found: the data's with that little noise. Published
 bits/dim of 8-bit images are those of dequantised pixels, `dequantise(images)`, in [-1, 1]: a lower bound on the
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from dinit.diffusion import Condition, Denoised, Denoiser, Scales
-from dinit.diffusion.condition import Draws
+from dinit.diffusion.condition import SupportsNormal
 from dinit.registry import suggest
 from dinit.samplers.base import plan
 from dinit.samplers.grids.base import LogSNR, TimeGrid
@@ -51,7 +51,7 @@ class Trace(ABC):
     """How the divergence of a vector field is found, from vector-Jacobian products."""
 
     @abstractmethod
-    def __call__(self, slope: Tensor, x: Tensor, draws: Draws, call: int) -> Tensor:
+    def __call__(self, slope: Tensor, x: Tensor, noise_source: SupportsNormal, call: int) -> Tensor:
         """tr d slope / dx of each sample, (B,). slope: (B, ...) computed from x with gradients. call: which one."""
 
 
@@ -59,7 +59,7 @@ class Trace(ABC):
 class Exact(Trace):
     """The sum of the diagonal, one backward pass a dimension."""
 
-    def __call__(self, slope: Tensor, x: Tensor, draws: Draws, call: int) -> Tensor:
+    def __call__(self, slope: Tensor, x: Tensor, noise_source: SupportsNormal, call: int) -> Tensor:
         size = x[0].numel()
         total = torch.zeros(x.shape[0], dtype=torch.float64, device=x.device)
         for i in range(size):
@@ -87,10 +87,10 @@ class Hutchinson(Trace):
         if isinstance(self.probes, bool) or not isinstance(self.probes, int) or self.probes < 1:
             raise ValueError(f"probes must be a whole number, at least 1; got {self.probes!r}")
 
-    def __call__(self, slope: Tensor, x: Tensor, draws: Draws, call: int) -> Tensor:
+    def __call__(self, slope: Tensor, x: Tensor, noise_source: SupportsNormal, call: int) -> Tensor:
         total = torch.zeros(x.shape[0], dtype=torch.float64, device=x.device)
         for i in range(self.probes):
-            v = draws.normal("probe", i + self.probes * call * self.fresh, x)
+            v = noise_source.normal("probe", i + self.probes * call * self.fresh, x)
             if self.probe == "rademacher":
                 v = torch.where(v < 0, -torch.ones_like(v), torch.ones_like(v))
             (row,) = torch.autograd.grad(slope, x, v, retain_graph=i < self.probes - 1)
@@ -110,7 +110,7 @@ def log_likelihood(
     chart: Chart = STRAIGHT,
     prior: Literal["centred", "standard"] = "centred",
     bin_width: float = 2 / 256,
-    draws: Draws | None = None,
+    noise_source: SupportsNormal | None = None,
     seed: int = 0,
 ) -> LogLikelihood:
     """log p(x | labels) of a batch, its bits/dim, and the noise that x is carried to.
@@ -122,7 +122,7 @@ def log_likelihood(
     the network say m, at noise that is independent of the latent. bin_width: of one level of the data, in units of
     x; bits/dim is -log2 p(x) / D - log2(bin_width). 2 / 256 (+ 7 bits) is for [-1, 1], 1 / 256 (+ 8) for [0, 1], 1
     for a density.
-    draws: probes, NoiseSource.from_seed(seed) where it is None.
+    noise_source: of probes, NoiseSource.from_seed(seed) where it is None.
     ValueError for options out of range, a grid with one time, a velocity that is infinite at a time, or a guidance
     that is not a gradient of a density's log alone.
     """
@@ -133,11 +133,13 @@ def log_likelihood(
         raise ValueError(f"prior must be 'centred' or 'standard', got {prior!r}")
     if not bin_width > 0:
         raise ValueError(f"bin_width must be positive, got {bin_width}: 2 / 256 is for 8-bit data in [-1, 1]")
-    if denoiser.demands:
-        raise ValueError(f"a guidance that speaks through {', '.join(sorted(denoiser.demands))} has no ODE in x")
+    if denoiser.required_outputs:
+        raise ValueError(
+            f"a guidance that speaks through {', '.join(sorted(denoiser.required_outputs))} has no ODE in x"
+        )
     if grid is None and steps is None:
         steps = 100
-    source: Draws = draws or NoiseSource.from_seed(seed, x.shape[0])
+    source: SupportsNormal = noise_source or NoiseSource.from_seed(seed, x.shape[0])
     with torch.inference_mode(False), torch.no_grad():  # autograd refuses tensors made in inference mode
         levels = plan(denoiser, steps, LogSNR() if grid is None else grid, "state")[::-1]
         _check_slopes(denoiser, chart, method, levels)
@@ -146,7 +148,7 @@ def log_likelihood(
         flow = Flow(denoiser, cond, chart, estimate, source)
         latent, gained, calls = flow.run(tableau, x, levels)
         std, centre = denoiser.process.prior_std(levels[-1]), torch.zeros_like(latent)
-        if prior == "centred" and levels[-1].numbers.alpha > 0:
+        if prior == "centred" and levels[-1].floats.alpha > 0:
             centre = levels[-1].alpha * denoiser(std * source.normal("prior", 0, x), levels[-1], cond).x0
             calls += 1
         log_prob = gaussian_log_prob(latent - centre, std) + gained
@@ -168,7 +170,7 @@ class Flow:
     cond: Condition
     chart: Chart
     trace: Trace
-    draws: Draws
+    noise_source: SupportsNormal
 
     def run(self, tableau: Tableau, x: Tensor, levels: list[Scales]) -> tuple[Tensor, Tensor, int]:
         """(x at the last level, log p_first - log p_last in nats, evaluations), from x at the first level."""
@@ -195,19 +197,19 @@ class Flow:
             x = x.detach().clone().requires_grad_()
             denoised: Denoised = self.denoiser(x, t, self.cond)
             slope = self.chart.slope(denoised)
-            divergence = self.trace(slope, x, self.draws, call)
+            divergence = self.trace(slope, x, self.noise_source, call)
         return slope.detach(), self.chart.scale(t) * divergence
 
 
-def dequantise(images: Tensor, draws: Draws) -> Tensor:
+def dequantise(images: Tensor, noise_source: SupportsNormal) -> Tensor:
     """Pixels in [-1, 1] from uint8 images (B, C, H, W), float32, each anywhere in its level's bin of 2 / 256.
 
-    draws: a NoiseSource; its stream is 'dequantise'. ValueError for another dtype.
+    noise_source: a NoiseSource; its stream is 'dequantise'. ValueError for another dtype.
     """
     if images.dtype != torch.uint8:
         raise ValueError(f"dequantise takes uint8 images, got {images.dtype}")
     pixels = images.double()
-    return ((pixels + torch.special.ndtr(draws.normal("dequantise", 0, pixels))) * (2 / 256) - 1).float()
+    return ((pixels + torch.special.ndtr(noise_source.normal("dequantise", 0, pixels))) * (2 / 256) - 1).float()
 
 
 def _trace(trace: Trace | str) -> Trace:

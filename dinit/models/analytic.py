@@ -124,6 +124,6 @@ class GaussianDenoiser(MixtureDenoiser):
 
 def _components_like(k: Scales, x_t: Tensor) -> tuple[Tensor, Tensor]:
     """alpha and sigma that broadcast against (B, K, *shape)."""
-    if k.t.ndim == 0:
+    if k.time.ndim == 0:
         return k.alpha, k.sigma
     return k.alpha[:, None], k.sigma[:, None]

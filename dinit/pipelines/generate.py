@@ -249,7 +249,7 @@ class Pipeline(DiffusionPipeline):
         labels: class numbers or names, one an image; one alone may be repeated by num_images=; None with
         num_images= is unconditional. sampler=, grid=, guidance=: an object, a name, or a mapping with options;
         None is the pipeline's default, guidance=[] is none; a list of guidances nests, the last outermost.
-        steps=: network levels. seed=: an int (image k has the key (seed, start_index + k)) or one an image.
+        steps=: sampling steps. seed=: an int (image k has the key (seed, start_index + k)) or one an image.
         batch_size=: at most that many at once; images do not depend on it. output_type: 'pil', 'np' (B, H, W, C)
         or 'pt' (B, C, H, W) in [0, 1], 'raw' (decoded, around [-1, 1]), 'latent' (what the denoiser sees).
         callback_on_step_end: called after every step of every batch with its Step.
@@ -292,7 +292,9 @@ class Pipeline(DiffusionPipeline):
         like = torch.empty(len(batch.keys), self.backbone.in_channels, size, size, device=device)
         noise = source.normal("initial", 0, like)
         labels = _with_null(batch.labels, self.backbone.num_classes)
-        return batch.sampler.iterate(denoiser, noise, batch.steps, grid=batch.grid, labels=labels, draws=source)
+        return batch.sampler.iterate(
+            denoiser, noise, batch.steps, grid=batch.grid, labels=labels, noise_source=source
+        )
 
 
 class Trajectory:

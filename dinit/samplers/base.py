@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dinit.diffusion import Condition, Denoised, Denoiser, Process, Scales
-from dinit.diffusion.condition import Draws
+from dinit.diffusion.condition import SupportsNormal
 from dinit.registry import Registry
 from dinit.samplers.grids.base import GRIDS, TimeGrid, default_grid
 from dinit.samplers.noise import NoiseSource
@@ -24,7 +24,7 @@ End = Literal["posterior-mean", "state"]
 
 
 @dataclass
-class Denoise:
+class StepDenoiser:
     """The denoiser as one step sees it: condition and step number filled in, evaluations counted.
 
     inner: the scales of the step's inner times, in the order of `Sampler.inner_times`.
@@ -55,7 +55,7 @@ class Denoise:
 class StepNoise:
     """The noise of one step: `noise(j, like)` is the j-th standard normal draw, j < draws_per_step."""
 
-    source: Draws
+    source: SupportsNormal
     step: int
     draws_per_step: int
 
@@ -90,15 +90,15 @@ class Sampler(ABC):
     (stochastic, weak order 1). nfe_per_step: network evaluations in one step. draws_per_step: normal draws in
     one step, 0 for a deterministic solver. cost_depends_on: what decides how many evaluations and draws a run
     takes. 'steps': their number alone, and the claims are exact; 'times': where they fall too, and the claims are
-    those of a plain step; 'state': adaptive, by reading an error back, and nfe_per_step is the least. honours: the
-    fields of Denoised besides x0 that a guidance may speak through, and that every step reads.
+    those of a plain step; 'state': adaptive, by reading an error back, and nfe_per_step is the least.
+    supported_outputs: the fields of Denoised besides x0 that every step uses.
     """
 
     order: ClassVar[int] = 1
     nfe_per_step: ClassVar[int] = 1
     draws_per_step: ClassVar[int] = 0
     cost_depends_on: ClassVar[Literal["steps", "times", "state"]] = "steps"
-    honours: ClassVar[frozenset[str]] = frozenset()
+    supported_outputs: ClassVar[frozenset[str]] = frozenset()
 
     @property
     def stochastic(self) -> bool:
@@ -119,126 +119,127 @@ class Sampler(ABC):
 
     @abstractmethod
     def step(
-        self, denoise: Denoise, x_t: Tensor, t: Scales, s: Scales, state: Any, noise: StepNoise
+        self, denoise: StepDenoiser, x_t: Tensor, t: Scales, s: Scales, state: Any, noise: StepNoise
     ) -> tuple[Tensor, Any]:
         """From x_t at t to x_s at s < t. Scalars are float64 CPU tensors; nothing is kept on self.
 
         state: what the previous step returned; at the first, what `init` did (None). Returns (x_s, state).
         """
 
-    def check(self, denoiser: Denoiser, grid: list[Scales]) -> None:  # noqa: B027 (most samplers run anywhere)
+    def check(self, denoiser: Denoiser, points: list[Scales]) -> None:  # noqa: B027 (most samplers run anywhere)
         """ValueError, before the first evaluation, where this sampler cannot run on these times."""
 
     def inner_times(self, denoiser: Denoiser, t: Scales, s: Scales, total: int) -> Tensor:
         """(N, k) float64: the k times between the grid's that each of a run's N steps evaluates at.
 
         They are planned for all steps at once, before the loop, which then reads no schedule back; `step` finds
-        their scales in `denoise.inner`. t, s: the ends of the steps, scales of (N,) tensors. total: network
-        levels, N or (with the posterior mean at the end) N + 1.
+        their scales in `denoise.inner`. t, s: the ends of the steps, scales of (N,) tensors. total: sampling
+        steps, N or (with the posterior mean at the end) N + 1.
         """
-        return torch.empty(len(t.t), 0, dtype=torch.float64)
+        return torch.empty(len(t.time), 0, dtype=torch.float64)
 
-    def init(self, denoiser: Denoiser, levels: list[Scales], total: int) -> Any:
+    def init(self, denoiser: Denoiser, points: list[Scales], total: int) -> Any:
         """The state that the first step is given, made before the loop from the times of the whole run.
 
-        A solver whose steps differ by their place in the run computes all its coefficients here. levels: the ends
-        of the steps, N + 1 of them. total: network levels, N + 1 or (with end='state') N.
+        A solver whose steps differ by their place in the run computes all its coefficients here. points: the ends
+        of the steps, N + 1 of them. total: sampling steps, N + 1 or (with end='state') N.
         """
         return None
 
     def iterate(
         self,
         denoiser: Denoiser,
-        noise: Tensor,
+        initial_noise: Tensor,
         steps: int | None = None,
         *,
         labels: Tensor | Sequence[int] | None = None,
         grid: TimeGrid | str | Tensor | None = None,
-        initial: Tensor | None = None,
+        initial_state: Tensor | None = None,
         state: Any = None,
-        draws: Draws | None = None,
+        noise_source: SupportsNormal | None = None,
         seed: int = 0,
         end: End = "posterior-mean",
     ) -> Iterator[Step]:
         """Runs the sampler, yielding every step.
 
-        noise: (B, C, H, W) standard normal, scaled here to the prior of the first time; its dtype (float32 or
-        float64) is the state's. steps: network levels, at least 1. grid: a TimeGrid, a registered name, or
+        initial_noise: (B, C, H, W) standard normal, scaled here to the prior of the first time; its dtype (float32
+        or float64) is the state's. steps: sampling steps, at least 1. grid: a TimeGrid, a registered name, or
         decreasing times; None is the sampler's `grid_for` the process. labels: (B,), None for the denoiser's own or
         null.
-        initial: a state at the first time, in place of noise. state: what came with it (`Step.state`); None is what
-        `init` makes. draws: the source of the noise that stochastic steps add; None is NoiseSource.from_seed(seed).
+        initial_state: a state at the first time, in place of noise. state: what came with it (`Step.state`); None
+        is what `init` makes. noise_source: of the noise that stochastic steps add; None is
+        NoiseSource.from_seed(seed).
         end: 'posterior-mean' stops at the last time with sigma > 0 and returns E[x0 | x_t] there; 'state' returns
         x at the grid's last time.
         Raises ValueError for steps < 1, times that do not decrease, a first time that pure noise cannot stand
         at, or a pairing that cannot run.
         """
-        x = noise if initial is None else initial
+        x = initial_noise if initial_state is None else initial_state
         if not isinstance(x, Tensor):
-            raise ValueError(f"noise must be a (B, C, H, W) tensor, got {type(x).__name__}")
-        levels = plan(denoiser, steps, self.grid_for(denoiser.process) if grid is None else grid, end)
-        self._check_demands(denoiser)
-        self.check(denoiser, levels)
-        if initial is None:
-            _check_noisy_start(levels[0])
-            x = x * denoiser.process.prior_std(levels[0])
-        source: Draws = draws or NoiseSource.from_seed(seed, x.shape[0])
-        total = len(levels) - (end == "state")
+            raise ValueError(f"initial_noise must be a (B, C, H, W) tensor, got {type(x).__name__}")
+        points = plan(denoiser, steps, self.grid_for(denoiser.process) if grid is None else grid, end)
+        self._check_required_outputs(denoiser)
+        self.check(denoiser, points)
+        if initial_state is None:
+            _check_noisy_start(points[0])
+            x = x * denoiser.process.prior_std(points[0])
+        source: SupportsNormal = noise_source or NoiseSource.from_seed(seed, x.shape[0])
+        total = len(points) - (end == "state")
         cond = replace(denoiser.condition(labels, x.shape[0], x.device), noise=source, steps=total)
-        inner = self._inner_levels(denoiser, levels, end)
+        inner = self._inner_points(denoiser, points, end)
         if state is None:
-            state = self.init(denoiser, levels, len(levels) - (end == "state"))
-        return self._run(denoiser, x, levels, inner, state, cond, source, end)
+            state = self.init(denoiser, points, len(points) - (end == "state"))
+        return self._run(denoiser, x, points, inner, state, cond, source, end)
 
-    def _check_demands(self, denoiser: Denoiser) -> None:
-        """A guidance that says more than a posterior mean would go unheard, with a bad picture and no error."""
-        if unheard := denoiser.demands - self.honours:
-            fits = [name for name in SAMPLERS if denoiser.demands <= SAMPLERS[name].honours]
+    def _check_required_outputs(self, denoiser: Denoiser) -> None:
+        """An output besides x0 that the sampler ignores would change the images without an error."""
+        if ignored := denoiser.required_outputs - self.supported_outputs:
+            fits = [name for name in SAMPLERS if denoiser.required_outputs <= SAMPLERS[name].supported_outputs]
             raise ValueError(
-                f"{type(self).__name__} does not read {' and '.join(sorted(unheard))}, through which this guidance "
-                f"speaks; samplers that do: {', '.join(fits) or 'none'}"
+                f"this guidance returns {' and '.join(sorted(ignored))}, which {type(self).__name__} ignores; "
+                f"samplers that use it: {', '.join(fits) or 'none'}"
             )
 
-    def _inner_levels(self, denoiser: Denoiser, levels: list[Scales], end: End) -> list[tuple[Scales, ...]]:
+    def _inner_points(self, denoiser: Denoiser, points: list[Scales], end: End) -> list[tuple[Scales, ...]]:
         """The scales of every step's inner times, one tuple a step."""
-        times = torch.stack([k.t for k in levels])
+        times = torch.stack([k.time for k in points])
         t, s = denoiser.process.scales(times[:-1]), denoiser.process.scales(times[1:])
-        inner = self.inner_times(denoiser, t, s, len(levels) - (end == "state"))
+        inner = self.inner_times(denoiser, t, s, len(points) - (end == "state"))
         if inner.numel() == 0:
-            return [()] * (len(levels) - 1)
+            return [()] * (len(points) - 1)
         rows = [tuple(row.unbind()) for row in denoiser.process.scales(inner).unbind()]
         for k in (k for row in rows for k in row):
-            _ = k.numbers  # read back here, so that the loop does not
+            _ = k.floats  # read back here, so that the loop does not
         return rows
 
     def _run(
         self,
         denoiser: Denoiser,
         x: Tensor,
-        levels: list[Scales],
+        points: list[Scales],
         inner: list[tuple[Scales, ...]],
         state: Any,
         cond: Condition,
-        source: Draws,
+        source: SupportsNormal,
         end: End,
     ) -> Iterator[Step]:
-        total = len(levels) - 1 + (end == "posterior-mean")
+        total = len(points) - 1 + (end == "posterior-mean")
         nfe = 0
-        for i, (t, s) in enumerate(pairwise(levels)):
-            denoise = Denoise(denoiser, replace(cond, step=i), inner[i])
+        for i, (t, s) in enumerate(pairwise(points)):
+            denoise = StepDenoiser(denoiser, replace(cond, step=i), inner[i])
             x_s, state = self.step(denoise, x, t, s, state, StepNoise(source, i, self.draws_per_step))
             nfe += denoise.calls
             assert denoise.first is not None, "a step evaluates the denoiser at least once"
-            yield Step(i, total, t.numbers.t, x, denoise.first.x0, x_s, nfe, state)
+            yield Step(i, total, t.floats.time, x, denoise.first.x0, x_s, nfe, state)
             x = x_s
         if end == "posterior-mean":
-            x0 = denoiser(x, levels[-1], replace(cond, step=total - 1)).x0
-            yield Step(total - 1, total, levels[-1].numbers.t, x, x0, x0, nfe + 1, state)
+            x0 = denoiser(x, points[-1], replace(cond, step=total - 1)).x0
+            yield Step(total - 1, total, points[-1].floats.time, x, x0, x0, nfe + 1, state)
 
-    def sample(self, denoiser: Denoiser, noise: Tensor, steps: int | None = None, **options: Any) -> Tensor:
+    def sample(self, denoiser: Denoiser, initial_noise: Tensor, steps: int | None = None, **options: Any) -> Tensor:
         """The end of the trajectory, (B, C, H, W). Arguments as `iterate`."""
-        x = noise
-        for step in self.iterate(denoiser, noise, steps, **options):
+        x = initial_noise
+        for step in self.iterate(denoiser, initial_noise, steps, **options):
             x = step.x_s
         return x
 
@@ -255,7 +256,8 @@ class Sampler(ABC):
         return describe(self, process, steps, grid)
 
     def nfe(self, steps: int) -> int:
-        """Network evaluations per image for `steps` levels: the solver steps and the last posterior mean."""
+        """Network evaluations per image for `steps` sampling steps: the solver's moves and the last posterior
+        mean."""
         return (steps - 1) * self.nfe_per_step + 1
 
 
@@ -283,34 +285,34 @@ def plan(
         raise ValueError(f"times must lie in [0, {denoiser.t_max}], got {times.tolist()}")
     if end == "state" and len(times) < 2:
         raise ValueError("end = 'state' takes a step between two times at least, got one time")
-    levels = denoiser.process.scales(times).unbind()
-    numbers = [k.numbers for k in levels]  # the last reading of a schedule back to Python: the loop does none
-    if end == "posterior-mean" and len(levels) > 1 and numbers[-1].sigma == 0:
-        levels = levels[:-1]
+    points = denoiser.process.scales(times).unbind()
+    floats = [k.floats for k in points]  # the last reading of a schedule back to Python: the loop does none
+    if end == "posterior-mean" and len(points) > 1 and floats[-1].sigma == 0:
+        points = points[:-1]
     if end == "posterior-mean":
-        _warn_of_noisy_end(levels)
-    return levels
+        _warn_of_noisy_end(points)
+    return points
 
 
 def _check_noisy_start(first: Scales) -> None:
     """Pure noise in place of a state that is mostly image would give a bad picture and no error."""
     if float(first.noise_level) < 1:
         raise ValueError(
-            f"a run from pure noise cannot start at t = {float(first.t):.3g}, where x_t is more image than noise: "
-            "pass the state there as initial=, or a grid that starts near t = 1"
+            f"a run from pure noise cannot start at t = {float(first.time):.3g}, where x_t is more image than "
+            "noise: pass the state there as initial_state=, or a grid that starts near t = 1"
         )
 
 
-def _warn_of_noisy_end(levels: list[Scales]) -> None:
+def _warn_of_noisy_end(points: list[Scales]) -> None:
     """Warns where no time, or one of ten and more, has less noise than signal: a flat picture, and no error."""
-    if len(levels) < 5:
+    if len(points) < 5:
         return
-    late = levels[-1] if len(levels) < 10 else levels[-2]
+    late = points[-1] if len(points) < 10 else points[-2]
     if float(late.noise_level) > 1:
         warnings.warn(
-            f"near the end of {len(levels)} times, at t = {float(late.t):.3g}, there is still "
+            f"near the end of {len(points)} times, at t = {float(late.time):.3g}, there is still "
             f"{float(late.noise_level):.3g} times as much noise as signal: images will be flat. Take more steps, "
-            'or a grid that spreads them over the noise levels, such as grid="karras"',
+            'or a grid that spreads them over the noise points, such as grid="karras"',
             UserWarning,
             stacklevel=4,
         )

@@ -91,7 +91,7 @@ def compare(
     """Runs every sampler from the same noise, with the same labels and seed.
 
     noise: (B, C, H, W) standard normal. labels: (B,), None for the denoiser's own or null. samplers: names,
-    mappings with options or samplers, or {label: one of these}. steps: network levels for each; in its place,
+    mappings with options or samplers, or {label: one of these}. steps: sampling steps for each; in its place,
     nfe: evaluations per image, of which each sampler takes as many levels as they pay for by its claims (an
     adaptive one, or Restart, may take more: see `Sampler.cost_depends_on`, and the result's nfe). decode: from
     samples to images around [-1, 1] that can be drawn, for latents; None draws the samples. options: as
@@ -99,7 +99,7 @@ def compare(
     Raises ValueError for both or neither of steps and nfe, no samplers, a label twice, and what `iterate` refuses.
     """
     if (steps is None) == (nfe is None) and (steps is not None or options.get("grid") is None):
-        raise ValueError("give either steps (network levels) or nfe (evaluations per image)")
+        raise ValueError("give either steps (sampling steps) or nfe (evaluations per image)")
     entrants = _named(samplers)
     images, counts = [], []
     for sampler in entrants.values():

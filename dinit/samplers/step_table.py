@@ -97,7 +97,7 @@ def describe(
     linear = sampler.cost_depends_on != "state" and all(inputs.adds_up(step.x_s) for step in trajectory)
     rows, seen = [], 0
     for step in trajectory:
-        k = path.scales(step.t).numbers
+        k = path.scales(step.t).floats
         weights = None
         if linear:
             weights = _weights(step, inputs)
@@ -165,7 +165,7 @@ class _Probe(Denoiser):
 
 def _run(sampler: Sampler, process: Process, inputs: _Inputs, steps: int | None, options: Any) -> list[Step]:
     probe = _Probe(process, inputs)
-    return list(sampler.iterate(probe, inputs.unit(0), steps, draws=inputs, **options))
+    return list(sampler.iterate(probe, inputs.unit(0), steps, noise_source=inputs, **options))
 
 
 def _weights(step: Step, inputs: _Inputs) -> Weights:

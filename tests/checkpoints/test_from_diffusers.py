@@ -163,14 +163,15 @@ def test_unconditional(chain: str, name: str, prediction: str) -> None:
 
 @pytest.mark.parametrize("spacing", ["linspace", "trailing"])
 def test_eulers_smaller_noise(spacing: str) -> None:
-    """Where diffusers' Euler starts from noise of standard deviation sigma_t, initial= gives its trajectory."""
+    """Where diffusers' Euler starts from noise of standard deviation sigma_t, initial_state= gives its
+    trajectory."""
     scheduler = EulerDiscreteScheduler(timestep_spacing=spacing)
     network, noise = unet(), randn(1, 2, 3, 8, 8)
     expected = theirs(lambda x, t: network(x, t).sample, scheduler, noise, 10)
     denoiser = denoiser_from_diffusers(pipeline(network, scheduler))
     grid = levels(scheduler)
     start = noise * denoiser.process.scales(grid[0]).sigma
-    assert_same(ours(DDIM(), denoiser, noise, grid, initial=start), expected)
+    assert_same(ours(DDIM(), denoiser, noise, grid, initial_state=start), expected)
 
 
 def test_a_scheduler_that_stops_at_the_first_level() -> None:
@@ -220,7 +221,7 @@ def test_ddpm_with_the_same_noise_and_clipping() -> None:
             output = network(x, t).sample
         x = scheduler.step(output, t, x, generator=torch.Generator().manual_seed(10 + i)).prev_sample
     denoiser = ClipX0(1.0).wrap(denoiser_from_diffusers(pipeline(network, scheduler)))
-    got = ours(DDPM("fixed-small"), denoiser, noise, levels(scheduler), draws=RecordedNoise(step=draws))
+    got = ours(DDPM("fixed-small"), denoiser, noise, levels(scheduler), noise_source=RecordedNoise(step=draws))
     assert_same(got, x)
 
 
@@ -372,7 +373,7 @@ def test_edm() -> None:
     start = noise * scheduler.init_noise_sigma
     grid = scheduler.sigmas[:-1].double() / 30.0
     for sampler in (Euler(), DDIM()):
-        assert_same(ours(sampler, denoiser, noise, grid, initial=start), expected)
+        assert_same(ours(sampler, denoiser, noise, grid, initial_state=start), expected)
 
 
 @pytest.mark.parametrize(

@@ -129,12 +129,12 @@ class Recorded:
     """Draws that torch made, kept for a loop of diffusers: the source of noise of both."""
 
     def __init__(self) -> None:
-        self.generator, self.kept, self.numbers = torch.Generator().manual_seed(7), [], set()
+        self.generator, self.kept, self.floats = torch.Generator().manual_seed(7), [], set()
 
     def normal(self, stream: str, number: int, like: Tensor) -> Tensor:
         assert stream == "step"
-        assert number not in self.numbers, "a draw was used twice"
-        self.numbers.add(number)
+        assert number not in self.floats, "a draw was used twice"
+        self.floats.add(number)
         self.kept.append(torch.randn(like.shape, generator=self.generator, dtype=like.dtype))
         return self.kept[-1]
 
@@ -187,7 +187,7 @@ def test_equals_diffusers_own_loop(case: str) -> None:
     scheduler, options = make(case), CASES[case][2]
     sampler = sampler_from_diffusers(scheduler, options)
     denoiser, noise, draws = mixture(read_scheduler(scheduler)[0]), first_noise(), Recorded()
-    steps = list(sampler.iterate(denoiser, noise, STEPS, labels=LABELS, draws=draws))
+    steps = list(sampler.iterate(denoiser, noise, STEPS, labels=LABELS, noise_source=draws))
     expected, calls = theirs(make(case), noise, options)
     assert expected.isfinite().all()
     # Both loops are float32 and start at noise levels up to 157, where a last digit of x_t is 1.5e-5: the results
@@ -210,7 +210,11 @@ def test_noise_is_each_images_own(case: str) -> None:
     torch.manual_seed(1)  # the global generator has no part in it
     alone = [
         sampler.sample(
-            denoiser, noise[i : i + 1], STEPS, labels=LABELS[i : i + 1], draws=NoiseSource.from_seed(5, 1, start=i)
+            denoiser,
+            noise[i : i + 1],
+            STEPS,
+            labels=LABELS[i : i + 1],
+            noise_source=NoiseSource.from_seed(5, 1, start=i),
         )
         for i in range(3)
     ]
@@ -252,7 +256,9 @@ def test_equals_dinits_own_solver_on_its_grid(case: str) -> None:
     scheduler = getattr(diffusers, name)(**config)
     denoiser, noise = mixture(read_scheduler(scheduler)[0]), first_noise()
     theirs = list(sampler.iterate(denoiser, noise, STEPS, labels=LABELS, seed=4))
-    found = ours.sample(denoiser, noise, STEPS, labels=LABELS, seed=4, grid=sampler.own_grid, initial=theirs[0].x_t)
+    found = ours.sample(
+        denoiser, noise, STEPS, labels=LABELS, seed=4, grid=sampler.own_grid, initial_state=theirs[0].x_t
+    )
     torch.testing.assert_close(theirs[-1].x_s, found, rtol=0, atol=5e-5)
 
 
@@ -415,7 +421,7 @@ def test_a_learned_variance_is_handed_over() -> None:
     denoiser = WithVariance(DDPM_LINEAR, plain.means, plain.variances, plain.weights, plain.component_class)
     sampler = sampler_from_diffusers(scheduler)
     draws = Recorded()
-    found = sampler.sample(denoiser, noise, STEPS, labels=LABELS, draws=draws)
+    found = sampler.sample(denoiser, noise, STEPS, labels=LABELS, noise_source=draws)
     ask, x = network(scheduler, plain.condition(LABELS, 3)), noise
     scheduler.set_timesteps(STEPS)
     generator = torch.Generator().manual_seed(7)

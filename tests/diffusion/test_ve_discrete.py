@@ -16,7 +16,7 @@ def test_path_is_that_of_ve() -> None:
     chain, path = VEDiscrete(0.02, 90.0, num_steps=50), VE(0.02, 90.0)
     t = torch.linspace(0, 1, 301, dtype=F64)
     ours, theirs = chain.scales(t), path.scales(t)
-    for name in ("t", "alpha", "sigma", "d_alpha", "d_sigma"):
+    for name in ("time", "alpha", "sigma", "d_alpha", "d_sigma"):
         assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
     assert torch.equal(chain.time_of(theirs.log_snr), path.time_of(theirs.log_snr))
     assert chain.t_min == path.t_min == 0

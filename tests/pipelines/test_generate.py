@@ -54,7 +54,7 @@ def test_equals_the_sampler_run_by_hand(pipe: Pipeline) -> None:
     noise = source.normal("initial", 0, torch.empty(2, 1, 8, 8))
     denoiser = CFG(2.0).wrap(pipe.denoiser(["three", "one"]))
     with torch.no_grad():
-        by_hand = DDIM(eta=1.0).sample(denoiser, noise, 4, draws=source)
+        by_hand = DDIM(eta=1.0).sample(denoiser, noise, 4, noise_source=source)
     assert torch.equal(images, by_hand)
 
 
@@ -151,7 +151,7 @@ def test_sampler_and_guidance_by_object_name_and_mapping(pipe: Pipeline) -> None
     assert torch.equal(made(guidance={"name": "cfg", "scale": 2.0}), made())
     torch.testing.assert_close(made(guidance=CFG(1.0)), made(guidance=[]), rtol=0, atol=1e-5)
     assert float((made(guidance=[]) - made()).abs().max()) > 1e-3
-    times = PROCESSES.create("vp-discrete").scales(torch.tensor([1.0, 0.75, 0.5, 0.25])).t
+    times = PROCESSES.create("vp-discrete").scales(torch.tensor([1.0, 0.75, 0.5, 0.25])).time
     assert torch.equal(made(grid=times), made(grid="uniform"))
     assert torch.equal(made(grid={"name": "times", "values": times.tolist()}), made(grid="uniform"))
 

@@ -44,7 +44,7 @@ class AsOne(Denoiser):
 
     def __call__(self, x_t: Tensor, t: Scales | Tensor | float, cond: Condition) -> Denoised:
         k = self.scales(t).map(lambda v: v.reshape(()))
-        self.asked.append(k.numbers.sigma)
+        self.asked.append(k.floats.sigma)
         x = x_t.reshape(self.cond.batch, -1, *x_t.shape[2:])
         return Denoised(x_t, self.inner(x, k, self.cond).x0.reshape(x_t.shape), k)
 
@@ -60,7 +60,7 @@ def k_dpm_adaptive(golden: Golden) -> Pairs:
     )
     times = torch.tensor([1.0, process.t_min], dtype=torch.float64)
     x = golden["in.x_init"].reshape(1, -1, *golden["in.x_init"].shape[2:])
-    ours = sampler.sample(model, x, grid=times, initial=x, end="state").reshape_as(golden["out.final"])
+    ours = sampler.sample(model, x, grid=times, initial_state=x, end="state").reshape_as(golden["out.final"])
     theirs = golden["sched.model_sigma"]
     new = torch.tensor([i for i, v in enumerate(theirs.tolist()) if v not in theirs[:i].tolist()])
     return [(ours, golden["out.final"]), (torch.tensor(model.asked, dtype=torch.float64), theirs[new])]

@@ -123,8 +123,8 @@ def _cads_run(golden: Golden) -> tuple[Tensor, Tensor]:
         torch.empty(0),
         grid=golden["sched.cads_t"],
         labels=golden["in.labels"],
-        initial=golden["in.x_init"],
-        draws=RecordedNoise(cads=golden["in.cond_noise"]),
+        initial_state=golden["in.x_init"],
+        noise_source=RecordedNoise(cads=golden["in.cond_noise"]),
     )
     states = list(steps)
     return torch.stack([states[0].x_t, *(step.x_s for step in states)]), golden["out.trajectory"]

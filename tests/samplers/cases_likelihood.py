@@ -70,7 +70,7 @@ def fixed_step_likelihood(golden: Golden) -> Pairs:
         trace=trace,
         method=given.get("sampling_method") or given["method"],
         chart=TIME,
-        draws=RecordedNoise(probe=probes),
+        noise_source=RecordedNoise(probe=probes),
     )
     if "out.x_source" in golden.tensors:
         return [(found.latent.flatten(1), golden["out.x_source"]), (found.log_prob, golden["out.log_p"])]
@@ -87,7 +87,7 @@ def k_diffusion(golden: Golden) -> Pairs:
         300,
         labels=golden["in.labels"],
         prior="standard",
-        draws=RecordedNoise(probe=[golden["in.hutchinson_probe"]]),
+        noise_source=RecordedNoise(probe=[golden["in.hutchinson_probe"]]),
     )
     return [(found.log_prob, golden["out.ll_tight"])]
 
@@ -113,7 +113,7 @@ def guided_diffusion_bound(golden: Golden) -> Pairs:
         grid=grid.times(process, grid.length or 0, process.t_min, 1.0),
         labels=golden["in.labels"],
         variance=given["model_var_type"].lower().replace("_", "-"),
-        draws=RecordedNoise(step=golden["in.noise"]),
+        noise_source=RecordedNoise(step=golden["in.noise"]),
     )
     return [
         (found.terms, golden["out.vb"]),

@@ -13,7 +13,7 @@ from dinit.diffusion import Process, Scales
 from dinit.diffusion.continuous import EDM, GVP, VP, LinearFlow
 from dinit.diffusion.discrete import VPDiscrete
 from dinit.samplers import RecordedNoise, Sampler
-from dinit.samplers.base import Denoise, StepNoise
+from dinit.samplers.base import StepDenoiser, StepNoise
 from dinit.samplers.grids.base import Karras
 from dinit.samplers.ode.edm import DPM2, EDMEuler, EDMHeun
 from dinit.samplers.ode.euler import Euler, Heun
@@ -53,7 +53,7 @@ def sit_reverse(golden: Golden) -> Pairs:
     """From data to noise: a step takes its times as they come."""
     model = golden.mixture(LinearFlow())
     levels = model.process.scales(1 - golden["sched.t_grid"]).unbind()
-    denoise = Denoise(model, model.condition(golden["in.labels"], len(golden["in.labels"])))
+    denoise = StepDenoiser(model, model.condition(golden["in.labels"], len(golden["in.labels"])))
     states = [golden["in.x_init"]]
     for t, s in itertools.pairwise(levels):
         states.append(Euler().step(denoise, states[-1], t, s, None, StepNoise(RecordedNoise(), 0, 0))[0])
@@ -107,7 +107,7 @@ def churn(given: dict) -> dict[str, float]:
 def edm_churn(golden: Golden) -> Pairs:
     process = EDM()
     times = Karras().times(process, len(golden["in.noise"]), process.t_min, 1.0)
-    ours = golden.run(EDMHeun(**churn(golden.kwargs)), process, times, initial=golden["in.latents"] * 80)
+    ours = golden.run(EDMHeun(**churn(golden.kwargs)), process, times, initial_state=golden["in.latents"] * 80)
     return [(ours, golden["out.trajectory"])]
 
 
@@ -159,7 +159,7 @@ def edm_ablation(golden: Golden) -> Pairs:
     heun = EDMHeun(**churn(given), alpha=given.get("alpha", 1.0), variable="t")
     sampler = Euler() if given.get("solver") == "euler" else heun
     initial = golden["in.latents"] * process.scales(times[0]).sigma
-    ours = golden.run(sampler, process, torch.cat([times, times.new_zeros(1)]), initial=initial, end="state")
+    ours = golden.run(sampler, process, torch.cat([times, times.new_zeros(1)]), initial_state=initial, end="state")
     return [(ours, golden["out.trajectory"])]
 
 
@@ -183,7 +183,7 @@ def rescaled_runs(golden: Golden, sampler: Sampler, levels: Tensor, theirs: Tens
     times = chain.time_of_noise_level(levels)
     ends = [0.0] if end == "posterior-mean" else []
     alpha = chain.scales(torch.cat([times, torch.tensor(ends, dtype=torch.float64)])).alpha.reshape(-1, 1, 1, 1, 1)
-    ours = golden.run(sampler, chain, times, initial=golden["in.x_init"] * alpha[0], end=end)
+    ours = golden.run(sampler, chain, times, initial_state=golden["in.x_init"] * alpha[0], end=end)
     return [*pairs, (ours / alpha, theirs)]
 
 

@@ -73,7 +73,7 @@ def diffusers_euler_ancestral(golden: Golden) -> Pairs:
     process = chain(golden)
     times = process.time_of_noise_level(golden["sched.sigmas"][:-1])
     alpha = torch.cat([process.scales(times).alpha, torch.ones(1)]).reshape(-1, 1, 1, 1, 1)
-    ours = golden.run(Ancestral(), process, times, initial=golden["in.x_init"] * alpha[0])
+    ours = golden.run(Ancestral(), process, times, initial_state=golden["in.x_init"] * alpha[0])
     return [(ours / alpha, golden["out.trajectory"])]
 
 
@@ -82,7 +82,7 @@ def diffusers_kdpm2_ancestral(golden: Golden) -> Pairs:
     process = chain(golden)
     times = process.time_of_noise_level((golden["sched.model_sigma"] / golden["sched.model_alpha"])[::2])
     alpha = torch.cat([process.scales(times).alpha, torch.ones(1)]).reshape(-1, 1, 1, 1, 1)
-    ours = golden.run(Ancestral(solver="dpm-2"), process, times, initial=golden["in.x_init"] * alpha[0])
+    ours = golden.run(Ancestral(solver="dpm-2"), process, times, initial_state=golden["in.x_init"] * alpha[0])
     theirs = golden["out.trajectory"]
     return [(ours / alpha, torch.cat([theirs[:-1:2], theirs[-1:]]))]
 
@@ -100,7 +100,7 @@ class LowOrderFinal(SASolver):
     last: float = 0.0
 
     def step(self, denoise, x_t, t, s, state: History | None, noise):
-        order = 1 if s.numbers.t == self.last else self.predictor_order
+        order = 1 if s.floats.time == self.last else self.predictor_order
         return SASolver.step(replace(self, predictor_order=order), denoise, x_t, t, s, state, noise)
 
 
@@ -174,8 +174,8 @@ def azula_corrector(golden: Golden) -> Pairs:
 
     start = corrected(theirs[0], 0)
     sampler = PredictorCorrector(DDIM(), "renoising", snr, count)
-    ours = golden.run(sampler, model, path.t[:-1], initial=start, noise=noise[count:], end="state")
-    last = golden.run(DDIM(), model, path.t[-2:], initial=ours[-1], end="state")[-1]
+    ours = golden.run(sampler, model, path.t[:-1], initial_state=start, noise=noise[count:], end="state")
+    last = golden.run(DDIM(), model, path.t[-2:], initial_state=ours[-1], end="state")[-1]
     return [(ours, torch.stack([corrected(x, i) for i, x in enumerate(theirs[:-1])])), (last, theirs[-1])]
 
 
@@ -186,7 +186,7 @@ def diffusers_sde_dpm(golden: Golden) -> Pairs:
     sampler = DPMpp2MSDE(prediction="eps")
     ours = golden.run(sampler, process, times[:-1], end="state")
     first_order, z = replace(sampler, levels=1), golden["in.noise"][-1:]
-    last = golden.run(first_order, process, times[-2:], initial=ours[-1], noise=z, end="state")
+    last = golden.run(first_order, process, times[-2:], initial_state=ours[-1], noise=z, end="state")
     return [(torch.cat([ours, last[1:]]), golden["out.trajectory"])]
 
 

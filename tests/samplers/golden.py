@@ -78,7 +78,7 @@ class Golden:
         grid: Tensor,
         *,
         guidance: Guidance | Sequence[Guidance] | None = None,
-        initial: Tensor | None = None,
+        initial_state: Tensor | None = None,
         noise: Tensor | None = None,
         end: Any = "posterior-mean",
     ) -> Tensor:
@@ -91,8 +91,8 @@ class Golden:
             torch.empty(0),
             grid=grid,
             labels=self["in.labels"],
-            initial=self["in.x_init"] if initial is None else initial,
-            draws=RecordedNoise() if noise is None else RecordedNoise(step=noise),
+            initial_state=self["in.x_init"] if initial_state is None else initial_state,
+            noise_source=RecordedNoise() if noise is None else RecordedNoise(step=noise),
             end=end,
         )
         states = list(steps)

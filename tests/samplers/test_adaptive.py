@@ -45,7 +45,7 @@ def test_a_tighter_tolerance_costs_more_and_errs_less(process: str) -> None:
     x = randn(4, 1, 2, 2) * made.prior_std(made.scales(1.0))
     end, errors, costs = exact.flow(x, *times), [], []
     for tolerance in (1e-3, 1e-5, 1e-7, 1e-9):
-        steps = list(RK45(tolerance, tolerance).iterate(exact, x, grid=times, initial=x, end="state"))
+        steps = list(RK45(tolerance, tolerance).iterate(exact, x, grid=times, initial_state=x, end="state"))
         errors.append(float((steps[-1].x_s - end).abs().max()))
         costs.append(steps[-1].nfe)
         assert errors[-1] < 50 * tolerance * max(1.0, float(x.abs().max()) / 10)
@@ -59,7 +59,7 @@ def test_it_asks_inside_its_grid_only_and_says_what_it_cost() -> None:
 
     class Watching(GaussianDenoiser):
         def __call__(self, x_t, t, cond):
-            asked.append(t.t)
+            asked.append(t.time)
             return super().__call__(x_t, t, cond)
 
     model, times = Watching(VE(), 0.3, 0.5, (1, 2, 2)), torch.tensor([1.0, 0.6, 0.1], dtype=F64)
@@ -128,7 +128,7 @@ def test_dpm_adaptive_meets_its_tolerance(solver, process: str) -> None:
     end, errors, costs = exact.flow(x, *times), [], []
     for tolerance in (1e-2, 1e-3, 1e-4):
         sampler = DPMAdaptive(solver, tolerance, tolerance)
-        steps = list(sampler.iterate(exact, x, grid=times, initial=x, end="state"))
+        steps = list(sampler.iterate(exact, x, grid=times, initial_state=x, end="state"))
         errors.append(float((steps[-1].x_s - end).abs().max()))
         costs.append(steps[-1].nfe)
     assert errors[-1] < min(2e-3, errors[0] / 5)
@@ -141,7 +141,7 @@ def test_dpm_adaptive_asks_inside_its_grid_and_once_for_a_start() -> None:
     class Watching(GaussianDenoiser):
         def __call__(self, x_t, t, cond):
             k = self.scales(t)
-            asked.append((float(k.t.min()), float(x_t.flatten()[0])))
+            asked.append((float(k.time.min()), float(x_t.flatten()[0])))
             return super().__call__(x_t, k, cond)
 
     model, times = Watching(VE(), 0.3, 0.05, (1, 2, 2)), torch.tensor([1.0, 0.6, 0.1], dtype=F64)

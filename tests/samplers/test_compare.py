@@ -169,7 +169,7 @@ def test_weights_of_every_sampler_reproduce_its_run(name: str) -> None:
         def normal(self, stream: str, number: int, like: Tensor) -> Tensor:
             return torch.zeros_like(like)
 
-    for row, step in zip(rows, sampler.iterate(network, NOISE.double(), 5, draws=Silence()), strict=True):
+    for row, step in zip(rows, sampler.iterate(network, NOISE.double(), 5, noise_source=Silence()), strict=True):
         assert row.weights is not None
         latest = answers[step.nfe - 1 :: -1][: len(row.weights.x0)]
         played = row.weights.state * step.x_t + sum(w * x0 for w, x0 in zip(row.weights.x0, latest, strict=True))

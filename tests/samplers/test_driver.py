@@ -57,7 +57,7 @@ def test_same_seed_same_image_whatever_the_batch(made: Sampler | None, sampler: 
 
     def run(start: int, stop: int, seed: int) -> Tensor:
         draws = NoiseSource.from_seed(seed, stop - start, start)
-        return solver.sample(guided, noise()[start:stop], 10, labels=labels[start:stop], draws=draws)
+        return solver.sample(guided, noise()[start:stop], 10, labels=labels[start:stop], noise_source=draws)
 
     whole = run(0, 4, 7)
     for cut in (1, 2, 3):
@@ -109,7 +109,7 @@ def test_initial_takes_the_place_of_noise() -> None:
     process = EDM()
     x = noise(dtype=F64)
     a = Euler().sample(mixture(process), x, 8)
-    assert torch.equal(a, Euler().sample(mixture(process), x, 8, initial=x * process.sigma_max))
+    assert torch.equal(a, Euler().sample(mixture(process), x, 8, initial_state=x * process.sigma_max))
 
 
 # --- no synchronisation ------------------------------------------------------------------------------------------
@@ -161,12 +161,12 @@ def test_the_loop_reads_no_tensor_back(sampler: Sampler, guidance: str) -> None:
     nested = [CADS(0.3, 0.9), CFG(2.0)]
     spec = nested if guidance == "nested" else {"name": guidance, **options.get(guidance, {})}
     model = apply_guidance(mixture(), spec)
-    if model.demands - sampler.honours:
+    if model.required_outputs - sampler.supported_outputs:
         pytest.skip("this guidance speaks through more than x0")
     x = noise().as_subclass(Tracked)
     # The source of this test hands out recorded draws, as drawing them is the host's business.
     draws = RecordedNoise(step=torch.randn(64, *x.shape), cads=torch.randn(8, len(x), 4))
-    found = sampler.sample(model, x, 6, labels=[0, 1, 0, 1], draws=draws)
+    found = sampler.sample(model, x, 6, labels=[0, 1, 0, 1], noise_source=draws)
     assert isinstance(found, Tracked)
 
 
@@ -180,7 +180,7 @@ def test_the_loop_reads_no_schedule_back_either(
     model = apply_guidance(mixture(), guidance)
     x = noise()
     draws = RecordedNoise(step=torch.randn(64, *x.shape), cads=torch.randn(8, len(x), 4))
-    steps = sampler.iterate(model, x, 6, labels=[0, 1, 0, 1], draws=draws)  # planned, not begun
+    steps = sampler.iterate(model, x, 6, labels=[0, 1, 0, 1], noise_source=draws)  # planned, not begun
     reads: list[str] = []
     for name in ("item", "tolist", "__bool__", "__float__", "__int__", "__index__"):
         monkeypatch.setattr(Tensor, name, lambda self, name=name: reads.append(name))

@@ -213,8 +213,8 @@ def test_published_run_with_cads() -> None:
             torch.empty(0),
             grid=g["sched.cads_t"],
             labels=[0, 0, 0, 0],
-            initial=g["in.x_init"],
-            draws=RecordedNoise(cads=g["in.cond_noise"]),
+            initial_state=g["in.x_init"],
+            noise_source=RecordedNoise(cads=g["in.cond_noise"]),
         )
     )
     ours = torch.stack([steps[0].x_t, *(step.x_s for step in steps)])
@@ -283,7 +283,7 @@ def test_cads_depends_on_the_seed_and_not_on_the_batch() -> None:
     def run(rows: slice, seed: int) -> Tensor:
         n = len(labels[rows])
         draws = NoiseSource.from_seed(seed, n, start=rows.start or 0)
-        return DDIM(1.0).sample(model, noise[rows], 8, labels=labels[rows], draws=draws)
+        return DDIM(1.0).sample(model, noise[rows], 8, labels=labels[rows], noise_source=draws)
 
     together = run(slice(0, 4), 5)
     assert torch.allclose(together, torch.cat([run(slice(0, 1), 5), run(slice(1, 4), 5)]), atol=1e-5)

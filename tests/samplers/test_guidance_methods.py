@@ -257,7 +257,7 @@ def test_mean_form_is_the_score_form_to_first_order_in_the_step() -> None:
         ends = []
         for form in ("score", "mean"):
             guided = Classifier(3.0, bayes(model), form).wrap(model)
-            ends.append(DDPM().sample(guided, x, grid=grid, initial=x, labels=[0, 1, 2, 0], end="state"))
+            ends.append(DDPM().sample(guided, x, grid=grid, initial_state=x, labels=[0, 1, 2, 0], end="state"))
         gaps.append(float((ends[0] - ends[1]).abs().max()))
     assert gaps[0] / gaps[1] > 3, "the difference is of second order"
 
@@ -359,7 +359,13 @@ def test_cfgpp_renoises_with_the_unconditional_eps(eta: float) -> None:
     grid = torch.tensor([0.8, 0.5], dtype=torch.float64)
     t, s = model.process.scales(grid).unbind()
     ours = DDIM(eta).sample(
-        CFGpp(0.6).wrap(model), x, grid=grid, initial=x, labels=[0, 1, 2, 0], end="state", draws=cond.noise
+        CFGpp(0.6).wrap(model),
+        x,
+        grid=grid,
+        initial_state=x,
+        labels=[0, 1, 2, 0],
+        end="state",
+        noise_source=cond.noise,
     )
     given, free = model(x, t, cond), model(x, t, cond.null())
     x0 = free.x0 + 0.6 * (given.x0 - free.x0)
@@ -377,7 +383,7 @@ def test_cfgpp_step_is_a_cfg_step_of_a_scale_that_depends_on_the_step() -> None:
     t, s = model.process.scales(grid).unbind()
     scale = 0.4 * float(s.alpha / (s.alpha - t.alpha * s.sigma / t.sigma))
     ends = [
-        DDIM().sample(g.wrap(model), x, grid=grid, initial=x, labels=[0, 1, 2, 0], end="state")
+        DDIM().sample(g.wrap(model), x, grid=grid, initial_state=x, labels=[0, 1, 2, 0], end="state")
         for g in (CFGpp(0.4), CFG(scale))
     ]
     assert error(*ends) < 1e-12
@@ -389,7 +395,7 @@ def test_cfgpp_is_refused_where_it_would_go_unheard() -> None:
         guided = apply_guidance(model, nest)
         assert DDIM().sample(guided, torch.randn(1, 2, 2, 2), 5, labels=[0]).isfinite().all()
         for denoiser in (guided, guided.given([0])):
-            with pytest.raises(ValueError, match=r"renoising.*ddim"):
+            with pytest.raises(ValueError, match=r"renoise_eps.*ddim"):
                 Heun().iterate(denoiser, torch.randn(1, 2, 2, 2), 5)
 
 
@@ -570,7 +576,7 @@ def test_all_nest_in_both_orders(process, backwards: bool) -> None:
     assert together.isfinite().all()
     for i, label in enumerate([0, 2, NULL]):  # no sample touches another
         draws = NoiseSource.from_seed(0, 1, start=i)
-        alone = DDIM(0.5).sample(guided, noise[i : i + 1], 4, labels=[label], draws=draws)
+        alone = DDIM(0.5).sample(guided, noise[i : i + 1], 4, labels=[label], noise_source=draws)
         assert torch.allclose(alone, together[i : i + 1], atol=1e-4, rtol=1e-3)
 
 

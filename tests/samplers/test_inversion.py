@@ -50,7 +50,9 @@ def test_sample_invert_sample(sampler: Sampler, process: Process, dtype: torch.d
     model = mixture(process)
     run = list(sampler.iterate(model, noise(dtype), 20, labels=LABELS, end="state"))
     start = invert(sampler, model, run[-1].x_s, 20, labels=LABELS, state=run[-1].state)
-    again = sampler.sample(model, noise(dtype), 20, labels=LABELS, initial=start.x, state=start.state, end="state")
+    again = sampler.sample(
+        model, noise(dtype), 20, labels=LABELS, initial_state=start.x, state=start.state, end="state"
+    )
     assert start.x.dtype == again.dtype == dtype
     assert relative(start.x, run[0].x_t) < BOUND[dtype]
     assert relative(again, run[-1].x_s) < BOUND[dtype]
@@ -64,9 +66,9 @@ def test_image_comes_back(sampler: Sampler, process: Process, dtype: torch.dtype
     model = mixture(process)
     x = model.sample(LABELS, torch.Generator().manual_seed(2)).to(dtype)
     start = invert(sampler, model, x, steps, labels=LABELS)
-    again = sampler.sample(model, x, steps, labels=LABELS, initial=start.x, state=start.state, end="state")
+    again = sampler.sample(model, x, steps, labels=LABELS, initial_state=start.x, state=start.state, end="state")
     assert relative(again, x) < BOUND[dtype]
-    assert relative(DDIM().sample(model, x, steps, labels=LABELS, initial=start.x, end="state"), x) > 1e-3
+    assert relative(DDIM().sample(model, x, steps, labels=LABELS, initial_state=start.x, end="state"), x) > 1e-3
 
 
 @exact
@@ -123,7 +125,7 @@ def test_fixed_point_iteration_inverts_ddim(name: str) -> None:
     for iterations in (0, 3, 60):
         start = invert(DDIMInverse(iterations), model, x, 30, labels=LABELS)
         assert start.nfe == 29 * max(1, iterations)
-        errors.append(relative(DDIM().sample(model, x, 30, labels=LABELS, initial=start.x, end="state"), x))
+        errors.append(relative(DDIM().sample(model, x, 30, labels=LABELS, initial_state=start.x, end="state"), x))
     assert errors[0] > 1e-2
     assert errors[1] < 0.3 * errors[0]
     assert errors[2] < 1e-9
@@ -132,10 +134,10 @@ def test_fixed_point_iteration_inverts_ddim(name: str) -> None:
 def test_plain_edict_equals_ddim_where_the_states_agree() -> None:
     """With one step and mixing 1, x is DDIM's x_s, whatever the network's form."""
     model, grid = mixture(PROCESSES.create("vp")), torch.tensor([0.7, 0.5], dtype=F64)
-    ddim = DDIM().sample(model, noise(), grid=grid, initial=noise(), end="state")
+    ddim = DDIM().sample(model, noise(), grid=grid, initial_state=noise(), end="state")
     for network in ("v", "eps"):
         sampler = EDICT(1.0, network)  # type: ignore[arg-type]
-        assert relative(sampler.sample(model, noise(), grid=grid, initial=noise(), end="state"), ddim) < 1e-14
+        assert relative(sampler.sample(model, noise(), grid=grid, initial_state=noise(), end="state"), ddim) < 1e-14
 
 
 def test_bdia_is_ddim_for_small_gamma_and_counts_evaluations() -> None:
@@ -168,7 +170,7 @@ def test_bdia_by_hand() -> None:
 
     x_t = ddim(noise(), r, t)
     by_hand = gamma * (noise() - ddim(x_t, t, r)) + ddim(x_t, t, s)
-    found = BDIADDIM(gamma).sample(model, noise(), grid=grid, initial=noise(), end="state")
+    found = BDIADDIM(gamma).sample(model, noise(), grid=grid, initial_state=noise(), end="state")
     assert relative(found, by_hand) < 1e-14
 
 

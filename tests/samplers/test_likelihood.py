@@ -89,7 +89,7 @@ def test_latent_and_back() -> None:
     model = mixture(PROCESSES.create("vp"))
     x = data(model)
     latent = log_likelihood(model, x, 60, labels=LABELS).latent
-    options = {"labels": LABELS, "grid": "log-snr", "initial": latent, "end": "state"}
+    options = {"labels": LABELS, "grid": "log-snr", "initial_state": latent, "end": "state"}
     assert (RK4().sample(model, latent, 300, **options) - x).abs().max() < 1e-3
 
 
@@ -240,7 +240,7 @@ class WithLogVariance(GaussianDenoiser):
     levels: list[Scales]
 
     def __call__(self, x_t: Tensor, t: Any, cond: Condition) -> Denoised:
-        i = next(i for i, k in enumerate(self.levels) if k.t == t.t)
+        i = next(i for i, k in enumerate(self.levels) if k.time == t.time)
         said = transition_variance(t, self.levels[i + 1]).log()
         fraction = 1.0 if self.bounded else (said + 1) / 2  # 2 fraction - 1 is what the channels say
         return replace(super().__call__(x_t, t, cond), variance_fraction=torch.zeros_like(x_t) + fraction)

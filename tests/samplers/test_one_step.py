@@ -63,7 +63,7 @@ def test_order_from_the_first_time(sampler: Sampler, process) -> None:
     errors = []
     for n in (64, 128, 256):
         times = torch.linspace(1.0, 0.2, n + 1, dtype=F64)
-        errors.append(float((sampler.sample(exact, x, grid=times, initial=x, end="state") - end).abs().max()))
+        errors.append(float((sampler.sample(exact, x, grid=times, initial_state=x, end="state") - end).abs().max()))
     if errors[-1] > 1e-11:
         assert math.log2(errors[0] / errors[-1]) / 2 > sampler.order - 0.35, errors
 
@@ -103,7 +103,7 @@ def test_solvers_in_the_noise_level_see_no_process(sampler: Sampler) -> None:
     for process in (VP(), EDM(), LinearFlow(), GVP()):
         times = process.time_of_noise_level(levels)
         start = process.scales(times[0])
-        found.append(sampler.sample(gaussian(process), x, grid=times, initial=x * start.sigma))
+        found.append(sampler.sample(gaussian(process), x, grid=times, initial_state=x * start.sigma))
     assert max(float((one - found[0]).abs().max()) for one in found) < 1e-10
 
 
@@ -146,10 +146,12 @@ def test_churn_by_hand() -> None:
     for s_churn, gamma in ((0.6, 0.2), (9.0, math.sqrt(2) - 1)):
         sampler = EDMHeun(s_churn=s_churn, s_noise=1.1)
         draws = RecordedNoise(step=torch.stack([z, z]))
-        step = next(iter(sampler.iterate(exact, x, grid=times, initial=x, draws=draws)))  # 3 levels in all
+        step = next(
+            iter(sampler.iterate(exact, x, grid=times, initial_state=x, noise_source=draws))
+        )  # 3 levels in all
         up = process.scales(process.time_of_noise_level((1 + gamma) * u))
         raised = up.alpha * (x / t.alpha + 1.1 * ((1 + gamma) ** 2 - 1) ** 0.5 * u * z)
-        by_hand = EDMHeun().sample(exact, x, grid=torch.stack([up.t, s.t]), initial=raised, end="state")
+        by_hand = EDMHeun().sample(exact, x, grid=torch.stack([up.time, s.time]), initial_state=raised, end="state")
         assert torch.allclose(step.x_s, by_hand, rtol=0, atol=1e-10)
 
 
@@ -157,14 +159,14 @@ def test_churn_keeps_to_its_interval_and_to_the_denoisers_times() -> None:
     exact, x = gaussian(VE()), randn(2, 1, 2, 2)
     plain = EDMHeun().sample(exact, x, 9)
     outside = EDMHeun(s_churn=5.0, s_tmin=1e4, s_tmax=1e5)
-    assert torch.equal(outside.sample(exact, x, 9, draws=RecordedNoise()), plain)
+    assert torch.equal(outside.sample(exact, x, 9, noise_source=RecordedNoise()), plain)
     inside = EDMHeun(s_churn=5.0, s_tmin=1.0, s_tmax=10.0)
     assert not torch.allclose(inside.sample(exact, x, 9), plain)
     asked: list[float] = []
 
     class Watching(GaussianDenoiser):
         def __call__(self, x_t, t, cond):
-            asked.append(t.numbers.t)
+            asked.append(t.floats.time)
             return super().__call__(x_t, t, cond)
 
     for sampler in (EDMHeun(s_churn=50.0), DPM2(s_churn=50.0), EDMEuler(s_churn=50.0)):
@@ -178,7 +180,7 @@ def test_stochastic_runs_keep_the_gaussian(sampler: Sampler, process) -> None:
     """Mean and spread of the data, from noise: 20,000 images of 4 pixels, in five standard errors and the bias."""
     exact = gaussian(process)
     draws = RecordedNoise(step=[randn(20_000, 1, 2, 2, seed=i) for i in range(2, 250)])
-    x = sampler.sample(exact, randn(20_000, 1, 2, 2, seed=1), 120, grid="karras", draws=draws)
+    x = sampler.sample(exact, randn(20_000, 1, 2, 2, seed=1), 120, grid="karras", noise_source=draws)
     bias = 0.04 if isinstance(sampler, EDMEuler) else 0.002  # first order, and more of it with churn
     assert abs(float(x.mean()) - 0.3) < 5 * 0.5 / math.sqrt(80_000) + bias
     assert abs(float(x.std()) / 0.5 - 1) < 5 / math.sqrt(160_000) + 2 * bias
@@ -191,7 +193,7 @@ def test_restart_by_hand() -> None:
     sampler = Restart((Interval(0.2, 1.0, steps=3, repeats=2),))
     steps = list(
         sampler.iterate(
-            exact, x, grid=times, draws=RecordedNoise(step=torch.cat([torch.zeros(2, *z.shape[1:]), z]))
+            exact, x, grid=times, noise_source=RecordedNoise(step=torch.cat([torch.zeros(2, *z.shape[1:]), z]))
         )
     )
     y = EDMHeun().sample(exact, x, grid=times[:3], end="state")
@@ -199,14 +201,14 @@ def test_restart_by_hand() -> None:
     down = [1.0, ((root(1.0) + root(0.16)) / 2) ** 7, 0.16]
     for noise in z:
         y = y + math.sqrt(1 - 0.16**2) * noise
-        y = EDMHeun().sample(exact, y, grid=torch.tensor(down, dtype=F64) / 80, initial=y, end="state")
+        y = EDMHeun().sample(exact, y, grid=torch.tensor(down, dtype=F64) / 80, initial_state=y, end="state")
     assert torch.allclose(steps[1].x_s, y, rtol=0, atol=1e-9)
     assert [step.nfe for step in steps] == [2, 2 + 2 + 2 * 4, 2 + 2 + 2 * 4 + 2, 15]
 
 
 def test_nothing_crossed_is_no_restart() -> None:
     exact, x = gaussian(VP()), randn(2, 1, 2, 2)
-    a = Restart().sample(exact, x, 4, grid="uniform", draws=RecordedNoise())
+    a = Restart().sample(exact, x, 4, grid="uniform", noise_source=RecordedNoise())
     assert torch.allclose(a, EDMHeun().sample(exact, x, 4, grid="uniform"), rtol=0, atol=1e-12)
 
 

@@ -26,8 +26,8 @@ def test_annealed_corrector_leaves_the_exact_marginal_as_it_is(process: Process)
     x0 = exact.sample(torch.zeros(count, dtype=torch.int64), torch.Generator().manual_seed(3))
     x = k.alpha * x0 + k.sigma * randn(*x0.shape, seed=4)
     corrector = PredictorCorrector("none", "annealed", snr=0.1, corrector_steps=20)
-    times = torch.stack([k.t, k.t - 1e-9])
-    after = corrector.sample(exact, x, grid=times, initial=x, end="state", draws=Draws(5))
+    times = torch.stack([k.time, k.time - 1e-9])
+    after = corrector.sample(exact, x, grid=times, initial_state=x, end="state", noise_source=Draws(5))
     spread = x.std(0)
     assert (after - x).abs().mean() > 0.3 * spread.mean(), "it must move"
     assert ((after.mean(0) - x.mean(0)) / spread).abs().max() < 4.5 * math.sqrt(2 / count)
@@ -44,7 +44,7 @@ def test_langevin_corrector_with_norms_on_many_pixels(process: Process) -> None:
     x = k.alpha * (0.3 + 0.5 * randn(64, 3, 16, 16, seed=1)) + k.sigma * randn(64, 3, 16, 16, seed=2)
     corrector = PredictorCorrector("none", "langevin", snr=0.1, corrector_steps=10)
     times = torch.tensor([0.3, 0.3 - 1e-9], dtype=F64)
-    after = corrector.sample(exact, x, grid=times, initial=x, end="state", draws=Draws(5))
+    after = corrector.sample(exact, x, grid=times, initial_state=x, end="state", noise_source=Draws(5))
     right = math.sqrt(float(k.alpha**2 * 0.25 + k.sigma**2))
     assert abs(float(after.mean() - 0.3 * k.alpha)) < 0.02 * right
     assert abs(float(after.std()) / right - 1) < 0.02

@@ -39,7 +39,7 @@ def randn(*shape: int, seed: int = 0) -> Tensor:
 def test_without_noise(ours: Sampler, known: Sampler, process) -> None:
     model, x = GaussianDenoiser(process, 0.3, 0.5, (1, 2, 2)), randn(3, 1, 2, 2)
     assert ours.draws_per_step == 0
-    runs = [s.sample(model, x, grid=TIMES, initial=x, end="state") for s in (ours, known)]
+    runs = [s.sample(model, x, grid=TIMES, initial_state=x, end="state") for s in (ours, known)]
     assert torch.allclose(*runs, rtol=0, atol=1e-12)
 
 
@@ -90,7 +90,7 @@ def test_a_variance_without_bounds_is_the_channels_own() -> None:
     """One step from a state: what is added to the mean is exp(v / 2) z."""
     model = LearnedRange(GaussianDenoiser(VP(), 0.3, 0.5, (1, 2, 2)), centre=-2.0, width=0.5)
     x, t = randn(2, 1, 2, 2), torch.tensor([0.6, 0.5], dtype=torch.float64)
-    ends = [DDPM(v).sample(model, x, grid=t, initial=x, end="state") for v in ("learned", "fixed-small")]  # type: ignore[arg-type]
+    ends = [DDPM(v).sample(model, x, grid=t, initial_state=x, end="state") for v in ("learned", "fixed-small")]  # type: ignore[arg-type]
     v = -2.0 + 0.45 * torch.sin(2 * x + VP().noise_label(VP().scales(t[0])) / 100)
     z = NoiseSource.from_seed(0, 2).normal("step", 0, x)
     small = ancestral_std(VP().scales(t[0]), VP().scales(t[1]), 1.0)

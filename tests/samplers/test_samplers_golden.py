@@ -188,7 +188,7 @@ def score_sde_ancestral(golden: Golden) -> Pairs:
     n = golden.kwargs["N"]
     process = VPDiscrete("linear", n, beta_start=0.1 / n, beta_end=20 / n)
     times = torch.arange(n, 0, -1, dtype=torch.float64) / n
-    ours = golden.run(DDPM("fixed-large"), process, times, initial=golden["in.prior_noise"])
+    ours = golden.run(DDPM("fixed-large"), process, times, initial_state=golden["in.prior_noise"])
     return [(ours[1:-1], golden["out.trajectory"][:-1]), (ours[-1], golden["out.final"])]
 
 
@@ -211,7 +211,7 @@ def score_sde(golden: Golden) -> Pairs:
         probability_flow=given["probability_flow"],
     )
     prior = golden["in.prior_noise"] * process.prior_std(process.scales(1.0))
-    ours = golden.run(sampler, process, sampler.times(given["eps"]), initial=prior, end="state")
+    ours = golden.run(sampler, process, sampler.times(given["eps"]), initial_state=prior, end="state")
     # Their trajectory leaves out the start, and its last state is the noisy one even where the mean is returned.
     return [(ours[1:-1], golden["out.trajectory"][:-1]), (ours[-1], golden["out.final"])]
 
@@ -224,7 +224,7 @@ def edm(golden: Golden) -> Pairs:
     given = {"num_steps": 18, "rho": 7, "sigma_min": 0.002, "sigma_max": 80, **golden.kwargs}
     process = EDM(given["sigma_min"], given["sigma_max"])
     times = Karras(given["rho"]).times(process, given["num_steps"], process.t_min, 1.0)
-    ours = golden.run(Heun(), process, times, initial=golden["in.latents"] * process.sigma_max)
+    ours = golden.run(Heun(), process, times, initial_state=golden["in.latents"] * process.sigma_max)
     return [(times * process.sigma_max, golden["sched.t_steps"][:-1]), (ours, golden["out.trajectory"])]
 
 
@@ -312,7 +312,9 @@ def diffusers_dpmpp(golden: Golden) -> Pairs:
     assert config["euler_at_final"]
     last = process.time_of_noise_level(golden["sched.sigmas"][-1:])
     ours = golden.run(sampler, process, times, end="state")
-    tail = golden.run(DPMpp2M(levels=1), process, torch.cat([times[-1:], last]), initial=ours[-1], end="state")
+    tail = golden.run(
+        DPMpp2M(levels=1), process, torch.cat([times[-1:], last]), initial_state=ours[-1], end="state"
+    )
     return [(torch.cat([ours, tail[1:]]), golden["out.trajectory"])]
 
 
@@ -376,7 +378,7 @@ def sit_paths(golden: Golden) -> Pairs:
         pairs += [(k.alpha, theirs["alpha"]), (k.sigma, theirs["sigma"])]
         # Their time runs the other way.
         pairs += [(-k.d_alpha, theirs["d_alpha"]), (-k.d_sigma, theirs["d_sigma"])]
-        pairs += [(-process.drift(k.t), theirs["d_alpha_over_alpha"])]
+        pairs += [(-process.drift(k.time), theirs["d_alpha_over_alpha"])]
     return pairs
 
 
@@ -424,5 +426,5 @@ def azula_heun(golden: Golden) -> Pairs:
     alpha, sigma = golden["sched.alpha"], golden["sched.sigma"]
     level = sigma / alpha
     process = EDM(1e-6, float(level[0]))
-    ours = golden.run(Heun(), process, level / level[0], initial=golden["in.x_init"] / alpha[0], end="state")
+    ours = golden.run(Heun(), process, level / level[0], initial_state=golden["in.x_init"] / alpha[0], end="state")
     return [(ours * alpha.reshape(-1, 1, 1, 1, 1), golden["out.trajectory"])]

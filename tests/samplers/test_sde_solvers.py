@@ -129,7 +129,7 @@ def test_samples_follow_the_mixture(sampler: Sampler, process: Process) -> None:
         pytest.skip("its bias at this many steps is above the bound; its weak order is measured above")
     count, steps = 10_000, 150
     exact = mixture(process)
-    x = sampler.sample(exact, randn(count, 1, 1, 2, seed=1), steps, draws=Draws(2)).reshape(count, 2)
+    x = sampler.sample(exact, randn(count, 1, 1, 2, seed=1), steps, noise_source=Draws(2)).reshape(count, 2)
     w, mu, var = exact.weights[:, None], exact.means.reshape(2, 2), exact.variances.reshape(2, 2)
     mean = (w * mu).sum(0)
     covariance = torch.diag((w * var).sum(0)) + (w * (mu - mean)).T @ (mu - mean)
@@ -201,7 +201,7 @@ def test_ve_ancestral_of_score_sde() -> None:
     t, s = VE().scales(torch.tensor([0.6, 0.5], dtype=F64)).unbind()
     d, z, rise = exact(x, t, exact.condition(None, 5)), randn(5, 1, 1, 2, seed=9), t.sigma**2 - s.sigma**2
     by_hand = x + rise * d.score + (s.sigma**2 * rise / t.sigma**2).sqrt() * z
-    assert torch.allclose(one_step(Ancestral(), exact, x, t.t, s.t, z), by_hand, atol=1e-12)
+    assert torch.allclose(one_step(Ancestral(), exact, x, t.time, s.time, z), by_hand, atol=1e-12)
 
 
 def one_step(sampler: Sampler, exact, x: Tensor, t: Tensor, s: Tensor, z: Tensor) -> Tensor:
@@ -209,7 +209,7 @@ def one_step(sampler: Sampler, exact, x: Tensor, t: Tensor, s: Tensor, z: Tensor
         def normal(self, stream: str, number: int, like: Tensor) -> Tensor:
             return z
 
-    return sampler.sample(exact, x, grid=torch.stack([t, s]), initial=x, end="state", draws=Given())
+    return sampler.sample(exact, x, grid=torch.stack([t, s]), initial_state=x, end="state", noise_source=Given())
 
 
 @pytest.mark.parametrize("process", [VP(), SubVP(), LinearFlow(), EDM()], ids=str)
@@ -220,7 +220,7 @@ def test_reverse_diffusion_reverses_the_chain(process: Process) -> None:
     a = t.alpha / s.alpha
     b = (t.sigma**2 - a**2 * s.sigma**2).sqrt()
     by_hand = (2 - a) * x + b**2 * exact(x, t, exact.condition(None, 5)).score + b * z
-    assert torch.allclose(one_step(ReverseDiffusion(), exact, x, t.t, s.t, z), by_hand, atol=1e-12)
+    assert torch.allclose(one_step(ReverseDiffusion(), exact, x, t.time, s.time, z), by_hand, atol=1e-12)
 
 
 def test_larger_s_noise_spreads_the_samples() -> None:
@@ -364,11 +364,11 @@ def test_claims(sampler: Sampler) -> None:
             drawn.append(number)
             return super().normal(stream, number, like)
 
-    steps = list(sampler.iterate(exact, x, 6, draws=Counting(0)))
+    steps = list(sampler.iterate(exact, x, 6, noise_source=Counting(0)))
     assert steps[-1].nfe == sampler.nfe(6)
     if not (isinstance(sampler, SASolver) and sampler.high < math.inf):
         assert drawn == list(range(5 * sampler.draws_per_step))
-    again = list(sampler.iterate(exact, x, 6, draws=Draws(0)))
+    again = list(sampler.iterate(exact, x, 6, noise_source=Draws(0)))
     assert all(torch.equal(a.x_s, b.x_s) for a, b in itertools.zip_longest(steps, again))
 
 

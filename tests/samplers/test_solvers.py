@@ -69,7 +69,7 @@ def slope(errors: dict[int, float]) -> float:
 
 
 def walk(sampler: Sampler, model: MixtureDenoiser, x: Tensor, times: Tensor) -> Tensor:
-    return sampler.sample(model, x, grid=times, initial=x, end="state")
+    return sampler.sample(model, x, grid=times, initial_state=x, end="state")
 
 
 def span(process: Process, steps: int, bent: bool = False) -> Tensor:
@@ -90,7 +90,7 @@ def test_order_on_gaussian_data(sampler: Sampler, process: str) -> None:
 
 def eighths(sampler: Sampler, exact: GaussianDenoiser, x: Tensor, times: Tensor) -> float:
     """The largest error at any eighth of the way: at a single time, terms of it may happen to cancel."""
-    steps = list(sampler.iterate(exact, x, grid=times, initial=x, end="state"))
+    steps = list(sampler.iterate(exact, x, grid=times, initial_state=x, end="state"))
     every = len(steps) // 8
     marks = zip(steps[every - 1 :: every], times[every::every], strict=True)
     return max(float((step.x_s - exact.flow(x, times[0], s)).abs().max()) for step, s in marks)
@@ -157,7 +157,7 @@ def moments(sampler: Sampler, exact: GaussianDenoiser, times: Tensor, start: Sca
     """
     x = torch.zeros(2 + (len(times) - 1) * sampler.draws_per_step, 1, 1, 1, dtype=F64)
     x[1] = 1
-    end = sampler.sample(exact, x, grid=times, initial=x, draws=Impulses(), end="state").flatten()
+    end = sampler.sample(exact, x, grid=times, initial_state=x, noise_source=Impulses(), end="state").flatten()
     gain = end[1:] - end[0]
     mean, variance = float(exact.means), float(exact.variances)
     spread = start.alpha**2 * variance + start.sigma**2
@@ -192,7 +192,7 @@ def test_samples_follow_the_mixture(sampler: Sampler, process: Process) -> None:
     """
     count, steps = 10_000, 200
     exact = mixture(process)
-    x = sampler.sample(exact, randn(count, 1, 1, 2, seed=1), steps, draws=Draws(2)).reshape(count, 2)
+    x = sampler.sample(exact, randn(count, 1, 1, 2, seed=1), steps, noise_source=Draws(2)).reshape(count, 2)
     w, mu, var = exact.weights[:, None], exact.means.reshape(2, 2), exact.variances.reshape(2, 2)
     mean = (w * mu).sum(0)
     centred = mu - mean
@@ -227,7 +227,7 @@ def test_learned_variance_is_used() -> None:
     assert (middle - DDPM().sample(model, x, 10)).abs().max() > 1e-3
     for model.fraction in (0.0, 0.5, 1.0):  # a step onto clean data is finite and has no noise
         for variance in ("learned-range", "fixed-large"):
-            found = DDPM(variance).sample(model, x, grid=torch.tensor([0.5, 0.0]), initial=x, end="state")
+            found = DDPM(variance).sample(model, x, grid=torch.tensor([0.5, 0.0]), initial_state=x, end="state")
             assert torch.allclose(found, model(x, 0.5, model.condition(None, 3)).x0, atol=1e-12)
 
 
@@ -243,7 +243,7 @@ def test_corrector_leaves_the_exact_marginal_as_it_is(process: Process) -> None:
     x = k.alpha * x0 + k.sigma * randn(*x0.shape, seed=4)
     before = x.flatten(1)
     corrector = PredictorCorrector("none", "annealed", snr=0.1, corrector_steps=30)
-    s = process.scales(k.t - 1e-9)  # a step needs an earlier time; nothing moves in so little of it
+    s = process.scales(k.time - 1e-9)  # a step needs an earlier time; nothing moves in so little of it
     after = walk_scales(corrector, exact, x, k, s).flatten(1)
     spread = before.std(0)
     assert (after - before).abs().mean() > 0.3 * spread.mean(), "it must move"
@@ -252,8 +252,8 @@ def test_corrector_leaves_the_exact_marginal_as_it_is(process: Process) -> None:
 
 
 def walk_scales(sampler: Sampler, model: MixtureDenoiser, x: Tensor, t: Scales, s: Scales) -> Tensor:
-    grid = torch.stack([t.t, s.t])
-    return sampler.sample(model, x, grid=grid, initial=x, end="state", draws=Draws(5))
+    grid = torch.stack([t.time, s.time])
+    return sampler.sample(model, x, grid=grid, initial_state=x, end="state", noise_source=Draws(5))
 
 
 @pytest.mark.parametrize("process", [VP(), LinearFlow(), VE()], ids=str)
@@ -340,7 +340,7 @@ def test_the_claims_count_evaluations_and_draws() -> None:
                 drawn.append(number)  # noqa: B023 (used within this turn of the loop)
                 return super().normal(stream, number, like)
 
-        steps = list(sampler.iterate(exact, x, 5, draws=Counting(0)))
+        steps = list(sampler.iterate(exact, x, 5, noise_source=Counting(0)))
         if sampler.cost_depends_on != "steps":
             assert steps[-1].nfe >= sampler.nfe(5)
             assert set(drawn) <= set(range(4 * sampler.draws_per_step))

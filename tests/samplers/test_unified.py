@@ -165,7 +165,7 @@ def test_weights_of_the_published_formulas() -> None:
     process = VP()
     before, last, t, s = process.scales(process.time_of(torch.tensor([-3.0, -1.0, 0.4, 2.2], dtype=F64))).unbind()
     h, h0, h1 = 0.9, 0.7, 1.0
-    alpha, r0, r1 = s.numbers.alpha, h0 / h, h1 / h
+    alpha, r0, r1 = s.floats.alpha, h0 / h, h1 / h
     phi1, phi2, phi3 = -math.expm1(-h), math.expm1(-h) / h + 1, (math.expm1(-h) + h) / h**2 - 0.5
     _, two = weights(Form("x0", "log-snr"), process, t, s, [t, last], "midpoint")
     assert two == pytest.approx([alpha * phi1 * (1 + 0.5 / r0), -alpha * phi1 * 0.5 / r0], rel=1e-12)
@@ -256,7 +256,7 @@ def test_both_singular_ends_are_finite(name: str, process: str) -> None:
     exact, x = mixture(made), randn(3, 1, 1, 2) * made.scales(1.0).sigma
     for count in (2, 3, 6):
         times = torch.linspace(1.0, 0.0, count, dtype=F64)
-        found = SAMPLERS.create(name).sample(exact, x, grid=times, initial=x, end="state")
+        found = SAMPLERS.create(name).sample(exact, x, grid=times, initial_state=x, end="state")
         assert found.isfinite().all()
 
 

@@ -94,7 +94,9 @@ def test_terms_are_those_of_the_evaluations_bound() -> None:
     source = NoiseSource.from_seed(5, 2)
     with torch.no_grad():
         denoiser = BackboneDenoiser(backbone, chain, Epsilon())
-        bound = variational_bound(denoiser, x0, labels=labels, grid=times, variance="learned-range", draws=source)
+        bound = variational_bound(
+            denoiser, x0, labels=labels, grid=times, variance="learned-range", noise_source=source
+        )
 
     def losses(t: float, eps: Tensor, weight: float) -> Tensor:
         objective = Objective(chain, Epsilon(), WEIGHTINGS.create("uniform"), UniformTimes(), variational=weight)

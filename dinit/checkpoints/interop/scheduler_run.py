@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from dinit.checkpoints.interop.schedule import CHAIN_SCHEDULERS
 from dinit.diffusion import Denoised, Parameterization, Process, Scales
-from dinit.samplers.base import Denoise, StepNoise
+from dinit.samplers.base import StepDenoiser, StepNoise
 
 # Their state is x_t / alpha_t, as in k-diffusion; the others' is x_t.
 _OVER_ALPHA = (
@@ -67,7 +67,7 @@ class SchedulerRun:
     @property
     def times(self) -> Tensor:
         """(steps,) float64, decreasing: where each step starts."""
-        return torch.stack([calls[0][1].t for calls in self.groups])
+        return torch.stack([calls[0][1].time for calls in self.groups])
 
     @property
     def start_std(self) -> float:
@@ -75,7 +75,7 @@ class SchedulerRun:
         std = float(getattr(self.scheduler, "init_noise_sigma", 1.0))
         return std * float(self.groups[0][0][1].alpha) if self.over_alpha else std
 
-    def step(self, denoise: Denoise, x_t: Tensor, t: Scales, s: Scales, noise: StepNoise) -> Tensor:
+    def step(self, denoise: StepDenoiser, x_t: Tensor, t: Scales, s: Scales, noise: StepNoise) -> Tensor:
         """From x_t at t, where the next step starts, to x_s: all calls of one step."""
         x = x_t / t.alpha if self.over_alpha else x_t
         keyed = _KeyedNoise(noise, x_t)
@@ -117,7 +117,7 @@ def start(
         scheduler.is_scale_input_called = True  # the scaling is ours
     scales = process.scales(_times(name, scheduler, process)).unbind()
     for k in scales:
-        _ = k.numbers  # read back here, so that the loop does not
+        _ = k.floats  # read back here, so that the loop does not
     calls = list(zip(scheduler.timesteps, scales, strict=True))
     groups, first = [], 0
     for size in _sizes(name, scheduler):

@@ -13,11 +13,11 @@ from torch import Tensor
 from dinit.checkpoints.interop.schedule import CHAIN_SCHEDULERS, SCHEDULERS, read_scheduler
 from dinit.checkpoints.interop.scheduler_run import SchedulerRun, build, learns_variance, start
 from dinit.diffusion import Condition, Denoised, Denoiser, Parameterization, Process, Scales
-from dinit.diffusion.condition import Draws
+from dinit.diffusion.condition import SupportsNormal
 from dinit.diffusion.discrete import BetaChain
 from dinit.diffusion.parameterization import X0, Epsilon, V, check_pair
 from dinit.samplers import Sampler, Step, TimeGrid
-from dinit.samplers.base import Denoise, StepNoise
+from dinit.samplers.base import StepDenoiser, StepNoise
 
 NAME = "diffusers"  # in the record of a call, where a registered sampler or grid has its own
 _TREE = "DPMSolverSDEScheduler"  # draws from a Brownian tree, by a generator of its own
@@ -125,12 +125,12 @@ class SchedulerSampler(Sampler):
 
     def init(self, denoiser: Denoiser, levels: list[Scales], total: int) -> SchedulerRun:
         run = self.run(denoiser.process, total)
-        if not torch.allclose(run.times, torch.stack([k.t for k in levels[:total]]), rtol=0, atol=1e-9):
+        if not torch.allclose(run.times, torch.stack([k.time for k in levels[:total]]), rtol=0, atol=1e-9):
             raise ValueError(_own_times(self.scheduler))
         return run
 
     def step(
-        self, denoise: Denoise, x_t: Tensor, t: Scales, s: Scales, state: Any, noise: StepNoise
+        self, denoise: StepDenoiser, x_t: Tensor, t: Scales, s: Scales, state: Any, noise: StepNoise
     ) -> tuple[Tensor, Any]:
         return state.step(denoise, x_t, t, s, noise), state
 
@@ -142,16 +142,16 @@ class SchedulerSampler(Sampler):
                 "variance_type = 'learned_range' needs a network that learned its variance, and this one did not: "
                 "make the scheduler with variance_type='fixed_small' or 'fixed_large'"
             )
-        check_pair(denoiser.process, parameterization, grid[0].numbers.t)
+        check_pair(denoiser.process, parameterization, grid[0].floats.time)
 
     def iterate(
-        self, denoiser: Denoiser, noise: Tensor, steps: int | None = None, **options: Any
+        self, denoiser: Denoiser, initial_noise: Tensor, steps: int | None = None, **options: Any
     ) -> Iterator[Step]:
         """As `Sampler.iterate`, on the scheduler's own times, and without `state` and `end`.
 
-        initial: a state x_t at the first of those times.
+        initial_state: a state x_t at the first of those times.
         """
-        grid, initial = options.pop("grid", None), options.pop("initial", None)
+        grid, state_there = options.pop("grid", None), options.pop("initial_state", None)
         if grid is not None and not (isinstance(grid, SchedulerGrid) and grid == self.own_grid):
             raise ValueError(_own_times(self.scheduler))
         if options.get("state") is not None or options.get("end", "posterior-mean") != "posterior-mean":
@@ -160,13 +160,15 @@ class SchedulerSampler(Sampler):
             raise ValueError(f"steps must be a whole number, at least 1; got {steps!r}")
         run = self.run(denoiser.process, steps)
         first = run.groups[0][0][1]
-        if initial is None and float(first.noise_level) < 1:
+        if state_there is None and float(first.noise_level) < 1:
             raise ValueError(
-                f"{steps} steps of {self.scheduler} start at t = {first.numbers.t:.3g}, where x_t is more image "
-                "than noise: take more steps, make it with timestep_spacing='trailing', or give initial="
+                f"{steps} steps of {self.scheduler} start at t = {first.floats.time:.3g}, where x_t is more image "
+                "than noise: take more steps, make it with timestep_spacing='trailing', or give initial_state="
             )
-        initial = noise * run.start_std if initial is None else initial
-        return super().iterate(denoiser, noise, grid=run.times, **{**options, "initial": initial, "state": run})
+        if state_there is None:
+            state_there = initial_noise * run.start_std
+        given = {**options, "initial_state": state_there, "state": run}
+        return super().iterate(denoiser, initial_noise, grid=run.times, **given)
 
     def _run(
         self,
@@ -176,18 +178,18 @@ class SchedulerSampler(Sampler):
         inner: list[tuple[Scales, ...]],
         state: SchedulerRun,
         cond: Condition,
-        source: Draws,
+        source: SupportsNormal,
         end: Any,
     ) -> Iterator[Step]:
         total, nfe = len(levels), 0
         for i, t in enumerate(levels):
-            denoise = Denoise(denoiser, replace(cond, step=i))
+            denoise = StepDenoiser(denoiser, replace(cond, step=i))
             s = levels[i + 1] if i + 1 < total else denoiser.process.scales(0.0)
             noise = StepNoise(source, i, len(state.groups[0]))
             x_s, _ = self.step(denoise, x, t, s, state, noise)
             nfe += denoise.calls
             assert denoise.first is not None, "a step evaluates the denoiser at least once"
-            yield Step(i, total, t.numbers.t, x, denoise.first.x0, x_s, nfe, state)
+            yield Step(i, total, t.floats.time, x, denoise.first.x0, x_s, nfe, state)
             x = x_s
 
     def nfe(self, steps: int) -> int:

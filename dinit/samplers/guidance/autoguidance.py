@@ -78,7 +78,7 @@ class Autoguidance(Guidance):
 
         def guided(x_t: Tensor, t: Scales, cond: Condition) -> Denoised:
             given = denoiser(x_t, t, cond)
-            if t.t.ndim == 0 and not self.low <= t.numbers.log_snr <= self.high:
+            if t.time.ndim == 0 and not self.low <= t.floats.log_snr <= self.high:
                 return given
             labels = labels_of(cond, weak.num_classes, "autoguidance")
             poor = weak(x_t, t, asked_of(weak, cond, labels))

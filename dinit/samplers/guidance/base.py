@@ -31,15 +31,15 @@ class Guidance(ABC):
 class Guided(Denoiser):
     """A denoiser that answers with `function` and in all else is `denoiser`.
 
-    demands: the fields of Denoised, besides x0, that `function` speaks through.
+    required_outputs: the fields of Denoised, besides x0, that `function` speaks through.
     """
 
     def __init__(
-        self, denoiser: Denoiser, function: DenoiseFunction, demands: frozenset[str] = frozenset()
+        self, denoiser: Denoiser, function: DenoiseFunction, required_outputs: frozenset[str] = frozenset()
     ) -> None:
         self.inner, self.function = denoiser, function
         self.process, self.num_classes = denoiser.process, denoiser.num_classes
-        self.null_class, self.demands = denoiser.null_class, denoiser.demands | demands
+        self.null_class, self.required_outputs = denoiser.null_class, denoiser.required_outputs | required_outputs
         self.learns_variance = denoiser.learns_variance
         self.t_min, self.t_max = denoiser.t_min, denoiser.t_max
 
@@ -84,7 +84,7 @@ def contrast(
     combine: Callable[[Denoised, Denoised, Condition], Denoised],
     low: float = -math.inf,
     high: float = math.inf,
-    demands: frozenset[str] = frozenset(),
+    required_outputs: frozenset[str] = frozenset(),
 ) -> Denoiser:
     """Guidance that sets the condition's answer against that of another condition, in one batched forward.
 
@@ -93,17 +93,17 @@ def contrast(
     """
 
     def guided(x_t: Tensor, t: Scales, cond: Condition) -> Denoised:
-        if t.t.ndim == 0 and not low <= t.numbers.log_snr <= high:
+        if t.time.ndim == 0 and not low <= t.floats.log_snr <= high:
             return denoiser(x_t, t, cond)
         given, other = ask_together(denoiser, x_t, t, [cond, reference(cond)])
         return confined(combine(given, other, cond), given, low, high)
 
-    return Guided(denoiser, guided, demands)
+    return Guided(denoiser, guided, required_outputs)
 
 
 def ask_together(denoiser: Denoiser, x_t: Tensor, t: Scales, conds: Sequence[Condition]) -> tuple[Denoised, ...]:
     """The answers to one batch under several conditions, by one forward of that many times the batch."""
-    times = t if t.t.ndim == 0 else t.map(lambda v: torch.cat([v] * len(conds)))
+    times = t if t.time.ndim == 0 else t.map(lambda v: torch.cat([v] * len(conds)))
     together = denoiser(torch.cat([x_t] * len(conds)), times, reduce(lambda one, more: one.joined(more), conds))
     return together.parts(len(conds))
 
@@ -111,7 +111,7 @@ def ask_together(denoiser: Denoiser, x_t: Tensor, t: Scales, conds: Sequence[Con
 def confined(guided: Denoised, given: Denoised, low: float, high: float) -> Denoised:
     """`guided` for samples whose log-SNR is in [low, high], `given` for the others, where each has its own time."""
     k = given.scales
-    if k.t.ndim == 0 or (low == -math.inf and high == math.inf):
+    if k.time.ndim == 0 or (low == -math.inf and high == math.inf):
         return guided
     inside = (k.log_snr >= low) & (k.log_snr <= high)  # broadcasts against x_t
     return choose(inside, guided, given)
@@ -121,8 +121,8 @@ def choose(mask: Tensor, one: Denoised, other: Denoised) -> Denoised:
     """Rows of `one` where the mask is true, of `other` elsewhere. mask: (B,) or broadcastable to x_t."""
     mask = mask.reshape(-1, *(1,) * (one.x_t.ndim - 1)).to(one.x0.device)
     chosen = replace(one, x0=torch.where(mask, one.x0, other.x0))
-    if one.renoising is not None:
-        chosen = replace(chosen, renoising=torch.where(mask, one.renoising, other.eps))
+    if one.renoise_eps is not None:
+        chosen = replace(chosen, renoise_eps=torch.where(mask, one.renoise_eps, other.eps))
     if one.mean_gradient is not None:
         rest = torch.zeros_like(one.x0) if other.mean_gradient is None else other.mean_gradient
         chosen = replace(chosen, mean_gradient=torch.where(mask, one.mean_gradient, rest))

@@ -78,9 +78,9 @@ class CADS(Guidance):
             )
 
         def guided(x_t: Tensor, t: Scales, cond: Condition) -> Denoised:
-            if t.t.ndim == 0 and t.numbers.t <= self.tau1:
+            if t.time.ndim == 0 and t.floats.time <= self.tau1:
                 return denoiser(x_t, t, cond)
-            return denoiser(x_t, t, self._noised(denoiser, cond, anneal(t.t, self.tau1, self.tau2)))
+            return denoiser(x_t, t, self._noised(denoiser, cond, anneal(t.time, self.tau1, self.tau2)))
 
         return Guided(denoiser, guided)
 

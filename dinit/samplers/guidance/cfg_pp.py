@@ -43,7 +43,7 @@ class CFGpp(Guidance):
         check_null_class(denoiser, "cfg++", "no guidance")
 
         def combine(given: Denoised, free: Denoised, cond: Condition) -> Denoised:
-            return replace(given, x0=extrapolate(given.x0, free.x0, self.scale), renoising=free.eps)
+            return replace(given, x0=extrapolate(given.x0, free.x0, self.scale), renoise_eps=free.eps)
 
-        demands = frozenset({"renoising"})
-        return contrast(denoiser, lambda cond: cond.null(), combine, self.low, self.high, demands)
+        required_outputs = frozenset({"renoise_eps"})
+        return contrast(denoiser, lambda cond: cond.null(), combine, self.low, self.high, required_outputs)

@@ -68,17 +68,19 @@ class Classifier(Guidance):
             raise ValueError("this network has no classes: say which one to guide to, Classifier(..., label=...)")
         if self.unconditional:
             check_null_class(denoiser, "unconditional = True", "the conditional prediction, unconditional = False")
-        shift, demands = _SHIFTS[self.form]
+        shift, required_outputs = _SHIFTS[self.form]
 
         def log_probability(x_t: Tensor, t: Scales, cond: Condition) -> Tensor:
             return self._log_probability(denoiser, x_t, t, cond)
 
-        return climb(denoiser, log_probability, self.scale, self.low, self.high, shift, demands, self.unconditional)
+        return climb(
+            denoiser, log_probability, self.scale, self.low, self.high, shift, required_outputs, self.unconditional
+        )
 
     def _log_probability(self, denoiser: Denoiser, x_t: Tensor, t: Scales, cond: Condition) -> Tensor:
         """log p(label | x_t), (B,); 0 for rows that no class is wanted of."""
         assert self.classifier is not None, "wrap has checked it"
-        noise_label = torch.zeros(t.t.numel(), device=x_t.device) + denoiser.process.noise_label(t)
+        noise_label = torch.zeros(t.time.numel(), device=x_t.device) + denoiser.process.noise_label(t)
         log_p = self.classifier(x_t, noise_label).log_softmax(dim=1)
         if self.label is not None:
             return log_p[:, self.label]

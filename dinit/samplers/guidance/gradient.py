@@ -53,7 +53,7 @@ def climb(
     low: float = -math.inf,
     high: float = math.inf,
     shift: Callable[[Denoised, Tensor], Denoised] = shift_score,
-    demands: frozenset[str] = frozenset(),
+    required_outputs: frozenset[str] = frozenset(),
     unconditional: bool = False,
 ) -> Denoiser:
     """The denoiser guided up the gradient of log_ratio(x_t, t, cond), (B,), where low <= log-SNR <= high.
@@ -62,18 +62,18 @@ def climb(
     """
 
     def guided(x_t: Tensor, t: Scales, cond: Condition) -> Denoised:
-        if t.t.ndim == 0 and not low <= t.numbers.log_snr <= high:
+        if t.time.ndim == 0 and not low <= t.floats.log_snr <= high:
             return denoiser(x_t, t, cond)
         given = denoiser(x_t, t, cond.null() if unconditional else cond)
         change = scale * gradient(lambda x: log_ratio(x, _differentiable(t), cond), x_t)
         answer = shift(given, change.to(x_t.dtype))
-        if unconditional and t.t.ndim and (low > -math.inf or high < math.inf):
+        if unconditional and t.time.ndim and (low > -math.inf or high < math.inf):
             given = denoiser(x_t, t, cond)
         return confined(answer, given, low, high)
 
-    return Guided(denoiser, guided, demands)
+    return Guided(denoiser, guided, required_outputs)
 
 
 def _differentiable(t: Scales) -> Scales:
     """Scales that autograd may keep; those made under inference_mode it refuses."""
-    return t.map(torch.clone) if t.t.is_inference() else t
+    return t.map(torch.clone) if t.time.is_inference() else t

@@ -51,8 +51,8 @@ class NoiseDamped(Guidance):
 
     def _base(self, x_t: Tensor, t: Scales, cond: Condition, free: Denoised) -> Tensor:
         """The unconditional posterior mean that guidance starts from, (B, C, H, W)."""
-        if self.base is None or (t.t.ndim == 0 and t.numbers.log_snr > self.until):
+        if self.base is None or (t.time.ndim == 0 and t.floats.log_snr > self.until):
             return free.x0
         null = torch.full((cond.batch,), self.base.num_classes, dtype=torch.int64, device=cond.is_null.device)
         x0 = self.base(x_t, t, asked_of(self.base, cond, null)).x0
-        return x0 if t.t.ndim == 0 else torch.where(free.scales.log_snr <= self.until, x0, free.x0)
+        return x0 if t.time.ndim == 0 else torch.where(free.scales.log_snr <= self.until, x0, free.x0)

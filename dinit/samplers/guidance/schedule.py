@@ -22,7 +22,7 @@ class ScaleSchedule(ABC):
 
     @abstractmethod
     def weight(self, k: Scales) -> Tensor:
-        """The fraction of the guidance that applies, of k.t's shape."""
+        """The fraction of the guidance that applies, of k.time's shape."""
 
     def scale_at(self, scale: float, k: Scales) -> Tensor | float:
         """1 + (scale - 1) weight: the conditional model where the weight is 0, the full scale where it is 1."""
@@ -35,7 +35,7 @@ class Constant(ScaleSchedule):
     """The same scale at every time."""
 
     def weight(self, k: Scales) -> Tensor:
-        return torch.ones_like(k.t)
+        return torch.ones_like(k.time)
 
     def scale_at(self, scale: float, k: Scales) -> Tensor | float:
         return scale
@@ -68,7 +68,7 @@ class Linear(Ramp):
     last: float = 1.0
 
     def progress(self, k: Scales) -> Tensor:
-        return 1 - k.t
+        return 1 - k.time
 
 
 @SCHEDULES.register("cosine")
@@ -80,7 +80,7 @@ class Cosine(Ramp):
     last: float = 1.0
 
     def progress(self, k: Scales) -> Tensor:
-        return (1 + (math.pi * k.t).cos()) / 2
+        return (1 + (math.pi * k.time).cos()) / 2
 
 
 @SCHEDULES.register("log-snr")
@@ -119,7 +119,7 @@ class PowerCosine(ScaleSchedule):
             raise ValueError(f"need power > 0 and levels >= 1, got power = {self.power}, levels = {self.levels}")
 
     def weight(self, k: Scales) -> Tensor:
-        clean = (1 - k.t + 1 / self.levels).clamp(0, 1)
+        clean = (1 - k.time + 1 / self.levels).clamp(0, 1)
         return (1 - (math.pi * clean**self.power).cos()) / 2
 
 

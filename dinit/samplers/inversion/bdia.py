@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple
 from torch import Tensor
 
 from dinit.diffusion import Process, Scales
-from dinit.samplers.base import SAMPLERS, Denoise, StepNoise
+from dinit.samplers.base import SAMPLERS, StepDenoiser, StepNoise
 from dinit.samplers.grids.base import TimeGrid
 from dinit.samplers.grids.shifted import Shifted
 from dinit.samplers.inversion.invert import Reversible, wide
@@ -49,29 +49,29 @@ class _BDIA(Reversible):
             raise ValueError(f"gamma must be in (0, 1], got {self.gamma}")
 
     @abstractmethod
-    def _moved(self, denoise: Denoise, x_t: Tensor, t: Scales, targets: list[Scales]) -> list[Tensor]:
+    def _moved(self, denoise: StepDenoiser, x_t: Tensor, t: Scales, targets: list[Scales]) -> list[Tensor]:
         """What the plain solver makes of x_t at each of the target times."""
 
     def step(
-        self, denoise: Denoise, x_t: Tensor, t: Scales, s: Scales, state: Pair | None, noise: StepNoise
+        self, denoise: StepDenoiser, x_t: Tensor, t: Scales, s: Scales, state: Pair | None, noise: StepNoise
     ) -> tuple[Tensor, Pair]:
         x = x_t if state is None else state.x.to(x_t.dtype)
         here = wide(x_t) if state is None else state.x
         if state is None:
             x_s = wide(self._moved(denoise, x, t, [s])[0])
-        elif state.r.numbers.t == s.numbers.t:  # turned round: the state there is known
+        elif state.r.floats.time == s.floats.time:  # turned round: the state there is known
             denoise(x, t)
             x_s = state.other
         else:
             ahead, back = self._moved(denoise, x, t, [s, state.r])
-            gamma = self.gamma if s.numbers.t < t.numbers.t else 1 / self.gamma
+            gamma = self.gamma if s.floats.time < t.floats.time else 1 / self.gamma
             x_s = ahead + gamma * _size(s) / _size(state.r) * (state.other - back)
         return x_s.to(x_t.dtype), Pair(x_s, here, t)
 
 
 def _size(k: Scales) -> float:
     """The size of a state whose data has unit variance."""
-    return math.hypot(k.numbers.alpha, k.numbers.sigma)
+    return math.hypot(k.floats.alpha, k.floats.sigma)
 
 
 @SAMPLERS.register("bdia-ddim")
@@ -83,7 +83,7 @@ class BDIADDIM(_BDIA):
     def order(self) -> int:  # type: ignore[override]
         return 2 if self.gamma == 1 else 1
 
-    def _moved(self, denoise: Denoise, x_t: Tensor, t: Scales, targets: list[Scales]) -> list[Tensor]:
+    def _moved(self, denoise: StepDenoiser, x_t: Tensor, t: Scales, targets: list[Scales]) -> list[Tensor]:
         d = denoise(x_t, t)
         return [s.alpha * d.x0 + s.sigma * d.eps for s in targets]
 
@@ -115,14 +115,14 @@ class BDIAEDM(_BDIA):
     def nfe(self, steps: int) -> int:
         return max(super().nfe(steps) - 1, 1)  # the first step has nothing to look back to
 
-    def _moved(self, denoise: Denoise, x_t: Tensor, t: Scales, targets: list[Scales]) -> list[Tensor]:
+    def _moved(self, denoise: StepDenoiser, x_t: Tensor, t: Scales, targets: list[Scales]) -> list[Tensor]:
         d = denoise(x_t, t)
         moved = []
         for s in targets:
-            straight = self.variable == "straight" or 0 in (t.numbers.alpha, s.numbers.alpha)
+            straight = self.variable == "straight" or 0 in (t.floats.alpha, s.floats.alpha)
             chart = STRAIGHT if straight else NOISE_LEVEL
             y, h, slope = x_t / chart.scale(t), chart.variable(s) - chart.variable(t), chart.slope(d)
-            if s.numbers.sigma > 0:
+            if s.floats.sigma > 0:
                 slope = (slope + chart.slope(denoise(chart.scale(s) * (y + h * slope), s))) / 2
             moved.append(chart.scale(s) * (y + h * slope))
         return moved

@@ -8,7 +8,7 @@ from typing import Literal
 from torch import Tensor
 
 from dinit.diffusion import Denoiser, Scales
-from dinit.samplers.base import SAMPLERS, Denoise, StepNoise
+from dinit.samplers.base import SAMPLERS, StepDenoiser, StepNoise
 from dinit.samplers.inversion.invert import Reversible, check_invertible_steps, split, wide
 
 Coupled = tuple[Tensor, Tensor]
@@ -44,14 +44,14 @@ class EDICT(Reversible):
         check_invertible_steps(self, grid)
 
     def step(
-        self, denoise: Denoise, x_t: Tensor, t: Scales, s: Scales, state: Coupled | None, noise: StepNoise
+        self, denoise: StepDenoiser, x_t: Tensor, t: Scales, s: Scales, state: Coupled | None, noise: StepNoise
     ) -> tuple[Tensor, Coupled]:
         x, y = state or (wide(x_t), wide(x_t))
-        move = self._down if s.numbers.t < t.numbers.t else self._up
+        move = self._down if s.floats.time < t.floats.time else self._up
         x, y = move(denoise, x, y, t, s, x_t)
         return x.to(x_t.dtype), (x, y)
 
-    def _down(self, denoise: Denoise, x: Tensor, y: Tensor, t: Scales, s: Scales, like: Tensor) -> Coupled:
+    def _down(self, denoise: StepDenoiser, x: Tensor, y: Tensor, t: Scales, s: Scales, like: Tensor) -> Coupled:
         carry, push = split(denoise(y.to(like.dtype), t), t, s, self.network)
         x = carry * x + push
         carry, push = split(denoise(x.to(like.dtype), t), t, s, self.network)
@@ -60,7 +60,7 @@ class EDICT(Reversible):
         x = p * x + (1 - p) * y
         return x, p * y + (1 - p) * x
 
-    def _up(self, denoise: Denoise, x: Tensor, y: Tensor, t: Scales, s: Scales, like: Tensor) -> Coupled:
+    def _up(self, denoise: StepDenoiser, x: Tensor, y: Tensor, t: Scales, s: Scales, like: Tensor) -> Coupled:
         """The step from s down to t, undone line by line."""
         p = self.mixing
         y = (y - (1 - p) * x) / p

@@ -1,7 +1,8 @@
 """From data to noise: solvers run on increasing times, approximately (DDIM, Runge–Kutta) or exactly (EDICT, BDIA).
 
     start = invert("bdia-ddim", denoiser, x0, steps=50, labels=[3])
-    again = BDIADDIM().sample(denoiser, start.x, 50, labels=[3], initial=start.x, state=start.state, end="state")
+    again = BDIADDIM().sample(denoiser, start.x, 50, labels=[3], initial_state=start.x, state=start.state,
+    end="state")
 
 `again` is x0 up to rounding. It is the state at the grid's last time on both sides: the posterior mean that a run
 ends with otherwise cannot be undone. An exact solver carries more than x (a coupled state, the state before), so a
@@ -22,8 +23,8 @@ from typing import Any, Literal
 from torch import Tensor
 
 from dinit.diffusion import Denoised, Denoiser, Scales
-from dinit.diffusion.condition import Draws
-from dinit.samplers.base import SAMPLERS, Denoise, Sampler, Step, StepNoise, plan
+from dinit.diffusion.condition import SupportsNormal
+from dinit.samplers.base import SAMPLERS, Sampler, Step, StepDenoiser, StepNoise, plan
 from dinit.samplers.grids.base import TimeGrid
 from dinit.samplers.noise import NoiseSource
 from dinit.samplers.ode.ddim import DDIM
@@ -69,27 +70,27 @@ def ascend(
     labels: Tensor | Sequence[int] | None = None,
     grid: TimeGrid | str | Tensor | None = None,
     state: Any = None,
-    draws: Draws | None = None,
+    noise_source: SupportsNormal | None = None,
     seed: int = 0,
 ) -> Iterator[Step]:
     """Runs the sampler from the grid's last time up to its first, yielding every step.
 
     x: (B, C, H, W), the state at the grid's last time; for clean images that is the published convention too, as
-    the noise there is small. steps, grid, labels, draws, seed: of the sampling run, whose times are taken
+    the noise there is small. steps, grid, labels, noise_source, seed: of the sampling run, whose times are taken
     backwards; grid decreases here as there. state: the last `Step.state` of the run that is undone; None where x
     comes from elsewhere. Guidance hears the step number that its time has in the sampling run.
     ValueError for a sampler that cannot go up, and as `Sampler.iterate`.
     """
     sampler = upward(SAMPLERS.create(sampler))
     levels = plan(denoiser, steps, sampler.grid_for(denoiser.process) if grid is None else grid, "state")
-    sampler._check_demands(denoiser)
-    places = {k.numbers.t: i for i, k in enumerate(levels)}
+    sampler._check_required_outputs(denoiser)
+    places = {k.floats.time: i for i, k in enumerate(levels)}
     levels = levels[::-1]
     sampler.check(denoiser, levels)
-    source: Draws = draws or NoiseSource.from_seed(seed, x.shape[0])
+    source: SupportsNormal = noise_source or NoiseSource.from_seed(seed, x.shape[0])
     total = len(levels) - 1
     cond = replace(denoiser.condition(labels, x.shape[0], x.device), noise=source, steps=total)
-    inner = sampler._inner_levels(denoiser, levels, "state")
+    inner = sampler._inner_points(denoiser, levels, "state")
     if state is None:
         state = sampler.init(denoiser, levels, total)
 
@@ -100,7 +101,7 @@ def ascend(
             x_s, state = sampler.step(denoise, x, t, s, state, StepNoise(source, i, 0))
             nfe += denoise.calls
             assert denoise.first is not None, "a step evaluates the denoiser at least once"
-            yield Step(i, total, t.numbers.t, x, denoise.first.x0, x_s, nfe, state)
+            yield Step(i, total, t.floats.time, x, denoise.first.x0, x_s, nfe, state)
             x = x_s
 
     return run(x, state)
@@ -118,14 +119,14 @@ def upward(sampler: Sampler) -> Sampler:
 
 
 @dataclass
-class _Placed(Denoise):
+class _Placed(StepDenoiser):
     """A denoiser whose guidance is told the step of the sampling run that starts where this one asks first."""
 
     places: dict[float, int] = field(default_factory=dict)
 
     def __call__(self, x_t: Tensor, t: Scales) -> Denoised:
         if not self.calls:
-            self.cond = replace(self.cond, step=min(self.places[t.numbers.t], len(self.places) - 2))
+            self.cond = replace(self.cond, step=min(self.places[t.floats.time], len(self.places) - 2))
         return super().__call__(x_t, t)
 
 
@@ -160,9 +161,9 @@ class DDIMInverse(Reversible):
             check_invertible_steps(self, grid)
 
     def step(
-        self, denoise: Denoise, x_t: Tensor, t: Scales, s: Scales, state: Any, noise: StepNoise
+        self, denoise: StepDenoiser, x_t: Tensor, t: Scales, s: Scales, state: Any, noise: StepNoise
     ) -> tuple[Tensor, Any]:
-        if s.numbers.t < t.numbers.t or not self.iterations:
+        if s.floats.time < t.floats.time or not self.iterations:
             d = denoise(x_t, t)
             return s.alpha * d.x0 + s.sigma * d.eps, None
         x_s = x_t
@@ -179,7 +180,7 @@ def split(d: Denoised, t: Scales, s: Scales, network: Literal["eps", "v"]) -> tu
     alpha_s / alpha_t is at least 1, and infinite from alpha = 0: there 'v' takes its place. 'v' gives a rotation on
     variance-preserving paths, and no carry above 1 there.
     """
-    if network == "eps" and t.numbers.alpha > 0:
+    if network == "eps" and t.floats.alpha > 0:
         carry = s.alpha / t.alpha
         return carry, (s.sigma - carry * t.sigma) * d.eps
     carry = (s.alpha * t.alpha + s.sigma * t.sigma) / (t.alpha**2 + t.sigma**2)
@@ -189,8 +190,8 @@ def split(d: Denoised, t: Scales, s: Scales, network: Literal["eps", "v"]) -> tu
 def check_invertible_steps(sampler: Sampler, grid: list[Scales]) -> None:
     """ValueError for one step between pure noise and clean data: nothing of x_t is left in x_s to find it by."""
     for a, b in pairwise(grid):
-        noisy, clean = (a, b) if a.numbers.t > b.numbers.t else (b, a)
-        if noisy.numbers.alpha == 0 and clean.numbers.sigma == 0:
+        noisy, clean = (a, b) if a.floats.time > b.floats.time else (b, a)
+        if noisy.floats.alpha == 0 and clean.floats.sigma == 0:
             raise ValueError(
                 f"{sampler} cannot step between pure noise (alpha = 0) and clean data (sigma = 0) at once and be "
                 "inverted: put a time between them"

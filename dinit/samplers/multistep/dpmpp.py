@@ -8,7 +8,7 @@ from typing import Literal
 from torch import Tensor
 
 from dinit.diffusion import Scales
-from dinit.samplers.base import SAMPLERS, Denoise, Sampler, StepNoise
+from dinit.samplers.base import SAMPLERS, Sampler, StepDenoiser, StepNoise
 
 History = tuple[Tensor, Tensor]
 
@@ -40,7 +40,7 @@ class DPMpp2M(Sampler):
         return self.levels
 
     def step(
-        self, denoise: Denoise, x_t: Tensor, t: Scales, s: Scales, state: History | None, noise: StepNoise
+        self, denoise: StepDenoiser, x_t: Tensor, t: Scales, s: Scales, state: History | None, noise: StepNoise
     ) -> tuple[Tensor, History]:
         x0 = denoise(x_t, t).x0
         half_log_snr = t.log_snr / 2
@@ -48,7 +48,7 @@ class DPMpp2M(Sampler):
         gain = s.alpha - t.alpha / t.sigma * s.sigma
         x_s = s.sigma / t.sigma * x_t + gain * x0
         h = s.log_snr / 2 - half_log_snr
-        if self.levels == 2 and state is not None and t.numbers.alpha > 0 and s.numbers.sigma > 0:
+        if self.levels == 2 and state is not None and t.floats.alpha > 0 and s.floats.sigma > 0:
             x0_before, half_log_snr_before = state
             slope = (x0 - x0_before) / (half_log_snr - half_log_snr_before)  # 0 after alpha = 0
             weight = gain * h / 2 if self.variant == "midpoint" else s.alpha * h - gain

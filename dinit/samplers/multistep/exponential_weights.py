@@ -77,7 +77,7 @@ class Form:
         return (k.alpha * d.eps - k.sigma * d.x0) / (k.alpha**2 + k.sigma**2).sqrt()
 
     def rho(self, k: Scales) -> Tensor:
-        """What x is divided by, in k.t's shape."""
+        """What x is divided by, in k.time's shape."""
         if self.prediction == "eps":
             return k.alpha
         if self.prediction == "x0":
@@ -87,20 +87,20 @@ class Form:
         return (k.alpha**2 + k.sigma**2).sqrt() if self.prediction == "v" else torch.ones_like(k.alpha)
 
     def u(self, k: Scales) -> Tensor:
-        """The variable of integration, in k.t's shape. Infinite for eps at alpha = 0 and for x0 at sigma = 0."""
+        """The variable of integration, in k.time's shape. Infinite for eps at alpha = 0 and for x0 at sigma = 0."""
         if self.prediction == "eps":
             return k.sigma / k.alpha
         if self.prediction == "x0":
             return k.alpha / k.sigma
         if self.prediction == "velocity":
             return k.sigma / (k.alpha + k.sigma)
-        return torch.atan2(k.sigma, k.alpha) if self.prediction == "v" else k.t
+        return torch.atan2(k.sigma, k.alpha) if self.prediction == "v" else k.time
 
     def place(self, k: Scales) -> float:
         """The value of the polynomial's variable at a single time."""
         if self.variable == "own":
             return float(self.u(k))
-        return k.numbers.t if self.variable == "t" else k.numbers.log_snr / 2
+        return k.floats.time if self.variable == "t" else k.floats.log_snr / 2
 
     def between(self, process: Process, t: Scales, s: Scales, fraction: float) -> Scales:
         """The time at which the polynomial's variable has gone `fraction` of the way from t to s."""
@@ -144,9 +144,9 @@ def form_at(
     At alpha = 0 half the log-SNR and sigma / alpha are infinite: there the posterior mean, smooth in alpha / sigma,
     takes the place of eps. At sigma_s = 0 the exponential forms have DDIM's step as their limit.
     """
-    pure = any(k.numbers.alpha == 0 for k in (t, *nodes))
-    clean = s.numbers.sigma == 0
-    if prediction == "eps" and (t.numbers.alpha == 0 or (pure and variable != "t")):
+    pure = any(k.floats.alpha == 0 for k in (t, *nodes))
+    clean = s.floats.sigma == 0
+    if prediction == "eps" and (t.floats.alpha == 0 or (pure and variable != "t")):
         prediction = "x0"
     if clean and (prediction == "x0" or (prediction == "eps" and variable == "log-snr")):
         return None
@@ -183,7 +183,7 @@ def weights(
     if len(nodes) == 2 and variant in ("midpoint", "taylor"):
         moments[1] = moments[0] / 2
     if len(nodes) == 2 and variant == "bh1" and form.variable == "log-snr":
-        h = s.numbers.log_snr / 2 - t.numbers.log_snr / 2
+        h = s.floats.log_snr / 2 - t.floats.log_snr / 2
         u_s = float(form.u(s))
         moments[1] = (u_s if form.prediction == "x0" else -u_s) * h / 2
     if variant == "taylor":
@@ -219,7 +219,7 @@ def _through(places: Sequence[float], moments: Sequence[float]) -> list[float]:
 
 def ddim_weights(t: Scales, s: Scales) -> tuple[float, list[float]]:
     """(gain, [w]) of DDIM's step on the posterior mean. Song et al. 2021 (DDIM)."""
-    k, l = t.numbers, s.numbers
+    k, l = t.floats, s.floats
     return l.sigma / k.sigma, [l.alpha - k.alpha / k.sigma * l.sigma]
 
 

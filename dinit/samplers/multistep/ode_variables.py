@@ -34,7 +34,7 @@ class Chart:
     def between(self, process: Process, t: Scales, s: Scales, fraction: float) -> Tensor:
         """The time that lies a fraction of the way from t to s in this chart's variable; s itself at 1."""
         if fraction == 1:
-            return s.t
+            return s.time
         start, end = self.variable(t), self.variable(s)
         return self.time(process, start + fraction * (end - start))
 
@@ -43,7 +43,7 @@ def _time_of_straight(process: Process, u: Tensor) -> Tensor:
     return process.time_of(2 * (torch.log1p(-u) - u.log()))
 
 
-TIME = Chart(lambda k: torch.ones_like(k.t), lambda k: k.t, lambda d: d.velocity, lambda _, u: u)
+TIME = Chart(lambda k: torch.ones_like(k.time), lambda k: k.time, lambda d: d.velocity, lambda _, u: u)
 NOISE_LEVEL = Chart(
     lambda k: k.alpha, lambda k: k.noise_level, lambda d: d.eps, lambda process, u: process.time_of_noise_level(u)
 )
@@ -54,4 +54,4 @@ STRAIGHT = Chart(
 
 def noise_chart(t: Scales) -> Chart:
     """NOISE_LEVEL, and STRAIGHT for a step that starts where the noise level is infinite."""
-    return STRAIGHT if t.numbers.alpha == 0 else NOISE_LEVEL
+    return STRAIGHT if t.floats.alpha == 0 else NOISE_LEVEL

@@ -76,8 +76,8 @@ def runge_kutta(process: Process, t: Scales, s: Scales) -> StepPlan:
     """One step of the classical Runge-Kutta weights, its middle in t. Liu et al. 2022 (PNDM)."""
     form = form_at("eps", "t", t, s, (t,))
     if form is None:
-        raise ValueError(f"PNDM's Runge-Kutta step evaluates at its end, t = {s.numbers.t:g}, where sigma is 0")
-    middle = process.scales(torch.as_tensor((t.numbers.t + s.numbers.t) / 2, dtype=torch.float64))
+        raise ValueError(f"PNDM's Runge-Kutta step evaluates at its end, t = {s.floats.time:g}, where sigma is 0")
+    middle = process.scales(torch.as_tensor((t.floats.time + s.floats.time) / 2, dtype=torch.float64))
 
     def along(end: Scales, newest_first: list[float]) -> Sum:
         gain, (whole,) = weights(form, process, t, end, (t,))

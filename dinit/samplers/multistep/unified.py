@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 from torch import Tensor
 
 from dinit.diffusion import Denoised, Denoiser, Process, Scales
-from dinit.samplers.base import SAMPLERS, Denoise, Sampler, StepNoise
+from dinit.samplers.base import SAMPLERS, Sampler, StepDenoiser, StepNoise
 from dinit.samplers.multistep.exponential_weights import (
     Form,
     Prediction,
@@ -153,7 +153,7 @@ class Planned(Sampler):
         return plan_steps(process, levels, self.rules(len(levels) - 1, tail), self.warm)
 
     def step(
-        self, denoise: Denoise, x_t: Tensor, t: Scales, s: Scales, state: Progress, noise: StepNoise
+        self, denoise: StepDenoiser, x_t: Tensor, t: Scales, s: Scales, state: Progress, noise: StepNoise
     ) -> tuple[Tensor, Progress]:
         now, *ahead = state.ahead
         d = denoise(x_t, t)
@@ -252,7 +252,7 @@ def plan_steps(process: Process, levels: list[Scales], rules: list[Rule], warm_u
         plans.append(StepPlan(pending, stages, advance, keep))
         corrected = rule.corrector or (starting and warm_up != "lower-order")
         pending = None
-        if corrected and not stages and s.numbers.sigma > 0:  # a single step is better than its correction
+        if corrected and not stages and s.floats.sigma > 0:  # a single step is better than its correction
             pending = corrector_sum(process, t, s, nodes, rule)
     return tuple(plans)
 

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from dinit.diffusion import Scales
-from dinit.samplers.base import SAMPLERS, Denoise, Sampler, StepNoise
+from dinit.samplers.base import SAMPLERS, Sampler, StepDenoiser, StepNoise
 
 
 def transition_variance(t: Scales, s: Scales) -> Tensor:
@@ -30,7 +30,7 @@ class DDIM(Sampler):
     """DDIM with eta from 0 (deterministic) to 1 (DDPM), first order. Song et al. 2021, Eq. 12."""
 
     eta: float = 0.0
-    honours = frozenset({"renoising"})
+    supported_outputs = frozenset({"renoise_eps"})
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.eta <= 1.0:
@@ -41,7 +41,7 @@ class DDIM(Sampler):
         return int(self.eta > 0)
 
     def step(
-        self, denoise: Denoise, x_t: Tensor, t: Scales, s: Scales, state: Any, noise: StepNoise
+        self, denoise: StepDenoiser, x_t: Tensor, t: Scales, s: Scales, state: Any, noise: StepNoise
     ) -> tuple[Tensor, Any]:
         d = denoise(x_t, t)
         std = ancestral_std(t, s, self.eta)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dinit.diffusion import Denoiser, Process, Scales
-from dinit.samplers.base import SAMPLERS, Denoise, Sampler, StepNoise
+from dinit.samplers.base import SAMPLERS, Sampler, StepDenoiser, StepNoise
 from dinit.samplers.ode.rk45 import MOST_TRIALS, SMALLEST, like_batch
 
 NEAR_NOISE = 0.999  # where a run from alpha = 0, whose log-SNR has no first value, begins to count it
@@ -83,21 +83,21 @@ class DPMAdaptive(Sampler):
         return self.order
 
     def check(self, denoiser: Denoiser, grid: list[Scales]) -> None:
-        if len(grid) > 1 and grid[-1].numbers.sigma == 0:
+        if len(grid) > 1 and grid[-1].floats.sigma == 0:
             raise ValueError(
                 "dpm-adaptive steps in log-SNR, which is infinite at sigma = 0, where this run ends: end with "
                 "'posterior-mean', or at a later time"
             )
 
     def inner_times(self, denoiser: Denoiser, t: Scales, s: Scales, total: int) -> Tensor:
-        return torch.where(t.alpha > 0, t.t, s.t.clamp(min=min(NEAR_NOISE, denoiser.t_max)))[:, None]
+        return torch.where(t.alpha > 0, t.time, s.time.clamp(min=min(NEAR_NOISE, denoiser.t_max)))[:, None]
 
     def step(
-        self, denoise: Denoise, x_t: Tensor, t: Scales, s: Scales, state: Controller | None, noise: StepNoise
+        self, denoise: StepDenoiser, x_t: Tensor, t: Scales, s: Scales, state: Controller | None, noise: StepNoise
     ) -> tuple[Tensor, Controller]:
         (start,) = denoise.inner
         x = x_t
-        if t.numbers.alpha == 0:
+        if t.floats.alpha == 0:
             d = denoise(x_t, t)
             x = start.alpha * d.x0 + start.sigma * d.eps
         now, end = (k.log_snr.expand(len(x)) / 2 for k in (start, s))
@@ -130,11 +130,11 @@ class DPMAdaptive(Sampler):
     def _nodes(self, process: Process, now: Tensor, target: Tensor, start: Scales, s: Scales) -> tuple[Scales, ...]:
         """The scales at a trial's start, at its 1 or 2 inner evaluations and at its end, each of (B,) times."""
         at = torch.stack([now + (target - now) * k / self.order for k in range(self.order)] + [target])
-        times = process.time_of(2 * at).clamp(s.numbers.t, start.numbers.t)  # rounding may lead out of the step
+        times = process.time_of(2 * at).clamp(s.floats.time, start.floats.time)  # rounding may lead out of the step
         return tuple(process.scales(times).unbind())
 
     def _solve(
-        self, denoise: Denoise, x: Tensor, eps: Tensor, h: Tensor, nodes: tuple[Scales, ...]
+        self, denoise: StepDenoiser, x: Tensor, eps: Tensor, h: Tensor, nodes: tuple[Scales, ...]
     ) -> tuple[Tensor, Tensor]:
         """Both orders' x at the last node, h further in half the log-SNR. Lu et al. 2022, Algorithms 1 and 2."""
         here, *inner, s = nodes

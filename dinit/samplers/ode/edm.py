@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dinit.diffusion import Denoiser, Process, Scales
-from dinit.samplers.base import SAMPLERS, Denoise, Sampler, StepNoise
+from dinit.samplers.base import SAMPLERS, Sampler, StepDenoiser, StepNoise
 from dinit.samplers.grids.base import TimeGrid, noise_level_grid
 from dinit.samplers.multistep.ode_variables import NOISE_LEVEL, STRAIGHT, TIME, Chart, noise_chart
 
@@ -62,25 +62,25 @@ class Churned(Sampler):
         level = t.noise_level
         churned = (level >= self.s_tmin) & (level <= self.s_tmax) & level.isfinite() & (gamma > 0)
         if not bool(churned.any()):
-            return t.t
+            return t.time
         raised = denoiser.process.time_of_noise_level(
             torch.where(churned, level, torch.ones_like(level)) * (1 + gamma)
         )
-        return torch.where(churned, raised.clamp(max=denoiser.t_max).maximum(t.t), t.t)
+        return torch.where(churned, raised.clamp(max=denoiser.t_max).maximum(t.time), t.time)
 
     def _nodes(self, denoiser: Denoiser, start: Scales, s: Scales) -> list[Tensor]:
         """The times between `start` and s, (N,) each, that `_move` evaluates at."""
         return []
 
-    def _move(self, denoise: Denoise, x_t: Tensor, t: Scales, s: Scales, nodes: tuple[Scales, ...]) -> Tensor:
+    def _move(self, denoise: StepDenoiser, x_t: Tensor, t: Scales, s: Scales, nodes: tuple[Scales, ...]) -> Tensor:
         """One deterministic step."""
         raise NotImplementedError
 
     def step(
-        self, denoise: Denoise, x_t: Tensor, t: Scales, s: Scales, state: Any, noise: StepNoise
+        self, denoise: StepDenoiser, x_t: Tensor, t: Scales, s: Scales, state: Any, noise: StepNoise
     ) -> tuple[Tensor, Any]:
         raised, *nodes = denoise.inner
-        if raised.numbers.t > t.numbers.t:
+        if raised.floats.time > t.floats.time:
             added = (raised.noise_level**2 - t.noise_level**2).sqrt()
             x_t = raised.alpha * (x_t / t.alpha + self.s_noise * added * noise(0, x_t))
             t = raised
@@ -96,7 +96,7 @@ def _euler(chart: Chart, x_t: Tensor, slope: Tensor, t: Scales, s: Scales) -> Te
 class EDMEuler(Churned):
     """Euler in the noise level, with churn; without it, this is DDIM. Karras et al. 2022, Algorithm 2 cut short."""
 
-    def _move(self, denoise: Denoise, x_t: Tensor, t: Scales, s: Scales, nodes: tuple[Scales, ...]) -> Tensor:
+    def _move(self, denoise: StepDenoiser, x_t: Tensor, t: Scales, s: Scales, nodes: tuple[Scales, ...]) -> Tensor:
         d = denoise(x_t, t)
         chart = noise_chart(t)
         return _euler(chart, x_t, chart.slope(d), t, s)
@@ -136,10 +136,10 @@ class EDMHeun(Churned):
             _in_noise_level(denoiser, start, s, lambda chart: chart.between(denoiser.process, start, s, self.alpha))
         ]
 
-    def _move(self, denoise: Denoise, x_t: Tensor, t: Scales, s: Scales, nodes: tuple[Scales, ...]) -> Tensor:
+    def _move(self, denoise: StepDenoiser, x_t: Tensor, t: Scales, s: Scales, nodes: tuple[Scales, ...]) -> Tensor:
         chart = TIME if self.variable == "t" else noise_chart(t)
         slope = chart.slope(denoise(x_t, t))
-        if s.numbers.sigma == 0:
+        if s.floats.sigma == 0:
             return _euler(chart, x_t, slope, t, s)
         (node,) = nodes
         corrector = chart.slope(denoise(_euler(chart, x_t, slope, t, node), node))
@@ -171,10 +171,10 @@ class DPM2(Churned):
         )
         return [_in_noise_level(denoiser, start, s, middle)]
 
-    def _move(self, denoise: Denoise, x_t: Tensor, t: Scales, s: Scales, nodes: tuple[Scales, ...]) -> Tensor:
+    def _move(self, denoise: StepDenoiser, x_t: Tensor, t: Scales, s: Scales, nodes: tuple[Scales, ...]) -> Tensor:
         chart = noise_chart(t)
         slope = chart.slope(denoise(x_t, t))
-        if s.numbers.sigma == 0:
+        if s.floats.sigma == 0:
             return _euler(chart, x_t, slope, t, s)
         (middle,) = nodes
         return _euler(chart, x_t, chart.slope(denoise(_euler(chart, x_t, slope, t, middle), middle)), t, s)
@@ -182,5 +182,5 @@ class DPM2(Churned):
 
 def _in_noise_level(denoiser: Denoiser, start: Scales, s: Scales, time: Any) -> Tensor:
     """(N,) times by the chart that each step is taken in; s, unused, where the step is Euler's onto sigma = 0."""
-    inside = torch.where(s.sigma == 0, s.t, time(NOISE_LEVEL))
-    return torch.where(start.alpha == 0, torch.where(s.sigma == 0, s.t, time(STRAIGHT)), inside)
+    inside = torch.where(s.sigma == 0, s.time, time(NOISE_LEVEL))
+    return torch.where(start.alpha == 0, torch.where(s.sigma == 0, s.time, time(STRAIGHT)), inside)

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from dinit.diffusion import Denoiser, Scales
-from dinit.samplers.base import SAMPLERS, Denoise, Sampler, StepNoise
+from dinit.samplers.base import SAMPLERS, Sampler, StepDenoiser, StepNoise
 
 
 @SAMPLERS.register("euler")
@@ -17,9 +17,9 @@ class Euler(Sampler):
     """Explicit Euler on the probability-flow ODE, in t. On the linear path this is flow-matching Euler."""
 
     def step(
-        self, denoise: Denoise, x_t: Tensor, t: Scales, s: Scales, state: Any, noise: StepNoise
+        self, denoise: StepDenoiser, x_t: Tensor, t: Scales, s: Scales, state: Any, noise: StepNoise
     ) -> tuple[Tensor, Any]:
-        return x_t + (s.t - t.t) * denoise(x_t, t).velocity, None
+        return x_t + (s.time - t.time) * denoise(x_t, t).velocity, None
 
 
 @SAMPLERS.register("heun")
@@ -33,13 +33,14 @@ class Heun(Sampler):
     def check(self, denoiser: Denoiser, grid: list[Scales]) -> None:
         if not bool(grid[-1].d_sigma.isfinite()):
             raise ValueError(
-                f"Heun asks for the velocity at the last time, t = {float(grid[-1].t):g}, where it is infinite on "
+                f"Heun asks for the velocity at the last time, t = {float(grid[-1].time):g}, where it is "
+                "infinite on "
                 f"{denoiser.process}: end with 'posterior-mean', or at a later time"
             )
 
     def step(
-        self, denoise: Denoise, x_t: Tensor, t: Scales, s: Scales, state: Any, noise: StepNoise
+        self, denoise: StepDenoiser, x_t: Tensor, t: Scales, s: Scales, state: Any, noise: StepNoise
     ) -> tuple[Tensor, Any]:
         slope = denoise(x_t, t).velocity
-        euler = x_t + (s.t - t.t) * slope
-        return x_t + (s.t - t.t) * (slope + denoise(euler, s).velocity) / 2, None
+        euler = x_t + (s.time - t.time) * slope
+        return x_t + (s.time - t.time) * (slope + denoise(euler, s).velocity) / 2, None

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from dinit.diffusion import Scales
-from dinit.samplers.base import SAMPLERS, Denoise, Sampler, StepNoise
+from dinit.samplers.base import SAMPLERS, Sampler, StepDenoiser, StepNoise
 
 
 @SAMPLERS.register("flow-euler")
@@ -22,7 +22,7 @@ class FlowEuler(Sampler):
     """
 
     def step(
-        self, denoise: Denoise, x_t: Tensor, t: Scales, s: Scales, state: Any, noise: StepNoise
+        self, denoise: StepDenoiser, x_t: Tensor, t: Scales, s: Scales, state: Any, noise: StepNoise
     ) -> tuple[Tensor, Any]:
         d = denoise(x_t, t)
         scale_t, scale_s = t.alpha + t.sigma, s.alpha + s.sigma

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from dinit.diffusion import Denoiser, Scales
-from dinit.samplers.base import SAMPLERS, Denoise, Sampler, StepNoise
+from dinit.samplers.base import SAMPLERS, Sampler, StepDenoiser, StepNoise
 from dinit.samplers.multistep.ode_variables import STRAIGHT
 from dinit.samplers.ode.runge_kutta import MIDPOINT, TRAPEZOID, inner_times, runge_kutta_step
 
@@ -30,7 +30,7 @@ class FlowHeun(Sampler):
         return inner_times(TRAPEZOID, STRAIGHT, denoiser, t, s)
 
     def step(
-        self, denoise: Denoise, x_t: Tensor, t: Scales, s: Scales, state: Any, noise: StepNoise
+        self, denoise: StepDenoiser, x_t: Tensor, t: Scales, s: Scales, state: Any, noise: StepNoise
     ) -> tuple[Tensor, Any]:
         return runge_kutta_step(TRAPEZOID, STRAIGHT, denoise, x_t, t, s, denoise.inner), None
 
@@ -47,7 +47,7 @@ class FlowMidpoint(Sampler):
         return inner_times(MIDPOINT, STRAIGHT, denoiser, t, s)
 
     def step(
-        self, denoise: Denoise, x_t: Tensor, t: Scales, s: Scales, state: Any, noise: StepNoise
+        self, denoise: StepDenoiser, x_t: Tensor, t: Scales, s: Scales, state: Any, noise: StepNoise
     ) -> tuple[Tensor, Any]:
         return runge_kutta_step(MIDPOINT, STRAIGHT, denoise, x_t, t, s, denoise.inner), None
 
@@ -67,7 +67,7 @@ class FlowTurbo(Sampler):
         return steps + (steps > 1)
 
     def step(
-        self, denoise: Denoise, x_t: Tensor, t: Scales, s: Scales, state: Tensor | None, noise: StepNoise
+        self, denoise: StepDenoiser, x_t: Tensor, t: Scales, s: Scales, state: Tensor | None, noise: StepNoise
     ) -> tuple[Tensor, Tensor]:
         slope = STRAIGHT.slope(denoise(x_t, t)) if state is None else state
         y, h = x_t / STRAIGHT.scale(t), STRAIGHT.variable(s) - STRAIGHT.variable(t)

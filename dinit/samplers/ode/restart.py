@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dinit.diffusion import Denoiser, Process, Scales
-from dinit.samplers.base import SAMPLERS, Denoise, Sampler, StepNoise
+from dinit.samplers.base import SAMPLERS, Sampler, StepDenoiser, StepNoise
 from dinit.samplers.grids.base import TimeGrid, noise_level_grid
 from dinit.samplers.multistep.ode_variables import noise_chart
 from dinit.samplers.ode.runge_kutta import TRAPEZOID, runge_kutta_step
@@ -41,7 +41,7 @@ class Interval:
 
     def reached(self, t: Scales, s: Scales) -> bool:
         """Whether the step from t to s is the one that arrives in or passes the lower end."""
-        before, after = (k.numbers.sigma / k.numbers.alpha if k.numbers.alpha else torch.inf for k in (t, s))
+        before, after = (k.floats.sigma / k.floats.alpha if k.floats.alpha else torch.inf for k in (t, s))
         return after <= self.low < before
 
     def levels(self, s: Tensor, rho: float) -> Tensor:
@@ -106,7 +106,7 @@ class Restart(Sampler):
         )
 
     def step(
-        self, denoise: Denoise, x_t: Tensor, t: Scales, s: Scales, state: None, noise: StepNoise
+        self, denoise: StepDenoiser, x_t: Tensor, t: Scales, s: Scales, state: None, noise: StepNoise
     ) -> tuple[Tensor, None]:
         x, drawn, first = _heun(denoise, x_t, t, s), 0, 0
         for interval in self.intervals:
@@ -128,14 +128,14 @@ def _times(process: Process, levels: Tensor) -> Tensor:
     return process.time_of_noise_level(levels)
 
 
-def _down(denoise: Denoise, x: Tensor, levels: Sequence[Scales]) -> Tensor:
+def _down(denoise: StepDenoiser, x: Tensor, levels: Sequence[Scales]) -> Tensor:
     for t, s in pairwise(levels):
         x = _heun(denoise, x, t, s)
     return x
 
 
-def _heun(denoise: Denoise, x_t: Tensor, t: Scales, s: Scales) -> Tensor:
+def _heun(denoise: StepDenoiser, x_t: Tensor, t: Scales, s: Scales) -> Tensor:
     """Heun in the noise level; onto sigma = 0 Euler, which is the posterior mean."""
-    if s.numbers.sigma == 0:
+    if s.floats.sigma == 0:
         return s.alpha * denoise(x_t, t).x0
     return runge_kutta_step(TRAPEZOID, noise_chart(t), denoise, x_t, t, s, [s])

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dinit.diffusion import Denoiser, Scales
-from dinit.samplers.base import SAMPLERS, Denoise, Sampler, StepNoise
+from dinit.samplers.base import SAMPLERS, Sampler, StepDenoiser, StepNoise
 from dinit.samplers.ode.runge_kutta import Tableau, check_finite_velocity, combined
 
 DORMAND_PRINCE = Tableau(
@@ -73,17 +73,17 @@ class RK45(Sampler):
         check_finite_velocity(self, denoiser, grid)
 
     def step(
-        self, denoise: Denoise, x_t: Tensor, t: Scales, s: Scales, state: Controller | None, noise: StepNoise
+        self, denoise: StepDenoiser, x_t: Tensor, t: Scales, s: Scales, state: Controller | None, noise: StepNoise
     ) -> tuple[Tensor, Controller]:
-        now, x, slope = t.t.expand(len(x_t)), x_t, denoise(x_t, t).velocity
-        control = state or Controller(now - s.t, torch.ones_like(now))
+        now, x, slope = t.time.expand(len(x_t)), x_t, denoise(x_t, t).velocity
+        control = state or Controller(now - s.time, torch.ones_like(now))
         rejected = torch.zeros(len(x_t), dtype=torch.bool)
         for _ in range(MOST_TRIALS):
-            if not bool((now > s.t).any()):
+            if not bool((now > s.time).any()):
                 return x, control
-            left = now - s.t
+            left = now - s.time
             size = torch.minimum(control.size, left)
-            target = torch.where(size == left, s.t, now - size)
+            target = torch.where(size == left, s.time, now - size)
             trial, last_slope, error = self._trial(denoise, x, slope, now, target)
             accepted = error <= 1  # not where it is not a number
             if bool((size[~accepted] < SMALLEST).any()):
@@ -100,7 +100,7 @@ class RK45(Sampler):
         )
 
     def _trial(
-        self, denoise: Denoise, x: Tensor, slope: Tensor, now: Tensor, target: Tensor
+        self, denoise: StepDenoiser, x: Tensor, slope: Tensor, now: Tensor, target: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """One step from `now` to `target`: the new state, its velocity, and (B,) errors over the tolerance."""
         size = now - target

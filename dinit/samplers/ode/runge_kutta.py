@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dinit.diffusion import Denoiser, Scales
 from dinit.registry import suggest
-from dinit.samplers.base import SAMPLERS, Denoise, Sampler, StepNoise
+from dinit.samplers.base import SAMPLERS, Sampler, StepDenoiser, StepNoise
 from dinit.samplers.multistep.ode_variables import TIME, Chart
 
 
@@ -41,7 +41,13 @@ def inner_times(tableau: Tableau, chart: Chart, denoiser: Denoiser, t: Scales, s
 
 
 def runge_kutta_step(
-    tableau: Tableau, chart: Chart, denoise: Denoise, x_t: Tensor, t: Scales, s: Scales, inner: Sequence[Scales]
+    tableau: Tableau,
+    chart: Chart,
+    denoise: StepDenoiser,
+    x_t: Tensor,
+    t: Scales,
+    s: Scales,
+    inner: Sequence[Scales],
 ) -> Tensor:
     """x_s, (B, C, H, W). inner: the scales of the times that `inner_times` planned for this step."""
     y = x_t / chart.scale(t)
@@ -62,7 +68,8 @@ def check_finite_velocity(sampler: Sampler, denoiser: Denoiser, grid: list[Scale
     """ValueError where the velocity at the last time is asked for and infinite."""
     if not bool(grid[-1].d_sigma.isfinite()):
         raise ValueError(
-            f"{type(sampler).__name__} asks for the velocity at the last time, t = {float(grid[-1].t):g}, where it "
+            f"{type(sampler).__name__} asks for the velocity at the last time, t = {float(grid[-1].time):g}, "
+            "where it "
             f"is infinite on {denoiser.process}: end with 'posterior-mean', or at a later time"
         )
 
@@ -86,7 +93,7 @@ class _RungeKutta(Sampler):
         return inner_times(self.tableau, TIME, denoiser, t, s)
 
     def step(
-        self, denoise: Denoise, x_t: Tensor, t: Scales, s: Scales, state: Any, noise: StepNoise
+        self, denoise: StepDenoiser, x_t: Tensor, t: Scales, s: Scales, state: Any, noise: StepNoise
     ) -> tuple[Tensor, Any]:
         return runge_kutta_step(self.tableau, TIME, denoise, x_t, t, s, denoise.inner), None
 

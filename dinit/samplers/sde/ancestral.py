@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from dinit.diffusion import Denoised, Denoiser, Scales
-from dinit.diffusion.process import Numbers
+from dinit.diffusion.process import ScalarScales
 from dinit.registry import suggest
-from dinit.samplers.base import SAMPLERS, Denoise, Sampler, StepNoise
+from dinit.samplers.base import SAMPLERS, Sampler, StepDenoiser, StepNoise
 
 Solver = Literal["euler", "dpm-2", "dpmpp-2s"]
 
@@ -60,29 +60,31 @@ class Ancestral(Sampler):
 
     def inner_times(self, denoiser: Denoiser, t: Scales, s: Scales, total: int) -> Tensor:
         if self.solver == "euler":
-            return torch.empty(len(t.t), 0, dtype=torch.float64)
+            return torch.empty(len(t.time), 0, dtype=torch.float64)
         down = [
-            ancestral_split(a.numbers, b.numbers, self.eta)[0] for a, b in zip(t.unbind(), s.unbind(), strict=True)
+            ancestral_split(a.floats, b.floats, self.eta)[0] for a, b in zip(t.unbind(), s.unbind(), strict=True)
         ]
         level = (t.noise_level * torch.tensor(down, dtype=torch.float64) / s.alpha).sqrt()
         middle = level.isfinite() & (level > 0)  # elsewhere the step is Euler's, and any time will do
         times = denoiser.process.time_of_noise_level(torch.where(middle, level, torch.ones_like(level)))
-        return torch.where(middle, times, s.t)[:, None]
+        return torch.where(middle, times, s.time)[:, None]
 
     def step(
-        self, denoise: Denoise, x_t: Tensor, t: Scales, s: Scales, state: Any, noise: StepNoise
+        self, denoise: StepDenoiser, x_t: Tensor, t: Scales, s: Scales, state: Any, noise: StepNoise
     ) -> tuple[Tensor, Any]:
         d = denoise(x_t, t)
-        down, up = ancestral_split(t.numbers, s.numbers, self.eta)
-        if self.solver == "euler" or t.numbers.alpha == 0 or down == 0:
+        down, up = ancestral_split(t.floats, s.floats, self.eta)
+        if self.solver == "euler" or t.floats.alpha == 0 or down == 0:
             x_s = s.alpha * d.x0 + down * d.eps
         else:
-            x_s = self._second_order(denoise, d, t.numbers, s.numbers, down)
+            x_s = self._second_order(denoise, d, t.floats, s.floats, down)
         if self.stochastic and up > 0:
             x_s = x_s + self.s_noise * up * noise(0, x_t)
         return x_s, None
 
-    def _second_order(self, denoise: Denoise, d: Denoised, t: Numbers, s: Numbers, down: float) -> Tensor:
+    def _second_order(
+        self, denoise: StepDenoiser, d: Denoised, t: ScalarScales, s: ScalarScales, down: float
+    ) -> Tensor:
         """The step to the level down / alpha_s, in units of x at s."""
         mid = denoise.inner[0]
         middle = denoise(mid.alpha * d.x0 + mid.sigma * d.eps, mid)
@@ -92,7 +94,7 @@ class Ancestral(Sampler):
         return keep * d.x_t + (s.alpha - keep * t.alpha) * middle.x0
 
 
-def ancestral_split(t: Numbers, s: Numbers, eta: float) -> tuple[float, float]:
+def ancestral_split(t: ScalarScales, s: ScalarScales, eta: float) -> tuple[float, float]:
     """alpha_s (u_down, u_up): what is left of the old noise at s, and what is new, in units of x."""
     ratio = t.alpha / t.sigma * s.sigma / s.alpha  # u_s / u_t
     up = min(1.0, eta * math.sqrt(1 - ratio**2)) if eta else 0.0

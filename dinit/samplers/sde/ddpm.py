@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dinit.diffusion import Denoised, Denoiser, Scales
 from dinit.registry import suggest
-from dinit.samplers.base import SAMPLERS, Denoise, Sampler, StepNoise
+from dinit.samplers.base import SAMPLERS, Sampler, StepDenoiser, StepNoise
 from dinit.samplers.ode.ddim import ancestral_std, transition_variance
 
 Variance = Literal["fixed-small", "fixed-large", "learned-range", "learned"]
@@ -58,7 +58,7 @@ class DDPM(Sampler):
 
     variance: Variance = "fixed-small"
     draws_per_step = 1
-    honours = frozenset({"mean_gradient"})
+    supported_outputs = frozenset({"mean_gradient"})
 
     def __post_init__(self) -> None:
         check_variance(self.variance)
@@ -67,10 +67,10 @@ class DDPM(Sampler):
         check_variance(self.variance, denoiser)
 
     def step(
-        self, denoise: Denoise, x_t: Tensor, t: Scales, s: Scales, state: Any, noise: StepNoise
+        self, denoise: StepDenoiser, x_t: Tensor, t: Scales, s: Scales, state: Any, noise: StepNoise
     ) -> tuple[Tensor, Any]:
         d = denoise(x_t, t)
-        if s.numbers.sigma == 0:  # clean data has no variance, whatever formula would be used for it
+        if s.floats.sigma == 0:  # clean data has no variance, whatever formula would be used for it
             return posterior_mean_of_x_s(d, t, s), None
         mean, std = ancestral_transition(d, t, s, self.variance)
         if d.mean_gradient is not None:  # a classifier's, in the form of Dhariwal & Nichol 2021, Algorithm 1

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dinit.diffusion import Denoiser, Scales
-from dinit.samplers.base import SAMPLERS, Denoise, Sampler, StepNoise
+from dinit.samplers.base import SAMPLERS, Sampler, StepDenoiser, StepNoise
 from dinit.samplers.sde.ancestral import ancestral_split, check_noise
 from dinit.samplers.sde.exponential import linear_part, moments
 
@@ -48,22 +48,22 @@ class DPMppSDE(Sampler):
     def inner_times(self, denoiser: Denoiser, t: Scales, s: Scales, total: int) -> Tensor:
         middle = (t.log_snr + s.log_snr) / 2
         times = denoiser.process.time_of(torch.where(middle.isfinite(), middle, torch.zeros_like(middle)))
-        return torch.where(middle.isfinite(), times, s.t)[:, None]
+        return torch.where(middle.isfinite(), times, s.time)[:, None]
 
     def step(
-        self, denoise: Denoise, x_t: Tensor, t: Scales, s: Scales, state: Any, noise: StepNoise
+        self, denoise: StepDenoiser, x_t: Tensor, t: Scales, s: Scales, state: Any, noise: StepNoise
     ) -> tuple[Tensor, Any]:
         x0 = denoise(x_t, t).x0
-        if t.numbers.alpha > 0 and s.numbers.sigma > 0:
+        if t.floats.alpha > 0 and s.floats.sigma > 0:
             middle = denoise.inner[0]
             x0 = denoise(self._ancestral(x_t, x0, t, middle, noise, 0), middle).x0
         return self._ancestral(x_t, x0, t, s, noise, 1), None
 
     def _ancestral(self, x_t: Tensor, x0: Tensor, t: Scales, s: Scales, noise: StepNoise, draw: int) -> Tensor:
         """x at s, from x at t and a posterior mean that is the same all along."""
-        down, up = ancestral_split(t.numbers, s.numbers, self.eta)
-        keep = down / t.numbers.sigma
-        x_s = keep * x_t + (s.numbers.alpha - keep * t.numbers.alpha) * x0
+        down, up = ancestral_split(t.floats, s.floats, self.eta)
+        keep = down / t.floats.sigma
+        x_s = keep * x_t + (s.floats.alpha - keep * t.floats.alpha) * x0
         return x_s + self.s_noise * up * noise(draw, x_t) if self.stochastic else x_s
 
 
@@ -106,16 +106,16 @@ class DPMpp2MSDE(Sampler):
         return int(self.eta > 0)
 
     def step(
-        self, denoise: Denoise, x_t: Tensor, t: Scales, s: Scales, state: History | None, noise: StepNoise
+        self, denoise: StepDenoiser, x_t: Tensor, t: Scales, s: Scales, state: History | None, noise: StepNoise
     ) -> tuple[Tensor, History]:
         if self.prediction == "eps":
             return self._in_noise(denoise(x_t, t).eps, x_t, t, s, state or (), noise)
         x0 = denoise(x_t, t).x0
-        half_log_snr = t.numbers.log_snr / 2
-        linear = linear_part(t.numbers, s.numbers, self.eta)
+        half_log_snr = t.floats.log_snr / 2
+        linear = linear_part(t.floats, s.floats, self.eta)
         x_s = linear.keep * x_t + linear.gain * x0
         history = state or ()
-        if self.levels == 2 and history and s.numbers.sigma > 0:
+        if self.levels == 2 and history and s.floats.sigma > 0:
             x0_before, before = history[0]
             weight = linear.gain / 2 if self.variant == "midpoint" else linear.alpha_s * moments(linear.decay, 2)[1]
             x_s = x_s + weight * linear.h / (half_log_snr - before) * (x0 - x0_before)
@@ -124,9 +124,9 @@ class DPMpp2MSDE(Sampler):
         return x_s, remember(x0, half_log_snr, history, 1)
 
     def check(self, denoiser: Denoiser, grid: list[Scales]) -> None:
-        if self.prediction == "eps" and len(grid) > 1 and grid[0].numbers.alpha == 0:
+        if self.prediction == "eps" and len(grid) > 1 and grid[0].floats.alpha == 0:
             raise ValueError(
-                f"SDE-DPM-Solver's step is infinite from alpha = 0, at t = {grid[0].numbers.t:g}: start a little "
+                f"SDE-DPM-Solver's step is infinite from alpha = 0, at t = {grid[0].floats.time:g}: start a little "
                 "later, or use prediction='x0'"
             )
 
@@ -134,7 +134,7 @@ class DPMpp2MSDE(Sampler):
         self, eps: Tensor, x_t: Tensor, t: Scales, s: Scales, history: History, noise: StepNoise
     ) -> tuple[Tensor, History]:
         """x_s / alpha_s = x_t / alpha_t - (1 + eta) (u_t - u_s) (eps extrapolated to the middle) + noise."""
-        a, b = t.numbers, s.numbers
+        a, b = t.floats, s.floats
         u_t, u_s = a.sigma / a.alpha, b.sigma / b.alpha
         slope = eps
         if self.levels == 2 and history and b.sigma > 0:
@@ -184,14 +184,14 @@ class DPMpp3MSDE(Sampler):
         return int(self.eta > 0)
 
     def step(
-        self, denoise: Denoise, x_t: Tensor, t: Scales, s: Scales, state: History | None, noise: StepNoise
+        self, denoise: StepDenoiser, x_t: Tensor, t: Scales, s: Scales, state: History | None, noise: StepNoise
     ) -> tuple[Tensor, History]:
         x0 = denoise(x_t, t).x0
-        half_log_snr = t.numbers.log_snr / 2
-        linear = linear_part(t.numbers, s.numbers, self.eta)
+        half_log_snr = t.floats.log_snr / 2
+        linear = linear_part(t.floats, s.floats, self.eta)
         x_s = linear.keep * x_t + linear.gain * x0
         history = state or ()
-        if history and s.numbers.sigma > 0:
+        if history and s.floats.sigma > 0:
             x_s = x_s + linear.alpha_s * self._bend(x0, half_log_snr, history, linear.h, linear.decay)
         if self.stochastic:
             x_s = x_s + self.s_noise * linear.std * noise(0, x_t)

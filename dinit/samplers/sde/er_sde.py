@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dinit.diffusion import Scales
 from dinit.registry import suggest
-from dinit.samplers.base import SAMPLERS, Denoise, Sampler, StepNoise
+from dinit.samplers.base import SAMPLERS, Sampler, StepDenoiser, StepNoise
 
 NoiseScale = Literal["er-sde", "sde", "ode"]
 
@@ -68,10 +68,10 @@ class ERSDE(Sampler):
         return int(self.noise_scale != "ode")
 
     def step(
-        self, denoise: Denoise, x_t: Tensor, t: Scales, s: Scales, state: History | None, noise: StepNoise
+        self, denoise: StepDenoiser, x_t: Tensor, t: Scales, s: Scales, state: History | None, noise: StepNoise
     ) -> tuple[Tensor, History]:
         x0 = denoise(x_t, t).x0
-        a, b = t.numbers, s.numbers
+        a, b = t.floats, s.floats
         if a.alpha == 0 or b.sigma == 0:  # r = 0: what x_t holds besides x0 is forgotten, or is 0 in the end
             keep = b.sigma / a.sigma if self.noise_scale == "ode" else 0.0
             x_s = keep * x_t + b.alpha * x0

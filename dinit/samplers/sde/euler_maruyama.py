@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dinit.diffusion import Denoised, Denoiser, Scales
 from dinit.diffusion.process import diffusion_squared
-from dinit.samplers.base import SAMPLERS, Denoise, Sampler, StepNoise
+from dinit.samplers.base import SAMPLERS, Sampler, StepDenoiser, StepNoise
 from dinit.samplers.sde.ancestral import check_noise
 from dinit.samplers.sde.ddpm import ancestral_transition
 
@@ -29,11 +29,11 @@ def euler_maruyama_transition(d: Denoised, t: Scales, s: Scales, eta: float = 1.
     At alpha = 0 drift and diffusion are infinite: x_t holds nothing of x0 and is forgotten at once. There the
     ancestral transition is taken, which draws x_s from its distribution given x0 alone.
     """
-    if t.numbers.alpha == 0:
+    if t.floats.alpha == 0:
         return ancestral_transition(d, t, s, "fixed-small")
     g2 = diffusion_squared(t)
     drift = t.d_alpha / t.alpha * d.x_t - (1 + eta**2) / 2 * g2 * d.score
-    return d.x_t + (s.t - t.t) * drift, eta * (g2 * (t.t - s.t)).sqrt()
+    return d.x_t + (s.time - t.time) * drift, eta * (g2 * (t.time - s.time)).sqrt()
 
 
 @SAMPLERS.register("euler-maruyama")
@@ -63,14 +63,14 @@ class EulerMaruyama(Sampler):
         return int(self.eta > 0)
 
     def check(self, denoiser: Denoiser, grid: list[Scales]) -> None:
-        if self.variable == "noise-level" and grid[0].numbers.alpha == 0 and len(grid) > 1:
+        if self.variable == "noise-level" and grid[0].floats.alpha == 0 and len(grid) > 1:
             raise ValueError(
-                f"sigma / alpha is infinite at the run's first time, t = {grid[0].numbers.t:g}: start a little "
-                "later, as grid='log-snr' with initial= does, or use variable='t'"
+                f"sigma / alpha is infinite at the run's first time, t = {grid[0].floats.time:g}: start a little "
+                "later, as grid='log-snr' with initial_state= does, or use variable='t'"
             )
 
     def step(
-        self, denoise: Denoise, x_t: Tensor, t: Scales, s: Scales, state: Any, noise: StepNoise
+        self, denoise: StepDenoiser, x_t: Tensor, t: Scales, s: Scales, state: Any, noise: StepNoise
     ) -> tuple[Tensor, Any]:
         d = denoise(x_t, t)
         transition = euler_maruyama_transition if self.variable == "t" else noise_level_transition

@@ -16,7 +16,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dinit.diffusion.process import Numbers
+from dinit.diffusion.process import ScalarScales
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Linear:
         return -self.alpha_s * math.expm1(-self.decay)
 
 
-def linear_part(t: Numbers, s: Numbers, eta: float) -> Linear:
+def linear_part(t: ScalarScales, s: ScalarScales, eta: float) -> Linear:
     """The exact part of the step from t to s. eta >= 0; every value but h and decay is finite."""
     h = (s.log_snr - t.log_snr) / 2
     forgotten = eta * h if eta else 0.0  # eta h, whose limit at eta = 0 is 0 for an infinite h too

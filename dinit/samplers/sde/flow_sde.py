@@ -13,7 +13,7 @@ from torch import Tensor
 from dinit.diffusion import Denoised, Denoiser, Scales
 from dinit.diffusion.process import diffusion_squared
 from dinit.registry import suggest
-from dinit.samplers.base import SAMPLERS, Denoise, Sampler, StepNoise
+from dinit.samplers.base import SAMPLERS, Sampler, StepDenoiser, StepNoise
 from dinit.samplers.sde.ddpm import ancestral_transition
 
 Method = Literal["euler-maruyama", "heun"]
@@ -21,11 +21,11 @@ LastStep = Literal["mean", "euler", "tweedie", "none"]
 
 # Half the squared diffusion coefficient, w of (norm, scales). SiT's time runs from noise to data: it is 1 - t.
 DIFFUSIONS: dict[str, Callable[[float, Scales], Tensor]] = {
-    "constant": lambda norm, k: norm * torch.ones_like(k.t),
+    "constant": lambda norm, k: norm * torch.ones_like(k.time),
     "sigma": lambda norm, k: norm * k.sigma,
-    "linear": lambda norm, k: norm * k.t,
-    "decreasing": lambda norm, k: (norm * torch.cos(math.pi * (1 - k.t)) + 1) ** 2 / 4,
-    "increasing-decreasing": lambda norm, k: norm * torch.sin(math.pi * k.t) ** 2,
+    "linear": lambda norm, k: norm * k.time,
+    "decreasing": lambda norm, k: (norm * torch.cos(math.pi * (1 - k.time)) + 1) ** 2 / 4,
+    "increasing-decreasing": lambda norm, k: norm * torch.sin(math.pi * k.time) ** 2,
     "sbdm": lambda norm, k: norm * diffusion_squared(k) / 2,
 }
 
@@ -85,7 +85,7 @@ class FlowSDE(Sampler):
         return DIFFUSIONS[self.diffusion](self.norm, k)
 
     def check(self, denoiser: Denoiser, grid: list[Scales]) -> None:
-        onto_clean = grid[-1].numbers.sigma == 0
+        onto_clean = grid[-1].floats.sigma == 0
         if self.method == "heun" and self.last_step == "none" and onto_clean:
             raise ValueError(
                 "Heun's step onto sigma = 0 asks for the score there, which is infinite: choose another last_step, "
@@ -93,19 +93,19 @@ class FlowSDE(Sampler):
             )
         if self.method == "heun" and not onto_clean and not bool(grid[-1].d_sigma.isfinite()):
             raise ValueError(
-                f"the velocity at the last time, t = {float(grid[-1].t):g}, is infinite: end before it"
+                f"the velocity at the last time, t = {float(grid[-1].time):g}, is infinite: end before it"
             )
 
     def step(
-        self, denoise: Denoise, x_t: Tensor, t: Scales, s: Scales, state: Any, noise: StepNoise
+        self, denoise: StepDenoiser, x_t: Tensor, t: Scales, s: Scales, state: Any, noise: StepNoise
     ) -> tuple[Tensor, Any]:
-        if s.numbers.sigma == 0 and self.last_step != "none":
+        if s.floats.sigma == 0 and self.last_step != "none":
             return self._onto_clean(denoise(x_t, t), t, s), None
-        if t.numbers.alpha == 0 and self.diffusion == "sbdm":
+        if t.floats.alpha == 0 and self.diffusion == "sbdm":
             mean, std = ancestral_transition(denoise(x_t, t), t, s, "fixed-small")
             return mean + std * noise(0, x_t) if self.stochastic else mean, None
         w = self.coefficient(t)
-        dt = s.t - t.t
+        dt = s.time - t.time
         kick = (-2 * w * dt).sqrt() * noise(0, x_t) if self.stochastic else 0.0
         if self.method == "euler-maruyama":
             return x_t + dt * _drift(denoise(x_t, t), w) + kick, None
@@ -115,11 +115,11 @@ class FlowSDE(Sampler):
         return start + dt * (slope + _drift(end, self.coefficient(s))) / 2, None
 
     def _onto_clean(self, d: Denoised, t: Scales, s: Scales) -> Tensor:
-        if self.last_step == "tweedie" or t.numbers.alpha == 0:
+        if self.last_step == "tweedie" or t.floats.alpha == 0:
             return s.alpha * d.x0
         if self.last_step == "euler":
-            return d.x_t + (s.t - t.t) * d.velocity
-        return d.x_t + (s.t - t.t) * _drift(d, self.coefficient(t))
+            return d.x_t + (s.time - t.time) * d.velocity
+        return d.x_t + (s.time - t.time) * _drift(d, self.coefficient(t))
 
 
 def _drift(d: Denoised, w: Tensor) -> Tensor:

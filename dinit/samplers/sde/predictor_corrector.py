@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dinit.diffusion import Denoised, Denoiser, Process, Scales
 from dinit.registry import suggest
-from dinit.samplers.base import SAMPLERS, Denoise, Sampler, StepNoise
+from dinit.samplers.base import SAMPLERS, Sampler, StepDenoiser, StepNoise
 from dinit.samplers.grids.base import TimeGrid
 from dinit.samplers.ode.ddim import transition_variance
 from dinit.samplers.sde.ddpm import ancestral_transition
@@ -26,7 +26,7 @@ def reverse_diffusion_transition(d: Denoised, t: Scales, s: Scales) -> tuple[Ten
     Song et al. 2021, Appendix E, with the chain x_t = (alpha_t / alpha_s) x_s + noise, for any path. At alpha = 0
     x_t holds nothing of x_s, and the ancestral transition is taken.
     """
-    if t.numbers.alpha == 0:
+    if t.floats.alpha == 0:
         return ancestral_transition(d, t, s, "fixed-small")
     variance = transition_variance(t, s)
     return (2 - t.alpha / s.alpha) * d.x_t + variance * d.score, variance.sqrt()
@@ -64,7 +64,7 @@ class ReverseDiffusion(Sampler):
     draws_per_step = 1
 
     def step(
-        self, denoise: Denoise, x_t: Tensor, t: Scales, s: Scales, state: Any, noise: StepNoise
+        self, denoise: StepDenoiser, x_t: Tensor, t: Scales, s: Scales, state: Any, noise: StepNoise
     ) -> tuple[Tensor, Any]:
         mean, std = reverse_diffusion_transition(denoise(x_t, t), t, s)
         return mean + std * noise(0, x_t), None
@@ -134,7 +134,7 @@ class PredictorCorrector(Sampler):
         return self.corrector_steps if self.corrector != "none" else 0
 
     def check(self, denoiser: Denoiser, grid: list[Scales]) -> None:
-        if self._moves and self.corrector != "renoising" and len(grid) > 1 and grid[-1].numbers.sigma == 0:
+        if self._moves and self.corrector != "renoising" and len(grid) > 1 and grid[-1].floats.sigma == 0:
             raise ValueError(
                 "a Langevin corrector has no step at sigma = 0, where this run ends: leave the last time out, "
                 "end with 'posterior-mean', or use corrector='none'"
@@ -144,7 +144,7 @@ class PredictorCorrector(Sampler):
 
     def inner_times(self, denoiser: Denoiser, t: Scales, s: Scales, total: int) -> Tensor:
         if self._first is None:
-            return torch.empty(len(t.t), 0, dtype=torch.float64)
+            return torch.empty(len(t.time), 0, dtype=torch.float64)
         return self._first.inner_times(denoiser, t, s, total)
 
     def grid_for(self, process: Process) -> TimeGrid:
@@ -154,7 +154,7 @@ class PredictorCorrector(Sampler):
         return self._first.init(denoiser, levels, total) if self._first else None
 
     def step(
-        self, denoise: Denoise, x_t: Tensor, t: Scales, s: Scales, state: Any, noise: StepNoise
+        self, denoise: StepDenoiser, x_t: Tensor, t: Scales, s: Scales, state: Any, noise: StepNoise
     ) -> tuple[Tensor, Any]:
         x, drawn = x_t, 0
         if self._first:

@@ -9,7 +9,7 @@ from typing import Literal
 from torch import Tensor
 
 from dinit.diffusion import Scales
-from dinit.samplers.base import SAMPLERS, Denoise, Sampler, StepNoise
+from dinit.samplers.base import SAMPLERS, Sampler, StepDenoiser, StepNoise
 from dinit.samplers.sde.exponential import Linear, lagrange_weights, linear_part, moments
 
 Node = tuple[Tensor, float]  # a posterior mean and half the log-SNR that it belongs to
@@ -75,19 +75,19 @@ class SASolver(Sampler):
         return "steps" if self.low == -math.inf and self.high == math.inf else "times"
 
     def step(
-        self, denoise: Denoise, x_t: Tensor, t: Scales, s: Scales, state: History | None, noise: StepNoise
+        self, denoise: StepDenoiser, x_t: Tensor, t: Scales, s: Scales, state: History | None, noise: StepNoise
     ) -> tuple[Tensor, History]:
-        node = (denoise(x_t, t).x0, t.numbers.log_snr / 2)
+        node = (denoise(x_t, t).x0, t.floats.log_snr / 2)
         before = state.nodes if state else ()
         if state and self.corrector_order and before:
             nodes = (node, *before)[: self.corrector_order]
             x_t = state.start + self._integral(nodes, before[0][1], state.linear)
-        nodes = (node, *before) if t.numbers.alpha > 0 else ()
-        linear = linear_part(t.numbers, s.numbers, self._eta(t.numbers.log_snr))
+        nodes = (node, *before) if t.floats.alpha > 0 else ()
+        linear = linear_part(t.floats, s.floats, self._eta(t.floats.log_snr))
         start = linear.keep * x_t
         if linear.std > 0:
             start = start + linear.std * noise(0, x_t)
-        if nodes and s.numbers.sigma > 0:
+        if nodes and s.floats.sigma > 0:
             x_s = start + self._integral(nodes[: self.predictor_order], node[1], linear)
         else:
             x_s = start + linear.gain * node[0]

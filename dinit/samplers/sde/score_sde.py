@@ -17,7 +17,7 @@ from torch import Tensor
 from dinit.diffusion import Denoised, Denoiser, Scales
 from dinit.diffusion.continuous import VE, VP, SubVP
 from dinit.diffusion.process import diffusion_squared
-from dinit.samplers.base import Denoise, Sampler, StepNoise
+from dinit.samplers.base import Sampler, StepDenoiser, StepNoise
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class ScoreSDE(Sampler):
     def check(self, denoiser: Denoiser, grid: list[Scales]) -> None:
         if denoiser.process != self.process:
             raise ValueError(f"this sampler is for {self.process}, the denoiser's process is {denoiser.process}")
-        if len(grid) != self.num_scales + 1 or grid[-1].numbers.t != 0:
+        if len(grid) != self.num_scales + 1 or grid[-1].floats.time != 0:
             raise ValueError('the published loop has its own times: pass grid=sampler.times() and end="state"')
 
     @cached_property
@@ -80,10 +80,10 @@ class ScoreSDE(Sampler):
         return torch.linspace(p.beta_min / n, p.beta_max / n, n, dtype=torch.float64)
 
     def step(
-        self, denoise: Denoise, x_t: Tensor, t: Scales, s: Scales, state: Any, noise: StepNoise
+        self, denoise: StepDenoiser, x_t: Tensor, t: Scales, s: Scales, state: Any, noise: StepNoise
     ) -> tuple[Tensor, Any]:
         x = x_t
-        level = int(t.numbers.t * (self.num_scales - 1))
+        level = int(t.floats.time * (self.num_scales - 1))
         for j in range(self._moves):
             score, z = denoise(x, t).score, noise(j, x)
             size = self._langevin_size(score, z, t, level)
@@ -91,12 +91,12 @@ class ScoreSDE(Sampler):
         if self.predictor == "none":
             return x, None
         mean, variance = self._predict(denoise(x, t), t, level)
-        if self.denoise and s.numbers.t == 0:
+        if self.denoise and s.floats.time == 0:
             return mean, None
         return mean + variance.sqrt() * noise(self._moves, x), None
 
     def _langevin_size(self, score: Tensor, z: Tensor, t: Scales, level: int) -> Tensor:
-        alpha = 1 - self._table[level] if isinstance(self.process, VP) else torch.ones_like(t.t)
+        alpha = 1 - self._table[level] if isinstance(self.process, VP) else torch.ones_like(t.time)
         if self.corrector == "annealed":
             return 2 * alpha * (self.snr * t.sigma) ** 2
         norms = [v.flatten(1).norm(dim=1).mean() for v in (z, score)]

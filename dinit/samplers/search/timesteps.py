@@ -101,7 +101,7 @@ def _evolve(
     """The best (score, times) of all generations."""
     random = np.random.default_rng(evolution.seed)
     process = denoiser.process
-    starts = [torch.stack([k.t for k in plan(denoiser, steps, grid, "state")]) for grid in STARTS]
+    starts = [torch.stack([k.time for k in plan(denoiser, steps, grid, "state")]) for grid in STARTS]
     starts += [_mutated(process, starts[i % len(starts)], 1.0, random) for i in range(evolution.population)]
     ranked = sorted(((score(times), i, times) for i, times in enumerate(starts[: evolution.population])))
     count = len(ranked)

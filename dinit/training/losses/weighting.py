@@ -26,7 +26,7 @@ class Weighting(ABC):
 
     @abstractmethod
     def on_output(self, k: Scales, b: Tensor) -> Tensor:
-        """The factor on the squared error of the network's output: float64, of k.t's shape.
+        """The factor on the squared error of the network's output: float64, of k.time's shape.
 
         b: the coefficient of the output in x0, from Parameterization.posterior_mean_coefficients.
         """
