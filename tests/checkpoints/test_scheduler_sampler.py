@@ -259,7 +259,9 @@ def test_equals_dinits_own_solver_on_its_grid(case: str) -> None:
     found = ours.sample(
         denoiser, noise, STEPS, labels=LABELS, seed=4, grid=sampler.own_grid, initial_state=theirs[0].x_t
     )
-    torch.testing.assert_close(theirs[-1].x_s, found, rtol=0, atol=5e-5)
+    torch.testing.assert_close(
+        theirs[-1].x_s, found, rtol=0, atol=1e-4
+    )  # float32 from a noise level of 157: 1.8e-5
 
 
 BACKBONE = SimpleNamespace(num_classes=3, in_channels=2, out_channels=2, embed=lambda labels: labels[:, None])

@@ -30,7 +30,9 @@ def test_psnr_is_the_error_in_decibels() -> None:
 def test_ssim_of_constant_images_is_the_luminance_alone() -> None:
     for a, b in ((0.2, 0.8), (0.0, 1.0), (0.5, 0.5)):
         expected = (2 * a * b + C1) / (a * a + b * b + C1)
-        assert ssim(constant(a), constant(b)).item() == pytest.approx(expected, rel=1e-4)
+        # A variance is a difference of float32 means of squares, here of 0.64, and is compared with C2 = 9e-4:
+        # 3.5e-5 were measured.
+        assert ssim(constant(a), constant(b)).item() == pytest.approx(expected, rel=5e-4)
 
 
 def test_ssim_is_the_definition_written_out() -> None:

@@ -57,7 +57,7 @@ def test_s4d_in_float32_as_it_starts() -> None:
     u = torch.randn(2, 16, 300)
     out = layer(u).double()
     exact = recurrence(layer.double(), u.double())
-    assert (out - exact).abs().max() < 1e-5 * exact.abs().max()
+    assert (out - exact).abs().max() < 2e-5 * exact.abs().max()  # 2.2e-6: Fourier transforms of 600 places
 
 
 @torch.no_grad()

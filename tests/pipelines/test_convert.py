@@ -385,7 +385,7 @@ def test_diffusers_folder_there_and_back(diffusers_dit: Reference, tmp_path: Pat
     theirs = back.transformer(given["in.x"], given["in.t"], class_labels=given["in.y"]).sample
     assert torch.equal(theirs, model(given["in.x"], given["in.t"], class_labels=given["in.y"]).sample)
     ours = pipe.backbone(given["in.x"], given["in.t"], pipe.backbone.embed(given["in.y"]))
-    assert relative_error(ours, theirs) < 1e-5
+    assert relative_error(ours, theirs) < 2e-5  # float32: 2.0e-6
     assert (back.scheduler.config.beta_schedule, back.scheduler.config.beta_start) == ("scaled_linear", 0.001)
     assert back.scheduler.config.prediction_type == "v_prediction"
     assert equal(back.vae.state_dict(), dict(pipe.vae.state_dict()))

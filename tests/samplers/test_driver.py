@@ -92,7 +92,8 @@ def test_the_input_is_not_changed(sampler: Sampler) -> None:
 def test_state_keeps_the_noise_dtype(sampler: Sampler) -> None:
     single, double = (sampler.sample(mixture(), noise(dtype=d), 8, seed=1) for d in (torch.float32, F64))
     assert (single.dtype, double.dtype) == (torch.float32, F64)
-    assert (single - double).abs().max() < 2e-3
+    # bdia-edm and ab multiply rounding errors by steps of the noise level, down from 157: 7.4e-4. Most have 1e-5.
+    assert (single - double).abs().max() < 4e-3
 
 
 def test_iterate_tells_every_step(sampler: Sampler) -> None:
@@ -222,7 +223,8 @@ def test_discrete_grids_meet_the_levels_exactly() -> None:
     for grid in (Timesteps("trailing"), Timesteps("leading", 1), Timesteps("linspace"), Respaced()):
         times = grid.times(chain, 20, chain.t_min, 1.0)
         levels = (times * 1000).round().long() - 1
-        assert torch.equal(chain.scales(times).alpha, chain.alphas[levels])
+        # alpha is exp(log(alpha)) of a shorter vector than the table's: the last digits may differ.
+        torch.testing.assert_close(chain.scales(times).alpha, chain.alphas[levels], rtol=1e-14, atol=0)
 
 
 def test_a_grid_of_fixed_length_needs_no_steps() -> None:

@@ -110,7 +110,7 @@ def test_cfg_channels_leave_the_others_conditional() -> None:
     given, full = model(x, 0.5, cond).x0, CFG(4.0).wrap(model)(x, 0.5, cond).x0
     part = CFG(4.0, channels=1).wrap(model)(x, 0.5, cond).x0
     assert torch.equal(part[:, :1], full[:, :1])
-    assert torch.equal(part[:, 1:], given[:, 1:])
+    assert error(part[:, 1:], given[:, 1:]) < 1e-14  # from a batch of 8, and one of 4
 
 
 def test_cfg_interval_in_log_snr() -> None:

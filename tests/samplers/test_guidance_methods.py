@@ -475,7 +475,7 @@ def test_negative_class_stands_in_for_the_null_class() -> None:
     given, bad = model(x, 0.5, cond).x0, one_class(model.inner, 1, x, 0.5).x0  # type: ignore[arg-type]
     expected = bad + 2.5 * (given - bad)
     assert error(guided[:3], expected[:3]) < 1e-13
-    assert torch.equal(guided[3], given[3])
+    assert error(guided[3], given[3]) < 1e-13  # from a batch of 8, and one of 4
     assert error(guided[1:2], given[1:2]) < 1e-13, "a class is not driven away from itself"
 
 

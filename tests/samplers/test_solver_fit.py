@@ -49,7 +49,7 @@ def test_numbers_read_back_as_the_schedule(process: Process) -> None:
         assert near(ours) == pytest.approx(near(given), abs=0.011)
     x = noise(1, 8)
     same = again.sample(model, x, grid=times), sampler.sample(model, x, grid=times)
-    assert torch.allclose(*same, rtol=0, atol=1e-12)
+    assert torch.allclose(*same, rtol=0, atol=5e-12)  # 9e-13: the coefficients are solved for again
 
 
 @pytest.mark.parametrize("process", PROCESSES, ids=str)

@@ -87,7 +87,8 @@ def test_added_folded_in_and_none_passed_by(mode: str, name: str) -> None:
     with torch.no_grad():
         before = output(backbone)
     adapt_lora(backbone, 2, 4.0) if mode == "lora" else adapt_difffit(backbone)
-    torch.testing.assert_close(output(backbone).detach(), before)
+    # The added part is exactly 0, but layers that have one take other kernels than those without: up to 2.8e-6.
+    torch.testing.assert_close(output(backbone).detach(), before, rtol=2e-6, atol=1.5e-5)
     shaken(backbone)
     after = output(backbone)
     after.square().sum().backward()

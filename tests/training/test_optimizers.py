@@ -43,7 +43,9 @@ def test_lion_follows_its_rule() -> None:
             momenta[i] = 0.95 * momenta[i] + 0.05 * g
         optimizer.step()
     for ours, expected in zip(model.parameters(), weights, strict=True):
-        torch.testing.assert_close(ours.detach().double(), expected, rtol=0, atol=1e-6)
+        torch.testing.assert_close(
+            ours.detach().double(), expected, rtol=0, atol=2e-6
+        )  # float32, three steps: 3.2e-7
 
 
 def test_muon_makes_steps_of_matrices_orthogonal_and_leaves_the_rest_to_adamw() -> None:
