@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -76,23 +75,22 @@ def make_set(
     choose: the label of every image; None leaves all without a class. options: as `call_options` takes them.
     place: device and dtype.
     """
-    device, dtype = place
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    if several and device == "auto":
-        from dinit.pipelines.outputs.sets import join
-
-        device = str(join().device)
-    pipe = load(name, device, dtype)
+    from dinit.pipelines.launch import launched_processes
     from dinit.pipelines.outputs.sets import GROUP, generate_set
 
-    options.setdefault("default_sampler", pipe.defaults.get("sampler"))
-    labels = choose(pipe)
-    planned = call_options(**options)
-    count = num_images if labels is None else None
-    call = pipe.plan(labels, num_images=count, seed=seed, batch_size=batch_size, **planned)
-    speaks = os.environ.get("RANK", "0") == "0"
-    with _show(enabled=speaks) as show, _signals() as caught:
-        made = generate_set(pipe, call, out, group or GROUP, make_pack, show, stop=lambda: bool(caught))
+    device, dtype = place
+    with launched_processes() as state:
+        if device == "auto" and state.num_processes > 1:
+            device = str(state.device)
+        pipe = load(name, device, dtype)
+        options.setdefault("default_sampler", pipe.defaults.get("sampler"))
+        labels = choose(pipe)
+        planned = call_options(**options)
+        count = num_images if labels is None else None
+        call = pipe.plan(labels, num_images=count, seed=seed, batch_size=batch_size, **planned)
+        speaks = state.is_main_process
+        with _show(enabled=speaks) as show, _signals() as caught:
+            made = generate_set(pipe, call, out, group or GROUP, make_pack, show, stop=lambda: bool(caught))
     if speaks:
         _report(made, stopped=bool(caught))
     if caught:

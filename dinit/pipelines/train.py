@@ -13,13 +13,12 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object
 from torch import Tensor
 
 from dinit.data import ImageData
 from dinit.files import only_writer, remove_leftovers
-from dinit.pipelines.launch import make_accelerator
+from dinit.pipelines.launch import training_processes
 from dinit.pipelines.runs.output import draw_samples, export, make_pipeline
 from dinit.training import randomness
 from dinit.training.averaging.snapshots import save_snapshot
@@ -89,21 +88,12 @@ def train(
     if finished is not None:
         return finished
     out.mkdir(parents=True, exist_ok=True)
-    try:
-        accelerator = make_accelerator(recipe, out)
+    with training_processes(recipe, out) as accelerator:
         devices = [accelerator.device] if accelerator.device.type == "cuda" else []
         alone = only_writer(out) if accelerator.is_main_process else nullcontext()
         with alone, torch.random.fork_rng(devices):  # the caller's random numbers are not ours to change
-            try:
-                result = _Run(recipe, out, accelerator, progress, profile).go()
-            except (TrainingStopped, TrainingDiverged):  # in all processes alike
-                accelerator.end_training()
-                raise
-        accelerator.end_training()
-        return result
-    finally:
-        # Accelerate keeps one state a process; without this a second recipe could not choose its precision.
-        AcceleratorState._reset_state(reset_partial_state=True)
+            # No name for the run: only the frames of an exception may hold it, and these are cleared.
+            return _Run(recipe, out, accelerator, progress, profile).go()
 
 
 def _finished(out: Path) -> TrainResult | None:

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from dinit.data import ImageData, sample_key
 
 _MEMORY_LIMIT = 256 << 20  # bytes: data sets up to this size are held as one tensor
+_PATIENCE = 1800  # seconds for a batch, after which the processes that read the data count as hanging
 _DEATHS = 3  # of the reading processes, without a batch between, that end a run
 
 
@@ -77,6 +78,7 @@ def _loaded(
             batch_sampler=_Positions(share, first_step, last_step, given),  # type: ignore[arg-type]
             num_workers=workers,
             pin_memory=torch.cuda.is_available(),
+            timeout=_PATIENCE if workers else 0,
             generator=torch.Generator(),  # of its own: a run that starts it again draws no more than another
         )
         source = _start(loader)
@@ -88,6 +90,12 @@ def _loaded(
         except (RuntimeError, OSError, EOFError) as error:
             ends = [worker.sentinel for worker in getattr(source, "_workers", ())]
             # A killed process's connections break a moment before it counts as dead.
+            if "timed out after" in str(error):
+                raise RuntimeError(
+                    f"the processes that read the data gave no batch for {_PATIENCE / 60:.0f} minutes: is the "
+                    f"disk or "
+                    "network behind the data set reachable? The same command goes on from the last checkpoint"
+                ) from error
             if not ends or not wait(ends, timeout=1.0):
                 raise  # an error of the data, not of the process that read it
             deaths += 1

@@ -6,9 +6,13 @@ import multiprocessing
 import os
 import signal
 import socket
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
 from multiprocessing.process import BaseProcess
 from typing import Any
+
+LIMIT = 200.0  # seconds for processes to end by themselves
+STARTED: list[BaseProcess] = []  # all that tests have started: conftest.py ends what is left of them
 
 _PRELOAD = ["dinit.pipelines.train", "dinit.pipelines.outputs.sets", "dinit.training.recipe.checks"]
 
@@ -24,7 +28,18 @@ def start(processes: int, function: Callable[..., Any], *arguments: Any) -> list
     children = [context.Process(target=_rank, args=one) for one in given]
     for child in children:
         child.start()
+    STARTED.extend(children)
     return children
+
+
+def join(children: Iterable[BaseProcess], seconds: float = LIMIT) -> None:
+    """Waits until all have ended. AssertionError, and they are killed, where one is still there after `seconds`."""
+    children, latest = list(children), time.monotonic() + seconds
+    for child in children:
+        child.join(max(latest - time.monotonic(), 0.01))
+    late = [child.pid for child in children if child.is_alive()]
+    kill(children)
+    assert not late, f"processes {late} had not ended after {seconds:.0f} s"
 
 
 def kill(children: list[BaseProcess]) -> None:
@@ -33,7 +48,7 @@ def kill(children: list[BaseProcess]) -> None:
         if child.is_alive() and child.pid is not None:
             os.kill(child.pid, signal.SIGKILL)
     for child in children:
-        child.join()
+        child.join(30)
 
 
 def _rank(rank: int, processes: int, port: int, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ranks
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
@@ -143,7 +144,7 @@ def test_killed_and_restarted_encoding_is_the_uninterrupted_one(autoencoder: Pat
         if child.is_alive():
             os.kill(child.pid or 0, signal.SIGKILL)
             kills += 1
-        child.join()
+        ranks.join([child])
         assert not (folder / MANIFEST).exists() or child.exitcode == 0
     assert kills >= 3
     made = encode(autoencoder, DATA, folder, SMALL, progress=False)
@@ -205,8 +206,7 @@ def test_two_calls_do_not_write_into_one_folder(autoencoder: Path, tmp_path: Pat
     assert ready.wait(30)
     with pytest.raises(OSError, match="another process is writing into"):
         encode(autoencoder, DATA, held, SMALL, progress=False)
-    child.kill()
-    child.join()
+    ranks.kill([child])
     assert encode(autoencoder, DATA, held, SMALL, progress=False).made == 45
 
 

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -165,7 +166,7 @@ def test_each_process_makes_its_share(
     monkeypatch.setattr(sharded, "broadcast_object_list", lambda given: given.__setitem__(0, agreed))
     for rank in (2, 1, 0):
         state = SimpleNamespace(is_main_process=rank == 0, process_index=rank, num_processes=3)
-        monkeypatch.setattr(sharded, "join", lambda state=state: state)
+        monkeypatch.setattr(sharded, "launched_processes", lambda state=state: nullcontext(state))
         latest = time.monotonic() + 30  # not for ever, for a share that nobody makes
         done = generate_set(
             pipe, call_of(pipe), folder, GROUP, stop=lambda latest=latest: time.monotonic() > latest
@@ -309,9 +310,7 @@ def test_three_kills_of_two_processes(pipeline_folder: Path, tmp_path: Path) -> 
         for path in folder.rglob("0*.png"):
             with Image.open(path) as picture:
                 picture.load()
-    (last,) = ranks.start(1, _share, str(pipeline_folder), count, str(folder), 64)
-    last.join()
-    (whole,) = ranks.start(1, _share, str(pipeline_folder), count, str(tmp_path / "whole"), 16)
-    whole.join()
+    ranks.join(ranks.start(1, _share, str(pipeline_folder), count, str(folder), 64))
+    ranks.join(ranks.start(1, _share, str(pipeline_folder), count, str(tmp_path / "whole"), 16))
     assert files(folder) == files(tmp_path / "whole")
     assert len(files(folder)) == count + 2

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+import ranks
 import torch
 import yaml
 from PIL import Image
@@ -119,7 +120,7 @@ def killed_run(folder: Path, kills: int, seed: int) -> None:
         reached = len(losses(folder)) if (folder / "losses.jsonl").exists() else 0
         child.start()
         if attempt == kills:
-            child.join()
+            ranks.join([child])
             assert child.exitcode == 0
             return
         target = min(reached + chance.randint(0, max(60 // kills - 3, 1)), 45)  # well before the end
@@ -128,7 +129,7 @@ def killed_run(folder: Path, kills: int, seed: int) -> None:
         time.sleep(chance.uniform(0, 0.03))
         assert child.pid is not None
         os.kill(child.pid, signal.SIGKILL)
-        child.join()
+        ranks.join([child])
         assert child.exitcode == -signal.SIGKILL, "the run ended before it could be killed"
 
 

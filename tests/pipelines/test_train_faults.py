@@ -202,7 +202,7 @@ def test_a_worker_that_dies_is_started_again(tmp_path: Path) -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         train(recipe, tmp_path / "run", progress=False)
-    thread.join()
+    thread.join(60)
     assert len(killed) == 1
     assert any("started again" in str(warning.message) for warning in caught)
     same_end(tmp_path / "run", tmp_path / "calm")
@@ -216,8 +216,7 @@ def _train_many(folder: str) -> None:
 def test_five_faults_in_two_processes(tmp_path: Path) -> None:
     """All killed, one killed, told to end, by chance: losses and last checkpoint are the uninterrupted ones."""
     folder, chance = tmp_path / "run", random.Random(3)
-    for child in ranks.start(2, _train_many, str(tmp_path / "calm")):
-        child.join()
+    ranks.join(ranks.start(2, _train_many, str(tmp_path / "calm")))
     for fault in ("all", "one", "told", "all", "one"):
         children = ranks.start(2, _train_many, str(folder))
         target = len(losses(folder)) + chance.randint(1, 12)
@@ -227,17 +226,16 @@ def test_five_faults_in_two_processes(tmp_path: Path) -> None:
         time.sleep(chance.uniform(0, 0.05))
         if fault == "told":
             os.kill(children[chance.randint(0, 1)].pid or 0, signal.SIGTERM)
-            for child in children:
-                child.join(60)
+            ranks.join(children, 60)
         elif fault == "one":
             os.kill(children[chance.randint(0, 1)].pid or 0, signal.SIGKILL)
             time.sleep(chance.uniform(0, 0.2))
         ranks.kill(children)
         for path in list_checkpoints(folder / "checkpoints"):
             load_checkpoint(path)
-    for child in ranks.start(2, _train_many, str(folder)):
-        child.join()
-        assert child.exitcode == 0
+    children = ranks.start(2, _train_many, str(folder))
+    ranks.join(children)
+    assert [child.exitcode for child in children] == [0, 0]
     same_end(folder, tmp_path / "calm")
     assert len(losses(folder)) == 120
     assert not [path for path in folder.rglob("*") if path.name.startswith(".dinit-")]

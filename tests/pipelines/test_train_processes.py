@@ -6,13 +6,17 @@ import json
 import os
 import signal
 import time
+import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ranks
 import torch
 from safetensors.torch import load_file
+from torch.nn.parallel import DistributedDataParallel
 
+from dinit.pipelines import train as loop
 from dinit.pipelines.train import train
 from dinit.training import parse_recipe
 from dinit.training.optimizer import learning_rate
@@ -38,9 +42,9 @@ def _train(folder: str, *overrides: str) -> None:
 
 
 def finish(processes: int, folder: Path, *overrides: str) -> Path:
-    for child in ranks.start(processes, _train, str(folder), *overrides):
-        child.join()
-        assert child.exitcode == 0
+    children = ranks.start(processes, _train, str(folder), *overrides)
+    ranks.join(children)
+    assert [child.exitcode for child in children] == [0] * processes
     return folder
 
 
@@ -111,8 +115,7 @@ def test_all_processes_end_after_the_same_step_when_one_is_told(alone: Path, tmp
     while not (folder / "losses.jsonl").exists() or len(losses(folder)) < 13:
         time.sleep(0.005)
     os.kill(children[1].pid or 0, signal.SIGTERM)  # not the one that writes
-    for child in children:
-        child.join()
+    ranks.join(children)
     said = {(tmp_path / f"code-{rank}").read_text() for rank in (0, 1)}
     assert len(said) == 1
     number, step = map(int, said.pop().split())
@@ -122,3 +125,64 @@ def test_all_processes_end_after_the_same_step_when_one_is_told(alone: Path, tmp
     assert len(losses(folder)) == step
     finish(2, folder)
     torch.testing.assert_close(torch.tensor(losses(folder)), torch.tensor(losses(alone)), rtol=1e-4, atol=0)
+
+
+WAYS_OUT = {
+    "finished": "",
+    "stopped": "TrainingStopped",
+    "interrupted": "KeyboardInterrupt",
+    "diverged": "TrainingDiverged",
+    "failed": "OSError",
+}
+
+
+def _leave(folder: str, way: str, report: str) -> None:
+    """Trains and leaves in one way; writes which models were alive when the process groups were destroyed."""
+    alive: list[bool] = []
+    models: list[weakref.ref[Any]] = []
+    made, destroy, rate = (
+        DistributedDataParallel.__init__,
+        torch.distributed.destroy_process_group,
+        loop.learning_rate,
+    )
+
+    def remember(self: Any, *arguments: Any, **options: Any) -> None:
+        made(self, *arguments, **options)
+        models.append(weakref.ref(self))
+
+    def destroying(*arguments: Any) -> None:
+        alive.extend(model() is not None for model in models)
+        destroy(*arguments)
+
+    def leaving(step: int, *arguments: Any) -> float:
+        if step == 4:
+            if way == "stopped":
+                os.kill(os.getpid(), signal.SIGTERM)
+            if way == "interrupted":
+                raise KeyboardInterrupt
+            if way == "failed":
+                raise OSError("the disk is full")
+        return rate(step, *arguments)
+
+    DistributedDataParallel.__init__ = remember
+    torch.distributed.destroy_process_group = destroying
+    loop.learning_rate = leaving
+    overrides = ["optimizer.lr=1e30", "training.max_skipped=1"] if way == "diverged" else []
+    ended = ""
+    try:
+        _train(folder, "training.steps=12", "training.checkpoint_every=6", *overrides)
+    except (Exception, KeyboardInterrupt) as error:
+        ended = type(error).__name__
+    Path(f"{report}-{os.environ['RANK']}").write_text(json.dumps([ended, alive]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", WAYS_OUT)
+def test_the_model_is_released_before_the_process_groups(tmp_path: Path, way: str) -> None:
+    """A Reducer that outlives its group deadlocks when it is deallocated: see training_processes."""
+    children = ranks.start(2, _leave, str(tmp_path / "run"), way, str(tmp_path / "report"))
+    ranks.join(children, 100)
+    for rank in (0, 1):
+        ended, alive = json.loads((tmp_path / f"report-{rank}").read_text())
+        assert ended == WAYS_OUT[way]
+        assert alive == [False]

@@ -10,18 +10,15 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from PIL import Image
@@ -30,6 +27,7 @@ from dinit.data.order import hash_words
 from dinit.files import only_writer, whole_file
 from dinit.pipelines.call import Call, to_spec, whole_number
 from dinit.pipelines.generate import Pipeline
+from dinit.pipelines.launch import launched_processes
 from dinit.pipelines.outputs.manifest import claims, pipeline_name, versions
 from dinit.pipelines.outputs.set_files import begin, image_path, pack, png_bytes, present, write_manifest
 from dinit.pipelines.outputs.sheets import to_pil
@@ -40,6 +38,7 @@ Class = TypeVar("Class", int, str)
 GROUP = 64
 CLASS_ORDERS = ("balanced", "random", "none")
 _WRITERS, _BACKLOG = 4, 3  # threads that write a process's images; groups that may wait for them
+_PATIENCE = 1800.0  # seconds without a new image, after which the other processes are given up
 _LOOK_EVERY = 2.0  # seconds between looks at what all processes have written
 _RANDOM_CLASS = 7  # keeps the stream of random classes apart from every other of the seed
 
@@ -105,10 +104,9 @@ def generate_set(
     ImageSetError where the folder holds another set; OSError as the disk says it, and then nothing half written
     is left; ValueError for a group that is no number.
     """
-    folder, state = Path(folder), join()
-    group = whole_number("group", group)
+    folder, group = Path(folder), whole_number("group", group)
     asked = _asked(pipe, call, group)
-    with only_writer(folder) if state.is_main_process else nullcontext():
+    with launched_processes() as state, only_writer(folder) if state.is_main_process else nullcontext():
         notes, pending = _agree(state, lambda: _begin(folder, asked, call, pipeline_name(pipe)))
         mine = pending[state.process_index :: state.num_processes]
         watch = _Watch(folder, len(call.labels), on_progress if state.is_main_process else None)
@@ -121,13 +119,6 @@ def generate_set(
             facts = {"complete": True, "pipeline": pipeline_name(pipe), "pack": packed.name if packed else None}
             write_manifest(folder, asked, versions(), facts)
         return MadeSet(folder, len(call.labels), made, complete, packed, tuple(notes))
-
-
-def join() -> PartialState:
-    """What Accelerate says of the launched processes. Nobody waits for the slowest until it has made its share."""
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    waits = {"timeout": timedelta(days=7)} if several else {}
-    return PartialState(cpu=several and not torch.accelerator.is_available(), **waits)
 
 
 def _agree(state: PartialState, decide: Callable[[], tuple[list[str], list[int]]]) -> tuple[list[str], list[int]]:
@@ -248,9 +239,24 @@ class _Watch:
         return done
 
     def wait(self, stop: Callable[[], bool]) -> bool:
-        """Whether all images are there, once the other processes have made theirs, or once `stop` says so."""
-        while self.look(now=True) < self.total:
+        """Whether all images are there, once the other processes have made theirs, or once `stop` says so.
+
+        TimeoutError where no new image has come for `_PATIENCE` seconds: the process that was to make it is dead.
+        """
+        done, since = self.look(now=True), time.monotonic()
+        while done < self.total:
             if stop():
                 return False
+            if time.monotonic() - since > _PATIENCE:
+                raise TimeoutError(
+                    f"{self.total - done} images of {self.folder} are other processes' share, and none has "
+                    f"come for "
+                    f"{_PATIENCE / 60:.0f} minutes: one of them has died or hangs. End what is left of them "
+                    f"and start "
+                    "the same command again; it makes only the images that are missing"
+                )
             time.sleep(0.2)
+            before, done = done, self.look(now=True)
+            if done != before:
+                since = time.monotonic()
         return True

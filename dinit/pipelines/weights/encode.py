@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
@@ -36,6 +35,7 @@ from dinit.data.latent_cache import (
 from dinit.evaluation.metrics.reconstruction import psnr, ssim
 from dinit.files import LOCK, is_leftover, only_writer, remove_leftovers, whole_folder, write_atomically
 from dinit.models.codec import AutoencoderKLCodec, open_autoencoder
+from dinit.pipelines.launch import launched_processes
 from dinit.pipelines.outputs.manifest import versions, weights_sha256
 from dinit.pipelines.outputs.targets import check_folder_target
 from dinit.registry import suggest
@@ -109,14 +109,11 @@ def encode(
     codec = AutoencoderKLCodec(vae)
     plan = _plan(str(autoencoder), codec, images, spec, options)
     _check_folder(folder, plan)
-    state = _processes(device)
-    try:
+    with launched_processes(cpu=device == "cpu") as state:
         own: Any = state.device
         place = own if device == "auto" or state.num_processes > 1 else torch.device(device)
         with only_writer(folder) if state.is_main_process else nullcontext():
             return _Run(folder, plan, options, images, codec, state, place).go(progress)
-    finally:
-        PartialState._reset_state()  # else a training in this process could not choose its device
 
 
 def _plan(
@@ -168,19 +165,6 @@ def _check_folder(folder: Path, plan: CachePlan) -> None:
     if changed:
         shown = "\n".join(f"  {line}" for line in changed)
         raise ValueError(f"{folder} holds other latents; nothing was written. Give another folder, or:\n{shown}")
-
-
-def _processes(device: str) -> PartialState:
-    """This process among all that were launched. ValueError where they do not find each other."""
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
-    on_cpu = device == "cpu" or not torch.accelerator.is_available()
-    state = PartialState(cpu=launched > 1 and on_cpu)
-    if state.num_processes != launched:
-        raise ValueError(
-            f"{launched} processes were launched and Accelerate joined {state.num_processes}; launch with torchrun "
-            "or accelerate launch, without settings of its own"
-        )
-    return state
 
 
 class _Run:

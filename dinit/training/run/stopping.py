@@ -51,6 +51,8 @@ class StopRequest:
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
         if self._pending is not None and kind is None:
             self._pending.wait()
+        # The groups are destroyed once this is left, and no collective of theirs may outlive them.
+        self._pending = self._group = None
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.number:
