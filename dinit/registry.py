@@ -1,15 +1,23 @@
-"""Names to classes: the one list that the command line, the docs and the conformance tests read."""
+"""Registries: names to classes, the one list that the command line, the docs and the conformance tests read."""
 
 from __future__ import annotations
 
 import difflib
+import fnmatch
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
+from dinit._deprecate import warn_once
+from dinit.specs import parse_spec
+
 T = TypeVar("T")
+Entry = TypeVar("Entry")
+
+RENAMED_SINCE = "0.1"  # the version whose calls and files still read the old names of `renamed_options`
 
 
 def suggest(name: str, known: list[str]) -> str:
@@ -28,36 +36,87 @@ class UnknownName(KeyError, ValueError):
 
 
 class Registry(Generic[T]):
-    """A mapping from public names to classes (or functions).
+    """Mapping from public names to classes (or functions).
 
-    kind: the noun used in messages ("sampler"). package: its modules are imported on the first look-up, so
-    that an entry lives in one file and is listed nowhere else; those of its sub-folders too, unless subfolders
-    is False. Registering a name twice is an error.
+    A name is found whatever its case and its `-`, `_`, spaces and other punctuation, with `++` for `pp`: 'DDIM',
+    'dpmpp_2m' and 'DPM++ 2M' are 'ddim', 'dpmpp-2m' and 'dpmpp-2m'. So are an entry's aliases, its class name, and,
+    in `create`, its class name with one of its `presets`: 'DiT-XL/2'.
+
+    An entry may carry `renamed_options`, a mapping of old option names to new ones, which `create` still reads,
+    with a DeprecationWarning.
+
+    Args:
+        kind: the noun used in messages ("sampler").
+        package: its modules are imported on the first look-up, so that an entry lives in one file.
+        subfolders: whether the modules of its sub-folders are imported too.
+        advise: takes this registry and a name that nothing is registered under, and returns what to write in its
+            place, for the message, or None.
     """
 
-    def __init__(self, kind: str, package: str, subfolders: bool = True) -> None:
+    def __init__(
+        self,
+        kind: str,
+        package: str,
+        subfolders: bool = True,
+        advise: Callable[[Registry[T], str], str | None] | None = None,
+    ) -> None:
         self.kind = kind
         self._package = package
         self._walk = pkgutil.walk_packages if subfolders else pkgutil.iter_modules
+        self._advise = advise
         self._entries: dict[str, T] = {}
+        self._known: dict[str, tuple[str, Mapping[str, Any]]] = {}  # key of a name or alias -> (name, its options)
+        self._special: dict[str, str] = {}
         self._loaded = False
 
-    def register(self, name: str) -> Callable[[Any], Any]:
-        """Decorator: enter the class or function under `name` (lower case, words joined by '-')."""
+    def register(
+        self,
+        name: str,
+        *,
+        aliases: Sequence[str] | Mapping[str, Mapping[str, Any]] = (),
+        special_case_of: str | None = None,
+    ) -> Callable[[Entry], Entry]:
+        """Decorator: enter the class or function under `name`.
 
-        def enter(entry: Any) -> Any:
-            if name in self._entries:
-                raise ValueError(f"{self.kind} {name!r} is already registered by {self._entries[name]!r}")
-            self._entries[name] = entry
-            entry.registry_name = name
+        Args:
+            name: lower case, words joined by '-'.
+            aliases: other names that people write for it; a mapping where an alias stands for options as well:
+                {"dpm2-a": {"solver": "dpm-2"}}. Spelling variants need none, see the class.
+            special_case_of: the entry that this one equals at its default options, if there is one.
+
+        Raises:
+            ValueError: a name or an alias is taken.
+        """
+        stands_for = {alias: aliases[alias] if isinstance(aliases, Mapping) else {} for alias in aliases}
+
+        def enter(entry: Entry) -> Entry:
+            for one, options in {name: {}, **stands_for}.items():
+                taken = self._known.get(_key(one))
+                if taken is not None:
+                    raise ValueError(f"{self.kind} {one!r} is already registered by {self._entries[taken[0]]!r}")
+                self._known[_key(one)] = (name, options)
+            self._entries[name] = entry  # type: ignore[assignment]
+            entry.registry_name = name  # type: ignore[attr-defined]
+            if special_case_of is not None:
+                self._special[name] = special_case_of
             return entry
 
         return enter
 
-    def names(self) -> list[str]:
-        """All names, sorted."""
+    def names(self, pattern: str = "*") -> list[str]:
+        """All names, sorted; with a pattern, those that match it: `names("*2m*")`, with `*`, `?` and `[...]`."""
         self._load()
-        return sorted(self._entries)
+        return [name for name in sorted(self._entries) if _matches(name, pattern)]
+
+    def presets(self, pattern: str = "*") -> list[str]:
+        """Published sizes that `create` takes, as 'DiT-XL/2', in the order of the entries' own tables."""
+        self._load()
+        return [one for name in sorted(self._entries) for one in self._sizes(name) if _matches(one, pattern)]
+
+    def special_case_of(self, name: str) -> str | None:
+        """The entry that this one equals at its default options; None where there is none."""
+        self._load()
+        return self._special.get(name)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names())
@@ -66,46 +125,130 @@ class Registry(Generic[T]):
         return len(self.names())
 
     def __contains__(self, name: object) -> bool:
-        self._load()
-        return name in self._entries
+        try:
+            self[name]  # type: ignore[index]
+        except UnknownName:
+            return False
+        return True
 
     def __getitem__(self, name: str) -> T:
-        """The entry. Raises UnknownName (a KeyError and a ValueError) with the nearest known name."""
+        """The entry.
+
+        Raises:
+            UnknownName: (a KeyError and a ValueError) no entry has this name, or it stands for options too, as
+                'DiT-XL/2' does, which the class alone would lose.
+        """
+        found, options = self.resolve(name)
+        if options:
+            given = ", ".join(f"{option}={value!r}" for option, value in options.items())
+            raise UnknownName(f"{self.kind} {name!r} is {found!r} with {given}: `create` makes it")
+        return self._entries[found]
+
+    def resolve(self, name: str) -> tuple[str, Mapping[str, Any]]:
+        """The registered name that `name` is a spelling or an alias of, and the options that it stands for.
+
+        Raises:
+            UnknownName: with advice, or the nearest known name and all of them.
+        """
         self._load()
-        try:
-            return self._entries[name]
-        except (KeyError, TypeError):
-            raise UnknownName(f"unknown {self.kind} {name!r}{suggest(str(name), self.names())}") from None
+        if isinstance(name, str):
+            if name in self._entries:
+                return name, {}
+            key = _key(name)
+            found = self._known.get(key) or self._by_class_name(key)
+            if found is not None:
+                return found
+            advice = self._advise(self, name) if self._advise is not None else None
+            if advice is not None:
+                raise UnknownName(f"unknown {self.kind} {name!r}: {advice}")
+        raise UnknownName(f"unknown {self.kind} {name!r}{suggest(str(name), self.names())}")
 
     def create(self, spec: Any, **options: Any) -> Any:
-        """An instance from a name, a mapping `{"name": ..., **options}`, or an instance (returned as it is).
+        """An instance from its description.
 
-        Raises UnknownName for a name, ValueError for an option that the entry does not have or one that it needs.
+        Args:
+            spec: a name; a name with options as on the command line, 'ddim:eta=0.5'; a mapping
+                `{"name": ..., **options}`; or an instance, which is returned as it is.
+            options: of the class; beside a name or a mapping only.
+
+        Raises:
+            UnknownName: (a ValueError too) for a name that is not registered.
+            ValueError: an option that the entry does not have, one that it needs, one given twice, one of a
+                wrong type or value; a class in place of an instance.
         """
-        if isinstance(spec, Mapping):
-            given = dict(spec)
-            if "name" not in given:
-                raise ValueError(f"a {self.kind} given as a mapping needs a 'name', got {dict(spec)!r}")
-            return self.create(given.pop("name"), **given, **options)
-        if not isinstance(spec, str):
+        if isinstance(spec, str):
+            spec = parse_spec(spec) if ":" in spec else {"name": spec}
+        if not isinstance(spec, Mapping):
+            if isinstance(spec, type):
+                raise ValueError(
+                    f"a {self.kind} is an object, got the class {spec.__name__}: call it, {spec.__name__}()"
+                )
             if options:
                 raise ValueError(f"options {sorted(options)} need a {self.kind} name, got an object {spec!r}")
             return spec
-        entry: Any = self[spec]
+        given = dict(spec)
+        if "name" not in given:
+            raise ValueError(f"a {self.kind} given as a mapping needs a 'name', got {dict(spec)!r}")
+        name = given.pop("name")
+        twice = sorted(given.keys() & options)
+        if twice:
+            raise ValueError(f"{self.kind} {name!r}: {', '.join(twice)} is given twice")
+        found, defaults = self.resolve(name)
+        entry: Any = self._entries[found]
+        given = {**defaults, **self.current_options(found, {**given, **options})}
         parameters = inspect.signature(entry).parameters
         accepted = list(parameters)
-        for option in options:
+        for option in given:
             if option not in accepted:
                 known = suggest(option, accepted) if accepted else "; it takes none"
-                raise ValueError(f"{self.kind} {spec!r} has no option {option!r}{known}")
-        missing = [n for n, p in parameters.items() if p.default is p.empty and n not in options]
+                raise ValueError(f"{self.kind} {name!r} has no option {option!r}{known}")
+        missing = [n for n, p in parameters.items() if p.default is p.empty and n not in given]
         if missing:
-            raise ValueError(f"{self.kind} {spec!r} needs a value for {', '.join(missing)}")
-        return entry(**options)
+            raise ValueError(f"{self.kind} {name!r} needs a value for {', '.join(missing)}")
+        try:
+            return entry(**given)
+        except TypeError as error:  # an option of a wrong type: "'<' not supported between instances of ..."
+            shown = ", ".join(f"{option}={value!r}" for option, value in given.items())
+            raise ValueError(f"{self.kind} {name!r} cannot be made with {shown}: {error}") from error
+
+    def current_options(self, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The options under the names that the entry has today; a DeprecationWarning for each old one.
+
+        Raises:
+            ValueError: an option is given under both names.
+        """
+        renamed = getattr(self._entries[self.resolve(name)[0]], "renamed_options", {})
+        current = {}
+        for option, value in options.items():
+            new = renamed.get(option, option)
+            if new != option:
+                if new in options:
+                    raise ValueError(
+                        f"{self.kind} {name!r}: {option!r} is the old name of {new!r}; give {new!r} alone"
+                    )
+                warn_once(f"option {option!r} of {self.kind} {name!r}", repr(new), RENAMED_SINCE)
+            current[new] = value
+        return current
 
     def summary(self, name: str) -> str:
         """The first line of the entry's docstring."""
         return (inspect.getdoc(self[name]) or "").split("\n", 1)[0]
+
+    def _by_class_name(self, key: str) -> tuple[str, Mapping[str, Any]] | None:
+        """The entry whose class has this name, or this name and preset."""
+        for name, entry in self._entries.items():
+            if _key(getattr(entry, "__name__", "")) == key:
+                return name, {}
+        for name in self._entries:
+            for size, arguments in self._sizes(name).items():
+                if _key(size) == key:
+                    return name, arguments
+        return None
+
+    def _sizes(self, name: str) -> dict[str, Mapping[str, Any]]:
+        """Published names of an entry's presets, 'DiT-XL/2', with their arguments."""
+        entry: Any = self._entries[name]
+        return {f"{entry.__name__}-{preset}": given for preset, given in getattr(entry, "presets", {}).items()}
 
     def _load(self) -> None:
         if self._loaded:
@@ -114,3 +257,12 @@ class Registry(Generic[T]):
         for module in self._walk(package.__path__, f"{self._package}."):
             importlib.import_module(module.name)
         self._loaded = True
+
+
+def _key(name: str) -> str:
+    """What is left of a name without case and punctuation: 'DPM++ 2M' and 'dpmpp-2m' are both 'dpmpp2m'."""
+    return re.sub(r"[^a-z0-9]", "", name.lower().replace("++", "pp"))
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return fnmatch.fnmatchcase(name.lower(), pattern.lower().replace("_", "-"))

@@ -22,11 +22,12 @@ def parse_spec(text: str, more: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def parse_value(text: str) -> Any:
-    """A number, true, false, null, a list or a word, as YAML reads it; 1e-3 is a number too."""
+    """A number, true, false, null, a list or a word, as YAML reads it; 1e-3, inf and -inf are numbers too."""
     import yaml
 
     try:
-        return float(text) if "e" in text.lower() else yaml.safe_load(text)
+        number = "e" in text.lower() or text.strip() in ("inf", "-inf")
+        return float(text) if number else yaml.safe_load(text)
     except ValueError:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:

@@ -13,6 +13,7 @@ import dinit
 
 PACKAGE = Path(dinit.__file__).parent
 FLOORS = {
+    "_deprecate": 0,
     "_exports": 0,
     "registry": 0,
     "specs": 0,

@@ -146,7 +146,7 @@ class EDM(Process):
         return self.sigma_min / self.sigma_max
 
 
-@PROCESSES.register("flow")
+@PROCESSES.register("flow", aliases=("rectified-flow",))
 @dataclass(frozen=True)
 class LinearFlow(Process):
     """Straight path x_t = (1 - sigma) x0 + sigma eps (rectified flow), time warped by a resolution shift.

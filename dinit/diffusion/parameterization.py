@@ -69,7 +69,7 @@ class Parameterization(ABC):
         return {"name": self.registry_name, **fields}  # type: ignore[attr-defined]
 
 
-@PARAMETERIZATIONS.register("epsilon")
+@PARAMETERIZATIONS.register("epsilon", aliases=("eps", "noise"))
 @dataclass(frozen=True)
 class Epsilon(Parameterization):
     """The noise: (0, 1). Ho et al. 2020. Singular where alpha = 0."""
@@ -78,7 +78,7 @@ class Epsilon(Parameterization):
         return torch.zeros_like(k.alpha), torch.ones_like(k.alpha)
 
 
-@PARAMETERIZATIONS.register("x0")
+@PARAMETERIZATIONS.register("x0", aliases=("sample", "x-start"))
 @dataclass(frozen=True)
 class X0(Parameterization):
     """The clean image: (1, 0). Never singular for sigma > 0."""
@@ -87,7 +87,7 @@ class X0(Parameterization):
         return torch.ones_like(k.alpha), torch.zeros_like(k.alpha)
 
 
-@PARAMETERIZATIONS.register("v")
+@PARAMETERIZATIONS.register("v", aliases=("v-prediction",))
 @dataclass(frozen=True)
 class V(Parameterization):
     """v = alpha eps - sigma x0: (-sigma, alpha). Salimans & Ho 2022. Never singular."""

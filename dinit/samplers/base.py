@@ -15,10 +15,11 @@ from torch import Tensor
 from dinit.diffusion import Condition, Denoised, Denoiser, Process, Scales
 from dinit.diffusion.condition import SupportsNormal
 from dinit.registry import Registry
+from dinit.samplers._names import advise
 from dinit.samplers.grids.base import GRIDS, TimeGrid, default_grid
 from dinit.samplers.noise import NoiseSource
 
-SAMPLERS: Registry[type[Sampler]] = Registry("sampler", "dinit.samplers")
+SAMPLERS: Registry[type[Sampler]] = Registry("sampler", "dinit.samplers", advise=advise)
 
 End = Literal["posterior-mean", "state"]
 

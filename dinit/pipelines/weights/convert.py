@@ -23,7 +23,7 @@ from dinit.models.base import Backbone
 from dinit.models.codec import VAE_FOLDER, open_autoencoder
 from dinit.pipelines.generate import Pipeline
 from dinit.pipelines.outputs.targets import check_pipeline_target
-from dinit.registry import Registry, suggest
+from dinit.registry import suggest
 
 RECORD = "conversion.json"
 _TABLE_TOLERANCE = 1e-5  # of a stored position table: float32 sines of another library differ by 1e-7
@@ -74,8 +74,8 @@ def convert(
     """
     target = Path(to).expanduser()
     _check_target(target, Path(source).expanduser(), overwrite)
-    process = None if process is None else _make(PROCESSES, process)
-    parameterization = None if parameterization is None else _make(PARAMETERIZATIONS, parameterization)
+    process = None if process is None else PROCESSES.create(process)
+    parameterization = None if parameterization is None else PARAMETERIZATIONS.create(parameterization)
     checkpoint = read_checkpoint(source, weights, sha256)
     recognised = recognise_state(checkpoint.state, checkpoint.path, checkpoint.args, layout)
     arguments, notes = _arguments(recognised, checkpoint, options or {})
@@ -100,14 +100,6 @@ def convert(
         product.save_pretrained(temporary)
         (temporary / RECORD).write_text(json.dumps(_record(made, checkpoint), indent=2) + "\n", encoding="utf-8")
     return made
-
-
-def _make(registry: Registry[Any], spec: Any) -> Any:
-    """The registry's object. ValueError where an option is of a wrong type, too."""
-    try:
-        return registry.create(spec)
-    except TypeError as error:
-        raise ValueError(f"{registry.kind} {spec!r} cannot be made: {error}") from error
 
 
 def _check_target(target: Path, source: Path, overwrite: bool) -> None:

@@ -94,7 +94,9 @@ class Karras(TimeGrid):
         return spaced(process, steps, t_min, t_max, self.first, roots)
 
 
-@GRIDS.register("timesteps")
+@GRIDS.register(
+    "timesteps", aliases={spacing: {"spacing": spacing} for spacing in ("trailing", "leading", "linspace")}
+)
 @dataclass(frozen=True)
 class Timesteps(TimeGrid):
     """The level spacings of the discrete chain: Lin et al. 2023, Table 2.

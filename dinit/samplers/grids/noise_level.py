@@ -26,7 +26,7 @@ ALIGNED = {
 }
 
 
-@GRIDS.register("exponential")
+@GRIDS.register("exponential", special_case_of="log-snr")
 @dataclass(frozen=True)
 class Exponential(TimeGrid):
     """sigma / alpha in geometric progression: k-diffusion's exponential, which is 'log-snr' by its other name."""
@@ -93,7 +93,7 @@ class VPInSigma(TimeGrid):
         return _like_levels(process, steps, t_min, t_max, self.levels)
 
 
-@GRIDS.register("align-your-steps")
+@GRIDS.register("align-your-steps", aliases=("ays",))
 @dataclass(frozen=True)
 class AlignYourSteps(TimeGrid):
     """Noise levels optimised for Stable Diffusion. Sabour et al. 2024 (Align Your Steps).

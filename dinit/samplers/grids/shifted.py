@@ -12,7 +12,7 @@ from dinit.diffusion import Process
 from dinit.samplers.grids.base import GRIDS, TimeGrid
 
 
-@GRIDS.register("shifted")
+@GRIDS.register("shifted", aliases=("flow-shift",))
 @dataclass(frozen=True)
 class Shifted(TimeGrid):
     """sigma / (alpha + sigma) is shift v / (1 + (shift - 1) v), v equally spaced. Esser et al. 2024, Sec. 5.3.2.

@@ -28,7 +28,7 @@ def optimal_scale(given: Tensor, free: Tensor) -> Tensor:
     return (given * free).sum(axes, keepdim=True) / square
 
 
-@GUIDANCES.register("cfg-zero*")
+@GUIDANCES.register("cfg-zero*", aliases=("cfg-zero-star",))
 @dataclass(frozen=True)
 class CFGZeroStar(Guidance):
     """CFG on the velocity, the unconditional one scaled to fit, and a still start. Fan et al. 2025.

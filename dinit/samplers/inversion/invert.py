@@ -139,7 +139,7 @@ def wide(x: Tensor) -> Tensor:
     return x if x.device.type == "mps" else x.double()
 
 
-@SAMPLERS.register("ddim-inverse")
+@SAMPLERS.register("ddim-inverse", special_case_of="ddim")
 @dataclass(frozen=True)
 class DDIMInverse(Reversible):
     """DDIM without noise, in either direction. Song et al. 2021, Section 4.3.

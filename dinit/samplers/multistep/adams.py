@@ -45,7 +45,7 @@ class AdamsBashforth(Planned):
         return [self.rule] * steps
 
 
-@SAMPLERS.register("eab")
+@SAMPLERS.register("eab", special_case_of="dpmpp-3m")
 @dataclass(frozen=True)
 class ExponentialAB(Planned):
     """Exponential Adams-Bashforth: exact in the linear part, the prediction extrapolated in half the log-SNR.

@@ -20,7 +20,7 @@ class SingleStep(Planned):
         return [self.rule] * steps
 
 
-@SAMPLERS.register("dpm-solver-1")
+@SAMPLERS.register("dpm-solver-1", special_case_of="ddim")
 @dataclass(frozen=True)
 class DPMSolver1(SingleStep):
     """DPM-Solver-1, which is DDIM. Lu et al. 2022 (DPM-Solver)."""
@@ -48,7 +48,7 @@ class DPMSolver3(SingleStep):
     rule = Rule("eps", 1, False, stages=(1 / 3, 2 / 3))
 
 
-@SAMPLERS.register("dpmpp-2s")
+@SAMPLERS.register("dpmpp-2s", aliases=("dpm-solver++(2s)",))
 @dataclass(frozen=True)
 class DPMpp2S(SingleStep):
     """DPM-Solver++(2S): the posterior mean at the middle of the step; 2 NFE a step. Lu et al. 2022, Algorithm 1."""
@@ -58,7 +58,7 @@ class DPMpp2S(SingleStep):
     rule = Rule("x0", 1, False, variant="midpoint", stages=(0.5,))
 
 
-@SAMPLERS.register("dpmpp-3m")
+@SAMPLERS.register("dpmpp-3m", aliases=("dpm-solver++(3m)",))
 @dataclass(frozen=True)
 class DPMpp3M(Planned):
     """DPM-Solver++(3M): the posterior mean extrapolated over three evaluations. Lu et al. 2022 (DPM-Solver++).

@@ -13,7 +13,7 @@ from dinit.samplers.base import SAMPLERS, Sampler, StepDenoiser, StepNoise
 History = tuple[Tensor, Tensor]
 
 
-@SAMPLERS.register("dpmpp-2m")
+@SAMPLERS.register("dpmpp-2m", aliases=("dpm-solver++", "dpm-solver++(2m)", "k-dpmpp-2m"))
 @dataclass(frozen=True)
 class DPMpp2M(Sampler):
     """DPM-Solver++(2M): exact in the linear part, the posterior mean extrapolated in half the log-SNR.

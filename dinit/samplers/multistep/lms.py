@@ -11,7 +11,7 @@ from dinit.samplers.multistep.exponential_weights import check_order, choice
 from dinit.samplers.multistep.unified import Planned, Rule, WarmUp, rule_order
 
 
-@SAMPLERS.register("lms")
+@SAMPLERS.register("lms", aliases=("k-lms",))
 @dataclass(frozen=True)
 class LMS(Planned):
     """Adams-Bashforth on d(x / alpha) = eps d(sigma / alpha), weights for unequal steps. k-diffusion; no paper.

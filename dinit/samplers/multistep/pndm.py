@@ -35,7 +35,7 @@ class IPNDM(Planned):
         return [PSEUDO] * steps
 
 
-@SAMPLERS.register("pndm")
+@SAMPLERS.register("pndm", aliases=("plms",))
 @dataclass(frozen=True)
 class PNDM(Planned):
     """PNDM: iPNDM's weights after a better start. Liu et al. 2022.

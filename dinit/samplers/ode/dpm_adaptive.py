@@ -29,7 +29,7 @@ class Controller(NamedTuple):
     low: Tensor
 
 
-@SAMPLERS.register("dpm-adaptive")
+@SAMPLERS.register("dpm-adaptive", aliases=("k-dpm-adaptive",))
 @dataclass(frozen=True)
 class DPMAdaptive(Sampler):
     """DPM-Solver-12 or -23, whose steps follow their own error. Lu et al. 2022 (DPM-Solver), Appendix C.

@@ -91,7 +91,7 @@ def _euler(chart: Chart, x_t: Tensor, slope: Tensor, t: Scales, s: Scales) -> Te
     return chart.scale(s) * (x_t / chart.scale(t) + (chart.variable(s) - chart.variable(t)) * slope)
 
 
-@SAMPLERS.register("edm-euler")
+@SAMPLERS.register("edm-euler", aliases=("k-euler",), special_case_of="ddim")
 @dataclass(frozen=True)
 class EDMEuler(Churned):
     """Euler in the noise level, with churn; without it, this is DDIM. Karras et al. 2022, Algorithm 2 cut short."""
@@ -102,7 +102,7 @@ class EDMEuler(Churned):
         return _euler(chart, x_t, chart.slope(d), t, s)
 
 
-@SAMPLERS.register("edm-heun")
+@SAMPLERS.register("edm-heun", aliases=("edm", "k-heun"))
 @dataclass(frozen=True)
 class EDMHeun(Churned):
     """EDM's stochastic sampler: churn, then Heun in the noise level, 2 NFE a step. Karras et al. 2022, Algorithm 2.
@@ -147,7 +147,7 @@ class EDMHeun(Churned):
         return _euler(chart, x_t, (1 - weight) * slope + weight * corrector, t, s)
 
 
-@SAMPLERS.register("dpm-2")
+@SAMPLERS.register("dpm-2", aliases=("k-dpm-2",), special_case_of="dpm-solver-2")
 @dataclass(frozen=True)
 class DPM2(Churned):
     """Midpoint in the noise level, taken at the geometric mean of both ends, 2 NFE a step.

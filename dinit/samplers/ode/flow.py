@@ -11,7 +11,7 @@ from dinit.diffusion import Scales
 from dinit.samplers.base import SAMPLERS, Sampler, StepDenoiser, StepNoise
 
 
-@SAMPLERS.register("flow-euler")
+@SAMPLERS.register("flow-euler", aliases=("flow-match-euler",), special_case_of="ddim")
 @dataclass(frozen=True)
 class FlowEuler(Sampler):
     """Euler along the straight path (1 - u) x0 + u eps, in u: x + (u_s - u_t) (eps - x0). Liu et al. 2023.

@@ -18,7 +18,7 @@ from dinit.samplers.multistep.ode_variables import STRAIGHT
 from dinit.samplers.ode.runge_kutta import MIDPOINT, TRAPEZOID, inner_times, runge_kutta_step
 
 
-@SAMPLERS.register("flow-heun")
+@SAMPLERS.register("flow-heun", aliases=("flow-match-heun",))
 @dataclass(frozen=True)
 class FlowHeun(Sampler):
     """Explicit trapezoid along the straight path, 2 NFE a step. Liu et al. 2023."""

@@ -42,7 +42,7 @@ class Controller(NamedTuple):
     error: Tensor
 
 
-@SAMPLERS.register("rk45")
+@SAMPLERS.register("rk45", aliases=("dopri5", "dormand-prince"))
 @dataclass(frozen=True)
 class RK45(Sampler):
     """Dormand–Prince 5(4) on the probability-flow ODE in t, with adaptive steps. Song et al. 2021, Section 4.3.

@@ -17,7 +17,20 @@ from dinit.samplers.base import SAMPLERS, Sampler, StepDenoiser, StepNoise
 Solver = Literal["euler", "dpm-2", "dpmpp-2s"]
 
 
-@SAMPLERS.register("ancestral")
+@SAMPLERS.register(
+    "ancestral",
+    aliases={
+        "euler-a": {},
+        "euler-ancestral": {},
+        "k-euler-a": {},
+        "k-euler-ancestral": {},
+        "dpm2-a": {"solver": "dpm-2"},
+        "dpm2-ancestral": {"solver": "dpm-2"},
+        "kdpm2-ancestral": {"solver": "dpm-2"},
+        "dpmpp-2s-a": {"solver": "dpmpp-2s"},
+        "dpmpp-2s-ancestral": {"solver": "dpmpp-2s"},
+    },
+)
 @dataclass(frozen=True)
 class Ancestral(Sampler):
     """Ancestral sampling with eta and s_noise, known as Euler ancestral. Song et al. 2021 (DDIM), Eq. 16.

@@ -18,7 +18,7 @@ from dinit.samplers.sde.exponential import linear_part, moments
 History = tuple[tuple[Tensor, float], ...]
 
 
-@SAMPLERS.register("dpmpp-sde")
+@SAMPLERS.register("dpmpp-sde", aliases=("k-dpmpp-sde",))
 @dataclass(frozen=True)
 class DPMppSDE(Sampler):
     """DPM-Solver++(2S) on the SDE: the posterior mean at the middle of the step stands for all of it.
@@ -67,7 +67,7 @@ class DPMppSDE(Sampler):
         return x_s + self.s_noise * up * noise(draw, x_t) if self.stochastic else x_s
 
 
-@SAMPLERS.register("dpmpp-2m-sde")
+@SAMPLERS.register("dpmpp-2m-sde", aliases=("sde-dpm-solver++", "sde-dpm-solver++(2m)", "k-dpmpp-2m-sde"))
 @dataclass(frozen=True)
 class DPMpp2MSDE(Sampler):
     """DPM-Solver++(2M) on the SDE: the posterior mean extrapolated in half the log-SNR. Lu et al. 2022, Section 5.
@@ -146,7 +146,7 @@ class DPMpp2MSDE(Sampler):
         return x_s, remember(eps, a.log_snr / 2, history, 1)
 
 
-@SAMPLERS.register("dpmpp-3m-sde")
+@SAMPLERS.register("dpmpp-3m-sde", aliases=("k-dpmpp-3m-sde",))
 @dataclass(frozen=True)
 class DPMpp3MSDE(Sampler):
     """DPM-Solver++(3M) on the SDE: a parabola through three posterior means, in half the log-SNR. Lu et al. 2022.

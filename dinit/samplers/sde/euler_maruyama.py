@@ -36,7 +36,7 @@ def euler_maruyama_transition(d: Denoised, t: Scales, s: Scales, eta: float = 1.
     return d.x_t + (s.time - t.time) * drift, eta * (g2 * (t.time - s.time)).sqrt()
 
 
-@SAMPLERS.register("euler-maruyama")
+@SAMPLERS.register("euler-maruyama", aliases=("em",))
 @dataclass(frozen=True)
 class EulerMaruyama(Sampler):
     """Euler–Maruyama on the reverse-time SDE dx = (f x - g² score) dt + g dw. Song et al. 2021, Eq. 6.

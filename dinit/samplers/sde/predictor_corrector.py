@@ -70,7 +70,7 @@ class ReverseDiffusion(Sampler):
         return mean + std * noise(0, x_t), None
 
 
-@SAMPLERS.register("predictor-corrector")
+@SAMPLERS.register("predictor-corrector", aliases=("pc",))
 @dataclass(frozen=True)
 class PredictorCorrector(Sampler):
     """A step of any sampler, then Langevin moves at the new time. Song et al. 2021, Algorithm 1.

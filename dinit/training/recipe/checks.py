@@ -62,7 +62,12 @@ class _Checks:
         parameters = inspect.signature(entry).parameters
         hints = typing.get_type_hints(entry.__init__ if inspect.isclass(entry) else entry)
         before = len(self.mistakes)
-        for option, value in named.options.items():
+        try:
+            options = registry.current_options(named.name, named.options)
+        except ValueError as error:
+            self.mistakes.append(Mistake(path, str(error)))
+            return False
+        for option, value in options.items():
             if option in parameters:
                 self._type((*path, option), hints.get(option, Any), value)
             elif option not in extra:
@@ -71,7 +76,7 @@ class _Checks:
                 message = f"{registry.kind} {named.name!r} has no option {option!r}{tail}"
                 self.mistakes.append(Mistake((*path, option), message))
         for option, parameter in parameters.items():
-            if parameter.default is parameter.empty and option not in named.options:
+            if parameter.default is parameter.empty and option not in options:
                 message = f"{registry.kind} {named.name!r} needs the option {option!r}"
                 self.mistakes.append(Mistake(path, message))
         return len(self.mistakes) == before
