@@ -6,6 +6,9 @@ its final name is read. At the end all losses, all tensors of the last checkpoin
 compared, bit for bit, with those of a run that nothing happened to. Run from a checkout:
 
     python benchmarks/faults.py --train 50 --generate 20 --out benchmarks/results/faults.md
+
+`--stops 100` is a stress test of the end of a run: a run of two processes is stopped at random moments, by SIGTERM to one,
+SIGTERM to both, or Ctrl-C, with other processes keeping all cores busy, and no process may be left 30 s later.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from __future__ import annotations
 import argparse
 import atexit
 import json
+import multiprocessing
 import os
 import random
 import shutil
@@ -281,10 +285,61 @@ def rows(what: str, hits: Counter[str], job: Job, damaged: int, left: int, same:
     return [f"| {what} | {sum(hits.values())}: {listed} | {job.starts} | {damaged} | {left} | {said} |"]
 
 
+STOP_RECIPE = RECIPE.replace("workers: 1", "workers: 0").replace("name: faults", "name: stops")
+STOP_LIMIT = 30.0  # seconds from a stop to the end of both processes
+
+
+def burn() -> None:
+    """Keeps one core busy."""
+    while True:
+        pass
+
+
+def stops(place: Path, count: int, seed: int) -> list[str]:
+    """Rows of the table for a run that is stopped `count` times under load."""
+    recipe, folder, chance = place / "stops.yaml", place / "stops", random.Random(seed)
+    recipe.write_text(STOP_RECIPE)
+    arguments = ["train", str(recipe), "--out", str(folder), "training.steps=100000"]
+    job = Job(folder, place / "stops.log", arguments, lambda: len(losses(folder)))
+    busy = [
+        multiprocessing.get_context("fork").Process(target=burn, daemon=True) for _ in range(os.cpu_count() or 1)
+    ]
+    for one in busy:
+        one.start()
+    kinds, hits, left, longest = ("SIGTERM to one", "SIGTERM to both", "Ctrl-C"), Counter[str](), 0, 0.0
+    for k in range(count):
+        kind, before = kinds[k % len(kinds)], job.progress()
+        job.start()
+        while job.running and job.progress() == before:
+            time.sleep(0.01)
+        time.sleep(chance.uniform(0, 0.5))
+        began = time.monotonic()
+        which = [chance.randint(0, 1)] if kind == "SIGTERM to one" else [0, 1]
+        hits[kind] += job.running
+        job.tell(signal.SIGINT if kind == "Ctrl-C" else signal.SIGTERM, which)
+        while any(child.is_alive() for child in job.children) and time.monotonic() - began < STOP_LIMIT:
+            time.sleep(0.01)
+        longest = max(longest, time.monotonic() - began)
+        left += sum(child.is_alive() for child in job.children)
+        job.codes.update(child.exitcode for child in job.children)
+        ranks.kill(job.children)
+        print(
+            f"{k + 1}: {kind} at step {job.progress()}, {left} processes left so far, {longest:.1f} s at most",
+            flush=True,
+        )
+    ranks.kill(busy)
+    listed = "; ".join(f"{number} × {kind}" for kind, number in sorted(hits.items()))
+    said = f"{left} processes left {STOP_LIMIT:.0f} s after a stop; at most {longest:.1f} s to the end"
+    return [
+        f"| stops of a training run under load | {sum(hits.values())}: {listed} | {job.starts} | - | - | {said} |"
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--train", type=int, default=50, help="faults in the training run")
     parser.add_argument("--generate", type=int, default=20, help="faults in the making of the set")
+    parser.add_argument("--stops", type=int, default=0, help="stops under load, of a training run")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/faults.md"))
     parser.add_argument("--minutes", type=float, default=120.0, help="after which no new fault is struck")
@@ -298,10 +353,13 @@ def main() -> None:
             lines += generation(place, given.generate, given.seed)
         if given.train:
             lines += training(place, given.train, given.seed)
+        if given.stops:
+            lines += stops(place, given.stops, given.seed)
         minutes = (time.monotonic() - began) / 60
     head = "| what, in two gloo processes | faults that hit | starts | unreadable files | left over | result |"
     text = "\n".join(["# Faults", "", head, "|---|---|---|---|---|---|", *lines, ""])
-    call = f"python benchmarks/faults.py --train {given.train} --generate {given.generate} --seed {given.seed}"
+    call = f"python benchmarks/faults.py --train {given.train} --generate {given.generate} "
+    call += f"--stops {given.stops} --seed {given.seed}"
     text += f"\n`{call}`, {minutes:.0f} minutes.\n"
     print(text)
     given.out.write_text(text)
