@@ -7,8 +7,8 @@ compared, bit for bit, with those of a run that nothing happened to. Run from a 
 
     python benchmarks/faults.py --train 50 --generate 20 --out benchmarks/results/faults.md
 
-`--stops 100` is a stress test of the end of a run: a run of two processes is stopped at random moments, by SIGTERM to one,
-SIGTERM to both, or Ctrl-C, with other processes keeping all cores busy, and no process may be left 30 s later.
+`--stops 100` is a stress test of the end of a run: a run of two processes is stopped at random moments, by SIGTERM to
+one, SIGTERM to both, or Ctrl-C, with other processes keeping all cores busy; no process may be left 30 s later.
 """
 
 from __future__ import annotations
