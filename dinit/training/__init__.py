@@ -1,4 +1,4 @@
-"""Training: recipes, losses, time sampling, EMA, checkpoints. The loop itself is in dinit/pipelines/train.py."""
+"""Training: recipes, losses, time sampling, EMA, checkpoints. The loop and its step are in step.py."""
 
 from dinit.training.averaging.ema import EMA
 from dinit.training.losses.terms import LOSS_TERMS, LossTerm

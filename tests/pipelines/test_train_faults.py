@@ -19,13 +19,13 @@ import torch
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dinit.pipelines import train as loop
 from dinit.pipelines.train import train
 from dinit.training import Recipe, parse_recipe
 from dinit.training.run.checkpoint import CheckpointError, list_checkpoints, load_checkpoint
 from dinit.training.run.divergence import TrainingDiverged
 from dinit.training.run.log import read_losses
 from dinit.training.run.stopping import TrainingStopped
+from dinit.training.step import StepResult, TrainingLoop, TrainingStep
 
 RECIPE = """\
 name: tiny
@@ -74,15 +74,15 @@ class _Reads(TorchDispatchMode):
 
 @pytest.mark.parametrize("kind", ["adamw", "lion"])
 def test_no_step_reads_a_number_from_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    honest, reads = loop._Run._train_step, []
+    honest, reads = TrainingStep.__call__, []
 
-    def counted(self, source):
+    def counted(self, step, source):
         with _Reads() as mode:
-            taken = honest(self, source)
+            result = honest(self, step, source)
         reads.append(mode.count)
-        return taken
+        return result
 
-    monkeypatch.setattr(loop._Run, "_train_step", counted)
+    monkeypatch.setattr(TrainingStep, "__call__", counted)
     train(tiny(f"optimizer.kind={kind}"), tmp_path / "run", progress=False)
     assert reads[1:] == [0] * 7  # the first makes tables on the host
     with _Reads() as mode:
@@ -96,40 +96,42 @@ def test_sampling_changes_neither_weights_nor_losses(tmp_path: Path) -> None:
     same_end(tmp_path / "with", tmp_path / "without")
 
 
-def test_the_signal_saves_ends_and_the_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = loop._Run._train_step
-
-    def told(self, source):
-        if self.step == 3:
+def test_the_signal_saves_ends_and_the_run_goes_on(tmp_path: Path) -> None:
+    def stop(loop: TrainingLoop, result: StepResult) -> None:
+        if loop.step == 3:
             os.kill(os.getpid(), signal.SIGTERM)
-        return honest(self, source)
 
     before = signal.getsignal(signal.SIGTERM)
     train(tiny(), tmp_path / "calm", progress=False)
-    monkeypatch.setattr(loop._Run, "_train_step", told)
     with pytest.raises(TrainingStopped, match="SIGTERM after step 3, which is saved"):
-        train(tiny(), tmp_path / "run", progress=False)
+        train(tiny(), tmp_path / "run", progress=False, on_step=stop)
     assert signal.getsignal(signal.SIGTERM) == before
     assert [path.name for path in list_checkpoints(tmp_path / "run" / "checkpoints")] == ["step-00000003"]
     assert [step for step, _ in losses(tmp_path / "run")] == [1, 2, 3]
-    monkeypatch.undo()
     train(tiny(), tmp_path / "run", progress=False)
     same_end(tmp_path / "run", tmp_path / "calm")
 
 
-def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = loop._Run._train_step
+def test_on_step_gets_every_step_and_its_loss(tmp_path: Path) -> None:
+    steps, given = [], []
 
-    def spoiled(self, source):
-        taken = honest(self, source)
-        if self.step == 7:
+    def keep(loop: TrainingLoop, result: StepResult) -> None:
+        steps.append(loop.step)
+        given.append(float(result.loss))
+
+    train(tiny(), tmp_path / "run", progress=False, on_step=keep)
+    assert steps == list(range(1, 9))
+    assert given == pytest.approx([loss for _, loss in losses(tmp_path / "run")])
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
+    def spoil(loop: TrainingLoop, result: StepResult) -> None:
+        if loop.step == 7:
             with torch.no_grad():
-                self.trained.parameters[0][0] = math.inf
-        return taken
+                loop.state.parameters[0][0] = math.inf
 
-    monkeypatch.setattr(loop._Run, "_train_step", spoiled)
     with pytest.raises(TrainingDiverged, match=r"not finite after step 8.*last checkpoint is of step 4"):
-        train(tiny("training.keep=1"), tmp_path / "run", progress=False)
+        train(tiny("training.keep=1"), tmp_path / "run", progress=False, on_step=spoil)
     (kept,) = list_checkpoints(tmp_path / "run" / "checkpoints")
     assert load_checkpoint(kept).step == 4
 

@@ -16,13 +16,13 @@ import torch
 from safetensors.torch import load_file
 from torch.nn.parallel import DistributedDataParallel
 
-from dinit.pipelines import train as loop
 from dinit.pipelines.train import train
 from dinit.training import parse_recipe
 from dinit.training.optimizer import learning_rate
 from dinit.training.run.checkpoint import list_checkpoints
 from dinit.training.run.log import read_losses
 from dinit.training.run.stopping import TrainingStopped
+from dinit.training.step import StepResult, TrainingLoop
 
 RECIPE = """\
 name: tiny
@@ -140,11 +140,7 @@ def _leave(folder: str, way: str, report: str) -> None:
     """Trains and leaves in one way; writes which models were alive when the process groups were destroyed."""
     alive: list[bool] = []
     models: list[weakref.ref[Any]] = []
-    made, destroy, rate = (
-        DistributedDataParallel.__init__,
-        torch.distributed.destroy_process_group,
-        loop.learning_rate,
-    )
+    made, destroy = DistributedDataParallel.__init__, torch.distributed.destroy_process_group
 
     def remember(self: Any, *arguments: Any, **options: Any) -> None:
         made(self, *arguments, **options)
@@ -154,23 +150,22 @@ def _leave(folder: str, way: str, report: str) -> None:
         alive.extend(model() is not None for model in models)
         destroy(*arguments)
 
-    def leaving(step: int, *arguments: Any) -> float:
-        if step == 4:
+    def leave(loop: TrainingLoop, result: StepResult) -> None:
+        if loop.step == 4:
             if way == "stopped":
                 os.kill(os.getpid(), signal.SIGTERM)
             if way == "interrupted":
                 raise KeyboardInterrupt
             if way == "failed":
                 raise OSError("the disk is full")
-        return rate(step, *arguments)
 
     DistributedDataParallel.__init__ = remember
     torch.distributed.destroy_process_group = destroying
-    loop.learning_rate = leaving
     overrides = ["optimizer.lr=1e30", "training.max_skipped=1"] if way == "diverged" else []
     ended = ""
     try:
-        _train(folder, "training.steps=12", "training.checkpoint_every=6", *overrides)
+        recipe = parse_recipe(RECIPE, ["training.steps=12", "training.checkpoint_every=6", *overrides])
+        train(recipe, folder, progress=False, on_step=leave)
     except (Exception, KeyboardInterrupt) as error:
         ended = type(error).__name__
     Path(f"{report}-{os.environ['RANK']}").write_text(json.dumps([ended, alive]))
