@@ -40,16 +40,18 @@ def training_processes(recipe: Recipe, out: Path) -> Iterator[Accelerator]:
     Raises:
         ValueError: As `make_accelerator`.
     """
-    accelerator = make_accelerator(recipe, out)
+    accelerator = None
     try:
+        accelerator = make_accelerator(recipe, out)
         yield accelerator
     except BaseException as error:
         clear_frames(error)
         raise
     finally:
-        accelerator.free_memory()  # its own references to the model, and a garbage collection
-        gc.collect()
-        accelerator.end_training()
+        if accelerator is not None:
+            accelerator.free_memory()  # its own references to the model, and a garbage collection
+            gc.collect()
+            accelerator.end_training()
         # Accelerate keeps one state a process; without this a second recipe could not choose its precision.
         AcceleratorState._reset_state(reset_partial_state=True)
 
