@@ -5,12 +5,16 @@ from __future__ import annotations
 import ast
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+_ROOT = Path(__file__).parent
 
-def attach(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
+
+def attach(
+    package: str, file: str, elsewhere: Sequence[str] = ()
+) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
     """The module functions that make a package's `if TYPE_CHECKING:` imports work at run time, on demand.
 
     The imports are written once, where a type checker, an editor and the documentation read them:
@@ -26,22 +30,21 @@ def attach(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], 
     Args:
         package: `__name__` of the package.
         file: its `__file__`, whose source is read.
+        elsewhere: packages of dinit whose names are easily looked for in this one; the error says where they are.
 
     Returns:
         `__getattr__`, `__dir__` and the sorted `__all__`.
 
     Raises:
-        AttributeError: from `__getattr__`, for a name that is not in the list; it names the nearest that is.
+        AttributeError: from `__getattr__`, for a name that is not in the list; it names the package that has it,
+            or the nearest name that is.
     """
     homes = exported_names(Path(file).read_text(encoding="utf-8"))
     names = sorted(homes)
 
     def __getattr__(name: str) -> Any:
         if name not in homes:
-            from dinit.registry import suggest
-
-            hint = "" if name.startswith("_") else suggest(name, names)
-            raise AttributeError(f"module {package!r} has no attribute {name!r}{hint}")
+            raise AttributeError(f"module {package!r} has no attribute {name!r}{_hint(name, names, elsewhere)}")
         module, attribute = homes[name]
         value = getattr(importlib.import_module(module), attribute)
         setattr(sys.modules[package], name, value)
@@ -62,3 +65,16 @@ def exported_names(source: str) -> dict[str, tuple[str, str]]:
                 if isinstance(line, ast.ImportFrom) and line.module:
                     homes |= {a.asname: (line.module, a.name) for a in line.names if a.asname}
     return homes
+
+
+def _hint(name: str, names: list[str], elsewhere: Sequence[str]) -> str:
+    """The end of the message for a name that a package does not have; none for a private name."""
+    if name.startswith("_"):
+        return ""
+    for package in elsewhere:
+        source = _ROOT.joinpath(*package.split(".")[1:], "__init__.py").read_text(encoding="utf-8")
+        if name in exported_names(source):
+            return f": it is in {package}"
+    from dinit.registry import suggest
+
+    return suggest(name, names)

@@ -15,6 +15,7 @@ PACKAGE = Path(dinit.__file__).parent
 FLOORS = {
     "_deprecate": 0,
     "_exports": 0,
+    "_listing": 4,
     "registry": 0,
     "specs": 0,
     "compat": 0,

@@ -12,7 +12,7 @@ from dinit.diffusion.discrete import VPDiscrete
 from dinit.evaluation.features.digits_classifier import SHIPPED, load_classifier
 from dinit.models.analytic import GaussianDenoiser
 from dinit.samplers import SAMPLERS
-from dinit.samplers.compare import compare
+from dinit.samplers.comparison import compare
 from dinit.samplers.grids.base import Karras, LogSNR, Uniform, default_grid
 from dinit.samplers.grids.shifted import Shifted
 from dinit.samplers.inversion.bdia import BDIAEDM
