@@ -85,7 +85,8 @@ def to_spec(value: Any) -> Any:
     """Plain values for a registered object, and for what it is made of.
 
     A registered dataclass becomes {"name": ..., **fields}, which `from_spec` and its registry's `create` turn
-    back. Infinity, which JSON has not, becomes "inf". Anything else that JSON cannot say becomes its repr, which
+    back; a dataclass of numbers and words inside it becomes a mapping of its fields. Infinity, which JSON has not,
+    becomes "inf". Anything else that JSON cannot say becomes its repr, which
     no registry accepts: such a call is recorded, not replayed.
     """
     if isinstance(value, float) and not math.isfinite(value):
@@ -100,7 +101,18 @@ def to_spec(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and name is not None:
         fields = {f.name: to_spec(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
         return {"name": name, **fields}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.init}
+        if all(map(_is_plain, fields.values())):  # a part of a sampler: a solver's rule, a restart interval
+            return to_spec(fields)
     return repr(value)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether the value is a number, a word, None, or a sequence of such."""
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, (bool, int, float, str))
 
 
 def from_spec(spec: Any) -> Any:

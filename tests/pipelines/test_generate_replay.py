@@ -14,11 +14,15 @@ from PIL.PngImagePlugin import PngInfo
 from torch import nn
 
 from dinit.models.base import BACKBONES
+from dinit.pipelines.call import make_sampler
 from dinit.pipelines.generate import Pipeline, Trajectory
 from dinit.pipelines.outputs.files import save_animation, save_folder, save_sheet
 from dinit.pipelines.outputs.manifest import read_manifest, weights_sha256
 from dinit.pipelines.outputs.replay import replay
 from dinit.pipelines.outputs.sheets import lay_out, to_pil
+from dinit.samplers import Restart, Sampler, Unified
+from dinit.samplers.multistep.unified import Rule
+from dinit.samplers.ode.restart import Interval
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +76,31 @@ def test_folder_and_each_of_its_pictures_replay_the_same(made, tmp_path: Path) -
         assert own.call["seeds"][own.picture["index"]] == [2, index]
     with Image.open(tmp_path / "000004.png") as picture:
         assert np.array_equal(np.asarray(picture), np.asarray(to_pil(made[1].images)[4]))
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        Unified((Rule("v", 2, variable="own", differences=(0.9,)), Rule("x0", 2, stages=(0.5,), corrector=False))),
+        Restart((Interval(0.1, 0.5, 2, 1), Interval(1.0, 2.0, 2, 1))),
+    ],
+    ids=["unified", "restart"],
+)
+def test_a_sampler_of_parts_replays(folder: Path, sampler: Sampler, tmp_path: Path) -> None:
+    pipe = Pipeline.from_pretrained(folder)
+    save_sheet(tmp_path / "sheet.png", pipe, pipe([3, 1], sampler=sampler, steps=4, output_type="raw"))
+    result = replay(tmp_path / "sheet.png")
+    assert (result.same, result.max_abs_diff, result.notes) == (True, 0, ())
+    assert make_sampler(read_manifest(tmp_path / "sheet.png").call["sampler"]) == sampler
+
+
+def test_letters_are_not_compared_where_a_call_is_written_otherwise_today(made, tmp_path: Path) -> None:
+    """As after an option got another name, or a new one came: the title spells them."""
+    path = tmp_path / "sheet.png"
+    save_sheet(path, *made)
+    rewrite(path, lambda m: m["call"]["sampler"].pop("variance"), pixel=(1, 1))
+    result = replay(path)
+    assert (result.same, result.pictures) == (True, 5)
 
 
 @pytest.mark.parametrize("where", ["tile", "label"])

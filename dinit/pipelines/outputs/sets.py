@@ -28,7 +28,8 @@ from dinit.files import only_writer, whole_file
 from dinit.pipelines.call import Call, to_spec, whole_number
 from dinit.pipelines.generate import Pipeline
 from dinit.pipelines.launch import launched_processes
-from dinit.pipelines.outputs.manifest import claims, pipeline_name, versions
+from dinit.pipelines.loading import read_json
+from dinit.pipelines.outputs.manifest import FILE, claims, pipeline_name, versions
 from dinit.pipelines.outputs.set_files import begin, image_path, pack, png_bytes, present, write_manifest
 from dinit.pipelines.outputs.sheets import to_pil
 from dinit.samplers.base import plan
@@ -105,7 +106,7 @@ def generate_set(
     is left; ValueError for a group that is no number.
     """
     folder, group = Path(folder), whole_number("group", group)
-    asked = _asked(pipe, call, group)
+    asked = _as_begun(folder, _asked(pipe, call, group))
     with launched_processes() as state, only_writer(folder) if state.is_main_process else nullcontext():
         notes, pending = _agree(state, lambda: _begin(folder, asked, call, pipeline_name(pipe)))
         mine = pending[state.process_index :: state.num_processes]
@@ -159,6 +160,24 @@ def _asked(pipe: Pipeline, call: Call, group: int) -> dict[str, Any]:
     dtype = str(pipe.backbone.dtype).removeprefix("torch.")
     asked = {**facts, "dtype": dtype, "device": pipe.device.type, "call": config}
     return json.loads(json.dumps(to_spec(asked)))  # as it will be read back
+
+
+def _as_begun(folder: Path, asked: dict[str, Any]) -> dict[str, Any]:
+    """The record in the folder's manifest where it means the same as `asked`, else `asked`.
+
+    A set that was begun before an option got another name, or one more option, thus stays one set.
+    """
+    if not (folder / FILE).is_file():
+        return asked
+    try:
+        before = read_json(folder / FILE)["asked"]
+        call = Call.from_config(
+            {**before["call"], "labels": [None], "seeds": [[0, 0]], "batch_size": 1}
+        ).to_config()
+    except (LookupError, TypeError, ValueError):
+        return asked  # `begin` says what is wrong with it
+    read = {key: call[key] for key in ("sampler", "grid", "guidance")}
+    return before if {**before, "call": {**before["call"], **read}} == asked else asked
 
 
 def set_digest(asked: Mapping[str, Any]) -> str:
