@@ -7,10 +7,9 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from dinit.models.base import BACKBONES, Backbone
+from dinit.models.base import BACKBONES, Backbone, register_to_config
 from dinit.models.layers.adm_blocks import ADMHead, HeadOrder, Resampling
 from dinit.models.layers.adm_plan import ADMPlan
 from dinit.models.layers.blocks import run_block, run_blocks

@@ -7,10 +7,11 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.configuration_utils import ConfigMixin
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
+from dinit.models.base import register_to_config
 from dinit.models.layers.adm_blocks import GROUPS, HeadOrder, Resampling
 from dinit.models.layers.adm_plan import ADMPlan
 from dinit.models.layers.blocks import run_blocks

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
 from diffusers.configuration_utils import ConfigMixin
@@ -11,6 +11,15 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor
 
 from dinit.registry import Registry, suggest
+
+if TYPE_CHECKING:
+    Init = TypeVar("Init", bound=Callable[..., None])
+
+    def register_to_config(init: Init) -> Init:
+        """diffusers' decorator of a constructor, which is untyped: a type checker would accept any argument."""
+        ...
+else:
+    from diffusers.configuration_utils import register_to_config as register_to_config
 
 BACKBONES: Registry[type[Backbone]] = Registry("backbone", "dinit.models", subfolders=False)
 

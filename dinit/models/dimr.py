@@ -9,10 +9,9 @@ from itertools import pairwise
 from typing import Any, ClassVar
 
 import torch
-from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from dinit.models.base import BACKBONES, Backbone
+from dinit.models.base import BACKBONES, Backbone, register_to_config
 from dinit.models.layers.blocks import run_block
 from dinit.models.layers.checks import check_divides, check_input, configure
 from dinit.models.layers.dimr_stage import Stage, StageConfig, StageHead

@@ -6,10 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch.nn.functional as F
-from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from dinit.models.base import BACKBONES, Backbone
+from dinit.models.base import BACKBONES, Backbone, register_to_config
 from dinit.models.dit import NORM_EPS, DiTHead
 from dinit.models.layers.blocks import run_block
 from dinit.models.layers.checks import check_divides, check_input, configure

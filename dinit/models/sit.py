@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
-from dinit.models.base import BACKBONES
+from dinit.models.base import BACKBONES, register_to_config
 from dinit.models.dit import NORM_EPS, DiT, DiTHead
 
 

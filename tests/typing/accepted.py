@@ -1,0 +1,48 @@
+"""Calls that a type checker must accept. Checked by tests/test_typing.py; nothing here is run."""
+
+from __future__ import annotations
+
+from typing import assert_type
+
+import torch
+
+import dinit
+from dinit import DiT, Pipeline, list_samplers
+from dinit.checkpoints import denoiser_from_diffusers, sampler_from_diffusers
+from dinit.data import DATASETS, Digits
+from dinit.diffusion import Denoiser, Epsilon, LinearFlow, Process, VPDiscrete
+from dinit.evaluation import Report, compare
+from dinit.models import BACKBONES, DiCo, GaussianDenoiser
+from dinit.samplers import DDIM, SAMPLERS, DPMpp2M, Heun, Karras, NoiseSource, Sampler, TimeGrid
+from dinit.samplers.guidance import CADS, CFG, Guidance
+from dinit.training import EMA, Recipe, load_recipe
+
+assert_type(DDIM(eta=0.5), DDIM)
+assert_type(DPMpp2M(variant="heun"), DPMpp2M)
+sampler: Sampler = Heun()
+grid: TimeGrid = Karras(rho=5.0)
+guidance: list[Guidance] = [CFG(2.0), CADS()]
+process: Process = LinearFlow()
+chain = VPDiscrete()
+parameterization = Epsilon()
+assert_type(DiT(hidden_size=64, depth=2, num_heads=2), DiT)
+network = DiCo(num_classes=10)
+data = Digits()
+names: list[str] = list_samplers("*2m*")
+made = SAMPLERS.create("ddim:eta=0.5")
+size = BACKBONES.create("DiT-XL/2", num_classes=10)
+digits = DATASETS.create("digits")
+
+pipe: Pipeline = dinit.Pipeline.from_pretrained("digits-dico")
+generated = pipe([3, 1, 4], sampler=DDIM(eta=0.0), steps=20, guidance=CFG(2.0), seed=0)
+generated = pipe(["3"], sampler="dpmpp-2m", grid="karras", steps=10, guidance=[CFG(4.0), CADS()], seed=[5])
+images = generated.images
+denoiser: Denoiser = pipe.denoiser(labels=[3])
+for step in Heun().iterate(denoiser, torch.zeros(1, 1, 8, 8), steps=18):
+    assert_type(step.x0, torch.Tensor)
+
+recipe: Recipe = load_recipe("recipe.yaml")
+result = dinit.train(recipe, out="runs/digits", resume=False)
+report: Report = dinit.evaluate(pipe, num_samples=1000, dataset_name="digits", seed=1)
+
+UNUSED = (denoiser_from_diffusers, sampler_from_diffusers, compare, GaussianDenoiser, NoiseSource, EMA)

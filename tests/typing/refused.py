@@ -1,0 +1,56 @@
+"""Calls that a type checker must refuse: each line marked `# error expected`, and no other.
+
+`# error expected, not yet` is a call whose keywords are not all named yet.
+
+Checked by tests/test_typing.py; nothing here is run.
+"""
+
+from __future__ import annotations
+
+import torch
+
+import dinit
+from dinit import DiTT  # error expected
+from dinit.data import Digits, Digit  # error expected
+from dinit.diffusion import Epsilon, LinearFlow, VPDiscrete
+from dinit.models import DiCo, DiT
+from dinit.samplers import DDIM, Heun, Karras, Sampler
+from dinit.samplers import DDMI  # error expected
+from dinit.samplers import CFG as FromTheWrongPlace  # error expected
+from dinit.samplers.guidance import CADS, CFG
+from dinit.training import EMA, load_recipe
+
+# A misspelt option, a value of a wrong type, a missing argument.
+DDIM(etta=0.5)  # error expected
+DDIM(eta="a little")  # error expected
+DDIM(0.5, nonsense=True)  # error expected
+Karras(roh=5.0)  # error expected
+CFG(scael=2.0)  # error expected
+CADS(tau_1=0.6)  # error expected
+CFG(2.0).scle  # error expected
+LinearFlow(shfit=2.0)  # error expected
+VPDiscrete(number_of_steps=10)  # error expected
+Epsilon(scale=2.0)  # error expected
+DiT(hiden_size=64)  # error expected
+DiT(depth="two")  # error expected
+DiCo(class_count=10)  # error expected
+Digits(splt="test")  # error expected
+EMA(decai=0.9)  # error expected
+
+# An object of another kind.
+wrong: Sampler = CFG(2.0)  # error expected
+class_for_object: Sampler = Heun  # error expected
+
+# The calls.
+pipe = dinit.Pipeline.from_pretrained("digits-dico")
+pipe([3], stepz=20)  # error expected, not yet
+pipe([3], num_inference_step=20)  # error expected, not yet
+pipe([3], steps="many")  # error expected, not yet
+pipe.denoiser(label=[3])  # error expected
+recipe = load_recipe("recipe.yaml")
+dinit.train(recipe, output="runs/digits")  # error expected
+dinit.train("recipe.yaml", out="runs/digits")  # error expected
+dinit.evaluate(pipe, samples=1000)  # error expected, not yet
+dinit.evalute(pipe)  # error expected
+dinit.list_samplers(patern="*2m*")  # error expected
+Heun().iterate(pipe.denoiser(), torch.zeros(1, 1, 8, 8), stepz=18)  # error expected
