@@ -51,9 +51,9 @@ def train(
 ) -> TrainResult:
     """Train what a recipe says and write the pipeline; a stopped run goes on where it was.
 
-    On the CPU the losses are the same, bit for bit, however often a run is stopped. A step whose gradient is not
-    finite is skipped and written to skipped.jsonl. The folder gets recipe.yaml, losses.jsonl, health.jsonl and
-    .html, checkpoints/, samples/, the tracker's logs/ and pipeline/.
+    On one CPU, with one number of threads, the losses are the same, bit for bit, however often a run is stopped. A
+    step whose gradient is not finite is skipped and written to skipped.jsonl. The folder gets recipe.yaml,
+    losses.jsonl, health.jsonl and .html, checkpoints/, samples/, the tracker's logs/ and pipeline/.
 
     Args:
         recipe: What is trained; of `load_recipe` or `parse_recipe`.
