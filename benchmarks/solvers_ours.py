@@ -91,7 +91,7 @@ def solvers() -> dict[str, Sampler]:
         except ValueError:  # needs options
             continue
     found = {n: s for n, s in found.items() if n not in LEFT_OUT} | VARIANTS
-    return {n: s for n, s in found.items() if not s.stochastic and s.cost_depends_on == "steps"}
+    return {n: s for n, s in found.items() if not s.stochastic and s.claims().cost_depends_on == "steps"}
 
 
 def ours(problem: Problem, nfe: int, wanted: Wanted) -> Iterator[tuple[str, str, Tensor]]:

@@ -130,10 +130,12 @@ def _guarded(sampler: str, process: str, check: str, function: Any, *args: Any) 
 def check_order(sampler: Sampler, process: Process, quick: bool = False) -> tuple[bool, str]:
     """The slope of the log error over log steps must be the claimed order."""
     measured, _ = measured_order(sampler, process, ORDER_STEPS[:4] if quick else ORDER_STEPS)
-    if measured <= sampler.order - ORDER_TOLERANCE:  # the higher the order, the finer the steps at which it shows
+    if (
+        measured <= sampler.claims().order - ORDER_TOLERANCE
+    ):  # the higher the order, the finer the steps at which it shows
         measured, _ = measured_order(sampler, process, [4 * n for n in ORDER_STEPS[:4]])
-    ok = measured > sampler.order - ORDER_TOLERANCE
-    return ok, f"order {measured:.2f}/{sampler.order}"
+    ok = measured > sampler.claims().order - ORDER_TOLERANCE
+    return ok, f"order {measured:.2f}/{sampler.claims().order}"
 
 
 def measured_order(

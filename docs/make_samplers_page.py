@@ -80,7 +80,8 @@ def kind(sampler: Sampler) -> str:
 
 def cost(sampler: Sampler) -> str:
     """Network evaluations a step; '≥' where the sampler decides by what it finds."""
-    return f"≥ {sampler.nfe_per_step}" if sampler.cost_depends_on == "state" else str(sampler.nfe_per_step)
+    claims = sampler.claims()
+    return f"≥ {claims.nfe_per_step}" if claims.cost_depends_on == "state" else str(claims.nfe_per_step)
 
 
 def paragraphs(entry: Any) -> str:
@@ -90,7 +91,9 @@ def paragraphs(entry: Any) -> str:
 
 def sampler_section(name: str) -> str:
     sampler = SAMPLERS.create(name)
-    facts = f"{kind(sampler)}, order {sampler.order}, {cost(sampler)} NFE a step. {reference(SAMPLERS[name])}"
+    facts = (
+        f"{kind(sampler)}, order {sampler.claims().order}, {cost(sampler)} NFE a step. {reference(SAMPLERS[name])}"
+    )
     parts = [f"### {name}", f"```math\n{FORMULAS[name]}\n```", f"*{facts}*", paragraphs(SAMPLERS[name])]
     grid = sampler.grid_for(PROCESS)
     if grid != default_grid(PROCESS):
@@ -102,7 +105,7 @@ def sampler_table() -> str:
     rows = ["| sampler | order | NFE a step | kind | reference |", "|---|---|---|---|---|"]
     for name in SAMPLERS:
         one = SAMPLERS.create(name)
-        cells = f"[`{name}`](#{name})", str(one.order), cost(one), kind(one), reference(SAMPLERS[name])
+        cells = f"[`{name}`](#{name})", str(one.claims().order), cost(one), kind(one), reference(SAMPLERS[name])
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
 

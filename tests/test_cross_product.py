@@ -162,7 +162,7 @@ def _one_image(denoiser: BackboneDenoiser, sampler_name: str, guides: tuple[str,
 
     denoiser.backbone.forward = counting
     # Random networks are rough: to an adaptive solver's usual tolerances they take hundreds of evaluations.
-    loose = {"rtol": 0.1, "atol": 0.1} if SAMPLERS[sampler_name].cost_depends_on == "state" else {}
+    loose = {"rtol": 0.1, "atol": 0.1} if SAMPLERS.create(sampler_name).claims().cost_depends_on == "state" else {}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -52,7 +52,7 @@ def test_facts_are_those_of_the_classes(maker: ModuleType) -> None:
         section = text().split(f"\n### {name}\n")[1].split("\n### ")[0]
         sampler = SAMPLERS.create(name)
         kind = "stochastic" if sampler.stochastic else "deterministic"
-        assert f"*{kind}, order {sampler.order}, " in section, AGAIN
+        assert f"*{kind}, order {sampler.claims().order}, " in section, AGAIN
         assert maker.FORMULAS[name] in section, AGAIN
 
 

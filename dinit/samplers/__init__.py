@@ -9,6 +9,7 @@ if __name__ != "dinit.samplers":
 
 if TYPE_CHECKING:
     from dinit.samplers.base import SAMPLERS as SAMPLERS
+    from dinit.samplers.base import Claims as Claims
     from dinit.samplers.base import Sampler as Sampler
     from dinit.samplers.base import Step as Step
     from dinit.samplers.comparison import Comparison as Comparison

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -84,27 +84,39 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Sampler(ABC):
-    """A solver: a frozen dataclass with one pure `step` and its claims, which the tests measure.
+class Claims:
+    """What a sampler claims of itself. `dinit verify` and the tests measure every one.
 
-    order: of convergence to the probability-flow ODE's solution (deterministic) or of the distribution
-    (stochastic, weak order 1). nfe_per_step: network evaluations in one step. draws_per_step: normal draws in
-    one step, 0 for a deterministic solver. cost_depends_on: what decides how many evaluations and draws a run
-    takes. 'steps': their number alone, and the claims are exact; 'times': where they fall too, and the claims are
-    those of a plain step; 'state': adaptive, by reading an error back, and nfe_per_step is the least.
-    supported_outputs: the fields of Denoised besides x0 that every step uses.
+    Attributes:
+        order: Of convergence to the probability-flow ODE's solution (deterministic samplers) or of the
+            distribution (stochastic ones, weak order 1).
+        nfe_per_step: Network evaluations in one step.
+        draws_per_step: Standard normal draws in one step, 0 for a deterministic sampler.
+        cost_depends_on: What decides how many evaluations and draws a run takes. 'steps': their number alone, and
+            the claims are exact. 'times': where the steps fall too, and the claims are those of a plain step.
+            'state': the sampler is adaptive, and `nfe_per_step` is a lower bound.
+        supported_outputs: The fields of Denoised besides x0 that every step uses.
     """
 
-    order: ClassVar[int] = 1
-    nfe_per_step: ClassVar[int] = 1
-    draws_per_step: ClassVar[int] = 0
-    cost_depends_on: ClassVar[Literal["steps", "times", "state"]] = "steps"
-    supported_outputs: ClassVar[frozenset[str]] = frozenset()
+    order: int = 1
+    nfe_per_step: int = 1
+    draws_per_step: int = 0
+    cost_depends_on: Literal["steps", "times", "state"] = "steps"
+    supported_outputs: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Sampler(ABC):
+    """A solver: a frozen dataclass with one pure `step` and the claims that the tests measure."""
+
+    def claims(self) -> Claims:
+        """What this sampler claims with its present options."""
+        return Claims()
 
     @property
     def stochastic(self) -> bool:
-        """Whether the steps put noise back."""
-        return self.draws_per_step > 0
+        """Whether the steps add noise."""
+        return self.claims().draws_per_step > 0
 
     @property
     def own_grid(self) -> TimeGrid | None:
@@ -194,8 +206,9 @@ class Sampler(ABC):
 
     def _check_required_outputs(self, denoiser: Denoiser) -> None:
         """An output besides x0 that the sampler ignores would change the images without an error."""
-        if ignored := denoiser.required_outputs - self.supported_outputs:
-            fits = [name for name in SAMPLERS if denoiser.required_outputs <= SAMPLERS[name].supported_outputs]
+        required = denoiser.required_outputs
+        if ignored := required - self.claims().supported_outputs:
+            fits = [name for name in SAMPLERS if required <= SAMPLERS.create(name).claims().supported_outputs]
             raise ValueError(
                 f"this guidance returns {' and '.join(sorted(ignored))}, which {type(self).__name__} ignores; "
                 f"samplers that use it: {', '.join(fits) or 'none'}"
@@ -225,10 +238,10 @@ class Sampler(ABC):
         end: End,
     ) -> Iterator[Step]:
         total = len(points) - 1 + (end == "posterior-mean")
-        nfe = 0
+        nfe, draws = 0, self.claims().draws_per_step
         for i, (t, s) in enumerate(pairwise(points)):
             denoise = StepDenoiser(denoiser, replace(cond, step=i), inner[i])
-            x_s, state = self.step(denoise, x, t, s, state, StepNoise(source, i, self.draws_per_step))
+            x_s, state = self.step(denoise, x, t, s, state, StepNoise(source, i, draws))
             nfe += denoise.calls
             assert denoise.first is not None, "a step evaluates the denoiser at least once"
             yield Step(i, total, t.floats.time, x, denoise.first.x0, x_s, nfe, state)
@@ -259,7 +272,7 @@ class Sampler(ABC):
     def nfe(self, steps: int) -> int:
         """Network evaluations per image for `steps` sampling steps: the solver's moves and the last posterior
         mean."""
-        return (steps - 1) * self.nfe_per_step + 1
+        return (steps - 1) * self.claims().nfe_per_step + 1
 
 
 def plan(

@@ -93,7 +93,7 @@ def compare(
     noise: (B, C, H, W) standard normal. labels: (B,), None for the denoiser's own or null. samplers: names,
     mappings with options or samplers, or {label: one of these}. steps: sampling steps for each; in its place,
     nfe: evaluations per image, of which each sampler takes as many levels as they pay for by its claims (an
-    adaptive one, or Restart, may take more: see `Sampler.cost_depends_on`, and the result's nfe). decode: from
+    adaptive one, or Restart, may take more: see `Claims.cost_depends_on`, and the result's nfe). decode: from
     samples to images around [-1, 1] that can be drawn, for latents; None draws the samples. options: as
     `Sampler.iterate`, for all; a sampler that fixes its grid runs on its own.
     Raises ValueError for both or neither of steps and nfe, no samplers, a label twice, and what `iterate` refuses.

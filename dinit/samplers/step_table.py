@@ -94,7 +94,7 @@ def describe(
     _run(sampler, path, count, steps, options)
     inputs = _Inputs(size=1 + len(count.places))
     trajectory = _run(sampler, path, inputs, steps, options)
-    linear = sampler.cost_depends_on != "state" and all(inputs.adds_up(step.x_s) for step in trajectory)
+    linear = sampler.claims().cost_depends_on != "state" and all(inputs.adds_up(step.x_s) for step in trajectory)
     rows, seen = [], 0
     for step in trajectory:
         k = path.scales(step.t).floats

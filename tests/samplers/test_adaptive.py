@@ -64,7 +64,7 @@ def test_it_asks_inside_its_grid_only_and_says_what_it_cost() -> None:
 
     model, times = Watching(VE(), 0.3, 0.5, (1, 2, 2)), torch.tensor([1.0, 0.6, 0.1], dtype=F64)
     steps = list(RK45().iterate(model, randn(3, 1, 2, 2), grid=times, end="state"))
-    assert steps[-1].nfe == len(asked) > RK45().nfe_per_step
+    assert steps[-1].nfe == len(asked) > RK45().claims().nfe_per_step
     first = asked[: steps[0].nfe]
     assert min(float(t.min()) for t in first) == 0.6
     assert max(float(t.max()) for t in asked) == 1.0

@@ -148,7 +148,7 @@ def test_tracking_catches_a_read() -> None:
 
 @pytest.mark.parametrize("guidance", [*GUIDANCES.names(), "nested"])
 def test_the_loop_reads_no_tensor_back(sampler: Sampler, guidance: str) -> None:
-    if sampler.cost_depends_on == "state":
+    if sampler.claims().cost_depends_on == "state":
         pytest.skip("an adaptive solver reads its error estimate back")
     options = {
         "cfg": {"scale": 2.0, "low": -2.0, "high": 2.0, "rescale": 0.5, "channels": 1, "schedule": "log-snr"},
@@ -162,7 +162,7 @@ def test_the_loop_reads_no_tensor_back(sampler: Sampler, guidance: str) -> None:
     nested = [CADS(0.3, 0.9), CFG(2.0)]
     spec = nested if guidance == "nested" else {"name": guidance, **options.get(guidance, {})}
     model = apply_guidance(mixture(), spec)
-    if model.required_outputs - sampler.supported_outputs:
+    if model.required_outputs - sampler.claims().supported_outputs:
         pytest.skip("this guidance speaks through more than x0")
     x = noise().as_subclass(Tracked)
     # The source of this test hands out recorded draws, as drawing them is the host's business.
@@ -176,7 +176,7 @@ def test_the_loop_reads_no_schedule_back_either(
     sampler: Sampler, guidance: list, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not even from the CPU: then the loop can be captured whole."""
-    if sampler.cost_depends_on == "state":
+    if sampler.claims().cost_depends_on == "state":
         pytest.skip("an adaptive solver reads its error estimate back")
     model = apply_guidance(mixture(), guidance)
     x = noise()

@@ -65,7 +65,7 @@ def test_order_from_the_first_time(sampler: Sampler, process) -> None:
         times = torch.linspace(1.0, 0.2, n + 1, dtype=F64)
         errors.append(float((sampler.sample(exact, x, grid=times, initial_state=x, end="state") - end).abs().max()))
     if errors[-1] > 1e-11:
-        assert math.log2(errors[0] / errors[-1]) / 2 > sampler.order - 0.35, errors
+        assert math.log2(errors[0] / errors[-1]) / 2 > sampler.claims().order - 0.35, errors
 
 
 def test_on_edms_process_the_variable_is_the_time() -> None:
@@ -243,7 +243,7 @@ def test_restart_intervals_may_come_from_a_recipe() -> None:
         "restart", intervals=[{"low": 1.0, "high": 2.0}, {"low": 0.1, "high": 0.4, "repeats": 3}]
     )
     assert made.intervals == (Interval(1.0, 2.0), Interval(0.1, 0.4, repeats=3))
-    assert made.draws_per_step == 5
+    assert made.claims().draws_per_step == 5
     assert not torch.allclose(
         made.sample(gaussian(VP()), randn(1, 1, 2, 2), 20),
         FlowEuler().sample(gaussian(VP()), randn(1, 1, 2, 2), 20),

@@ -69,7 +69,7 @@ def test_every_predictor_with_every_corrector(predictor: str, process: str, corr
 def test_every_registered_sampler_can_be_a_predictor(name: str) -> None:
     alone = SAMPLERS.create(name)
     both = PredictorCorrector(name, "annealed", snr=0.05, corrector_steps=2)
-    assert both.draws_per_step == alone.draws_per_step + 2
-    assert both.nfe_per_step == alone.nfe_per_step + 2
+    assert both.claims().draws_per_step == alone.claims().draws_per_step + 2
+    assert both.claims().nfe_per_step == alone.claims().nfe_per_step + 2
     x = both.sample(mixture(LinearFlow()), randn(4, 1, 1, 2), 10)
     assert bool(x.isfinite().all())

@@ -38,7 +38,7 @@ def randn(*shape: int, seed: int = 0) -> Tensor:
 )
 def test_without_noise(ours: Sampler, known: Sampler, process) -> None:
     model, x = GaussianDenoiser(process, 0.3, 0.5, (1, 2, 2)), randn(3, 1, 2, 2)
-    assert ours.draws_per_step == 0
+    assert ours.claims().draws_per_step == 0
     runs = [s.sample(model, x, grid=TIMES, initial_state=x, end="state") for s in (ours, known)]
     assert torch.allclose(*runs, rtol=0, atol=1e-12)
 

@@ -147,7 +147,7 @@ def test_samples_follow_the_mixture(sampler: Sampler, process: Process) -> None:
 @pytest.mark.parametrize("process", [SubVP(), VE(), LinearFlow(3.0), VPDiscrete()], ids=str)
 @pytest.mark.parametrize(("sampler", "order"), DETERMINISTIC.items(), ids=repr)
 def test_order_without_noise(sampler: Sampler, order: int, process: Process) -> None:
-    assert (sampler.order, sampler.stochastic) == (order, False)
+    assert (sampler.claims().order, sampler.stochastic) == (order, False)
     exact = GaussianDenoiser(process, 0.3, 0.5, (1, 2, 2))
     x = randn(4, 1, 2, 2) * process.scales(span(process, 1)[0]).sigma
     errors = {n: eighths(sampler, exact, x, span(process, n, bent=True)) for n in (64, 96, 128, 192)}
@@ -311,7 +311,7 @@ def test_the_step_from_alpha_0_is_the_limit(sampler: Sampler) -> None:
     """One step from t = 1 and from a time just before it; with two stages, up to what the second one sees."""
     exact, x, z = mixture(LinearFlow()), randn(6, 1, 1, 2), randn(6, 1, 1, 2, seed=9)
     limit, near = (one_step(sampler, exact, x, *torch.tensor([t, 0.9], dtype=F64), z) for t in (1.0, 1 - 1e-12))
-    two_stages = sampler.nfe_per_step == 2 and not isinstance(sampler, FlowSDE)
+    two_stages = sampler.claims().nfe_per_step == 2 and not isinstance(sampler, FlowSDE)
     assert torch.allclose(limit, near, atol=0.05 if two_stages else 1e-3)
 
 
@@ -367,7 +367,7 @@ def test_claims(sampler: Sampler) -> None:
     steps = list(sampler.iterate(exact, x, 6, noise_source=Counting(0)))
     assert steps[-1].nfe == sampler.nfe(6)
     if not (isinstance(sampler, SASolver) and sampler.high < math.inf):
-        assert drawn == list(range(5 * sampler.draws_per_step))
+        assert drawn == list(range(5 * sampler.claims().draws_per_step))
     again = list(sampler.iterate(exact, x, 6, noise_source=Draws(0)))
     assert all(torch.equal(a.x_s, b.x_s) for a, b in itertools.zip_longest(steps, again))
 

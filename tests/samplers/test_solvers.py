@@ -85,7 +85,7 @@ def test_order_on_gaussian_data(sampler: Sampler, process: str) -> None:
     x = randn(4, 1, 2, 2) * exact.process.scales(span(exact.process, 1)[0]).sigma
     for bent in (False, True):
         errors = {n: eighths(sampler, exact, x, span(exact.process, n, bent)) for n in (64, 96, 128, 192)}
-        assert abs(slope(errors) - sampler.order) < 0.3, errors
+        assert abs(slope(errors) - sampler.claims().order) < 0.3, errors
 
 
 def eighths(sampler: Sampler, exact: GaussianDenoiser, x: Tensor, times: Tensor) -> float:
@@ -110,7 +110,7 @@ def test_order_on_a_mixture(sampler: Sampler, process: Process) -> None:
     """Against a solution of 2,048 Heun steps, whose own error is far below the ones measured."""
     exact, x, end = solved(process)
     errors = {n: float((walk(sampler, exact, x, span(process, n)) - end).abs().max()) for n in (64, 96, 128, 192)}
-    assert abs(slope(errors) - sampler.order) < 0.35, errors
+    assert abs(slope(errors) - sampler.claims().order) < 0.35, errors
 
 
 @pytest.mark.parametrize("process", [LinearFlow(), LinearFlow(3.0), GVP()], ids=str)
@@ -155,7 +155,7 @@ def moments(sampler: Sampler, exact: GaussianDenoiser, times: Tensor, start: Sca
 
     For Gaussian data a run is affine in its start and draws, so runs of one impulse each tell it all.
     """
-    x = torch.zeros(2 + (len(times) - 1) * sampler.draws_per_step, 1, 1, 1, dtype=F64)
+    x = torch.zeros(2 + (len(times) - 1) * sampler.claims().draws_per_step, 1, 1, 1, dtype=F64)
     x[1] = 1
     end = sampler.sample(exact, x, grid=times, initial_state=x, noise_source=Impulses(), end="state").flatten()
     gain = end[1:] - end[0]
@@ -341,10 +341,10 @@ def test_the_claims_count_evaluations_and_draws() -> None:
                 return super().normal(stream, number, like)
 
         steps = list(sampler.iterate(exact, x, 5, noise_source=Counting(0)))
-        if sampler.cost_depends_on != "steps":
+        if sampler.claims().cost_depends_on != "steps":
             assert steps[-1].nfe >= sampler.nfe(5)
-            assert set(drawn) <= set(range(4 * sampler.draws_per_step))
+            assert set(drawn) <= set(range(4 * sampler.claims().draws_per_step))
             continue
         assert steps[-1].nfe == sampler.nfe(5)
-        assert drawn == list(range(4 * sampler.draws_per_step)), "each draw is used once, in order"
+        assert drawn == list(range(4 * sampler.claims().draws_per_step)), "each draw is used once, in order"
         assert sampler.stochastic == bool(drawn)

@@ -17,7 +17,7 @@ from dinit.diffusion.condition import SupportsNormal
 from dinit.diffusion.discrete import BetaChain
 from dinit.diffusion.parameterization import X0, Epsilon, V, check_pair
 from dinit.samplers import Sampler, Step, TimeGrid
-from dinit.samplers.base import StepDenoiser, StepNoise
+from dinit.samplers.base import Claims, StepDenoiser, StepNoise
 
 NAME = "diffusers"  # in the record of a call, where a registered sampler or grid has its own
 _TREE = "DPMSolverSDEScheduler"  # draws from a Brownian tree, by a generator of its own
@@ -105,13 +105,9 @@ class SchedulerSampler(Sampler):
             raise ValueError(str(error).rpartition("; ")[0]) from error
         object.__setattr__(self, "_plain_step", self._rehearse())
 
-    @property
-    def nfe_per_step(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self._plain_step[0]
-
-    @property
-    def draws_per_step(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self._plain_step[1]
+    def claims(self) -> Claims:
+        nfe, draws = self._plain_step
+        return Claims(nfe_per_step=nfe, draws_per_step=draws)
 
     @property
     def own_grid(self) -> TimeGrid:

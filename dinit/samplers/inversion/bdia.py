@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple
 from torch import Tensor
 
 from dinit.diffusion import Process, Scales
-from dinit.samplers.base import SAMPLERS, StepDenoiser, StepNoise
+from dinit.samplers.base import SAMPLERS, Claims, StepDenoiser, StepNoise
 from dinit.samplers.grids.base import TimeGrid
 from dinit.samplers.grids.shifted import Shifted
 from dinit.samplers.inversion.invert import Reversible, wide
@@ -79,9 +79,8 @@ def _size(k: Scales) -> float:
 class BDIADDIM(_BDIA):
     """BDIA on DDIM: one evaluation a step serves both ways. Zhang et al. 2023."""
 
-    @property
-    def order(self) -> int:  # type: ignore[override]
-        return 2 if self.gamma == 1 else 1
+    def claims(self) -> Claims:
+        return Claims(2 if self.gamma == 1 else 1)
 
     def _moved(self, denoise: StepDenoiser, x_t: Tensor, t: Scales, targets: list[Scales]) -> list[Tensor]:
         d = denoise(x_t, t)
@@ -101,13 +100,13 @@ class BDIAEDM(_BDIA):
 
     variable: Literal["straight", "noise-level"] = "straight"
 
-    order = 2
-    nfe_per_step = 3
-
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.variable not in ("straight", "noise-level"):
             raise ValueError(f"variable must be 'straight' or 'noise-level', got {self.variable!r}")
+
+    def claims(self) -> Claims:
+        return Claims(order=2, nfe_per_step=3)
 
     def grid_for(self, process: Process) -> TimeGrid:
         return Shifted()  # steps of like size in the variable, as looking both ways wants them

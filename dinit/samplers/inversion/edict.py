@@ -8,7 +8,7 @@ from typing import Literal
 from torch import Tensor
 
 from dinit.diffusion import Denoiser, Scales
-from dinit.samplers.base import SAMPLERS, StepDenoiser, StepNoise
+from dinit.samplers.base import SAMPLERS, Claims, StepDenoiser, StepNoise
 from dinit.samplers.inversion.invert import Reversible, check_invertible_steps, split, wide
 
 Coupled = tuple[Tensor, Tensor]
@@ -32,13 +32,14 @@ class EDICT(Reversible):
     mixing: float = 1.0
     network: Literal["v", "eps"] = "v"
 
-    nfe_per_step = 2
-
     def __post_init__(self) -> None:
         if not 0 < self.mixing <= 1:
             raise ValueError(f"mixing must be in (0, 1], got {self.mixing}")
         if self.network not in ("v", "eps"):
             raise ValueError(f"network must be 'v' or 'eps' (the paper's), got {self.network!r}")
+
+    def claims(self) -> Claims:
+        return Claims(nfe_per_step=2)
 
     def check(self, denoiser: Denoiser, grid: list[Scales]) -> None:
         check_invertible_steps(self, grid)

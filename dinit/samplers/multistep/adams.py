@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from dinit.samplers.base import SAMPLERS
+from dinit.samplers.base import SAMPLERS, Claims
 from dinit.samplers.multistep.exponential_weights import Prediction, check_order, choice
 from dinit.samplers.multistep.unified import Planned, Rule, WarmUp, rule_order
 
@@ -32,9 +32,8 @@ class AdamsBashforth(Planned):
     def warm(self) -> WarmUp:
         return self.warm_up
 
-    @property
-    def order(self) -> int:  # type: ignore[override]
-        return rule_order(self.rule, self.warm_up)
+    def claims(self) -> Claims:
+        return Claims(rule_order(self.rule, self.warm_up))
 
     @property
     def rule(self) -> Rule:
@@ -72,9 +71,8 @@ class ExponentialAB(Planned):
     def warm(self) -> WarmUp:
         return self.warm_up
 
-    @property
-    def order(self) -> int:  # type: ignore[override]
-        return rule_order(self.rule, self.warm_up)
+    def claims(self) -> Claims:
+        return Claims(rule_order(self.rule, self.warm_up))
 
     @property
     def rule(self) -> Rule:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from dinit.samplers.base import SAMPLERS
+from dinit.samplers.base import SAMPLERS, Claims
 from dinit.samplers.multistep.exponential_weights import choice
 from dinit.samplers.multistep.unified import Planned, Rule, WarmUp, lower_at_the_end, rule_order
 
@@ -15,6 +15,9 @@ class SingleStep(Planned):
     """A solver whose steps share nothing: all follow one rule. Not registered itself."""
 
     rule: ClassVar[Rule]
+
+    def claims(self) -> Claims:
+        return Claims(rule_order(self.rule, "corrected"), nfe_per_step=1 + len(self.rule.stages))
 
     def rules(self, steps: int, tail: bool) -> list[Rule]:
         return [self.rule] * steps
@@ -33,8 +36,6 @@ class DPMSolver1(SingleStep):
 class DPMSolver2(SingleStep):
     """DPM-Solver-2: eps at the middle of the step in log-SNR; 2 NFE a step. Lu et al. 2022, Algorithm 1."""
 
-    order = 2
-    nfe_per_step = 2
     rule = Rule("eps", 1, False, variant="midpoint", stages=(0.5,))
 
 
@@ -43,8 +44,6 @@ class DPMSolver2(SingleStep):
 class DPMSolver3(SingleStep):
     """DPM-Solver-3: eps at a third and two thirds of the step; 3 NFE a step. Lu et al. 2022, Algorithm 2."""
 
-    order = 3
-    nfe_per_step = 3
     rule = Rule("eps", 1, False, stages=(1 / 3, 2 / 3))
 
 
@@ -53,8 +52,6 @@ class DPMSolver3(SingleStep):
 class DPMpp2S(SingleStep):
     """DPM-Solver++(2S): the posterior mean at the middle of the step; 2 NFE a step. Lu et al. 2022, Algorithm 1."""
 
-    order = 2
-    nfe_per_step = 2
     rule = Rule("x0", 1, False, variant="midpoint", stages=(0.5,))
 
 
@@ -81,9 +78,8 @@ class DPMpp3M(Planned):
     def warm(self) -> WarmUp:
         return self.warm_up
 
-    @property
-    def order(self) -> int:  # type: ignore[override]
-        return rule_order(self.rule, self.warm_up)
+    def claims(self) -> Claims:
+        return Claims(rule_order(self.rule, self.warm_up))
 
     @property
     def rule(self) -> Rule:

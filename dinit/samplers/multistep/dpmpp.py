@@ -8,7 +8,7 @@ from typing import Literal
 from torch import Tensor
 
 from dinit.diffusion import Scales
-from dinit.samplers.base import SAMPLERS, Sampler, StepDenoiser, StepNoise
+from dinit.samplers.base import SAMPLERS, Claims, Sampler, StepDenoiser, StepNoise
 
 History = tuple[Tensor, Tensor]
 
@@ -35,9 +35,8 @@ class DPMpp2M(Sampler):
         if self.levels not in (1, 2):
             raise ValueError(f"levels must be 1 or 2, got {self.levels!r}")
 
-    @property
-    def order(self) -> int:  # type: ignore[override]
-        return self.levels
+    def claims(self) -> Claims:
+        return Claims(self.levels)
 
     def step(
         self, denoise: StepDenoiser, x_t: Tensor, t: Scales, s: Scales, state: History | None, noise: StepNoise

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dinit.diffusion import Process
-from dinit.samplers.base import SAMPLERS
+from dinit.samplers.base import SAMPLERS, Claims
 from dinit.samplers.grids.base import TimeGrid, noise_level_grid
 from dinit.samplers.multistep.exponential_weights import check_order, choice
 from dinit.samplers.multistep.unified import Planned, Rule, WarmUp, rule_order
@@ -35,9 +35,8 @@ class LMS(Planned):
     def warm(self) -> WarmUp:
         return self.warm_up
 
-    @property
-    def order(self) -> int:  # type: ignore[override]
-        return rule_order(self.rule, self.warm_up)
+    def claims(self) -> Claims:
+        return Claims(rule_order(self.rule, self.warm_up))
 
     @property
     def rule(self) -> Rule:

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 
 from dinit.diffusion import Process, Scales
-from dinit.samplers.base import SAMPLERS
+from dinit.samplers.base import SAMPLERS, Claims
 from dinit.samplers.grids.base import TimeGrid, noise_level_grid
 from dinit.samplers.multistep.exponential_weights import choice, form_at, weights
 from dinit.samplers.multistep.unified import Planned, Rule, StepPlan, Sum, WarmUp, plan_steps
@@ -25,7 +25,8 @@ class IPNDM(Planned):
     Orders 1, 2, 3, 4 as evaluations come in. Of order 2, as the weights know nothing of the step's own integral.
     """
 
-    order = 2
+    def claims(self) -> Claims:
+        return Claims(order=2)
 
     @property
     def warm(self) -> WarmUp:
@@ -45,10 +46,12 @@ class PNDM(Planned):
     """
 
     start: Literal["plms", "prk"] = "plms"
-    order = 2
 
     def __post_init__(self) -> None:
         choice("pndm", start=(self.start, Literal["plms", "prk"]))
+
+    def claims(self) -> Claims:
+        return Claims(order=2)
 
     def grid_for(self, process: Process) -> TimeGrid:
         return noise_level_grid(process)

@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 from torch import Tensor
 
 from dinit.diffusion import Denoised, Denoiser, Process, Scales
-from dinit.samplers.base import SAMPLERS, Sampler, StepDenoiser, StepNoise
+from dinit.samplers.base import SAMPLERS, Claims, Sampler, StepDenoiser, StepNoise
 from dinit.samplers.multistep.exponential_weights import (
     Form,
     Prediction,
@@ -195,10 +195,9 @@ class Unified(Planned):
     def warm(self) -> WarmUp:
         return self.warm_up
 
-    @property
-    def order(self) -> int:  # type: ignore[override]
-        """The least that any of its steps has, and the warm-up allows."""
-        return min(rule_order(rule, self.warm_up) for rule in self.schedule)
+    def claims(self) -> Claims:
+        """The order is the least that any of its steps has and the warm-up allows."""
+        return Claims(min(rule_order(rule, self.warm_up) for rule in self.schedule))
 
     def rules(self, steps: int, tail: bool) -> list[Rule]:
         return [*self.schedule, *[self.schedule[-1]] * steps][:steps]

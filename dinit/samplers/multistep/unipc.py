@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from dinit.samplers.base import SAMPLERS
+from dinit.samplers.base import SAMPLERS, Claims
 from dinit.samplers.multistep.exponential_weights import check_order, choice
 from dinit.samplers.multistep.unified import Planned, Rule, WarmUp, lower_at_the_end, rule_order
 
@@ -42,9 +42,8 @@ class UniPC(Planned):
     def warm(self) -> WarmUp:
         return self.warm_up
 
-    @property
-    def order(self) -> int:  # type: ignore[override]
-        return rule_order(self.rule(), self.warm_up)
+    def claims(self) -> Claims:
+        return Claims(rule_order(self.rule(), self.warm_up))
 
     def rule(self, corrector: bool = True) -> Rule:
         """What a step follows."""

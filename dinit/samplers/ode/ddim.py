@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from dinit.diffusion import Scales
-from dinit.samplers.base import SAMPLERS, Sampler, StepDenoiser, StepNoise
+from dinit.samplers.base import SAMPLERS, Claims, Sampler, StepDenoiser, StepNoise
 
 
 def transition_variance(t: Scales, s: Scales) -> Tensor:
@@ -30,15 +30,13 @@ class DDIM(Sampler):
     """DDIM with eta from 0 (deterministic) to 1 (DDPM), first order. Song et al. 2021, Eq. 12."""
 
     eta: float = 0.0
-    supported_outputs = frozenset({"renoise_eps"})
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.eta <= 1.0:
             raise ValueError(f"eta must be in [0, 1] (0 is DDIM, 1 is DDPM), got {self.eta}")
 
-    @property
-    def draws_per_step(self) -> int:  # type: ignore[override]
-        return int(self.eta > 0)
+    def claims(self) -> Claims:
+        return Claims(draws_per_step=int(self.eta > 0), supported_outputs=frozenset({"renoise_eps"}))
 
     def step(
         self, denoise: StepDenoiser, x_t: Tensor, t: Scales, s: Scales, state: Any, noise: StepNoise

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dinit.diffusion import Denoiser, Process, Scales
-from dinit.samplers.base import SAMPLERS, Sampler, StepDenoiser, StepNoise
+from dinit.samplers.base import SAMPLERS, Claims, Sampler, StepDenoiser, StepNoise
 from dinit.samplers.ode.rk45 import MOST_TRIALS, SMALLEST, like_batch
 
 NEAR_NOISE = 0.999  # where a run from alpha = 0, whose log-SNR has no first value, begins to count it
@@ -58,8 +58,6 @@ class DPMAdaptive(Sampler):
     derivative: float = 0.0
     accept: float = 0.81
 
-    cost_depends_on = "state"
-
     def __post_init__(self) -> None:
         if self.solver not in (12, 23):
             raise ValueError(f"solver must be 12 or 23, the orders of its pair, got {self.solver!r}")
@@ -74,13 +72,13 @@ class DPMAdaptive(Sampler):
         if not 0 < self.accept < 1:
             raise ValueError(f"accept, the smallest factor of an accepted step, is in (0, 1), got {self.accept}")
 
-    @property
-    def order(self) -> int:  # type: ignore[override]
-        return self.solver % 10
+    def claims(self) -> Claims:
+        return Claims(self._order, nfe_per_step=self._order, cost_depends_on="state")
 
     @property
-    def nfe_per_step(self) -> int:  # type: ignore[override]
-        return self.order
+    def _order(self) -> int:
+        """Of the higher-order solver of the pair, which is also its evaluations."""
+        return self.solver % 10
 
     def check(self, denoiser: Denoiser, grid: list[Scales]) -> None:
         if len(grid) > 1 and grid[-1].floats.sigma == 0:
@@ -129,7 +127,7 @@ class DPMAdaptive(Sampler):
 
     def _nodes(self, process: Process, now: Tensor, target: Tensor, start: Scales, s: Scales) -> tuple[Scales, ...]:
         """The scales at a trial's start, at its 1 or 2 inner evaluations and at its end, each of (B,) times."""
-        at = torch.stack([now + (target - now) * k / self.order for k in range(self.order)] + [target])
+        at = torch.stack([now + (target - now) * k / self._order for k in range(self._order)] + [target])
         times = process.time_of(2 * at).clamp(s.floats.time, start.floats.time)  # rounding may lead out of the step
         return tuple(process.scales(times).unbind())
 
@@ -138,7 +136,7 @@ class DPMAdaptive(Sampler):
     ) -> tuple[Tensor, Tensor]:
         """Both orders' x at the last node, h further in half the log-SNR. Lu et al. 2022, Algorithms 1 and 2."""
         here, *inner, s = nodes
-        r = 1 / self.order
+        r = 1 / self._order
 
         def linear(k: Scales, slope: Tensor) -> Tensor:
             keep = k.alpha / here.alpha
@@ -165,7 +163,7 @@ class DPMAdaptive(Sampler):
     ) -> tuple[Controller, Tensor]:
         """The controller after trials of `size`, and (B,) whether they are accepted."""
         before, earlier = (torch.where(old.isnan(), inverse, old) for old in control.inverse)
-        p, i, d = (v / self.order for v in (self.proportional, self.integral, self.derivative))
+        p, i, d = (v / self._order for v in (self.proportional, self.integral, self.derivative))
         raw = inverse ** (p + i + d) * before ** -(p + 2 * d) * earlier**d
         factor = (1 + torch.atan(raw - 1)).nan_to_num(0.5)
         accepted = moving & (factor >= self.accept) & raw.isfinite()

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from dinit.diffusion import Denoiser, Process, Scales
-from dinit.samplers.base import SAMPLERS, Sampler, StepDenoiser, StepNoise
+from dinit.samplers.base import SAMPLERS, Claims, Sampler, StepDenoiser, StepNoise
 from dinit.samplers.grids.base import TimeGrid, noise_level_grid
 from dinit.samplers.multistep.ode_variables import NOISE_LEVEL, STRAIGHT, TIME, Chart, noise_chart
 
@@ -43,13 +43,11 @@ class Churned(Sampler):
         if not self.s_tmin <= self.s_tmax:
             raise ValueError(f"churn needs s_tmin <= s_tmax, got s_tmin = {self.s_tmin}, s_tmax = {self.s_tmax}")
 
-    @property
-    def draws_per_step(self) -> int:  # type: ignore[override]
-        return int(self.s_churn > 0)
+    order: ClassVar[int] = 1  # of the deterministic step, which evaluates as often
 
-    @property
-    def cost_depends_on(self) -> Literal["steps", "times", "state"]:  # type: ignore[override]
-        return "times" if self.s_churn else "steps"  # which levels lie in [s_tmin, s_tmax]
+    def claims(self) -> Claims:
+        cost = "times" if self.s_churn else "steps"  # which noise levels lie in [s_tmin, s_tmax]
+        return Claims(self.order, self.order, draws_per_step=int(self.s_churn > 0), cost_depends_on=cost)
 
     def inner_times(self, denoiser: Denoiser, t: Scales, s: Scales, total: int) -> Tensor:
         """The raised time, and those of the deterministic step from there to s."""
@@ -117,7 +115,6 @@ class EDMHeun(Churned):
     variable: Literal["noise-level", "t"] = "noise-level"
 
     order = 2
-    nfe_per_step = 2
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -157,7 +154,6 @@ class DPM2(Churned):
     """
 
     order = 2
-    nfe_per_step = 2
 
     def grid_for(self, process: Process) -> TimeGrid:
         return noise_level_grid(process)

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from dinit.diffusion import Denoiser, Scales
-from dinit.samplers.base import SAMPLERS, Sampler, StepDenoiser, StepNoise
+from dinit.samplers.base import SAMPLERS, Claims, Sampler, StepDenoiser, StepNoise
 
 
 @SAMPLERS.register("euler")
@@ -27,8 +27,8 @@ class Euler(Sampler):
 class Heun(Sampler):
     """Explicit trapezoid on the probability-flow ODE, 2 NFE a step. Karras et al. 2022, Algorithm 1, in t."""
 
-    order = 2
-    nfe_per_step = 2
+    def claims(self) -> Claims:
+        return Claims(order=2, nfe_per_step=2)
 
     def check(self, denoiser: Denoiser, grid: list[Scales]) -> None:
         if not bool(grid[-1].d_sigma.isfinite()):

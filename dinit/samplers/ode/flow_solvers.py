@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from dinit.diffusion import Denoiser, Scales
-from dinit.samplers.base import SAMPLERS, Sampler, StepDenoiser, StepNoise
+from dinit.samplers.base import SAMPLERS, Claims, Sampler, StepDenoiser, StepNoise
 from dinit.samplers.multistep.ode_variables import STRAIGHT
 from dinit.samplers.ode.runge_kutta import MIDPOINT, TRAPEZOID, inner_times, runge_kutta_step
 
@@ -23,8 +23,8 @@ from dinit.samplers.ode.runge_kutta import MIDPOINT, TRAPEZOID, inner_times, run
 class FlowHeun(Sampler):
     """Explicit trapezoid along the straight path, 2 NFE a step. Liu et al. 2023."""
 
-    order = 2
-    nfe_per_step = 2
+    def claims(self) -> Claims:
+        return Claims(order=2, nfe_per_step=2)
 
     def inner_times(self, denoiser: Denoiser, t: Scales, s: Scales, total: int) -> Tensor:
         return inner_times(TRAPEZOID, STRAIGHT, denoiser, t, s)
@@ -40,8 +40,8 @@ class FlowHeun(Sampler):
 class FlowMidpoint(Sampler):
     """Explicit midpoint along the straight path, 2 NFE a step. Lipman et al. 2023."""
 
-    order = 2
-    nfe_per_step = 2
+    def claims(self) -> Claims:
+        return Claims(order=2, nfe_per_step=2)
 
     def inner_times(self, denoiser: Denoiser, t: Scales, s: Scales, total: int) -> Tensor:
         return inner_times(MIDPOINT, STRAIGHT, denoiser, t, s)
@@ -61,7 +61,8 @@ class FlowTurbo(Sampler):
     only the first step evaluates twice. The x0 that a step reports is the one at that predicted end.
     """
 
-    order = 2
+    def claims(self) -> Claims:
+        return Claims(order=2)
 
     def nfe(self, steps: int) -> int:
         return steps + (steps > 1)

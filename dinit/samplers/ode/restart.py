@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from dinit.diffusion import Denoiser, Process, Scales
-from dinit.samplers.base import SAMPLERS, Sampler, StepDenoiser, StepNoise
+from dinit.samplers.base import SAMPLERS, Claims, Sampler, StepDenoiser, StepNoise
 from dinit.samplers.grids.base import TimeGrid, noise_level_grid
 from dinit.samplers.multistep.ode_variables import noise_chart
 from dinit.samplers.ode.runge_kutta import TRAPEZOID, runge_kutta_step
@@ -68,9 +67,6 @@ class Restart(Sampler):
     s_noise: float = 1.0
     rho: float = 7.0
 
-    order = 2
-    nfe_per_step = 2
-
     def __post_init__(self) -> None:
         made = tuple(i if isinstance(i, Interval) else Interval(**i) for i in self.intervals)
         object.__setattr__(self, "intervals", made)
@@ -79,13 +75,9 @@ class Restart(Sampler):
         if not (self.s_noise >= 0 and self.rho > 0):
             raise ValueError(f"s_noise must be >= 0 and rho positive, got {self.s_noise} and {self.rho}")
 
-    @property
-    def draws_per_step(self) -> int:  # type: ignore[override]
-        return sum(interval.repeats for interval in self.intervals)
-
-    @property
-    def cost_depends_on(self) -> Literal["steps", "times", "state"]:  # type: ignore[override]
-        return "times"
+    def claims(self) -> Claims:
+        draws = sum(interval.repeats for interval in self.intervals)
+        return Claims(order=2, nfe_per_step=2, draws_per_step=draws, cost_depends_on="times")
 
     def grid_for(self, process: Process) -> TimeGrid:
         return noise_level_grid(process)

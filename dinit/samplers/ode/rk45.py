@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dinit.diffusion import Denoiser, Scales
-from dinit.samplers.base import SAMPLERS, Sampler, StepDenoiser, StepNoise
+from dinit.samplers.base import SAMPLERS, Claims, Sampler, StepDenoiser, StepNoise
 from dinit.samplers.ode.runge_kutta import Tableau, check_finite_velocity, combined
 
 DORMAND_PRINCE = Tableau(
@@ -26,6 +26,7 @@ DORMAND_PRINCE = Tableau(
         (35 / 384, 0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
     ),
     weights=(35 / 384, 0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84, 0),
+    order=5,
 )
 FOURTH_ORDER = (5179 / 57600, 0, 7571 / 16695, 393 / 640, -92097 / 339200, 187 / 2100, 1 / 40)
 DIFFERENCE = tuple(b - c for b, c in zip(DORMAND_PRINCE.weights, FOURTH_ORDER, strict=True))
@@ -61,13 +62,12 @@ class RK45(Sampler):
     rtol: float = 1e-5
     atol: float = 1e-5
 
-    order = 5
-    nfe_per_step = 7
-    cost_depends_on = "state"
-
     def __post_init__(self) -> None:
         if not (self.rtol > 0 and self.atol > 0):
             raise ValueError(f"rtol and atol must be positive, got rtol = {self.rtol}, atol = {self.atol}")
+
+    def claims(self) -> Claims:
+        return Claims(order=5, nfe_per_step=7, cost_depends_on="state")
 
     def check(self, denoiser: Denoiser, grid: list[Scales]) -> None:
         check_finite_velocity(self, denoiser, grid)

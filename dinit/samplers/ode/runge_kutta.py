@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dinit.diffusion import Denoiser, Scales
 from dinit.registry import suggest
-from dinit.samplers.base import SAMPLERS, Sampler, StepDenoiser, StepNoise
+from dinit.samplers.base import SAMPLERS, Claims, Sampler, StepDenoiser, StepNoise
 from dinit.samplers.multistep.ode_variables import TIME, Chart
 
 
@@ -19,19 +19,20 @@ from dinit.samplers.multistep.ode_variables import TIME, Chart
 class Tableau:
     """An explicit method. nodes: of the stages after the first, in (0, 1]. stages: a row of weights for each.
 
-    weights: of all stages, summing to 1.
+    weights: of all stages, summing to 1. order: of convergence.
     """
 
     nodes: tuple[float, ...]
     stages: tuple[tuple[float, ...], ...]
     weights: tuple[float, ...]
+    order: int = 1
 
 
-MIDPOINT = Tableau((1 / 2,), ((1 / 2,),), (0, 1))
-TRAPEZOID = Tableau((1,), ((1,),), (1 / 2, 1 / 2))
-HEUN3 = Tableau((1 / 3, 2 / 3), ((1 / 3,), (0, 2 / 3)), (1 / 4, 0, 3 / 4))
-RK4_CLASSIC = Tableau((1 / 2, 1 / 2, 1), ((1 / 2,), (0, 1 / 2), (0, 0, 1)), (1 / 6, 1 / 3, 1 / 3, 1 / 6))
-RK38 = Tableau((1 / 3, 2 / 3, 1), ((1 / 3,), (-1 / 3, 1), (1, -1, 1)), (1 / 8, 3 / 8, 3 / 8, 1 / 8))
+MIDPOINT = Tableau((1 / 2,), ((1 / 2,),), (0, 1), 2)
+TRAPEZOID = Tableau((1,), ((1,),), (1 / 2, 1 / 2), 2)
+HEUN3 = Tableau((1 / 3, 2 / 3), ((1 / 3,), (0, 2 / 3)), (1 / 4, 0, 3 / 4), 3)
+RK4_CLASSIC = Tableau((1 / 2, 1 / 2, 1), ((1 / 2,), (0, 1 / 2), (0, 0, 1)), (1 / 6, 1 / 3, 1 / 3, 1 / 6), 4)
+RK38 = Tableau((1 / 3, 2 / 3, 1), ((1 / 3,), (-1 / 3, 1), (1, -1, 1)), (1 / 8, 3 / 8, 3 / 8, 1 / 8), 4)
 
 
 def inner_times(tableau: Tableau, chart: Chart, denoiser: Denoiser, t: Scales, s: Scales) -> Tensor:
@@ -81,9 +82,8 @@ class _RungeKutta(Sampler):
     def tableau(self) -> Tableau:
         raise NotImplementedError
 
-    @property
-    def nfe_per_step(self) -> int:  # type: ignore[override]
-        return len(self.tableau.weights)
+    def claims(self) -> Claims:
+        return Claims(self.tableau.order, nfe_per_step=len(self.tableau.weights))
 
     def check(self, denoiser: Denoiser, grid: list[Scales]) -> None:
         if self.tableau.nodes[-1] == 1:
@@ -103,8 +103,6 @@ class _RungeKutta(Sampler):
 class Midpoint(_RungeKutta):
     """Explicit midpoint on the probability-flow ODE, in t: 2 NFE a step, none of them at the step's end."""
 
-    order = 2
-
     @property
     def tableau(self) -> Tableau:
         return MIDPOINT
@@ -114,8 +112,6 @@ class Midpoint(_RungeKutta):
 @dataclass(frozen=True)
 class Heun3(_RungeKutta):
     """Heun's method of third order, in t: stages at 0, 1/3 and 2/3 of the step, 3 NFE. Heun 1900."""
-
-    order = 3
 
     @property
     def tableau(self) -> Tableau:
@@ -132,8 +128,6 @@ class RK4(_RungeKutta):
     """
 
     rule: Literal["classic", "3/8"] = "classic"
-
-    order = 4
 
     def __post_init__(self) -> None:
         if self.rule not in ("classic", "3/8"):

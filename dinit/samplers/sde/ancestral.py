@@ -12,7 +12,7 @@ from torch import Tensor
 from dinit.diffusion import Denoised, Denoiser, Scales
 from dinit.diffusion.process import ScalarScales
 from dinit.registry import suggest
-from dinit.samplers.base import SAMPLERS, Sampler, StepDenoiser, StepNoise
+from dinit.samplers.base import SAMPLERS, Claims, Sampler, StepDenoiser, StepNoise
 
 Solver = Literal["euler", "dpm-2", "dpmpp-2s"]
 
@@ -55,21 +55,11 @@ class Ancestral(Sampler):
         if self.solver not in get_args(Solver):
             raise ValueError(f"unknown solver {self.solver!r}{suggest(str(self.solver), list(get_args(Solver)))}")
 
-    @property
-    def order(self) -> int:  # type: ignore[override]
-        return 1 if self.stochastic or self.solver == "euler" else 2
-
-    @property
-    def nfe_per_step(self) -> int:  # type: ignore[override]
-        return 1 if self.solver == "euler" else 2
-
-    @property
-    def cost_depends_on(self) -> Literal["steps", "times"]:  # type: ignore[override]
-        return "steps" if self.solver == "euler" else "times"
-
-    @property
-    def draws_per_step(self) -> int:  # type: ignore[override]
-        return int(self.eta > 0)
+    def claims(self) -> Claims:
+        draws = int(self.eta > 0)
+        if self.solver == "euler":
+            return Claims(draws_per_step=draws)
+        return Claims(1 if draws else 2, nfe_per_step=2, draws_per_step=draws, cost_depends_on="times")
 
     def inner_times(self, denoiser: Denoiser, t: Scales, s: Scales, total: int) -> Tensor:
         if self.solver == "euler":

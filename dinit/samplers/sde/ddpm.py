@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dinit.diffusion import Denoised, Denoiser, Scales
 from dinit.registry import suggest
-from dinit.samplers.base import SAMPLERS, Sampler, StepDenoiser, StepNoise
+from dinit.samplers.base import SAMPLERS, Claims, Sampler, StepDenoiser, StepNoise
 from dinit.samplers.ode.ddim import ancestral_std, transition_variance
 
 Variance = Literal["fixed-small", "fixed-large", "learned-range", "learned"]
@@ -57,11 +57,12 @@ class DDPM(Sampler):
     """
 
     variance: Variance = "fixed-small"
-    draws_per_step = 1
-    supported_outputs = frozenset({"mean_gradient"})
 
     def __post_init__(self) -> None:
         check_variance(self.variance)
+
+    def claims(self) -> Claims:
+        return Claims(draws_per_step=1, supported_outputs=frozenset({"mean_gradient"}))
 
     def check(self, denoiser: Denoiser, grid: list[Scales]) -> None:
         check_variance(self.variance, denoiser)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dinit.diffusion import Denoiser, Scales
-from dinit.samplers.base import SAMPLERS, Sampler, StepDenoiser, StepNoise
+from dinit.samplers.base import SAMPLERS, Claims, Sampler, StepDenoiser, StepNoise
 from dinit.samplers.sde.ancestral import ancestral_split, check_noise
 from dinit.samplers.sde.exponential import linear_part, moments
 
@@ -31,19 +31,13 @@ class DPMppSDE(Sampler):
 
     eta: float = 1.0
     s_noise: float = 1.0
-    nfe_per_step = 2
-    cost_depends_on = "times"
 
     def __post_init__(self) -> None:
         check_noise(self.eta, self.s_noise)
 
-    @property
-    def order(self) -> int:  # type: ignore[override]
-        return 1 if self.stochastic else 2
-
-    @property
-    def draws_per_step(self) -> int:  # type: ignore[override]
-        return 2 if self.eta > 0 else 0
+    def claims(self) -> Claims:
+        draws = 2 if self.eta > 0 else 0
+        return Claims(1 if draws else 2, nfe_per_step=2, draws_per_step=draws, cost_depends_on="times")
 
     def inner_times(self, denoiser: Denoiser, t: Scales, s: Scales, total: int) -> Tensor:
         middle = (t.log_snr + s.log_snr) / 2
@@ -97,13 +91,8 @@ class DPMpp2MSDE(Sampler):
         if self.levels not in (1, 2):
             raise ValueError(f"levels must be 1 or 2, got {self.levels!r}; three are 'dpmpp-3m-sde'")
 
-    @property
-    def order(self) -> int:  # type: ignore[override]
-        return 1 if self.stochastic else self.levels
-
-    @property
-    def draws_per_step(self) -> int:  # type: ignore[override]
-        return int(self.eta > 0)
+    def claims(self) -> Claims:
+        return Claims(draws_per_step=1) if self.eta > 0 else Claims(self.levels)
 
     def step(
         self, denoise: StepDenoiser, x_t: Tensor, t: Scales, s: Scales, state: History | None, noise: StepNoise
@@ -173,15 +162,10 @@ class DPMpp3MSDE(Sampler):
         if not self.reach > 0:
             raise ValueError(f"reach, a ratio of steps, must be positive, got {self.reach}")
 
-    @property
-    def order(self) -> int:  # type: ignore[override]
-        if self.stochastic:
-            return 1
-        return 3 if self.curvature == "exact" else 2
-
-    @property
-    def draws_per_step(self) -> int:  # type: ignore[override]
-        return int(self.eta > 0)
+    def claims(self) -> Claims:
+        if self.eta > 0:
+            return Claims(draws_per_step=1)
+        return Claims(3 if self.curvature == "exact" else 2)
 
     def step(
         self, denoise: StepDenoiser, x_t: Tensor, t: Scales, s: Scales, state: History | None, noise: StepNoise

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dinit.diffusion import Scales
 from dinit.registry import suggest
-from dinit.samplers.base import SAMPLERS, Sampler, StepDenoiser, StepNoise
+from dinit.samplers.base import SAMPLERS, Claims, Sampler, StepDenoiser, StepNoise
 
 NoiseScale = Literal["er-sde", "sde", "ode"]
 
@@ -59,13 +59,8 @@ class ERSDE(Sampler):
         if not self.s_noise > 0:
             raise ValueError(f"s_noise, a factor on the noise, must be positive, got {self.s_noise}")
 
-    @property
-    def order(self) -> int:  # type: ignore[override]
-        return 1 if self.stochastic else self.levels
-
-    @property
-    def draws_per_step(self) -> int:  # type: ignore[override]
-        return int(self.noise_scale != "ode")
+    def claims(self) -> Claims:
+        return Claims(self.levels) if self.noise_scale == "ode" else Claims(draws_per_step=1)
 
     def step(
         self, denoise: StepDenoiser, x_t: Tensor, t: Scales, s: Scales, state: History | None, noise: StepNoise

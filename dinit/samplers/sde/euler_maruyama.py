@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dinit.diffusion import Denoised, Denoiser, Scales
 from dinit.diffusion.process import diffusion_squared
-from dinit.samplers.base import SAMPLERS, Sampler, StepDenoiser, StepNoise
+from dinit.samplers.base import SAMPLERS, Claims, Sampler, StepDenoiser, StepNoise
 from dinit.samplers.sde.ancestral import check_noise
 from dinit.samplers.sde.ddpm import ancestral_transition
 
@@ -58,9 +58,8 @@ class EulerMaruyama(Sampler):
             raise ValueError(f"variable must be 't' or 'noise-level', got {self.variable!r}")
         check_noise(self.eta, 1.0)
 
-    @property
-    def draws_per_step(self) -> int:  # type: ignore[override]
-        return int(self.eta > 0)
+    def claims(self) -> Claims:
+        return Claims(draws_per_step=int(self.eta > 0))
 
     def check(self, denoiser: Denoiser, grid: list[Scales]) -> None:
         if self.variable == "noise-level" and grid[0].floats.alpha == 0 and len(grid) > 1:

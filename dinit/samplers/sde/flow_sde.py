@@ -13,7 +13,7 @@ from torch import Tensor
 from dinit.diffusion import Denoised, Denoiser, Scales
 from dinit.diffusion.process import diffusion_squared
 from dinit.registry import suggest
-from dinit.samplers.base import SAMPLERS, Sampler, StepDenoiser, StepNoise
+from dinit.samplers.base import SAMPLERS, Claims, Sampler, StepDenoiser, StepNoise
 from dinit.samplers.sde.ddpm import ancestral_transition
 
 Method = Literal["euler-maruyama", "heun"]
@@ -64,21 +64,12 @@ class FlowSDE(Sampler):
         if not self.norm >= 0:
             raise ValueError(f"norm, the size of the diffusion coefficient, must be at least 0, got {self.norm}")
 
-    @property
-    def order(self) -> int:  # type: ignore[override]
-        return 2 if self.method == "heun" and not self.stochastic else 1
-
-    @property
-    def nfe_per_step(self) -> int:  # type: ignore[override]
-        return 2 if self.method == "heun" else 1
-
-    @property
-    def cost_depends_on(self) -> Literal["steps", "times"]:  # type: ignore[override]
-        return "times" if self.method == "heun" else "steps"  # one evaluation from alpha = 0 or onto sigma = 0
-
-    @property
-    def draws_per_step(self) -> int:  # type: ignore[override]
-        return int(self.norm > 0 or self.diffusion == "decreasing")
+    def claims(self) -> Claims:
+        draws = int(self.norm > 0 or self.diffusion == "decreasing")
+        if self.method == "euler-maruyama":
+            return Claims(draws_per_step=draws)
+        # One evaluation from alpha = 0 or onto sigma = 0.
+        return Claims(1 if draws else 2, nfe_per_step=2, draws_per_step=draws, cost_depends_on="times")
 
     def coefficient(self, k: Scales) -> Tensor:
         """w at the scales k: half the squared diffusion coefficient, a float64 tensor of their shape."""

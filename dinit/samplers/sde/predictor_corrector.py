@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dinit.diffusion import Denoised, Denoiser, Process, Scales
 from dinit.registry import suggest
-from dinit.samplers.base import SAMPLERS, Sampler, StepDenoiser, StepNoise
+from dinit.samplers.base import SAMPLERS, Claims, Sampler, StepDenoiser, StepNoise
 from dinit.samplers.grids.base import TimeGrid
 from dinit.samplers.ode.ddim import transition_variance
 from dinit.samplers.sde.ddpm import ancestral_transition
@@ -61,7 +61,8 @@ class ReverseDiffusion(Sampler):
     On VE this is DDPM('fixed-large').
     """
 
-    draws_per_step = 1
+    def claims(self) -> Claims:
+        return Claims(draws_per_step=1)
 
     def step(
         self, denoise: StepDenoiser, x_t: Tensor, t: Scales, s: Scales, state: Any, noise: StepNoise
@@ -108,21 +109,14 @@ class PredictorCorrector(Sampler):
                 f"corrector_steps must be at least 1, got {self.corrector_steps}; use corrector='none' for none"
             )
 
-    @property
-    def order(self) -> int:  # type: ignore[override]
-        return self._first.order if self._first and not self._moves else 1
-
-    @property
-    def draws_per_step(self) -> int:  # type: ignore[override]
-        return (self._first.draws_per_step if self._first else 0) + self._moves
-
-    @property
-    def nfe_per_step(self) -> int:  # type: ignore[override]
-        return (self._first.nfe_per_step if self._first else 0) + self._moves
-
-    @property
-    def cost_depends_on(self) -> Literal["steps", "times", "state"]:  # type: ignore[override]
-        return self._first.cost_depends_on if self._first else "steps"
+    def claims(self) -> Claims:
+        first = self._first.claims() if self._first else Claims(nfe_per_step=0)
+        return Claims(
+            1 if self._moves else first.order,
+            nfe_per_step=first.nfe_per_step + self._moves,
+            draws_per_step=first.draws_per_step + self._moves,
+            cost_depends_on=first.cost_depends_on,
+        )
 
     @cached_property
     def _first(self) -> Sampler | None:
@@ -159,7 +153,7 @@ class PredictorCorrector(Sampler):
         x, drawn = x_t, 0
         if self._first:
             x, state = self._first.step(denoise, x_t, t, s, state, noise)
-            drawn = self._first.draws_per_step
+            drawn = self._first.claims().draws_per_step
         for j in range(self._moves):
             d, z = denoise(x, s), noise(drawn + j, x_t)
             if self.corrector == "renoising":

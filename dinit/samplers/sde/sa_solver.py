@@ -9,7 +9,7 @@ from typing import Literal
 from torch import Tensor
 
 from dinit.diffusion import Scales
-from dinit.samplers.base import SAMPLERS, Sampler, StepDenoiser, StepNoise
+from dinit.samplers.base import SAMPLERS, Claims, Sampler, StepDenoiser, StepNoise
 from dinit.samplers.sde.exponential import Linear, lagrange_weights, linear_part, moments
 
 Node = tuple[Tensor, float]  # a posterior mean and half the log-SNR that it belongs to
@@ -59,20 +59,12 @@ class SASolver(Sampler):
         if self.weights not in ("exact", "published"):
             raise ValueError(f"weights must be 'exact' or 'published', got {self.weights!r}")
 
-    @property
-    def order(self) -> int:  # type: ignore[override]
-        if self.stochastic:
-            return 1
+    def claims(self) -> Claims:
+        cost = "steps" if self.low == -math.inf and self.high == math.inf else "times"
+        if self.tau > 0:
+            return Claims(draws_per_step=1, cost_depends_on=cost)
         corrected = min(self.corrector_order, self.predictor_order + 1)
-        return corrected if self.corrector_order else self.predictor_order
-
-    @property
-    def draws_per_step(self) -> int:  # type: ignore[override]
-        return int(self.tau > 0)
-
-    @property
-    def cost_depends_on(self) -> Literal["steps", "times"]:  # type: ignore[override]
-        return "steps" if self.low == -math.inf and self.high == math.inf else "times"
+        return Claims(corrected or self.predictor_order, cost_depends_on=cost)
 
     def step(
         self, denoise: StepDenoiser, x_t: Tensor, t: Scales, s: Scales, state: History | None, noise: StepNoise

@@ -17,7 +17,7 @@ from torch import Tensor
 from dinit.diffusion import Denoised, Denoiser, Scales
 from dinit.diffusion.continuous import VE, VP, SubVP
 from dinit.diffusion.process import diffusion_squared
-from dinit.samplers.base import Sampler, StepDenoiser, StepNoise
+from dinit.samplers.base import Claims, Sampler, StepDenoiser, StepNoise
 
 
 @dataclass(frozen=True)
@@ -49,13 +49,9 @@ class ScoreSDE(Sampler):
         if self.predictor == "ancestral" and not isinstance(self.process, VE):
             raise ValueError("the ancestral predictor is VE's; on VP it is DDPM('fixed-large') on VPDiscrete")
 
-    @property
-    def draws_per_step(self) -> int:  # type: ignore[override]
-        return self._moves + (self.predictor != "none")
-
-    @property
-    def nfe_per_step(self) -> int:  # type: ignore[override]
-        return self.draws_per_step
+    def claims(self) -> Claims:
+        count = self._moves + (self.predictor != "none")
+        return Claims(nfe_per_step=count, draws_per_step=count)
 
     @property
     def _moves(self) -> int:
