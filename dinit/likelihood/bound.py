@@ -53,32 +53,32 @@ def variational_bound(
     ValueError for fewer than two times, an unknown variance, or a learned one that the network does not have.
     """
     check_variance(variance, denoiser)
-    levels = plan(denoiser, steps, grid)
-    if len(levels) < 2:
+    points = plan(denoiser, steps, grid)
+    if len(points) < 2:
         raise ValueError("the variational bound needs two times at least, got one")
     source: SupportsNormal = noise_source or NoiseSource.from_seed(seed, x.shape[0])
-    cond = replace(denoiser.condition(labels, x.shape[0], x.device), noise=source, steps=len(levels))
+    cond = replace(denoiser.condition(labels, x.shape[0], x.device), noise=source, steps=len(points))
     clean = denoiser.process.scales(0.0)
     if clean.floats.sigma > 0:  # processes that stop short of clean data: the chain's end is x itself
         zero = torch.zeros_like(clean.sigma)
         clean = replace(clean, sigma=zero)
     columns = []
-    for i, (t, s) in enumerate(pairwise([*levels, clean])):
+    for i, (t, s) in enumerate(pairwise([*points, clean])):
         eps = source.normal("step", i, x)
         with torch.no_grad():
             d = denoiser(t.alpha * x + t.sigma * eps, t, replace(cond, step=i))
         mean = posterior_mean_of_x_s(d, t, s)
-        if i < len(levels) - 1:
+        if i < len(points) - 1:
             log_variance = _log_variance(d, t, s, variance, posterior_variance(t, s))
             right = posterior_mean_of_x_s(replace(d, x0=x), t, s)
             term = normal_kl(right, posterior_variance(t, s).log(), mean, log_variance)
         else:
-            before = levels[-2]
+            before = points[-2]
             log_variance = _log_variance(d, t, s, variance, posterior_variance(before, t))
             term = -discretised_log_prob(x, mean, (log_variance / 2).exp())
         columns.append((bits(term), _mean((d.x0 - x) ** 2), _mean((d.eps - eps) ** 2)))
     terms, x0_mse, eps_mse = (torch.stack(column, dim=1) for column in zip(*columns, strict=True))
-    first = levels[0]
+    first = points[0]
     std = denoiser.process.prior_std(first)
     prior = bits(normal_kl(first.alpha * x, 2 * first.sigma.log(), torch.zeros_like(x), 2 * std.log()))
     return VariationalBound(prior + terms.sum(1), prior, terms, x0_mse, eps_mse)

@@ -141,15 +141,15 @@ def log_likelihood(
         steps = 100
     source: SupportsNormal = noise_source or NoiseSource.from_seed(seed, x.shape[0])
     with torch.inference_mode(False), torch.no_grad():  # autograd refuses tensors made in inference mode
-        levels = plan(denoiser, steps, LogSNR() if grid is None else grid, "state")[::-1]
-        _check_slopes(denoiser, chart, method, levels)
+        points = plan(denoiser, steps, LogSNR() if grid is None else grid, "state")[::-1]
+        _check_slopes(denoiser, chart, method, points)
         x = x.clone()
-        cond = replace(denoiser.condition(labels, x.shape[0], x.device), noise=source, steps=len(levels))
+        cond = replace(denoiser.condition(labels, x.shape[0], x.device), noise=source, steps=len(points))
         flow = Flow(denoiser, cond, chart, estimate, source)
-        latent, gained, calls = flow.run(tableau, x, levels)
-        std, centre = denoiser.process.prior_std(levels[-1]), torch.zeros_like(latent)
-        if prior == "centred" and levels[-1].floats.alpha > 0:
-            centre = levels[-1].alpha * denoiser(std * source.normal("prior", 0, x), levels[-1], cond).x0
+        latent, gained, calls = flow.run(tableau, x, points)
+        std, centre = denoiser.process.prior_std(points[-1]), torch.zeros_like(latent)
+        if prior == "centred" and points[-1].floats.alpha > 0:
+            centre = points[-1].alpha * denoiser(std * source.normal("prior", 0, x), points[-1], cond).x0
             calls += 1
         log_prob = gaussian_log_prob(latent - centre, std) + gained
     dims = x[0].numel()
@@ -172,12 +172,12 @@ class Flow:
     trace: Trace
     noise_source: SupportsNormal
 
-    def run(self, tableau: Tableau, x: Tensor, levels: list[Scales]) -> tuple[Tensor, Tensor, int]:
+    def run(self, tableau: Tableau, x: Tensor, points: list[Scales]) -> tuple[Tensor, Tensor, int]:
         """(x at the last level, log p_first - log p_last in nats, evaluations), from x at the first level."""
         chart, process = self.chart, self.denoiser.process
-        gained = x[0].numel() * (chart.scale(levels[-1]) / chart.scale(levels[0])).log()
+        gained = x[0].numel() * (chart.scale(points[-1]) / chart.scale(points[0])).log()
         calls = 0
-        for t, s in pairwise(levels):
+        for t, s in pairwise(points):
             y, h = x / chart.scale(t), chart.variable(s) - chart.variable(t)
             inner = [process.scales(chart.between(process, t, s, node)) for node in tableau.nodes]
             slopes, traces = [], []
@@ -221,7 +221,7 @@ def _trace(trace: Trace | str) -> Trace:
     return known[trace]
 
 
-def _check_slopes(denoiser: Denoiser, chart: Chart, method: str, levels: list[Scales]) -> None:
-    asked = levels if method in ("rk4", "heun") else levels[:-1]
+def _check_slopes(denoiser: Denoiser, chart: Chart, method: str, points: list[Scales]) -> None:
+    asked = points if method in ("rk4", "heun") else points[:-1]
     if chart is TIME and not all(bool(k.d_sigma.isfinite()) for k in asked):
         raise ValueError(f"the velocity of {denoiser.process} is infinite at a time of the grid: use another chart")

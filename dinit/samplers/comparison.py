@@ -92,7 +92,7 @@ def compare(
 
     noise: (B, C, H, W) standard normal. labels: (B,), None for the denoiser's own or null. samplers: names,
     mappings with options or samplers, or {label: one of these}. steps: sampling steps for each; in its place,
-    nfe: evaluations per image, of which each sampler takes as many levels as they pay for by its claims (an
+    nfe: evaluations per image, of which each sampler takes as many steps as they pay for by its claims (an
     adaptive one, or Restart, may take more: see `Claims.cost_depends_on`, and the result's nfe). decode: from
     samples to images around [-1, 1] that can be drawn, for latents; None draws the samples. options: as
     `Sampler.iterate`, for all; a sampler that fixes its grid runs on its own.
@@ -103,9 +103,9 @@ def compare(
     entrants = _named(samplers)
     images, counts = [], []
     for sampler in entrants.values():
-        levels = steps if nfe is None else _levels_for(sampler, nfe)
+        count = steps if nfe is None else _steps_for(sampler, nfe)
         chosen = {**options, "grid": sampler.own_grid or options.get("grid")}
-        *_, last = sampler.iterate(denoiser, noise, levels, labels=labels, **chosen)
+        *_, last = sampler.iterate(denoiser, noise, count, labels=labels, **chosen)
         images.append(last.x_s)
         counts.append(last.nfe)
     pictures = images if decode is None else [decode(one) for one in images]
@@ -129,14 +129,14 @@ def _named(samplers: Sequence[Any] | Mapping[str, Any]) -> dict[str, Sampler]:
     return named
 
 
-def _levels_for(sampler: Sampler, nfe: int) -> int:
-    """The largest number of levels that at most `nfe` evaluations pay for, one at least."""
+def _steps_for(sampler: Sampler, nfe: int) -> int:
+    """The largest number of steps that takes at most `nfe` evaluations, at least 1."""
     if nfe < 1:
         raise ValueError(f"nfe must be at least 1, got {nfe}")
-    levels = 1
-    while levels < nfe and sampler.nfe(levels + 1) <= nfe:
-        levels += 1
-    return levels
+    steps = 1
+    while steps < nfe and sampler.nfe(steps + 1) <= nfe:
+        steps += 1
+    return steps
 
 
 def _strip(images: Tensor) -> Any:

@@ -103,7 +103,7 @@ def describe(
             weights = _weights(step, inputs)
         rows.append(Row(step.t, k.alpha, k.sigma, k.log_snr, step.nfe, weights))
         seen = step.nfe
-    return Description(f"{sampler} on {path}, {len(rows)} levels, {seen} NFE", tuple(rows))
+    return Description(f"{sampler} on {path}, {len(rows)} steps, {seen} NFE", tuple(rows))
 
 
 @dataclass

@@ -64,7 +64,7 @@ def states(golden: Golden, sampler: Sampler, process: VPDiscrete) -> Tensor:
 
 def diffusers_dpmpp_sde(golden: Golden) -> Pairs:
     config = golden.kwargs["full_config"]
-    sampler = DPMpp2MSDE(variant=config["solver_type"], levels=config["solver_order"])
+    sampler = DPMpp2MSDE(variant=config["solver_type"], order=config["solver_order"])
     return [(states(golden, sampler, chain(golden)), golden["out.trajectory"])]
 
 
@@ -185,7 +185,7 @@ def diffusers_sde_dpm(golden: Golden) -> Pairs:
     times = process.time_of_noise_level(golden["sched.sigmas"])
     sampler = DPMpp2MSDE(prediction="eps")
     ours = golden.run(sampler, process, times[:-1], end="state")
-    first_order, z = replace(sampler, levels=1), golden["in.noise"][-1:]
+    first_order, z = replace(sampler, order=1), golden["in.noise"][-1:]
     last = golden.run(first_order, process, times[-2:], initial_state=ours[-1], noise=z, end="state")
     return [(torch.cat([ours, last[1:]]), golden["out.trajectory"])]
 

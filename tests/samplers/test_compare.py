@@ -195,7 +195,7 @@ def test_the_table() -> None:
     told = DDIM().describe("flow", 3)
     lines = str(told).splitlines()
     assert lines[0].startswith("DDIM(eta=0.0) on LinearFlow(")
-    assert lines[0].endswith("3 levels, 3 NFE")
+    assert lines[0].endswith("3 steps, 3 NFE")
     assert " ".join(lines[1].split()) == "step t alpha sigma log-SNR NFE on x_t on x0, latest first noise"
     assert lines[2].split() == ["0", "1.0000", "0.0000", "1.0000", "-inf", "1", "0.6667", "+0.3333", "0.0000"]
     assert len({len(line) for line in lines[1:]}) == 1

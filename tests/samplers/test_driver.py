@@ -309,7 +309,7 @@ def run(sampler: Sampler | None = None, model: Denoiser | None = None, **options
         (lambda: DDIM(-0.1), r"eta must be in \[0, 1\]"),
         (lambda: DDPM("small"), "did you mean 'fixed-small'"),  # type: ignore[arg-type]
         (lambda: DPMpp2M("euler"), "'midpoint' or 'heun'"),  # type: ignore[arg-type]
-        (lambda: DPMpp2M(levels=3), "levels must be 1 or 2"),  # type: ignore[arg-type]
+        (lambda: DPMpp2M(order=3), "order must be 1 or 2"),  # type: ignore[arg-type]
         (lambda: PredictorCorrector("reverse"), "unknown predictor"),  # type: ignore[arg-type]
         (lambda: PredictorCorrector(corrector="langvin"), "did you mean 'langevin'"),  # type: ignore[arg-type]
         (lambda: PredictorCorrector("none", "none"), "nothing to run"),

@@ -221,7 +221,7 @@ def test_nothing_crossed_is_no_restart() -> None:
         (lambda: EDMHeun(variable="sigma"), "'noise-level' or 't'"),  # type: ignore[arg-type]
         (lambda: RK4("classical"), "did you mean 'classic'"),  # type: ignore[arg-type]
         (lambda: Interval(0.3, 0.1), "low < high"),
-        (lambda: Interval(0.1, 0.3, steps=1), "at least 2 levels"),
+        (lambda: Interval(0.1, 0.3, steps=1), "at least 2 noise levels"),
         (lambda: Restart(()), "at least one interval"),
         (
             lambda: Restart((Interval(0.1, 100.0),)).sample(gaussian(VE()), randn(1, 1, 2, 2), 9),

@@ -32,7 +32,7 @@ def randn(*shape: int, seed: int = 0) -> Tensor:
     [
         (EulerMaruyama("noise-level", 0.0), DDIM()),
         (EulerMaruyama("t", 0.0), Euler()),
-        (DPMpp2MSDE(0.0, levels=1, prediction="eps"), DDIM()),
+        (DPMpp2MSDE(0.0, order=1, prediction="eps"), DDIM()),
     ],
     ids=repr,
 )

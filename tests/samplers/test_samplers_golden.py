@@ -304,17 +304,15 @@ def diffusers_ddpm(golden: Golden) -> Pairs:
 def diffusers_dpmpp(golden: Golden) -> Pairs:
     process, config = diffusers_process(golden), golden.kwargs["full_config"]
     times = process.time_of_noise_level(golden["sched.model_sigma"] / golden["sched.model_alpha"])
-    levels = 1 if golden.name.endswith("1m") else 2
-    sampler = DPMpp2M(config["solver_type"], levels)
+    order = 1 if golden.name.endswith("1m") else 2
+    sampler = DPMpp2M(config["solver_type"], order)
     if config["final_sigmas_type"] == "zero":
         return [(golden.run(sampler, process, times), golden["out.trajectory"])]
     # Here they end at a level above 0, by a step of first order.
     assert config["euler_at_final"]
     last = process.time_of_noise_level(golden["sched.sigmas"][-1:])
     ours = golden.run(sampler, process, times, end="state")
-    tail = golden.run(
-        DPMpp2M(levels=1), process, torch.cat([times[-1:], last]), initial_state=ours[-1], end="state"
-    )
+    tail = golden.run(DPMpp2M(order=1), process, torch.cat([times[-1:], last]), initial_state=ours[-1], end="state")
     return [(torch.cat([ours, tail[1:]]), golden["out.trajectory"])]
 
 

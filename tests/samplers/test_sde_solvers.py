@@ -41,7 +41,7 @@ STOCHASTIC = [
     DPMppSDE(0.5),
     DPMpp2MSDE(),
     DPMpp2MSDE(0.5, variant="heun"),
-    DPMpp2MSDE(levels=1),
+    DPMpp2MSDE(order=1),
     DPMpp3MSDE(),
     DPMpp3MSDE(curvature="published"),
     SASolver(),
@@ -49,7 +49,7 @@ STOCHASTIC = [
     SASolver(1.0, -1.0, 1.0, 1, 0),
     SASolver(weights="published"),
     ERSDE(),
-    ERSDE(levels=1),
+    ERSDE(order=1),
     ERSDE("sde", 2),
     FlowSDE(),
     FlowSDE(method="euler-maruyama"),
@@ -64,7 +64,7 @@ DETERMINISTIC = {
     DPMppSDE(0.0): 2,
     DPMpp2MSDE(0.0): 2,
     DPMpp2MSDE(0.0, variant="heun"): 2,
-    DPMpp2MSDE(0.0, levels=1): 1,
+    DPMpp2MSDE(0.0, order=1): 1,
     DPMpp3MSDE(0.0): 3,
     DPMpp3MSDE(0.0, curvature="published"): 2,
     SASolver(0.0, predictor_order=1, corrector_order=0): 1,
@@ -161,7 +161,7 @@ def test_order_without_noise(sampler: Sampler, order: int, process: Process) -> 
         (Ancestral(0.0), DDIM()),
         (Ancestral(0.6), DDIM(0.6)),
         (Ancestral(), DDPM()),
-        (DPMpp2MSDE(levels=1), DDPM()),
+        (DPMpp2MSDE(order=1), DDPM()),
         (DPMpp2MSDE(0.0), DPMpp2M()),
         (DPMpp2MSDE(0.0, variant="heun"), DPMpp2M("heun")),
         (SASolver(0.0, predictor_order=1, corrector_order=0), DDIM()),
@@ -326,7 +326,7 @@ def test_the_step_from_alpha_0_is_the_limit(sampler: Sampler) -> None:
         (lambda: Ancestral(solver="dpm2"), "did you mean 'dpm-2'"),  # type: ignore[arg-type]
         (lambda: DPMppSDE(math.nan), "eta must be at least 0"),
         (lambda: DPMpp2MSDE(variant="euler"), "'midpoint' or 'heun'"),  # type: ignore[arg-type]
-        (lambda: DPMpp2MSDE(levels=3), "'dpmpp-3m-sde'"),  # type: ignore[arg-type]
+        (lambda: DPMpp2MSDE(order=3), "'dpmpp-3m-sde'"),  # type: ignore[arg-type]
         (lambda: DPMpp3MSDE(curvature="half"), "'exact' or 'published'"),  # type: ignore[arg-type]
         (lambda: DPMpp3MSDE(reach=0.0), "reach"),
         (lambda: SASolver(-1.0), "tau must be at least 0"),
@@ -335,7 +335,7 @@ def test_the_step_from_alpha_0_is_the_limit(sampler: Sampler) -> None:
         (lambda: SASolver(corrector_order=-1), "corrector_order must be"),
         (lambda: SASolver(weights="none"), "'exact' or 'published'"),  # type: ignore[arg-type]
         (lambda: ERSDE("er-sd"), "did you mean 'er-sde'"),  # type: ignore[arg-type]
-        (lambda: ERSDE(levels=4), "levels must be"),  # type: ignore[arg-type]
+        (lambda: ERSDE(order=4), "order must be"),  # type: ignore[arg-type]
         (lambda: ERSDE(s_noise=-1.0), "s_noise"),
         (lambda: FlowSDE("sigmas"), "did you mean 'sigma'"),
         (lambda: FlowSDE(norm=-1.0), "norm"),

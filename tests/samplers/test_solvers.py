@@ -22,7 +22,7 @@ from dinit.samplers.sde.ddpm import DDPM
 from dinit.samplers.sde.euler_maruyama import EulerMaruyama
 from dinit.samplers.sde.predictor_corrector import PredictorCorrector, langevin_step_size
 
-DETERMINISTIC = [DDIM(), Euler(), Heun(), DPMpp2M(), DPMpp2M("heun"), DPMpp2M(levels=1), FlowEuler()]
+DETERMINISTIC = [DDIM(), Euler(), Heun(), DPMpp2M(), DPMpp2M("heun"), DPMpp2M(order=1), FlowEuler()]
 STOCHASTIC = [
     DDIM(1.0),
     DDPM(),
@@ -299,7 +299,7 @@ def test_ddim_with_eta_1_is_ddpm(process: str) -> None:
 def test_first_order_dpmpp_and_flow_euler_are_ddim(process: str) -> None:
     exact, x = mixture(PROCESSES.create(process)), randn(5, 1, 1, 2)
     truth = DDIM().sample(exact, x, 12)
-    for sampler in (DPMpp2M(levels=1), FlowEuler()):
+    for sampler in (DPMpp2M(order=1), FlowEuler()):
         assert torch.allclose(sampler.sample(exact, x, 12), truth, rtol=1e-12, atol=1e-12)
 
 

@@ -119,9 +119,9 @@ class SchedulerSampler(Sampler):
         _check_path(self.scheduler, expected, process)
         return start(self.scheduler, self.config, self.options, process, parameterization, steps)
 
-    def init(self, denoiser: Denoiser, levels: list[Scales], total: int) -> SchedulerRun:
+    def init(self, denoiser: Denoiser, points: list[Scales], total: int) -> SchedulerRun:
         run = self.run(denoiser.process, total)
-        if not torch.allclose(run.times, torch.stack([k.time for k in levels[:total]]), rtol=0, atol=1e-9):
+        if not torch.allclose(run.times, torch.stack([k.time for k in points[:total]]), rtol=0, atol=1e-9):
             raise ValueError(_own_times(self.scheduler))
         return run
 
@@ -130,7 +130,7 @@ class SchedulerSampler(Sampler):
     ) -> tuple[Tensor, Any]:
         return state.step(denoise, x_t, t, s, noise), state
 
-    def check(self, denoiser: Denoiser, grid: list[Scales]) -> None:
+    def check(self, denoiser: Denoiser, points: list[Scales]) -> None:
         _, parameterization = self._trained
         _check_prediction(self, parameterization, denoiser)
         if learns_variance(build(self.scheduler, self.config)) and not denoiser.learns_variance:
@@ -138,7 +138,7 @@ class SchedulerSampler(Sampler):
                 "variance_type = 'learned_range' needs a network that learned its variance, and this one did not: "
                 "make the scheduler with variance_type='fixed_small' or 'fixed_large'"
             )
-        check_pair(denoiser.process, parameterization, grid[0].floats.time)
+        check_pair(denoiser.process, parameterization, points[0].floats.time)
 
     def iterate(
         self, denoiser: Denoiser, initial_noise: Tensor, steps: int | None = None, **options: Any
@@ -170,17 +170,17 @@ class SchedulerSampler(Sampler):
         self,
         denoiser: Denoiser,
         x: Tensor,
-        levels: list[Scales],
+        points: list[Scales],
         inner: list[tuple[Scales, ...]],
         state: SchedulerRun,
         cond: Condition,
         source: SupportsNormal,
         end: Any,
     ) -> Iterator[Step]:
-        total, nfe = len(levels), 0
-        for i, t in enumerate(levels):
+        total, nfe = len(points), 0
+        for i, t in enumerate(points):
             denoise = StepDenoiser(denoiser, replace(cond, step=i))
-            s = levels[i + 1] if i + 1 < total else denoiser.process.scales(0.0)
+            s = points[i + 1] if i + 1 < total else denoiser.process.scales(0.0)
             noise = StepNoise(source, i, len(state.groups[0]))
             x_s, _ = self.step(denoise, x, t, s, state, noise)
             nfe += denoise.calls

@@ -41,8 +41,8 @@ class EDICT(Reversible):
     def claims(self) -> Claims:
         return Claims(nfe_per_step=2)
 
-    def check(self, denoiser: Denoiser, grid: list[Scales]) -> None:
-        check_invertible_steps(self, grid)
+    def check(self, denoiser: Denoiser, points: list[Scales]) -> None:
+        check_invertible_steps(self, points)
 
     def step(
         self, denoise: StepDenoiser, x_t: Tensor, t: Scales, s: Scales, state: Coupled | None, noise: StepNoise

@@ -82,21 +82,21 @@ def ascend(
     ValueError for a sampler that cannot go up, and as `Sampler.iterate`.
     """
     sampler = upward(SAMPLERS.create(sampler))
-    levels = plan(denoiser, steps, sampler.grid_for(denoiser.process) if grid is None else grid, "state")
+    points = plan(denoiser, steps, sampler.grid_for(denoiser.process) if grid is None else grid, "state")
     sampler._check_required_outputs(denoiser)
-    places = {k.floats.time: i for i, k in enumerate(levels)}
-    levels = levels[::-1]
-    sampler.check(denoiser, levels)
+    places = {k.floats.time: i for i, k in enumerate(points)}
+    points = points[::-1]
+    sampler.check(denoiser, points)
     source: SupportsNormal = noise_source or NoiseSource.from_seed(seed, x.shape[0])
-    total = len(levels) - 1
+    total = len(points) - 1
     cond = replace(denoiser.condition(labels, x.shape[0], x.device), noise=source, steps=total)
-    inner = sampler._inner_points(denoiser, levels, "state")
+    inner = sampler._inner_points(denoiser, points, "state")
     if state is None:
-        state = sampler.init(denoiser, levels, total)
+        state = sampler.init(denoiser, points, total)
 
     def run(x: Tensor, state: Any) -> Iterator[Step]:
         nfe = 0
-        for i, (t, s) in enumerate(pairwise(levels)):
+        for i, (t, s) in enumerate(pairwise(points)):
             denoise = _Placed(denoiser, cond, inner[i], places=places)
             x_s, state = sampler.step(denoise, x, t, s, state, StepNoise(source, i, 0))
             nfe += denoise.calls
@@ -156,9 +156,9 @@ class DDIMInverse(Reversible):
         if isinstance(self.iterations, bool) or not isinstance(self.iterations, int) or self.iterations < 0:
             raise ValueError(f"iterations must be a whole number, at least 0; got {self.iterations!r}")
 
-    def check(self, denoiser: Denoiser, grid: list[Scales]) -> None:
+    def check(self, denoiser: Denoiser, points: list[Scales]) -> None:
         if self.iterations:
-            check_invertible_steps(self, grid)
+            check_invertible_steps(self, points)
 
     def step(
         self, denoise: StepDenoiser, x_t: Tensor, t: Scales, s: Scales, state: Any, noise: StepNoise
@@ -187,9 +187,9 @@ def split(d: Denoised, t: Scales, s: Scales, network: Literal["eps", "v"]) -> tu
     return carry, s.alpha * d.x0 + s.sigma * d.eps - carry * d.x_t
 
 
-def check_invertible_steps(sampler: Sampler, grid: list[Scales]) -> None:
+def check_invertible_steps(sampler: Sampler, points: list[Scales]) -> None:
     """ValueError for one step between pure noise and clean data: nothing of x_t is left in x_s to find it by."""
-    for a, b in pairwise(grid):
+    for a, b in pairwise(points):
         noisy, clean = (a, b) if a.floats.time > b.floats.time else (b, a)
         if noisy.floats.alpha == 0 and clean.floats.sigma == 0:
             raise ValueError(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from dinit.samplers.base import SAMPLERS, Claims
 from dinit.samplers.multistep.exponential_weights import Prediction, check_order, choice
@@ -17,15 +18,17 @@ class AdamsBashforth(Planned):
 
     prediction: 'path-velocity' integrates dx/dt in t; 'velocity' that of the straight path to which any path can be
     scaled, which on the linear one is the same; 'eps' in sigma / alpha; 'x0' in alpha / sigma; 'v' in the angle.
-    levels: evaluations extrapolated, 1 to 4. warm_up: see `Planned.warm`; 'lower-order' is the textbook's.
+    order: evaluations extrapolated, 1 to 4. warm_up: see `Planned.warm`; 'lower-order' is the textbook's.
     """
 
-    levels: int = 3
+    renamed_options: ClassVar[Mapping[str, str]] = {"levels": "order"}
+
+    order: int = 3
     prediction: Prediction = "path-velocity"
     warm_up: WarmUp = "corrected"
 
     def __post_init__(self) -> None:
-        check_order("ab", self.levels)
+        check_order("ab", self.order)
         choice("ab", prediction=(self.prediction, Prediction), warm_up=(self.warm_up, WarmUp))
 
     @property
@@ -38,7 +41,7 @@ class AdamsBashforth(Planned):
     @property
     def rule(self) -> Rule:
         """What every step follows."""
-        return Rule(self.prediction, self.levels, False, "own")
+        return Rule(self.prediction, self.order, False, "own")
 
     def rules(self, steps: int, tail: bool) -> list[Rule]:
         return [self.rule] * steps
@@ -51,16 +54,18 @@ class ExponentialAB(Planned):
 
     Lu et al. 2022 (DPM-Solver: 'eps'; DPM-Solver++: 'x0') with exact integrals, Zhang & Chen 2023 (DEIS). 'v' turns
     the state by the angle between signal and noise; 'velocity' moves it on the straight path.
-    levels: evaluations extrapolated, 1 to 4. warm_up: see `Planned.warm`. reach: see `Rule`.
+    order: evaluations extrapolated, 1 to 4. warm_up: see `Planned.warm`. reach: see `Rule`.
     """
 
-    levels: int = 3
+    renamed_options: ClassVar[Mapping[str, str]] = {"levels": "order"}
+
+    order: int = 3
     prediction: Literal["x0", "eps", "v", "velocity"] = "x0"
     warm_up: WarmUp = "corrected"
     reach: float = 2.0
 
     def __post_init__(self) -> None:
-        check_order("eab", self.levels)
+        check_order("eab", self.order)
         choice(
             "eab",
             prediction=(self.prediction, Literal["x0", "eps", "v", "velocity"]),
@@ -77,7 +82,7 @@ class ExponentialAB(Planned):
     @property
     def rule(self) -> Rule:
         """What every step follows."""
-        return Rule(self.prediction, self.levels, False, "log-snr", reach=self.reach)
+        return Rule(self.prediction, self.order, False, "log-snr", reach=self.reach)
 
     def rules(self, steps: int, tail: bool) -> list[Rule]:
         return [self.rule] * steps

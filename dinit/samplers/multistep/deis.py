@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from dinit.samplers.base import SAMPLERS, Claims
 from dinit.samplers.multistep.exponential_weights import check_order, choice
@@ -15,18 +16,20 @@ from dinit.samplers.multistep.unified import Planned, Rule, WarmUp, lower_at_the
 class DEIS(Planned):
     """DEIS-AB: a polynomial through the last evaluations of eps, in t (tAB), sigma / alpha or half the log-SNR.
 
-    Zhang & Chen 2023; the third is what diffusers' DEIS does. levels: evaluations extrapolated, 1 (DDIM) to 4; the
+    Zhang & Chen 2023; the third is what diffusers' DEIS does. order: evaluations extrapolated, 1 (DDIM) to 4; the
     paper's tABn has n + 1. warm_up: see `Planned.warm`; 'lower-order' is the paper's. lower_order_final: the last
-    steps with orders ..., 2, 1 in runs of fewer than 15 levels, as in diffusers.
+    steps with orders ..., 2, 1 in runs of fewer than 15 steps, as in diffusers.
     """
 
-    levels: int = 3
+    renamed_options: ClassVar[Mapping[str, str]] = {"levels": "order"}
+
+    order: int = 3
     variable: Literal["t", "rho", "log-rho"] = "t"
     warm_up: WarmUp = "corrected"
     lower_order_final: bool = False
 
     def __post_init__(self) -> None:
-        check_order("deis", self.levels)
+        check_order("deis", self.order)
         choice("deis", variable=(self.variable, Literal["t", "rho", "log-rho"]), warm_up=(self.warm_up, WarmUp))
 
     @property
@@ -40,7 +43,7 @@ class DEIS(Planned):
     def rule(self) -> Rule:
         """What every step follows."""
         variables = {"t": "t", "rho": "own", "log-rho": "log-snr"}
-        return Rule("eps", self.levels, False, variables[self.variable])  # type: ignore[arg-type]
+        return Rule("eps", self.order, False, variables[self.variable])  # type: ignore[arg-type]
 
     def rules(self, steps: int, tail: bool) -> list[Rule]:
         rules = [self.rule] * steps

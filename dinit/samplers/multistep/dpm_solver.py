@@ -62,7 +62,7 @@ class DPMpp3M(Planned):
 
     variant: 'exact' integrates the parabola, for order 3; 'published' gives its quadratic term half the weight, as
     the paper's code and those after it do, for order 2. warm_up: see `Planned.warm`; theirs is 'lower-order'.
-    lower_order_final: the last steps with orders 2 and 1 in runs of fewer than 15 levels, as theirs. reach: see
+    lower_order_final: the last steps with orders 2 and 1 in runs of fewer than 15 steps, as theirs. reach: see
     `Rule`; theirs is infinite.
     """
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -22,21 +23,23 @@ class DPMpp2M(Sampler):
     or follows alpha = 0 or ends at sigma = 0, where the log-SNR is infinite: that is the limit of the formula.
 
     variant: how the slope of the posterior mean is weighed, 'midpoint' (the paper's) or 'heun' (the integral
-    of its line, without further approximation); both are of order 2. levels: 2, or 1 for DPM-Solver++(1),
+    of its line, without further approximation); both are of order 2. order: 2, or 1 for DPM-Solver++(1),
     which is DDIM.
     """
 
+    renamed_options: ClassVar[Mapping[str, str]] = {"levels": "order"}
+
     variant: Literal["midpoint", "heun"] = "midpoint"
-    levels: Literal[1, 2] = 2
+    order: Literal[1, 2] = 2
 
     def __post_init__(self) -> None:
         if self.variant not in ("midpoint", "heun"):
             raise ValueError(f"variant must be 'midpoint' or 'heun', got {self.variant!r}")
-        if self.levels not in (1, 2):
-            raise ValueError(f"levels must be 1 or 2, got {self.levels!r}")
+        if self.order not in (1, 2):
+            raise ValueError(f"order must be 1 or 2, got {self.order!r}")
 
     def claims(self) -> Claims:
-        return Claims(self.levels)
+        return Claims(self.order)
 
     def step(
         self, denoise: StepDenoiser, x_t: Tensor, t: Scales, s: Scales, state: History | None, noise: StepNoise
@@ -47,7 +50,7 @@ class DPMpp2M(Sampler):
         gain = s.alpha - t.alpha / t.sigma * s.sigma
         x_s = s.sigma / t.sigma * x_t + gain * x0
         h = s.log_snr / 2 - half_log_snr
-        if self.levels == 2 and state is not None and t.floats.alpha > 0 and s.floats.sigma > 0:
+        if self.order == 2 and state is not None and t.floats.alpha > 0 and s.floats.sigma > 0:
             x0_before, half_log_snr_before = state
             slope = (x0 - x0_before) / (half_log_snr - half_log_snr_before)  # 0 after alpha = 0
             weight = gain * h / 2 if self.variant == "midpoint" else s.alpha * h - gain

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from dinit.diffusion import Process
 from dinit.samplers.base import SAMPLERS, Claims
@@ -16,16 +18,18 @@ from dinit.samplers.multistep.unified import Planned, Rule, WarmUp, rule_order
 class LMS(Planned):
     """Adams-Bashforth on d(x / alpha) = eps d(sigma / alpha), weights for unequal steps. k-diffusion; no paper.
 
-    levels: evaluations extrapolated, 1 (DDIM) to 4. warm_up: see `Planned.warm`; 'lower-order' is k-diffusion's,
+    order: evaluations extrapolated, 1 (DDIM) to 4. warm_up: see `Planned.warm`; 'lower-order' is k-diffusion's,
     and at few evaluations better than 'corrected', which has order 3. Theirs takes the last step, to sigma = 0,
     with all of them; so does this one with end='state' on times to 0.
     """
 
-    levels: int = 4
+    renamed_options: ClassVar[Mapping[str, str]] = {"levels": "order"}
+
+    order: int = 4
     warm_up: WarmUp = "lower-order"
 
     def __post_init__(self) -> None:
-        check_order("lms", self.levels)
+        check_order("lms", self.order)
         choice("lms", warm_up=(self.warm_up, WarmUp))
 
     def grid_for(self, process: Process) -> TimeGrid:
@@ -41,7 +45,7 @@ class LMS(Planned):
     @property
     def rule(self) -> Rule:
         """What every step follows."""
-        return Rule("eps", self.levels, False, "own")
+        return Rule("eps", self.order, False, "own")
 
     def rules(self, steps: int, tail: bool) -> list[Rule]:
         return [self.rule] * steps

@@ -64,11 +64,11 @@ class PNDM(Planned):
         first = Rule("eps", 1, False, "t", "midpoint", stages=(1.0,))
         return ([first] + [PSEUDO] * (steps - 1) if self.start == "plms" else [PSEUDO] * steps)[:steps]
 
-    def plan(self, process: Process, levels: list[Scales], tail: bool) -> tuple[StepPlan, ...]:
-        plans = plan_steps(process, levels, self.rules(len(levels) - 1, tail), self.warm)
+    def plan(self, process: Process, points: list[Scales], tail: bool) -> tuple[StepPlan, ...]:
+        plans = plan_steps(process, points, self.rules(len(points) - 1, tail), self.warm)
         if self.start == "plms":
             return plans
-        started = [runge_kutta(process, t, s) for t, s in pairwise(levels[:4])]
+        started = [runge_kutta(process, t, s) for t, s in pairwise(points[:4])]
         return (*started, *plans[len(started) :])
 
     def nfe(self, steps: int) -> int:

@@ -143,14 +143,14 @@ class Planned(Sampler):
         """
         return "corrected"
 
-    def init(self, denoiser: Denoiser, levels: list[Scales], total: int) -> Progress:
-        if len(levels) < 2:
+    def init(self, denoiser: Denoiser, points: list[Scales], total: int) -> Progress:
+        if len(points) < 2:
             return Progress(())
-        return Progress(self.plan(denoiser.process, levels, total == len(levels)))
+        return Progress(self.plan(denoiser.process, points, total == len(points)))
 
-    def plan(self, process: Process, levels: list[Scales], tail: bool) -> tuple[StepPlan, ...]:
-        """All coefficients of a run over the levels. tail: as in `rules`."""
-        return plan_steps(process, levels, self.rules(len(levels) - 1, tail), self.warm)
+    def plan(self, process: Process, points: list[Scales], tail: bool) -> tuple[StepPlan, ...]:
+        """All coefficients of a run over the points. tail: as in `rules`."""
+        return plan_steps(process, points, self.rules(len(points) - 1, tail), self.warm)
 
     def step(
         self, denoise: StepDenoiser, x_t: Tensor, t: Scales, s: Scales, state: Progress, noise: StepNoise
@@ -230,24 +230,24 @@ def lower_at_the_end(rules: list[Rule], tail: bool, to: int = 1) -> list[Rule]:
     return [replace(r, order=min(r.order, count - i + to - 1 + tail)) for i, r in enumerate(rules)]
 
 
-def plan_steps(process: Process, levels: list[Scales], rules: list[Rule], warm_up: WarmUp) -> tuple[StepPlan, ...]:
-    """All coefficients of a run over the levels, one rule for each of the steps between them."""
+def plan_steps(process: Process, points: list[Scales], rules: list[Rule], warm_up: WarmUp) -> tuple[StepPlan, ...]:
+    """All coefficients of a run over the points, one rule for each of the steps between them."""
     plans, pending = [], None
     keep = max(max(r.order, r.span) for r in rules)
-    for i, ((t, s), rule) in enumerate(zip(pairwise(levels), rules, strict=True)):
+    for i, ((t, s), rule) in enumerate(zip(pairwise(points), rules, strict=True)):
         back = min(rule.span - 1, i)
-        points = (0, 2) if back == 2 and rule.order == 2 else tuple(range(min(rule.order, i + 1)))
-        nodes = [levels[i - j] for j in points]  # the newest first
+        taken = (0, 2) if back == 2 and rule.order == 2 else tuple(range(min(rule.order, i + 1)))
+        nodes = [points[i - j] for j in taken]  # the newest first
         starting = len(nodes) < rule.order and not rule.stages
         if len(nodes) > 2 and _ratio(rule, s, nodes) > rule.reach:
-            nodes, points = nodes[:2], points[:2]
+            nodes, taken = nodes[:2], taken[:2]
         stages: tuple[tuple[Scales, Sum], ...] = ()
         if rule.stages:
             stages, advance = single_step(process, t, s, rule, rule.stages)
         elif i == 0 and starting and warm_up == "single-step":
             stages, advance = single_step(process, t, s, replace(rule, variant="exact"), (1 / 3, 2 / 3))
         else:
-            advance = advance_sum(process, levels[i - back], s, nodes, rule, back, points)
+            advance = advance_sum(process, points[i - back], s, nodes, rule, back, taken)
         plans.append(StepPlan(pending, stages, advance, keep))
         corrected = rule.corrector or (starting and warm_up != "lower-order")
         pending = None

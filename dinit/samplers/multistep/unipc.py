@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from dinit.samplers.base import SAMPLERS, Claims
 from dinit.samplers.multistep.exponential_weights import check_order, choice
@@ -15,14 +16,16 @@ from dinit.samplers.multistep.unified import Planned, Rule, WarmUp, lower_at_the
 class UniPC(Planned):
     """UniP-p with UniC-p: order p + 1 for one evaluation a step. Zhao et al. 2023.
 
-    levels: p, evaluations extrapolated, 1 to 4. prediction: 'x0' or 'eps'. b: their function B(h), which enters
+    order: p, evaluations extrapolated, 1 to 4. prediction: 'x0' or 'eps'. b: their function B(h), which enters
     only where their small linear system is replaced by 1/2 (the predictor of p = 2 and the corrector of p = 1):
     'bh1' is h, 'bh2' exp(h) - 1; 'exact' solves the system there too. uncorrected: steps, counted from 0, without
     the corrector (diffusers' disable_corrector). lower_order_final: the last steps with orders ..., 2, 1, as in the
     published code.
     """
 
-    levels: int = 2
+    renamed_options: ClassVar[Mapping[str, str]] = {"levels": "order"}
+
+    order: int = 2
     prediction: Literal["x0", "eps"] = "x0"
     b: Literal["bh1", "bh2", "exact"] = "bh2"
     uncorrected: tuple[int, ...] = ()
@@ -30,7 +33,7 @@ class UniPC(Planned):
     warm_up: WarmUp = "corrected"
 
     def __post_init__(self) -> None:
-        check_order("unipc", self.levels)
+        check_order("unipc", self.order)
         choice(
             "unipc",
             prediction=(self.prediction, Literal["x0", "eps"]),
@@ -48,7 +51,7 @@ class UniPC(Planned):
     def rule(self, corrector: bool = True) -> Rule:
         """What a step follows."""
         variant = {"bh1": "bh1", "bh2": "midpoint", "exact": "exact"}[self.b]
-        return Rule(self.prediction, self.levels, corrector, "log-snr", variant, variant)  # type: ignore[arg-type]
+        return Rule(self.prediction, self.order, corrector, "log-snr", variant, variant)  # type: ignore[arg-type]
 
     def rules(self, steps: int, tail: bool) -> list[Rule]:
         rules = [self.rule(i not in self.uncorrected) for i in range(steps)]

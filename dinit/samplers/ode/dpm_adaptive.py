@@ -80,8 +80,8 @@ class DPMAdaptive(Sampler):
         """Of the higher-order solver of the pair, which is also its evaluations."""
         return self.solver % 10
 
-    def check(self, denoiser: Denoiser, grid: list[Scales]) -> None:
-        if len(grid) > 1 and grid[-1].floats.sigma == 0:
+    def check(self, denoiser: Denoiser, points: list[Scales]) -> None:
+        if len(points) > 1 and points[-1].floats.sigma == 0:
             raise ValueError(
                 "dpm-adaptive steps in log-SNR, which is infinite at sigma = 0, where this run ends: end with "
                 "'posterior-mean', or at a later time"

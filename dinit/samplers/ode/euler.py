@@ -30,10 +30,10 @@ class Heun(Sampler):
     def claims(self) -> Claims:
         return Claims(order=2, nfe_per_step=2)
 
-    def check(self, denoiser: Denoiser, grid: list[Scales]) -> None:
-        if not bool(grid[-1].d_sigma.isfinite()):
+    def check(self, denoiser: Denoiser, points: list[Scales]) -> None:
+        if not bool(points[-1].d_sigma.isfinite()):
             raise ValueError(
-                f"Heun asks for the velocity at the last time, t = {float(grid[-1].time):g}, where it is "
+                f"Heun asks for the velocity at the last time, t = {float(points[-1].time):g}, where it is "
                 "infinite on "
                 f"{denoiser.process}: end with 'posterior-mean', or at a later time"
             )

@@ -20,7 +20,7 @@ from dinit.samplers.ode.runge_kutta import TRAPEZOID, runge_kutta_step
 class Interval:
     """One restart interval, in noise levels sigma / alpha.
 
-    low, high: its ends, 0 < low < high. steps: levels of the way back down, low's included, at least 2.
+    low, high: its ends, 0 < low < high. steps: noise levels of the way back down, low's included, at least 2.
     repeats: how often it is gone through, at least 1 (the paper's K). ValueError for other numbers.
     """
 
@@ -34,7 +34,7 @@ class Interval:
             raise ValueError(f"a restart interval needs 0 < low < high, got low = {self.low}, high = {self.high}")
         if self.steps < 2 or self.repeats < 1:
             raise ValueError(
-                f"a restart takes at least 2 levels and 1 repeat, got steps = {self.steps} and "
+                f"a restart takes at least 2 noise levels and 1 repeat, got steps = {self.steps} and "
                 f"repeats = {self.repeats}"
             )
 
@@ -43,7 +43,7 @@ class Interval:
         before, after = (k.floats.sigma / k.floats.alpha if k.floats.alpha else torch.inf for k in (t, s))
         return after <= self.low < before
 
-    def levels(self, s: Tensor, rho: float) -> Tensor:
+    def noise_levels(self, s: Tensor, rho: float) -> Tensor:
         """(N, steps - 1): noise levels of the way back from high to s (N,), without s; spaced as Karras's."""
         u = torch.arange(self.steps - 1, dtype=torch.float64) / (self.steps - 1)
         high = torch.tensor(self.high, dtype=torch.float64) ** (1 / rho)
@@ -82,8 +82,8 @@ class Restart(Sampler):
     def grid_for(self, process: Process) -> TimeGrid:
         return noise_level_grid(process)
 
-    def check(self, denoiser: Denoiser, grid: list[Scales]) -> None:
-        top = float(grid[0].noise_level)
+    def check(self, denoiser: Denoiser, points: list[Scales]) -> None:
+        top = float(points[0].noise_level)
         for interval in self.intervals:
             if interval.high > top:
                 raise ValueError(
@@ -94,7 +94,7 @@ class Restart(Sampler):
     def inner_times(self, denoiser: Denoiser, t: Scales, s: Scales, total: int) -> Tensor:
         process = denoiser.process
         return torch.cat(
-            [_times(process, interval.levels(s.noise_level, self.rho)) for interval in self.intervals], 1
+            [_times(process, interval.noise_levels(s.noise_level, self.rho)) for interval in self.intervals], 1
         )
 
     def step(
@@ -120,8 +120,8 @@ def _times(process: Process, levels: Tensor) -> Tensor:
     return process.time_of_noise_level(levels)
 
 
-def _down(denoise: StepDenoiser, x: Tensor, levels: Sequence[Scales]) -> Tensor:
-    for t, s in pairwise(levels):
+def _down(denoise: StepDenoiser, x: Tensor, points: Sequence[Scales]) -> Tensor:
+    for t, s in pairwise(points):
         x = _heun(denoise, x, t, s)
     return x
 

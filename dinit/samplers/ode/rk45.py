@@ -69,8 +69,8 @@ class RK45(Sampler):
     def claims(self) -> Claims:
         return Claims(order=5, nfe_per_step=7, cost_depends_on="state")
 
-    def check(self, denoiser: Denoiser, grid: list[Scales]) -> None:
-        check_finite_velocity(self, denoiser, grid)
+    def check(self, denoiser: Denoiser, points: list[Scales]) -> None:
+        check_finite_velocity(self, denoiser, points)
 
     def step(
         self, denoise: StepDenoiser, x_t: Tensor, t: Scales, s: Scales, state: Controller | None, noise: StepNoise

@@ -65,11 +65,11 @@ def combined(weights: Sequence[float], slopes: Sequence[Tensor]) -> Tensor:
     return sum(terms[1:], start=terms[0])
 
 
-def check_finite_velocity(sampler: Sampler, denoiser: Denoiser, grid: list[Scales]) -> None:
+def check_finite_velocity(sampler: Sampler, denoiser: Denoiser, points: list[Scales]) -> None:
     """ValueError where the velocity at the last time is asked for and infinite."""
-    if not bool(grid[-1].d_sigma.isfinite()):
+    if not bool(points[-1].d_sigma.isfinite()):
         raise ValueError(
-            f"{type(sampler).__name__} asks for the velocity at the last time, t = {float(grid[-1].time):g}, "
+            f"{type(sampler).__name__} asks for the velocity at the last time, t = {float(points[-1].time):g}, "
             "where it "
             f"is infinite on {denoiser.process}: end with 'posterior-mean', or at a later time"
         )
@@ -85,9 +85,9 @@ class _RungeKutta(Sampler):
     def claims(self) -> Claims:
         return Claims(self.tableau.order, nfe_per_step=len(self.tableau.weights))
 
-    def check(self, denoiser: Denoiser, grid: list[Scales]) -> None:
+    def check(self, denoiser: Denoiser, points: list[Scales]) -> None:
         if self.tableau.nodes[-1] == 1:
-            check_finite_velocity(self, denoiser, grid)
+            check_finite_velocity(self, denoiser, points)
 
     def inner_times(self, denoiser: Denoiser, t: Scales, s: Scales, total: int) -> Tensor:
         return inner_times(self.tableau, TIME, denoiser, t, s)

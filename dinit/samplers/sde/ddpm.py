@@ -64,7 +64,7 @@ class DDPM(Sampler):
     def claims(self) -> Claims:
         return Claims(draws_per_step=1, supported_outputs=frozenset({"mean_gradient"}))
 
-    def check(self, denoiser: Denoiser, grid: list[Scales]) -> None:
+    def check(self, denoiser: Denoiser, points: list[Scales]) -> None:
         check_variance(self.variance, denoiser)
 
     def step(

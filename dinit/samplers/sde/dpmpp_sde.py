@@ -1,10 +1,11 @@
-"""DPM-Solver++ for the reverse-time SDE: single-step, and multistep with two and three levels. Lu et al. 2022."""
+"""DPM-Solver++ for the reverse-time SDE: single-step, and multistep of orders two and three. Lu et al. 2022."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -69,15 +70,17 @@ class DPMpp2MSDE(Sampler):
     The first step is of first order, and so is a step that starts at or follows alpha = 0 or ends at sigma = 0.
 
     eta: 0 is dpmpp-2m, 1 the reverse-time SDE. s_noise: factor on the noise. variant: how the slope of the
-    posterior mean is weighed, 'midpoint' (the paper's) or 'heun' (the integral of its line). levels: 2, or 1 for
+    posterior mean is weighed, 'midpoint' (the paper's) or 'heun' (the integral of its line). order: 2, or 1 for
     DPM-Solver++(1) on the SDE, which at eta = 1 is DDPM. prediction: 'eps' is SDE-DPM-Solver, the same in the noise
     (Lu et al. 2022 (DPM-Solver++), Section 5): 'midpoint' only, not from alpha = 0, and less stable.
     """
 
+    renamed_options: ClassVar[Mapping[str, str]] = {"levels": "order"}
+
     eta: float = 1.0
     s_noise: float = 1.0
     variant: Literal["midpoint", "heun"] = "midpoint"
-    levels: Literal[1, 2] = 2
+    order: Literal[1, 2] = 2
     prediction: Literal["x0", "eps"] = "x0"
 
     def __post_init__(self) -> None:
@@ -88,11 +91,11 @@ class DPMpp2MSDE(Sampler):
             raise ValueError("SDE-DPM-Solver, prediction='eps', has the variant 'midpoint' only")
         if self.variant not in ("midpoint", "heun"):
             raise ValueError(f"variant must be 'midpoint' or 'heun', got {self.variant!r}")
-        if self.levels not in (1, 2):
-            raise ValueError(f"levels must be 1 or 2, got {self.levels!r}; three are 'dpmpp-3m-sde'")
+        if self.order not in (1, 2):
+            raise ValueError(f"order must be 1 or 2, got {self.order!r}; the solver of order 3 is 'dpmpp-3m-sde'")
 
     def claims(self) -> Claims:
-        return Claims(draws_per_step=1) if self.eta > 0 else Claims(self.levels)
+        return Claims(draws_per_step=1) if self.eta > 0 else Claims(self.order)
 
     def step(
         self, denoise: StepDenoiser, x_t: Tensor, t: Scales, s: Scales, state: History | None, noise: StepNoise
@@ -104,7 +107,7 @@ class DPMpp2MSDE(Sampler):
         linear = linear_part(t.floats, s.floats, self.eta)
         x_s = linear.keep * x_t + linear.gain * x0
         history = state or ()
-        if self.levels == 2 and history and s.floats.sigma > 0:
+        if self.order == 2 and history and s.floats.sigma > 0:
             x0_before, before = history[0]
             weight = linear.gain / 2 if self.variant == "midpoint" else linear.alpha_s * moments(linear.decay, 2)[1]
             x_s = x_s + weight * linear.h / (half_log_snr - before) * (x0 - x0_before)
@@ -112,11 +115,11 @@ class DPMpp2MSDE(Sampler):
             x_s = x_s + self.s_noise * linear.std * noise(0, x_t)
         return x_s, remember(x0, half_log_snr, history, 1)
 
-    def check(self, denoiser: Denoiser, grid: list[Scales]) -> None:
-        if self.prediction == "eps" and len(grid) > 1 and grid[0].floats.alpha == 0:
+    def check(self, denoiser: Denoiser, points: list[Scales]) -> None:
+        if self.prediction == "eps" and len(points) > 1 and points[0].floats.alpha == 0:
             raise ValueError(
-                f"SDE-DPM-Solver's step is infinite from alpha = 0, at t = {grid[0].floats.time:g}: start a little "
-                "later, or use prediction='x0'"
+                f"SDE-DPM-Solver's step is infinite from alpha = 0, at t = {points[0].floats.time:g}: start a "
+                "little later, or use prediction='x0'"
             )
 
     def _in_noise(
@@ -126,7 +129,7 @@ class DPMpp2MSDE(Sampler):
         a, b = t.floats, s.floats
         u_t, u_s = a.sigma / a.alpha, b.sigma / b.alpha
         slope = eps
-        if self.levels == 2 and history and b.sigma > 0:
+        if self.order == 2 and history and b.sigma > 0:
             eps_before, before = history[0]
             slope = eps + (b.log_snr - a.log_snr) / (a.log_snr - 2 * before) / 2 * (eps - eps_before)
         x_s = b.alpha / a.alpha * x_t - (1 + self.eta) * b.alpha * (u_t - u_s) * slope

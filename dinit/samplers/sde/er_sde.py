@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import numpy as np
 from torch import Tensor
@@ -38,29 +38,31 @@ class ERSDE(Sampler):
 
         y_s = r y_t + phi(u_s) * integral over [u_s, u_t] of phi' / phi² x0(u) du + sqrt(u_s² - r² u_t²) z,
 
-    and x0 is a polynomial in u through the latest `levels` steps; the integral is taken by quadrature. The degree
-    rises with the history; a step from alpha = 0 or to sigma = 0 is of first order.
+    and x0 is a polynomial in u through the latest `order` evaluations; the integral is taken by quadrature. The
+    degree rises with the history; a step from alpha = 0 or to sigma = 0 is of first order.
 
     noise_scale: phi. 'er-sde': u (exp(u^0.3) + 10), the authors' choice for few steps; 'sde': u², the reverse-time
-    SDE; 'ode': u, deterministic, of order `levels`. levels: 1, 2 or 3. s_noise: factor on the noise, positive.
+    SDE; 'ode': u, deterministic, of that order. order: 1, 2 or 3. s_noise: factor on the noise, positive.
     ValueError for other settings.
     """
 
+    renamed_options: ClassVar[Mapping[str, str]] = {"levels": "order"}
+
     noise_scale: NoiseScale = "er-sde"
-    levels: Literal[1, 2, 3] = 3
+    order: Literal[1, 2, 3] = 3
     s_noise: float = 1.0
 
     def __post_init__(self) -> None:
         if self.noise_scale not in LOG_PHI:
             known = list(get_args(NoiseScale))
             raise ValueError(f"unknown noise_scale {self.noise_scale!r}{suggest(str(self.noise_scale), known)}")
-        if self.levels not in (1, 2, 3):
-            raise ValueError(f"levels must be 1, 2 or 3, got {self.levels!r}")
+        if self.order not in (1, 2, 3):
+            raise ValueError(f"order must be 1, 2 or 3, got {self.order!r}")
         if not self.s_noise > 0:
             raise ValueError(f"s_noise, a factor on the noise, must be positive, got {self.s_noise}")
 
     def claims(self) -> Claims:
-        return Claims(self.levels) if self.noise_scale == "ode" else Claims(draws_per_step=1)
+        return Claims(self.order) if self.noise_scale == "ode" else Claims(draws_per_step=1)
 
     def step(
         self, denoise: StepDenoiser, x_t: Tensor, t: Scales, s: Scales, state: History | None, noise: StepNoise
@@ -75,7 +77,7 @@ class ERSDE(Sampler):
         log_phi = LOG_PHI[self.noise_scale]
         r = math.exp(log_phi(math.log(u_s)) - log_phi(math.log(u_t)))
         x_s = b.alpha / a.alpha * r * x_t + b.alpha * (1 - r) * x0
-        history = ((x0, u_t), *(state or ()))[: self.levels]
+        history = ((x0, u_t), *(state or ()))[: self.order]
         if len(history) > 1:
             x_s = x_s + b.alpha * self._bend(history, u_s)
         std = b.sigma * math.sqrt(max(0.0, 1 - (r * u_t / u_s) ** 2))

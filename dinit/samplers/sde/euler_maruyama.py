@@ -61,10 +61,10 @@ class EulerMaruyama(Sampler):
     def claims(self) -> Claims:
         return Claims(draws_per_step=int(self.eta > 0))
 
-    def check(self, denoiser: Denoiser, grid: list[Scales]) -> None:
-        if self.variable == "noise-level" and grid[0].floats.alpha == 0 and len(grid) > 1:
+    def check(self, denoiser: Denoiser, points: list[Scales]) -> None:
+        if self.variable == "noise-level" and points[0].floats.alpha == 0 and len(points) > 1:
             raise ValueError(
-                f"sigma / alpha is infinite at the run's first time, t = {grid[0].floats.time:g}: start a little "
+                f"sigma / alpha is infinite at the run's first time, t = {points[0].floats.time:g}: start a little "
                 "later, as grid='log-snr' with initial_state= does, or use variable='t'"
             )
 

@@ -75,16 +75,16 @@ class FlowSDE(Sampler):
         """w at the scales k: half the squared diffusion coefficient, a float64 tensor of their shape."""
         return DIFFUSIONS[self.diffusion](self.norm, k)
 
-    def check(self, denoiser: Denoiser, grid: list[Scales]) -> None:
-        onto_clean = grid[-1].floats.sigma == 0
+    def check(self, denoiser: Denoiser, points: list[Scales]) -> None:
+        onto_clean = points[-1].floats.sigma == 0
         if self.method == "heun" and self.last_step == "none" and onto_clean:
             raise ValueError(
                 "Heun's step onto sigma = 0 asks for the score there, which is infinite: choose another last_step, "
                 "method='euler-maruyama', or end with 'posterior-mean'"
             )
-        if self.method == "heun" and not onto_clean and not bool(grid[-1].d_sigma.isfinite()):
+        if self.method == "heun" and not onto_clean and not bool(points[-1].d_sigma.isfinite()):
             raise ValueError(
-                f"the velocity at the last time, t = {float(grid[-1].time):g}, is infinite: end before it"
+                f"the velocity at the last time, t = {float(points[-1].time):g}, is infinite: end before it"
             )
 
     def step(

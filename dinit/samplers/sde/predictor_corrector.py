@@ -127,14 +127,14 @@ class PredictorCorrector(Sampler):
     def _moves(self) -> int:
         return self.corrector_steps if self.corrector != "none" else 0
 
-    def check(self, denoiser: Denoiser, grid: list[Scales]) -> None:
-        if self._moves and self.corrector != "renoising" and len(grid) > 1 and grid[-1].floats.sigma == 0:
+    def check(self, denoiser: Denoiser, points: list[Scales]) -> None:
+        if self._moves and self.corrector != "renoising" and len(points) > 1 and points[-1].floats.sigma == 0:
             raise ValueError(
                 "a Langevin corrector has no step at sigma = 0, where this run ends: leave the last time out, "
                 "end with 'posterior-mean', or use corrector='none'"
             )
         if self._first:
-            self._first.check(denoiser, grid)
+            self._first.check(denoiser, points)
 
     def inner_times(self, denoiser: Denoiser, t: Scales, s: Scales, total: int) -> Tensor:
         if self._first is None:
@@ -144,8 +144,8 @@ class PredictorCorrector(Sampler):
     def grid_for(self, process: Process) -> TimeGrid:
         return self._first.grid_for(process) if self._first else super().grid_for(process)
 
-    def init(self, denoiser: Denoiser, levels: list[Scales], total: int) -> Any:
-        return self._first.init(denoiser, levels, total) if self._first else None
+    def init(self, denoiser: Denoiser, points: list[Scales], total: int) -> Any:
+        return self._first.init(denoiser, points, total) if self._first else None
 
     def step(
         self, denoise: StepDenoiser, x_t: Tensor, t: Scales, s: Scales, state: Any, noise: StepNoise

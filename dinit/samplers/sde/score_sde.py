@@ -61,10 +61,10 @@ class ScoreSDE(Sampler):
         """The N times from 1 to eps, and 0, where the last step ends."""
         return torch.cat([torch.linspace(1, eps, self.num_scales, dtype=torch.float64), torch.zeros(1).double()])
 
-    def check(self, denoiser: Denoiser, grid: list[Scales]) -> None:
+    def check(self, denoiser: Denoiser, points: list[Scales]) -> None:
         if denoiser.process != self.process:
             raise ValueError(f"this sampler is for {self.process}, the denoiser's process is {denoiser.process}")
-        if len(grid) != self.num_scales + 1 or grid[-1].floats.time != 0:
+        if len(points) != self.num_scales + 1 or points[-1].floats.time != 0:
             raise ValueError('the published loop has its own times: pass grid=sampler.times() and end="state"')
 
     @cached_property
