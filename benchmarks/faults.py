@@ -80,8 +80,9 @@ class Job:
 
     def tell(self, number: int, which: list[int]) -> None:
         for k in which:
-            if self.children[k].is_alive():
-                os.kill(self.children[k].pid or 0, number)
+            with suppress(ProcessLookupError):  # it may end at this moment
+                if self.children[k].is_alive():
+                    os.kill(self.children[k].pid or 0, number)
 
     def end(self) -> None:
         """Waits as torchrun does: when one has ended with an error the others get SIGTERM, and SIGKILL later."""
@@ -313,6 +314,8 @@ def stops(place: Path, count: int, seed: int) -> list[str]:
         job.start()
         while job.running and job.progress() == before:
             time.sleep(0.01)
+        if job.progress() == before:
+            raise SystemExit(f"{job.log} tells why the run ends by itself:\n{job.log.read_text()[-2000:]}")
         time.sleep(chance.uniform(0, 0.5))
         began = time.monotonic()
         which = [chance.randint(0, 1)] if kind == "SIGTERM to one" else [0, 1]
