@@ -157,7 +157,7 @@ def _how(
     """What the options say of the measuring, as `dinit.pipelines.evaluate.evaluate` takes it."""
     if data is not None and reference is not None:
         raise ValueError("--data and --reference both say what to compare with; leave one out")
-    from dinit.evaluation.evaluate import Extras
+    from dinit.evaluation.evaluate import ReportOptions
     from dinit.evaluation.metrics.base import DEFAULT_METRICS, METRICS
 
     names = {None: DEFAULT_METRICS, "all": METRICS.names()}.get(metrics) or [
@@ -169,7 +169,7 @@ def _how(
         "protocol": protocol,
         "features": None if features is None else parse_spec(features),
         "metrics": names,
-        "extras": Extras(bootstrap, curve),
+        "report_options": ReportOptions(bootstrap, curve),
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dinit.evaluation.evaluate import Extras as Extras
+    from dinit.evaluation.evaluate import ReportOptions as ReportOptions
     from dinit.evaluation.evaluate import evaluate_images as evaluate_images
     from dinit.evaluation.features.base import EXTRACTORS as EXTRACTORS
     from dinit.evaluation.features.base import Extracted as Extracted

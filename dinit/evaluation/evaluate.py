@@ -12,8 +12,15 @@ from torch import Tensor
 
 from dinit.data import ImageData
 from dinit.evaluation.features.base import EXTRACTORS, Extractor
-from dinit.evaluation.image_features import Featured, ImageSource, extract
-from dinit.evaluation.metrics.base import DEFAULT_METRICS, MIN_IMAGES, Case, Settings, check_metrics, measure_case
+from dinit.evaluation.image_features import ImageFeatures, ImageSource, extract
+from dinit.evaluation.metrics.base import (
+    DEFAULT_METRICS,
+    MIN_IMAGES,
+    MetricInputs,
+    Settings,
+    check_metrics,
+    measure_inputs,
+)
 from dinit.evaluation.metrics.embedding_distances import CallableExtractor
 from dinit.evaluation.protocols import NamedProtocol, choose_protocol
 from dinit.evaluation.real_images import RealImages, real_images
@@ -26,7 +33,7 @@ _STATISTICS = "mean and unbiased covariance; KID: unbiased MMD², cubic kernel"
 
 
 @dataclass(frozen=True)
-class Extras:
+class ReportOptions:
     """What a report may have beside its figures.
 
     bootstrap: resamplings for 95 % intervals; 0 is none. curve: whether to measure FID against the number of
@@ -44,18 +51,18 @@ class Extras:
 
 
 @dataclass(frozen=True)
-class Against:
+class ReferenceSet:
     """What samples are compared with: `featured`, and its description. real: for the real row. shape: that images
     must have; None: any that the extractor reads. train: gives all training images.
     """
 
-    featured: Featured
+    featured: ImageFeatures
     dataset: str
     reference: str
     class_names: tuple[str, ...]
     num_classes: int
     shape: tuple[int, ...] | None = None
-    real: Featured | None = None
+    real: ImageFeatures | None = None
     train: Callable[[], ImageSource] | None = None
     notes: tuple[str, ...] = ()
 
@@ -74,22 +81,30 @@ def evaluate_images(
     cuda: bool | None = None,
     made_by: Mapping[str, Any] | None = None,
     label_sampling: str | None = None,
-    extras: Extras | None = None,
+    report_options: ReportOptions | None = None,
 ) -> Report:
     """Measures images against the data set's test split, and as many of its train split in the same way.
 
     images: (N, C, H, W) uint8, or another `ImageSource`. labels: (N,) int64, the classes that were asked for; None
-    leaves class accuracy out. The others as for `Judge` and `Judge.report`. ValueError for images of another shape
-    or dtype, labels out of range, unknown metrics, protocols that contradict.
+    leaves class accuracy out. The others as for `Evaluator` and `Evaluator.report`. ValueError for images of
+    another shape or dtype, labels out of range, unknown metrics, protocols that contradict.
     """
     _check_images(images)
-    judge = Judge(
-        len(images), dataset_name, features, metrics, protocol, reference, seed=seed, cuda=cuda, extras=extras
+    evaluator = Evaluator(
+        len(images),
+        dataset_name,
+        features,
+        metrics,
+        protocol,
+        reference,
+        seed=seed,
+        cuda=cuda,
+        report_options=report_options,
     )
-    return judge.report(images, labels, name, made_by, label_sampling)
+    return evaluator.report(images, labels, name, made_by, label_sampling)
 
 
-class Judge:
+class Evaluator:
     """Real images and their features, at hand for one set of samples after another.
 
     count: how many samples there will be; as many real ones are measured beside them. dataset_name, features: a
@@ -111,10 +126,15 @@ class Judge:
         *,
         seed: int = 0,
         cuda: bool | None = None,
-        extras: Extras | None = None,
+        report_options: ReportOptions | None = None,
     ) -> None:
         check_metrics(metrics)
-        self.metrics, self.seed, self.cuda, self.extras = tuple(metrics), seed, cuda, extras or Extras()
+        self.metrics, self.seed, self.cuda, self.report_options = (
+            tuple(metrics),
+            seed,
+            cuda,
+            report_options or ReportOptions(),
+        )
         self.spatial = "sfid" in metrics
         self._real_rows: dict[Settings, Row] = {}
         if reference is not None:
@@ -143,33 +163,33 @@ class Judge:
         self._check_shape(images)
         _check_labels(labels, count, against.num_classes)
         samples = self._extract(images, labels)
-        case = self._case(samples)
-        scores, missing = measure_case(case, self.metrics)
-        if self.extras.bootstrap:
-            scores |= intervals(case, self.metrics, self.extras.bootstrap)
-        curves = fid_curve(samples, against.featured, self.seed) if self.extras.curve else {}
+        inputs = self._inputs(samples)
+        scores, missing = measure_inputs(inputs, self.metrics)
+        if self.report_options.bootstrap:
+            scores |= intervals(inputs, self.metrics, self.report_options.bootstrap)
+        curves = fid_curve(samples, against.featured, self.seed) if self.report_options.curve else {}
         if curves:
             scores["fid_infinity"] = curves["fid"]["infinity"]
-        elif self.extras.curve:
+        elif self.report_options.curve:
             missing.append("FID's curve: not measured, it needs 4 samples for each feature")
-        rows = [Row(name, count, scores), *self._real_row(case)]
-        notes = (*_notes(case, self.metrics, self.named), *missing, *against.notes)
+        rows = [Row(name, count, scores), *self._real_row(inputs)]
+        notes = (*_notes(inputs, self.metrics, self.named), *missing, *against.notes)
         shown = {"samples": images, "reference": against.featured.images, "class names": against.class_names}
         return Report(
-            self._protocol(case, label_sampling or _label_sampling(labels, against.num_classes)),
+            self._protocol(inputs, label_sampling or _label_sampling(labels, against.num_classes)),
             tuple(rows),
             notes,
             dict(made_by or {}),
             tuple(uneven(samples, against.featured, self.extractor.any_size)),
             curves,
-            {**case.evidence, **shown},
+            {**inputs.evidence, **shown},
         )
 
-    def _extract(self, images: ImageSource, labels: Tensor | None) -> Featured:
+    def _extract(self, images: ImageSource, labels: Tensor | None) -> ImageFeatures:
         return extract(images, self.extractor, labels=labels, spatial=self.spatial, cuda=self.cuda)
 
-    def _from_data(self, real: RealImages) -> Against:
-        return Against(
+    def _from_data(self, real: RealImages) -> ReferenceSet:
+        return ReferenceSet(
             self._extract(real.test, real.test_labels),
             real.name,
             real.reference,
@@ -180,33 +200,35 @@ class Judge:
             real.all_train,
         )
 
-    def _case(self, samples: Featured) -> Case:
+    def _inputs(self, samples: ImageFeatures) -> MetricInputs:
         against = self.against
         sets = (samples, against.featured, *([against.real] if against.real else []))
         counts = [len(one.pooled) for one in sets if one.pooled is not None]
         settings = self.named.settings(counts, samples.count, self.seed)
         knows = against.num_classes > 0 and self.extractor.class_names() in (None, against.class_names)
-        encoders = dict(self.extras.encoders)
-        return Case(samples, against.featured, self.extractor, settings, knows, against.train, encoders, self.cuda)
+        encoders = dict(self.report_options.encoders)
+        return MetricInputs(
+            samples, against.featured, self.extractor, settings, knows, against.train, encoders, self.cuda
+        )
 
-    def _real_row(self, case: Case) -> list[Row]:
+    def _real_row(self, inputs: MetricInputs) -> list[Row]:
         real = self.against.real
         if real is None:
             return []
-        if case.settings not in self._real_rows:
-            again = replace(case, samples=real, evidence={}, of_real=True, _own={})
-            self._real_rows[case.settings] = Row(REAL, real.count, measure_case(again, self.metrics)[0])
-        return [self._real_rows[case.settings]]
+        if inputs.settings not in self._real_rows:
+            again = replace(inputs, samples=real, evidence={}, of_real=True, _own={})
+            self._real_rows[inputs.settings] = Row(REAL, real.count, measure_inputs(again, self.metrics)[0])
+        return [self._real_rows[inputs.settings]]
 
     def _check_shape(self, images: ImageSource) -> None:
         wanted, shape = self.against.shape, tuple(images[0:1].shape[1:])
         if wanted is not None and shape != wanted and not (self.extractor.any_size and len(images)):
             raise ValueError(f"images of {self.against.dataset} are {wanted}, got {shape}")
 
-    def _protocol(self, case: Case, labels: str) -> Protocol:
+    def _protocol(self, inputs: MetricInputs, labels: str) -> Protocol:
         import torch_fidelity
 
-        against, encoders = self.against, (case.shared.get(name) for name in self.metrics)
+        against, encoders = self.against, (inputs.shared.get(name) for name in self.metrics)
         return Protocol(
             dataset=against.dataset,
             reference=against.reference,
@@ -215,20 +237,20 @@ class Judge:
             resize=self.extractor.resize,
             statistics=_STATISTICS,
             labels=labels,
-            sample_count=case.samples.count,
+            sample_count=inputs.samples.count,
             real_count=0 if against.real is None else against.real.count,
             reference_count=against.featured.count,
             torch_fidelity=torch_fidelity.__version__,
             name=self.named.name,
             encoders="; ".join(said for said in encoders if said),
-            **asdict(case.settings),
+            **asdict(inputs.settings),
         )
 
 
-def _from_file(loaded: Reference, protocol: NamedProtocol, extractor: Extractor, cuda: bool | None) -> Against:
+def _from_file(loaded: Reference, protocol: NamedProtocol, extractor: Extractor, cuda: bool | None) -> ReferenceSet:
     featured, notes = loaded.featured(protocol, extractor, cuda)
     names = loaded.class_names
-    return Against(featured, loaded.dataset, loaded.description, names, len(names), notes=notes)
+    return ReferenceSet(featured, loaded.dataset, loaded.description, names, len(names), notes=notes)
 
 
 def protocol_of(name: str | None, features: Any, of_data: str | None) -> NamedProtocol:
@@ -280,8 +302,8 @@ def _label_sampling(labels: Tensor | None, num_classes: int) -> str:
     return "balanced" if int(counts.max() - counts.min()) <= 1 else "as given"
 
 
-def _notes(case: Case, metrics: Sequence[str], named: NamedProtocol) -> list[str]:
-    notes, settings, count = [], case.settings, case.samples.count
+def _notes(inputs: MetricInputs, metrics: Sequence[str], named: NamedProtocol) -> list[str]:
+    notes, settings, count = [], inputs.settings, inputs.samples.count
     if "kid" in metrics:
         notes.append(f"KID over {settings.kid_subsets} subsets of {settings.kid_subset_size} images")
     if "inception-score" in metrics:

@@ -28,7 +28,7 @@ class ImageSource(Protocol):
 
 
 @dataclass(frozen=True)
-class Featured:
+class ImageFeatures:
     """What metrics know of a set; what it cannot give is None. A reference may be statistics alone.
 
     images: `count` of them. labels: (N,) int64. pooled: (N, D) float64. logits: (N, classes) float64.
@@ -67,7 +67,7 @@ def extract(
     spatial: bool = False,
     cuda: bool | None = None,
     batch_size: int = _BATCH,
-) -> Featured:
+) -> ImageFeatures:
     """One pass of the extractor over the images. cuda: None is a GPU if there is one.
 
     ValueError for images that the extractor cannot read, and for features that are not finite.
@@ -84,7 +84,7 @@ def extract(
             logits.append(_numbers(found.logits, start))
         if found.spatial is not None:
             places.update(_numbers(found.spatial, start))
-    return Featured(
+    return ImageFeatures(
         count=len(images),
         images=images,
         labels=None if labels is None else labels.cpu().numpy(),

@@ -22,7 +22,7 @@ import dinit
 from dinit.data import ImageData, epoch_order
 from dinit.data.arrays import channels_first
 from dinit.evaluation.features.base import Extractor
-from dinit.evaluation.image_features import Featured, ImageSource, extract, spread_out
+from dinit.evaluation.image_features import ImageFeatures, ImageSource, extract, spread_out
 from dinit.evaluation.metrics.frechet import frechet_distance, self_test
 from dinit.evaluation.metrics.gaussian import Gaussian, gaussian_of
 from dinit.evaluation.protocols import NamedProtocol
@@ -152,7 +152,7 @@ class Reference:
 
     def featured(
         self, protocol: NamedProtocol, extractor: Extractor, cuda: bool | None = None
-    ) -> tuple[Featured, tuple[str, ...]]:
+    ) -> tuple[ImageFeatures, tuple[str, ...]]:
         """The reference as metrics read it, and notes. ValueError where it was made by other features."""
         self._check(protocol, extractor)
         statistics, spatial = self._gaussian(*_MEAN), self._gaussian(*_COVARIANCE)
@@ -160,13 +160,13 @@ class Reference:
             pooled, logits = self.arrays["features"], self.arrays.get("logits")
             pictures = ArrayImages(self.arrays["pictures"])
             labels = self.arrays.get("labels")
-            found = Featured(int(self.meta["count"]), pictures, labels, pooled, logits, statistics, spatial)
+            found = ImageFeatures(int(self.meta["count"]), pictures, labels, pooled, logits, statistics, spatial)
             half = int(self.meta["count"]) // 2
             return found, (
                 f"two halves of the reference, {half:,} images each, are at FID {self.meta['halves_fid']:.4g}",
             )
         if "arr_0" not in self.arrays:
-            return Featured(0, statistics=statistics, spatial=spatial), ()
+            return ImageFeatures(0, statistics=statistics, spatial=spatial), ()
         images = ArrayImages(channels_first(self.arrays["arr_0"], None))
         found = extract(images, extractor, spatial=spatial is None, cuda=cuda)
         notes = (f"statistics of {self.path.name}; precision, recall and KID against its {len(images):,} images",)

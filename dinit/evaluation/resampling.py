@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dinit.data.order import epoch_order, hash_words
-from dinit.evaluation.image_features import Featured
-from dinit.evaluation.metrics.base import METRICS, Case, NotMeasured
+from dinit.evaluation.image_features import ImageFeatures
+from dinit.evaluation.metrics.base import METRICS, MetricInputs, NotMeasured
 from dinit.evaluation.metrics.frechet import frechet_distance
 from dinit.evaluation.metrics.gaussian import gaussian_of
 
@@ -22,7 +22,7 @@ _POINTS = 10
 MIN_RESAMPLINGS = 20
 
 
-def intervals(case: Case, metrics: Sequence[str], resamplings: int) -> dict[str, float]:
+def intervals(inputs: MetricInputs, metrics: Sequence[str], resamplings: int) -> dict[str, float]:
     """95 % intervals of the samples' figures as `NAME_low` and `NAME_high`; what has none is left out.
 
     FID and Inception score: the spread over resamplings with replacement (Efron 1979), laid around the figure
@@ -35,37 +35,37 @@ def intervals(case: Case, metrics: Sequence[str], resamplings: int) -> dict[str,
     found: dict[str, float] = {}
     for name in metrics:
         try:
-            found |= _interval(case, name, resamplings)
+            found |= _interval(inputs, name, resamplings)
         except NotMeasured:
             continue
     return found
 
 
-def _interval(case: Case, name: str, resamplings: int) -> dict[str, float]:
+def _interval(inputs: MetricInputs, name: str, resamplings: int) -> dict[str, float]:
     if name in ("precision", "recall", "class-accuracy"):
-        value = next(iter(METRICS[name](case).values()))
-        seen = case.reference.pooled if name == "recall" else case.samples.pooled
-        low, high = wilson(value, case.samples.count if seen is None else len(seen))
+        value = next(iter(METRICS[name](inputs).values()))
+        seen = inputs.reference.pooled if name == "recall" else inputs.samples.pooled
+        low, high = wilson(value, inputs.samples.count if seen is None else len(seen))
         return {f"{name.replace('-', '_')}_low": low, f"{name.replace('-', '_')}_high": high}
-    if name not in ("fid", "inception-score") or case.samples.pooled is None:
+    if name not in ("fid", "inception-score") or inputs.samples.pooled is None:
         return {}
-    if name == "inception-score" and case.samples.logits is None:
+    if name == "inception-score" and inputs.samples.logits is None:
         return {}
     key = name.replace("-", "_")
-    exact = METRICS[name](case)[key]
-    values = np.array([METRICS[name](resampled(case, k))[key] for k in range(resamplings)])
+    exact = METRICS[name](inputs)[key]
+    values = np.array([METRICS[name](resampled(inputs, k))[key] for k in range(resamplings)])
     low, high = np.quantile(values - values.mean(), [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
     return {f"{key}_low": exact + float(low), f"{key}_high": exact + float(high)}
 
 
-def resampled(case: Case, number: int) -> Case:
-    """The case with its samples drawn again, with replacement, by (seed, number)."""
-    samples = case.samples
-    rng = np.random.default_rng([case.settings.seed, number, 0xB007])
+def resampled(inputs: MetricInputs, number: int) -> MetricInputs:
+    """The inputs with their samples drawn again, with replacement, by (seed, number)."""
+    samples = inputs.samples
+    rng = np.random.default_rng([inputs.settings.seed, number, 0xB007])
     rows = rng.integers(0, samples.count, samples.count)
     pooled = None if samples.pooled is None else samples.pooled[rows]
     logits = None if samples.logits is None else samples.logits[rows]
-    return replace(case, samples=Featured(samples.count, pooled=pooled, logits=logits), evidence={}, _own={})
+    return replace(inputs, samples=ImageFeatures(samples.count, pooled=pooled, logits=logits), evidence={}, _own={})
 
 
 def wilson(share: float, count: int) -> tuple[float, float]:
@@ -76,7 +76,7 @@ def wilson(share: float, count: int) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def fid_curve(samples: Featured, reference: Featured, seed: int) -> dict[str, Any]:
+def fid_curve(samples: ImageFeatures, reference: ImageFeatures, seed: int) -> dict[str, Any]:
     """FID against the number of samples, and where a straight line in 1/N meets N = ∞. Chong & Forsyth 2020, §3.
 
     {"fid": {"counts", "values", "infinity", "slope"}}: subsets without replacement; small ones are drawn as often

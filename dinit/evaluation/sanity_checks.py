@@ -12,13 +12,13 @@ from collections import Counter
 import torch
 from torch import Tensor
 
-from dinit.evaluation.image_features import Featured, ImageSource, spread_out
+from dinit.evaluation.image_features import ImageFeatures, ImageSource, spread_out
 
 _GREY, _BLOCKY = 0.02, 0.06  # differences of shares that are said; without JPEG, up to 0.05 was seen
 _BLOCK = 8
 
 
-def uneven(samples: Featured, reference: Featured, any_size: bool = False) -> list[str]:
+def uneven(samples: ImageFeatures, reference: ImageFeatures, any_size: bool = False) -> list[str]:
     """A line for each thing that makes a score of these sets hard to believe; none where all is well."""
     found = few_samples(samples, "samples") + few_samples(reference, "reference images")
     if samples.images is None:
@@ -30,7 +30,7 @@ def uneven(samples: Featured, reference: Featured, any_size: bool = False) -> li
     return found
 
 
-def few_samples(of: Featured, what: str) -> list[str]:
+def few_samples(of: ImageFeatures, what: str) -> list[str]:
     """Whether the covariance has not full rank."""
     gaussian = of.gaussian
     if gaussian is None or not gaussian.rank_deficient:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dinit.data import DATASETS, ImageData
 from dinit.data.latents import source_of
-from dinit.evaluation.evaluate import Extras, evaluate_images, make_extractor, protocol_of
+from dinit.evaluation.evaluate import ReportOptions, evaluate_images, make_extractor, protocol_of
 from dinit.evaluation.features.base import Extractor
 from dinit.evaluation.metrics.base import DEFAULT_METRICS, MIN_IMAGES, check_metrics
 from dinit.evaluation.protocols import PROTOCOLS, NamedProtocol
@@ -45,7 +45,7 @@ def evaluate(
     metrics: Sequence[str] = DEFAULT_METRICS,
     protocol: str | None = None,
     reference: str | Path | None = None,
-    extras: Extras | None = None,
+    report_options: ReportOptions | None = None,
     seed: int = 0,
     output: str | Path | None = None,
     page: str | Path | None = None,
@@ -58,7 +58,7 @@ def evaluate(
     steps, guidance, batch_size, …); the report keeps them as they were resolved. output, page: where to write the
     report, a .json and a .html file. dataset_name: None is what the pipeline's recipe trained on, where its folder
     has one, otherwise the digits. features: None is the extractor of the protocol, or else the one that the data
-    set names. protocol 'adm' draws classes at random. These, metrics, reference, extras, cuda: see
+    set names. protocol 'adm' draws classes at random. These, metrics, reference, report_options, cuda: see
     `dinit.evaluation.evaluate_images`. ValueError for fewer than 8 samples, for classes that are not the data
     set's, and for what the pipeline or the metrics refuse; before anything is generated, where that can be known.
     """
@@ -88,7 +88,7 @@ def evaluate(
         cuda=cuda,
         made_by=made_by,
         label_sampling=named.labels if labels is not None else None,
-        extras=extras,
+        report_options=report_options,
     )
     _write(report, *destinations)
     return report
@@ -102,7 +102,7 @@ def evaluate_samples(
     metrics: Sequence[str] = DEFAULT_METRICS,
     protocol: str | None = None,
     reference: str | Path | None = None,
-    extras: Extras | None = None,
+    report_options: ReportOptions | None = None,
     seed: int = 0,
     output: str | Path | None = None,
     page: str | Path | None = None,
@@ -134,7 +134,7 @@ def evaluate_samples(
         name=Path(samples).resolve().name,
         cuda=cuda,
         made_by=read.made_by,
-        extras=extras,
+        report_options=report_options,
     )
     report = replace(report, notes=(*report.notes, *read.notes))
     _write(report, *destinations)

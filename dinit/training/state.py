@@ -20,7 +20,7 @@ from dinit.training.run.checkpoint import Checkpoint, CheckpointError, optimizer
 from dinit.training.sharding import local, put, shard, whole
 
 
-class Trained:
+class TrainState:
     """Built alike in every process.
 
     network: a TrainingNetwork with its first weights, the same in every process. With `training.sharding: fsdp2`

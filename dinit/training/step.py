@@ -45,7 +45,7 @@ from dinit.training.run.page import write_page
 from dinit.training.run.profile import Profile
 from dinit.training.run.progress import Display
 from dinit.training.run.stopping import StopRequest, TrainingStopped
-from dinit.training.state import Trained
+from dinit.training.state import TrainState
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class TrainingStep:
         recipe: Recipe,
         data: ImageData,
         objective: Objective,
-        state: Trained,
+        state: TrainState,
         share: Share,
         bins: NoiseBins,
         profile: Profile,
@@ -180,7 +180,7 @@ class TrainingLoop:
         backbone = make_backbone(recipe, self.data, self.transfer)
         if loop.gradient_checkpointing:
             backbone.enable_gradient_checkpointing()
-        self.state = Trained(recipe, make_network(recipe, backbone), accelerator)
+        self.state = TrainState(recipe, make_network(recipe, backbone), accelerator)
         torch.manual_seed(randomness.network_seed(recipe.seed, accelerator.process_index))
         self.skips, self.spikes = Skips(loop.max_skipped), SpikeDetector()
         self.bins = NoiseBins(accelerator.device)
@@ -322,7 +322,7 @@ class TrainingLoop:
             if self.main and good < 0.5:
                 rows = self.data.indices(self.recipe.seed, (step - 1) * batch, batch)
                 write_skip(self.out / "skipped.jsonl", step, loss, rows)
-            self.skips.see(step, good > 0.5)
+            self.skips.record(step, good > 0.5)
 
     def _health(self, figures: dict[str, float], by_noise: list[float | None]) -> None:
         if self.main:
@@ -352,7 +352,7 @@ class TrainingLoop:
                 "seconds": self.seconds,
                 "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
                 "skipped": self.skips.total,
-                "skipped_in_a_row": self.skips.in_a_row,
+                "skipped_in_a_row": self.skips.consecutive,
             },
             **tensors,
         )
@@ -371,7 +371,7 @@ class TrainingLoop:
         if self.accelerator.scaler is not None and checkpoint.extra["scaler"]:
             self.accelerator.scaler.load_state_dict(dict(checkpoint.extra["scaler"]))
         self.skips.total = checkpoint.extra.get("skipped", 0)
-        self.skips.in_a_row = checkpoint.extra.get("skipped_in_a_row", 0)
+        self.skips.consecutive = checkpoint.extra.get("skipped_in_a_row", 0)
         self.step = self.saved = checkpoint.step
         self._seconds = checkpoint.extra["seconds"]
 

@@ -91,7 +91,7 @@ def test_a_run_is_watched_from_beside_it(runs: tuple[Path, Path]) -> None:
 def test_a_run_that_goes_back_measures_anew(runs: tuple[Path, Path], tmp_path: Path) -> None:
     evaluations = Evaluations(tiny(), tmp_path, 16, ["fid"], cuda=False)
     for step, fid in ((2, 1.0), (4, 2.0), (6, 3.0), (4, 9.0)):
-        report = evaluations.judge.report(Digits("train").uint8_images(list(range(16))))
+        report = evaluations.evaluator.report(Digits("train").uint8_images(list(range(16))))
         object.__setattr__(report.model, "metrics", {"fid": fid})
         evaluations._log(report, step, 0.0)
     assert [(line["step"], line["metrics"]["fid"]) for line in read_evaluations(tmp_path)] == [(2, 1.0), (4, 9.0)]

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from dinit.data.glyphs import Glyphs
-from dinit.evaluation.image_features import Featured, spread_out
+from dinit.evaluation.image_features import ImageFeatures, spread_out
 from dinit.evaluation.sanity_checks import blockiness, copies, grey_share, uneven
 
 
@@ -32,8 +32,8 @@ def jpeg(images: Tensor, quality: int) -> Tensor:
     return torch.stack(made)
 
 
-def with_images(images: Tensor) -> Featured:
-    return Featured(len(images), images=images)
+def with_images(images: Tensor) -> ImageFeatures:
+    return ImageFeatures(len(images), images=images)
 
 
 def said(samples: Tensor, reference: Tensor, any_size: bool = False) -> str:

@@ -11,10 +11,10 @@ from made_features import SETTINGS, case, featured, pictures
 
 from dinit.data.digits import Digits
 from dinit.data.glyphs import Glyphs
-from dinit.evaluation import EXTRACTORS, Extras, evaluate_images
+from dinit.evaluation import EXTRACTORS, ReportOptions, evaluate_images
 from dinit.evaluation.features.glyphs_classifier import SHIPPED
-from dinit.evaluation.image_features import Featured
-from dinit.evaluation.metrics.base import METRICS, NotMeasured, measure, measure_case
+from dinit.evaluation.image_features import ImageFeatures
+from dinit.evaluation.metrics.base import METRICS, NotMeasured, measure, measure_inputs
 from dinit.evaluation.metrics.classes import class_distances, top_histogram
 from dinit.evaluation.metrics.embedding_distances import CallableExtractor, mmd_rbf
 from dinit.evaluation.metrics.gaussian import Gaussian, gaussian_of
@@ -71,7 +71,7 @@ def test_cmmd_is_of_embeddings_of_length_1() -> None:
     assert METRICS["cmmd"](both)["cmmd"] == pytest.approx(1000 * (2 - 2 * math.exp(-2 / 200)), rel=1e-9)
     assert METRICS["fdd"](both)["fdd"] == pytest.approx(9**2 + 200**2)
     assert both.shared["cmmd"].startswith("cmmd: embed (")
-    few = case(sets[0], Featured(20, images=theirs), encoders={"cmmd": embed})
+    few = case(sets[0], ImageFeatures(20, images=theirs), encoders={"cmmd": embed})
     with pytest.raises(NotMeasured, match="holds a few only"):
         METRICS["cmmd"](few)
 
@@ -80,7 +80,7 @@ def test_encoders_that_are_not_on_disk_are_a_line_in_the_report(monkeypatch: pyt
     for variable in ("DINIT_CLIP_WEIGHTS", "DINIT_DINOV2_WEIGHTS"):
         monkeypatch.delenv(variable, raising=False)
     images = featured(np.zeros((8, 1)), images=pictures(8))
-    scores, missing = measure_case(case(images, images), ["cmmd", "fdd"])
+    scores, missing = measure_inputs(case(images, images), ["cmmd", "fdd"])
     assert scores == {}
     assert "ViT-L-14-336px.pt" in missing[0]
     assert "dinov2_vitl14_pretrain.pth" in missing[1]
@@ -207,7 +207,10 @@ def test_figures_of_own_encoders_are_in_report_and_protocol() -> None:
     images = data.uint8_images(list(range(40)))
     mean = torch.nn.Flatten()
     report = evaluate_images(
-        images, metrics=["cmmd"], cuda=False, extras=Extras(encoders={"cmmd": lambda x: mean(x).float()})
+        images,
+        metrics=["cmmd"],
+        cuda=False,
+        report_options=ReportOptions(encoders={"cmmd": lambda x: mean(x).float()}),
     )
     assert report.model.metrics["cmmd"] < 1
     assert report.protocol.encoders.startswith("cmmd: ")

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from dinit.data.digits import Digits
-from dinit.evaluation import Extras, evaluate_images
+from dinit.evaluation import ReportOptions, evaluate_images
 from dinit.evaluation.reports import plots
 from dinit.evaluation.reports.page import html_page, write_page
 from dinit.evaluation.reports.report import Report
@@ -46,8 +46,10 @@ def test_the_page_shows_figures_pictures_and_protocol(tmp_path: Path) -> None:
     data = Digits("train")
     images, labels = data.uint8_images(list(range(300))), torch.from_numpy(data.labels[:300])
     metrics = ("fid", "cafd", "fringe", "memorisation")
-    extras = Extras(bootstrap=20, curve=True)
-    report = evaluate_images(images, labels, metrics=metrics, extras=extras, cuda=False, name="<b>mine</b>")
+    report_options = ReportOptions(bootstrap=20, curve=True)
+    report = evaluate_images(
+        images, labels, metrics=metrics, report_options=report_options, cuda=False, name="<b>mine</b>"
+    )
     write_page(report, tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()
     parser = Balanced()

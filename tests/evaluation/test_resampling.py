@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 from made_features import case, featured
 
-from dinit.evaluation.image_features import Featured
+from dinit.evaluation.image_features import ImageFeatures
 from dinit.evaluation.metrics.base import METRICS
 from dinit.evaluation.metrics.frechet import frechet_distance
 from dinit.evaluation.metrics.gaussian import Gaussian, gaussian_of
 from dinit.evaluation.resampling import fid_curve, intervals, line, resampled, wilson
 
-EXACT = Featured(0, statistics=Gaussian(np.zeros(4), np.eye(4)))
+EXACT = ImageFeatures(0, statistics=Gaussian(np.zeros(4), np.eye(4)))
 
 
-def drawn(seed: int, count: int = 400, shift: float = 0.8) -> Featured:
+def drawn(seed: int, count: int = 400, shift: float = 0.8) -> ImageFeatures:
     x = np.random.default_rng(seed).standard_normal((count, 4))
     x[:, 0] += shift
     return featured(x)
@@ -96,5 +96,5 @@ def test_the_curve_falls_as_1_over_n_to_the_distance_of_the_distributions() -> N
 
 def test_no_curve_where_it_is_no_line() -> None:
     assert fid_curve(drawn(0, 15), EXACT, 0) == {}
-    assert fid_curve(drawn(0, 100), Featured(9), 0) == {}
+    assert fid_curve(drawn(0, 100), ImageFeatures(9), 0) == {}
     assert gaussian_of(drawn(0, 15).pooled).count == 15

@@ -16,11 +16,11 @@ from dinit.training.run.health import forget_after
 def test_only_steps_in_a_row_end_a_run() -> None:
     skips = Skips(limit=3)
     for step, finite in enumerate([False, False, True, False, False, True]):
-        skips.see(step, finite)
-    assert (skips.total, skips.in_a_row) == (4, 0)
-    skips.see(6, False), skips.see(7, False)
+        skips.record(step, finite)
+    assert (skips.total, skips.consecutive) == (4, 0)
+    skips.record(6, False), skips.see(7, False)
     with pytest.raises(TrainingDiverged, match="3 steps in a row, up to step 8"):
-        skips.see(8, False)
+        skips.record(8, False)
 
 
 def test_spikes_stand_out_and_do_not_hide_the_next() -> None:

@@ -19,12 +19,12 @@ from torch_fidelity.metric_isc import isc_features_to_metric  # noqa: E402
 from torch_fidelity.metric_kid import kid_features_to_metric  # noqa: E402
 
 from dinit.evaluation.features.base import Extractor  # noqa: E402
-from dinit.evaluation.image_features import Featured, ImageSource, extract  # noqa: E402
+from dinit.evaluation.image_features import ImageFeatures, ImageSource, extract  # noqa: E402
 from dinit.evaluation.metrics.frechet import frechet_distance, self_test  # noqa: E402
 from dinit.registry import Registry, suggest  # noqa: E402
 
 T = TypeVar("T")
-METRICS: Registry[Callable[[Case], dict[str, float]]] = Registry("metric", "dinit.evaluation.metrics")
+METRICS: Registry[Callable[[MetricInputs], dict[str, float]]] = Registry("metric", "dinit.evaluation.metrics")
 DEFAULT_METRICS = ("fid", "kid", "precision", "recall", "inception-score", "class-accuracy")
 MIN_IMAGES = 8
 _FULL = 1000  # images from which on the usual KID subsets and Inception-score splits fit
@@ -59,7 +59,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Case:
+class MetricInputs:
     """Two sets to be compared, and what a metric may use beside them.
 
     train: the images that a model was trained on, where they are known; given anew by each call. knows_classes:
@@ -68,8 +68,8 @@ class Case:
     again. of_real: whether this is the row of real images.
     """
 
-    samples: Featured
-    reference: Featured
+    samples: ImageFeatures
+    reference: ImageFeatures
     extractor: Extractor
     settings: Settings
     knows_classes: bool = False
@@ -82,7 +82,7 @@ class Case:
     _own: dict[str, Any] = field(default_factory=dict)
 
     def once(self, name: str, compute: Callable[[], T]) -> T:
-        """What `compute` gives, computed once for this case."""
+        """What `compute` gives, computed once for this inputs."""
         if name not in self._own:
             self._own[name] = compute()
         return self._own[name]
@@ -97,13 +97,13 @@ def check_metrics(metrics: Sequence[str]) -> None:
             raise ValueError(f"unknown metric {name!r}{suggest(str(name), METRICS.names())}")
 
 
-def measure_case(case: Case, metrics: Sequence[str]) -> tuple[dict[str, float], list[str]]:
+def measure_inputs(inputs: MetricInputs, metrics: Sequence[str]) -> tuple[dict[str, float], list[str]]:
     """All figures, in the order asked for, and for each metric that could not be had a line that says why."""
     scores: dict[str, float] = {}
     missing: list[str] = []
     for name in metrics:
         try:
-            scores.update(METRICS[name](case))
+            scores.update(METRICS[name](inputs))
         except NotMeasured as reason:
             missing.append(f"{name}: not measured, {reason}")
     return scores, missing
@@ -123,14 +123,14 @@ def measure(
     """
     spatial = "sfid" in metrics
     ours, theirs = (extract(images, extractor, spatial=spatial, cuda=cuda) for images in (samples, reference))
-    return measure_case(Case(ours, theirs, extractor, settings, cuda=cuda), metrics)[0]
+    return measure_inputs(MetricInputs(ours, theirs, extractor, settings, cuda=cuda), metrics)[0]
 
 
 @METRICS.register("fid")
-def fid(case: Case) -> dict[str, float]:
+def fid(inputs: MetricInputs) -> dict[str, float]:
     """Fréchet distance of the pooled features. Heusel et al. 2017."""
     self_test()
-    ours, theirs = case.samples.gaussian, case.reference.gaussian
+    ours, theirs = inputs.samples.gaussian, inputs.reference.gaussian
     assert ours is not None, "samples always have features"
     if theirs is None:
         raise NotMeasured("the reference has neither features nor statistics")
@@ -138,20 +138,20 @@ def fid(case: Case) -> dict[str, float]:
 
 
 @METRICS.register("sfid")
-def sfid(case: Case) -> dict[str, float]:
+def sfid(inputs: MetricInputs) -> dict[str, float]:
     """Fréchet distance of a map that keeps places. Nash et al. 2021."""
     self_test()
-    if case.samples.spatial is None:
+    if inputs.samples.spatial is None:
         raise NotMeasured("this extractor gives no features with places")
-    if case.reference.spatial is None:
+    if inputs.reference.spatial is None:
         raise NotMeasured("the reference holds no statistics of features with places (mu_s, sigma_s)")
-    return {"sfid": frechet_distance(case.samples.spatial, case.reference.spatial)}
+    return {"sfid": frechet_distance(inputs.samples.spatial, inputs.reference.spatial)}
 
 
 @METRICS.register("kid")
-def kid(case: Case) -> dict[str, float]:
+def kid(inputs: MetricInputs) -> dict[str, float]:
     """Unbiased squared MMD, cubic kernel, over subsets, by torch-fidelity. Bińkowski et al. 2018."""
-    ours, theirs, settings = case.samples.pooled, case.reference.pooled, case.settings
+    ours, theirs, settings = inputs.samples.pooled, inputs.reference.pooled, inputs.settings
     if ours is None or theirs is None:
         raise NotMeasured("the reference holds statistics alone; KID needs its images or features")
     found = kid_features_to_metric(
@@ -169,14 +169,14 @@ def kid(case: Case) -> dict[str, float]:
 
 
 @METRICS.register("inception-score")
-def inception_score(case: Case) -> dict[str, float]:
+def inception_score(inputs: MetricInputs) -> dict[str, float]:
     """Exponential of the mean information that an image gives of its class, by torch-fidelity. Salimans et al.
     2016.
     """
-    if case.samples.logits is None:
+    if inputs.samples.logits is None:
         raise NotMeasured("this extractor knows no classes")
-    settings = case.settings
-    logits = torch.from_numpy(case.samples.logits)
+    settings = inputs.settings
+    logits = torch.from_numpy(inputs.samples.logits)
     found = isc_features_to_metric(logits, settings.isc_splits, settings.isc_shuffle, settings.seed)
     scores = {"inception_score": found[torch_fidelity.KEY_METRIC_ISC_MEAN]}
     if settings.isc_splits > 1:  # the spread over one split says nothing
@@ -184,20 +184,20 @@ def inception_score(case: Case) -> dict[str, float]:
     return scores
 
 
-def read_right(case: Case) -> np.ndarray:
+def read_right(inputs: MetricInputs) -> np.ndarray:
     """(N,) bool, whether each sample is read as the class that was asked for. NotMeasured where none can be."""
-    samples = case.samples
+    samples = inputs.samples
     if samples.labels is None:
         raise NotMeasured("no labels were given")
-    if not case.knows_classes or samples.images is None:
+    if not inputs.knows_classes or samples.images is None:
         raise NotMeasured("this extractor reads no classes of the data set")
-    pieces = [case.extractor.read_labels(samples.images[i : i + 512]) for i in range(0, samples.count, 512)]
+    pieces = [inputs.extractor.read_labels(samples.images[i : i + 512]) for i in range(0, samples.count, 512)]
     if any(piece is None for piece in pieces):
         raise NotMeasured("this extractor reads no classes of the data set")
     return torch.cat([piece for piece in pieces if piece is not None]).numpy() == samples.labels
 
 
 @METRICS.register("class-accuracy")
-def class_accuracy(case: Case) -> dict[str, float]:
+def class_accuracy(inputs: MetricInputs) -> dict[str, float]:
     """Share of samples that the extractor's classifier reads as the class that was asked for."""
-    return {"class_accuracy": float(case.once("read right", lambda: read_right(case)).mean())}
+    return {"class_accuracy": float(inputs.once("read right", lambda: read_right(inputs)).mean())}

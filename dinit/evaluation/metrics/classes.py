@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from dinit.evaluation.metrics.base import METRICS, Case, NotMeasured
+from dinit.evaluation.metrics.base import METRICS, MetricInputs, NotMeasured
 from dinit.evaluation.metrics.frechet import frechet_distance, self_test
 from dinit.evaluation.metrics.gaussian import gaussian_of
 
@@ -21,7 +21,7 @@ def class_distances(
 
 
 @METRICS.register("cafd")
-def cafd(case: Case) -> dict[str, float]:
+def cafd(inputs: MetricInputs) -> dict[str, float]:
     """Fréchet distance within each class, and the mean over classes. Liu et al. 2018 (class-aware Fréchet
     distance).
 
@@ -30,10 +30,10 @@ def cafd(case: Case) -> dict[str, float]:
     have.
     """
     self_test()
-    ours, theirs = case.samples, case.reference
+    ours, theirs = inputs.samples, inputs.reference
     if ours.pooled is None or theirs.pooled is None:
         raise NotMeasured("the reference holds statistics alone; distances within classes need its features")
-    if case.knows_classes and ours.labels is not None and theirs.labels is not None:
+    if inputs.knows_classes and ours.labels is not None and theirs.labels is not None:
         labels = (ours.labels, theirs.labels)
     elif ours.logits is not None and theirs.logits is not None:
         labels = (ours.logits.argmax(axis=1), theirs.logits.argmax(axis=1))
@@ -42,7 +42,7 @@ def cafd(case: Case) -> dict[str, float]:
     found = class_distances(ours.pooled, labels[0], theirs.pooled, labels[1])
     if not found:
         raise NotMeasured("no class has 2 images in both sets")
-    case.evidence["class distances"] = found
+    inputs.evidence["class distances"] = found
     return {"cafd": float(np.mean(list(found.values()))), "cafd_classes": float(len(found))}
 
 
@@ -54,7 +54,7 @@ def top_histogram(logits: NDArray[np.float64], n: int) -> NDArray[np.float64]:
 
 
 @METRICS.register("fringe")
-def fringe(case: Case) -> dict[str, float]:
+def fringe(inputs: MetricInputs) -> dict[str, float]:
     """What of FID is in the classes that the features see rather than in the pictures. Kynkäänniemi et al. 2023.
 
     top1_histogram, top5_histogram: half the sum of differences between the two sets' histograms of likeliest
@@ -62,7 +62,7 @@ def fringe(case: Case) -> dict[str, float]:
     samples weighted so that their top-1 histogram is the reference's; where it is far below FID, a resampling that
     improves no picture would have the lower score.
     """
-    ours, theirs = case.samples, case.reference
+    ours, theirs = inputs.samples, inputs.reference
     if ours.logits is None or theirs.logits is None or ours.pooled is None or theirs.gaussian is None:
         raise NotMeasured("histograms of classes need logits of both sets")
     scores = {}
@@ -75,5 +75,5 @@ def fringe(case: Case) -> dict[str, float]:
     if np.count_nonzero(weights) > 1:
         weights *= len(weights) / weights.sum()
         scores["fid_matched"] = frechet_distance(gaussian_of(ours.pooled, weights), theirs.gaussian)
-    case.evidence["top-1 histograms"] = (a, b)
+    inputs.evidence["top-1 histograms"] = (a, b)
     return scores

@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import torch
 
-from dinit.evaluation.metrics.base import METRICS, Case, NotMeasured
+from dinit.evaluation.metrics.base import METRICS, MetricInputs, NotMeasured
 from dinit.evaluation.metrics.factors import diversity
 
 
 @METRICS.register("diversity")
-def factor_diversity(case: Case) -> dict[str, float]:
+def factor_diversity(inputs: MetricInputs) -> dict[str, float]:
     """Entropy and coverage of each known factor within classes, for glyphs (hue, font, rotation, …).
 
     NAME_entropy: as a share of the greatest, 1 is uniform. NAME_coverage: share of its bins that are hit.
     factor_entropy, factor_coverage: the means over factors. expected_coverage: what as many images of uniform
     factors would cover.
     """
-    samples = case.samples
-    reader = case.extractor.factor_reader()
+    samples = inputs.samples
+    reader = inputs.extractor.factor_reader()
     if reader is None:
         raise NotMeasured("known factors are those of glyphs; take the features 'glyphs-classifier'")
     if samples.images is None:
         raise NotMeasured("factors are read from images")
     labels = None if samples.labels is None else torch.from_numpy(samples.labels)
     found = diversity(samples.images[0 : samples.count], labels, reader)
-    case.evidence["factors"] = found
+    inputs.evidence["factors"] = found
     scores = {}
     for name, spread in found.items():
         scores[f"{name}_entropy"], scores[f"{name}_coverage"] = spread.entropy, spread.coverage

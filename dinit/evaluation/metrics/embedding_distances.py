@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dinit.evaluation.features.base import EXTRACTORS, Extracted, Extractor
-from dinit.evaluation.image_features import Featured, ImageSource, extract
-from dinit.evaluation.metrics.base import METRICS, Case, NotMeasured
+from dinit.evaluation.image_features import ImageFeatures, ImageSource, extract
+from dinit.evaluation.metrics.base import METRICS, MetricInputs, NotMeasured
 from dinit.evaluation.metrics.frechet import frechet_distance, self_test
 
 CLIP_VARIABLE, DINOV2_VARIABLE = "DINIT_CLIP_WEIGHTS", "DINIT_DINOV2_WEIGHTS"
@@ -120,38 +120,38 @@ def _mean_kernel(x: NDArray[np.float64], y: NDArray[np.float64], sigma: float) -
 
 
 @METRICS.register("cmmd")
-def cmmd(case: Case) -> dict[str, float]:
+def cmmd(inputs: MetricInputs) -> dict[str, float]:
     """1000 times the squared MMD of CLIP's embeddings, Gaussian kernel of σ = 10. Jayasumana et al. 2024."""
-    ours, theirs = _encode(case, "cmmd")
+    ours, theirs = _encode(inputs, "cmmd")
     unit = [part / np.linalg.norm(part, axis=1, keepdims=True).clip(min=1e-12) for part in (ours, theirs)]
     return {"cmmd": _SCALE * mmd_rbf(unit[0], unit[1])}
 
 
 @METRICS.register("fdd")
-def fdd(case: Case) -> dict[str, float]:
+def fdd(inputs: MetricInputs) -> dict[str, float]:
     """Fréchet distance of DINOv2's features. Stein et al. 2023."""
     self_test()
-    ours, theirs = (Featured(len(part), pooled=part).gaussian for part in _encode(case, "fdd"))
+    ours, theirs = (ImageFeatures(len(part), pooled=part).gaussian for part in _encode(inputs, "fdd"))
     assert ours is not None
     assert theirs is not None
     return {"fdd": frechet_distance(ours, theirs)}
 
 
-def _encode(case: Case, metric: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _encode(inputs: MetricInputs, metric: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """The metric's own features of both sets; those of the reference are computed once for all rows of a report."""
-    if case.samples.images is None or case.reference.images is None:
+    if inputs.samples.images is None or inputs.reference.images is None:
         raise NotMeasured("it has an encoder of its own and needs the images of both sets")
-    if len(case.reference.images) < case.reference.count:
+    if len(inputs.reference.images) < inputs.reference.count:
         raise NotMeasured("it needs the reference's images, and a file of statistics holds a few only; give --data")
-    encoder = _encoder(case, metric)
-    if metric not in case.shared:
-        case.shared[metric] = f"{metric}: {_name(encoder)} ({encoder.weights_hash()}), {encoder.resize}"
-        case.shared["features of", metric] = _features(case.reference.images, encoder, case.cuda)
-    return _features(case.samples.images, encoder, case.cuda), case.shared["features of", metric]
+    encoder = _encoder(inputs, metric)
+    if metric not in inputs.shared:
+        inputs.shared[metric] = f"{metric}: {_name(encoder)} ({encoder.weights_hash()}), {encoder.resize}"
+        inputs.shared["features of", metric] = _features(inputs.reference.images, encoder, inputs.cuda)
+    return _features(inputs.samples.images, encoder, inputs.cuda), inputs.shared["features of", metric]
 
 
-def _encoder(case: Case, metric: str) -> Extractor:
-    given: Any = case.encoders.get(metric, _USUAL[metric])
+def _encoder(inputs: MetricInputs, metric: str) -> Extractor:
+    given: Any = inputs.encoders.get(metric, _USUAL[metric])
     if callable(given):
         return CallableExtractor(embed=given)
     encoder: Extractor = EXTRACTORS.create(given)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dinit.evaluation.metrics.base import METRICS, Case, NotMeasured
+from dinit.evaluation.metrics.base import METRICS, MetricInputs, NotMeasured
 
 _ROWS = 2048
 _EXACT = 1e9  # differences in one piece: some seconds
@@ -54,20 +54,20 @@ def _distances(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return torch.cdist(x - middle, y - middle, compute_mode="use_mm_for_euclid_dist")
 
 
-def _both(case: Case) -> Inside:
-    ours, theirs, k = case.samples.pooled, case.reference.pooled, case.settings.prc_neighborhood
+def _both(inputs: MetricInputs) -> Inside:
+    ours, theirs, k = inputs.samples.pooled, inputs.reference.pooled, inputs.settings.prc_neighborhood
     if ours is None or theirs is None:
         raise NotMeasured("the reference holds statistics alone; precision and recall need its images or features")
-    return case.once("inside", lambda: inside(ours, theirs, k))
+    return inputs.once("inside", lambda: inside(ours, theirs, k))
 
 
 @METRICS.register("precision")
-def precision(case: Case) -> dict[str, float]:
+def precision(inputs: MetricInputs) -> dict[str, float]:
     """Share of samples within the manifold of the reference. Kynkäänniemi et al. 2019."""
-    return {"precision": float(_both(case).samples.mean())}
+    return {"precision": float(_both(inputs).samples.mean())}
 
 
 @METRICS.register("recall")
-def recall(case: Case) -> dict[str, float]:
+def recall(inputs: MetricInputs) -> dict[str, float]:
     """Share of the reference within the manifold of the samples. Kynkäänniemi et al. 2019."""
-    return {"recall": float(_both(case).reference.mean())}
+    return {"recall": float(_both(inputs).reference.mean())}

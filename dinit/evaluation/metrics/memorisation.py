@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from dinit.evaluation.image_features import ImageSource
-from dinit.evaluation.metrics.base import METRICS, Case, NotMeasured
+from dinit.evaluation.metrics.base import METRICS, MetricInputs, NotMeasured
 
 COPY = 1 / 3  # of the distance to the second nearest: from here down a sample counts as a copy of the nearest
 _ROWS, _COLUMNS = 512, 4096
@@ -71,7 +71,7 @@ def _two_nearest(
 
 
 @METRICS.register("memorisation")
-def memorisation(case: Case) -> dict[str, float]:
+def memorisation(inputs: MetricInputs) -> dict[str, float]:
     """Copies of training images, by the distance to the nearest one in pixels.
 
     copies: share of samples nearer to one training image than a third of the distance to the second nearest (the
@@ -79,17 +79,17 @@ def memorisation(case: Case) -> dict[str, float]:
     is. nearest_ratio: median of the one distance over the other. Real images that no model was trained on have such
     figures too: the row of real images shows those of the reference, and a model's should not be lower.
     """
-    samples = case.reference.images if case.of_real else case.samples.images
-    if case.train is None or samples is None:
+    samples = inputs.reference.images if inputs.of_real else inputs.samples.images
+    if inputs.train is None or samples is None:
         raise NotMeasured("the training images are not known; give the data set that the model was trained on")
-    if "train" not in case.shared:
-        case.shared["train"] = case.train()
-    train: ImageSource = case.shared["train"]
+    if "train" not in inputs.shared:
+        inputs.shared["train"] = inputs.train()
+    train: ImageSource = inputs.shared["train"]
     if samples[0:1].shape[1:] != train[0:1].shape[1:]:
         raise NotMeasured("samples and training images are of other shapes")
     found = nearest(samples, train)
     order = np.argsort(found.first / np.maximum(found.between, 1e-9), kind="stable")[:_SHOWN]
-    case.evidence["nearest"] = (samples[order.tolist()], train[found.index[order].tolist()], found.first[order])
+    inputs.evidence["nearest"] = (samples[order.tolist()], train[found.index[order].tolist()], found.first[order])
     return figures(found)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dinit.evaluation.evaluate import Judge
+from dinit.evaluation.evaluate import Evaluator
 from dinit.evaluation.metrics.base import DEFAULT_METRICS
 from dinit.evaluation.protocols import PROTOCOLS
 from dinit.evaluation.reports.report import Report
@@ -32,8 +32,8 @@ LOG = "evaluations.jsonl"
 class Evaluations:
     """The scores of one run at several steps. Real images are read and measured once.
 
-    out: the run's folder, whose evaluations.jsonl gets a line a step. options: as for `Judge`, in place of the
-    recipe's. ValueError for what `Judge` refuses.
+    out: the run's folder, whose evaluations.jsonl gets a line a step. options: as for `Evaluator`, in place of the
+    recipe's. ValueError for what `Evaluator` refuses.
     """
 
     def __init__(self, recipe: Recipe, out: Path, num_samples: int, metrics: Any = None, **options: Any) -> None:
@@ -41,7 +41,7 @@ class Evaluations:
         data = {key: value for key, value in recipe.data.spec().items() if key != "split"}
         options = {"dataset_name": data, "seed": recipe.seed, **options}
         with untouched_randomness():
-            self.judge = Judge(num_samples, metrics=metrics or DEFAULT_METRICS, **options)
+            self.evaluator = Evaluator(num_samples, metrics=metrics or DEFAULT_METRICS, **options)
 
     @classmethod
     def of(cls, recipe: Recipe, out: Path, **options: Any) -> Evaluations:
@@ -68,13 +68,13 @@ class Evaluations:
         step.
         """
         began = time.monotonic()
-        named, seed = self.judge.named, self.recipe.seed
+        named, seed = self.evaluator.named, self.recipe.seed
         labels = draw_labels(named, self.count, pipeline.backbone.num_classes, seed)
         with untouched_randomness():
             sampled = generate(pipeline, self.count, labels, seed)
             made_by = {"run": self.recipe.name, "step": step, "weights": "ema", "nfe": sampled.nfe, "seed": seed}
             sampling = named.labels if labels is not None and named.name in PROTOCOLS else None
-            report = self.judge.report(sampled.images, labels, f"step {step}", made_by, sampling)
+            report = self.evaluator.report(sampled.images, labels, f"step {step}", made_by, sampling)
         self._log(report, step, time.monotonic() - began)
         return report
 
@@ -121,7 +121,7 @@ def watch(
 
     The newest checkpoint is taken each time: where measuring takes longer than the run needs for the next one,
     those between are left out, as are steps that are in evaluations.jsonl. device: None is a GPU if there is one.
-    options: num_samples and those of `Judge`, in place of what the recipe's section `evaluation` says. ValueError
+    options: num_samples and those of `Evaluator`, in place of what the recipe's section `evaluation` says. ValueError
     for a folder without a run.
     """
     run = Path(run)

@@ -1,4 +1,4 @@
-"""Steps whose gradient is not finite: passed over, counted, written down; and losses far off the recent ones."""
+"""Steps whose gradient is not finite: skipped, counted, written down; and losses far off the recent ones."""
 
 from __future__ import annotations
 
@@ -20,22 +20,23 @@ class TrainingDiverged(RuntimeError):
 
 @dataclass
 class Skips:
-    """Counts the optimiser steps that were passed over, in all and in a row.
+    """Counts the optimiser steps that were skipped, in all and consecutively.
 
-    limit: how many in a row end the run.
+    limit: how many consecutive ones end the run.
     """
 
     limit: int
     total: int = 0
-    in_a_row: int = 0
+    consecutive: int = 0
 
-    def see(self, step: int, finite: bool) -> None:
-        """TrainingDiverged at the limit-th bad step in a row."""
-        self.in_a_row = 0 if finite else self.in_a_row + 1
+    def record(self, step: int, finite: bool) -> None:
+        """TrainingDiverged at the limit-th consecutive bad step."""
+        self.consecutive = 0 if finite else self.consecutive + 1
         self.total += not finite
-        if self.in_a_row >= self.limit:
+        if self.consecutive >= self.limit:
             raise TrainingDiverged(
-                f"loss or gradient was not finite for {self.in_a_row} steps in a row, up to step {step}; the last "
+                f"loss or gradient was not finite for {self.consecutive} consecutive steps, up to step "
+                f"{step}; the last "
                 "checkpoint is from before them, and skipped.jsonl names their images. Lower optimizer.lr, "
                 "lengthen schedule.warmup_steps, or use precision fp32"
             )
