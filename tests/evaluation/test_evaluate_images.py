@@ -120,7 +120,7 @@ IMAGES, LABELS = torch.zeros(20, 1, 8, 8, dtype=torch.uint8), torch.zeros(20, dt
         ({"labels": LABELS + 10}, r"in 0 \.\. 9, got 10 \.\. 10"),
         ({"labels": LABELS - 1}, r"in 0 \.\. 9"),
         ({"metrics": ["fidd"]}, "did you mean 'fid'"),
-        ({"features": "inception"}, "did you mean 'inception-v3'"),
+        ({"features": "incepton-v3"}, "did you mean 'inception-v3'"),
         ({"dataset_name": "digit"}, "did you mean 'digits'"),
         ({"dataset_name": {"name": "digits", "split": "test"}}, "leave split='test' out"),
         ({"features": {"name": "digits-classifier", "weights": "nowhere"}}, "holds no digits classifier"),

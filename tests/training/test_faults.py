@@ -18,8 +18,8 @@ def test_only_steps_in_a_row_end_a_run() -> None:
     for step, finite in enumerate([False, False, True, False, False, True]):
         skips.record(step, finite)
     assert (skips.total, skips.consecutive) == (4, 0)
-    skips.record(6, False), skips.see(7, False)
-    with pytest.raises(TrainingDiverged, match="3 steps in a row, up to step 8"):
+    skips.record(6, False), skips.record(7, False)
+    with pytest.raises(TrainingDiverged, match="3 consecutive steps, up to step 8"):
         skips.record(8, False)
 
 

@@ -128,7 +128,7 @@ def read_glyphs(images: Tensor, model: GlyphsClassifier | None = None) -> Readin
     for piece in images.split(512):
         floats = piece if piece.is_floating_point() else from_uint8(piece)
         pieces.append(model.read(floats.to(device, torch.float32)))
-    parts = zip(*((p.characters, p.fonts, p.floats) for p in pieces), strict=True)
+    parts = zip(*((p.characters, p.fonts, p.numbers) for p in pieces), strict=True)
     return Reading(*(torch.cat(part).cpu() for part in parts))
 
 
@@ -178,7 +178,7 @@ def train_glyphs_classifier(
         found = model.read(images.to(memory_format=torch.channels_last))
         loss = F.cross_entropy(found.characters, torch.from_numpy(made.label), label_smoothing=0.05)
         loss = loss + 0.5 * F.cross_entropy(found.fonts, torch.from_numpy(made.font))
-        loss = loss + F.mse_loss(found.floats, standardised(made))
+        loss = loss + F.mse_loss(found.numbers, standardised(made))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
