@@ -1,68 +1,148 @@
-"""The house: imports run down the floors, the three links refuse bare imports, importing dinit stays light."""
+"""Layout: imports run down and never in a circle, the three links refuse bare imports, dinit is light."""
 
 from __future__ import annotations
 
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import dinit
+from dinit._exports import exported_names
 
 PACKAGE = Path(dinit.__file__).parent
-FLOORS = {
-    "_deprecate": 0,
-    "_exports": 0,
-    "_listing": 4,
-    "registry": 0,
-    "specs": 0,
-    "compat": 0,
-    "files": 0,
-    "memory": 0,
-    "diffusion": 1,
-    "models": 2,
-    "samplers": 2,
-    "likelihood": 3,
-    "data": 3,
-    "training": 3,
-    "evaluation": 3,
-    "checkpoints": 3,
-    "conformance": 3,
-    "pipelines": 4,
-    "cli": 5,
-}
+# From the ground up. What stands on a floor imports from floors below it, never from another room of its own floor.
+FLOORS = (
+    {"_deprecate", "compat", "files", "memory", "specs"},
+    {"registry"},
+    {"_exports"},
+    {"diffusion"},
+    {"models", "samplers"},
+    {"checkpoints", "data", "inverse", "likelihood", "reuse"},
+    {"conformance", "evaluation"},
+    {"training"},
+    {"pipelines"},
+    {"_listing", "app", "cli"},
+)
+FLOOR = {room: number for number, floor in enumerate(FLOORS) for room in floor}
 
 
-def imports(path: Path) -> list[str]:
-    """The dinit modules that a file imports, functions' own imports among them."""
-    found = []
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
-            found.append(node.module or "")
-        elif isinstance(node, ast.Import):
-            found += [alias.name for alias in node.names]
+def module_name(path: Path, root: Path) -> str:
+    """dinit.samplers.ode.ddim for dinit/samplers/ode/ddim.py; a package for its __init__.py."""
+    parts = path.relative_to(root.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(root: Path, types: bool) -> dict[str, set[str]]:
+    """The modules of the package at `root` that each of its modules imports, functions' own imports among them.
+
+    A name imported from a package is traced to the module that the package exports it from. types: count what
+    stands under `if TYPE_CHECKING:` too, but for a package's own list of exports.
+    """
+    files = {module_name(path, root): path for path in sorted(root.rglob("*.py"))}
+    trees = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in files.items()}
+    exports = {
+        name: exported_names(path.read_text(encoding="utf-8"))
+        for name, path in files.items()
+        if path.name == "__init__.py"
+    }
+    found: dict[str, set[str]] = {}
+    for name, tree in trees.items():
+        found[name] = set()
+        for node in without_type_checking(tree) if not types or name in exports else ast.walk(tree):
+            if isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{name}: relative import"
+                for alias in node.names:
+                    source = node.module or ""
+                    home, _ = exports.get(source, {}).get(alias.name, (source, alias.name))
+                    submodule = f"{source}.{alias.name}"
+                    found[name].add(submodule if submodule in files else home)
+            elif isinstance(node, ast.Import):
+                found[name] |= {alias.name for alias in node.names}
     return found
 
 
-def test_no_import_runs_up_or_across() -> None:
-    seen = 0
-    for path in PACKAGE.rglob("*.py"):
-        here = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-        if here == "__init__":
-            continue
-        for module in imports(path):
+def without_type_checking(tree: ast.AST) -> Iterator[ast.AST]:
+    """As ast.walk, but for the bodies of `if TYPE_CHECKING:`."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            for rest in node.orelse:
+                yield from (rest, *without_type_checking(rest))
+        else:
+            yield node
+            yield from without_type_checking(node)
+
+
+def across_or_up(found: dict[str, set[str]]) -> list[str]:
+    """A sentence for each import that does not go down."""
+    wrong = []
+    for name, modules in found.items():
+        here = name.split(".")[1] if "." in name else None
+        for module in sorted(modules):
             parts = module.split(".")
-            assert parts[0] not in ("models", "samplers", "pipelines"), f"{path} imports {module}"
-            if parts[0] != "dinit" or len(parts) < 2:
-                continue
-            seen += 1
-            assert FLOORS[parts[1]] <= FLOORS[here], f"{path} imports {module}, which is on a floor above"
-            across = {here, parts[1]} == {"models", "samplers"}
-            assert not across, f"{path} imports {module}: backbones and solvers do not know each other"
-    assert seen > 100
+            if parts[0] in ("models", "samplers", "pipelines"):
+                wrong.append(f"{name} imports {module} by its bare name")
+            room = parts[1] if parts[0] == "dinit" and len(parts) > 1 else None
+            if here and room and room != here and FLOOR[room] >= FLOOR[here]:
+                where = "a floor above" if FLOOR[room] > FLOOR[here] else "the same floor"
+                wrong.append(f"{name} imports {module}, which is on {where}")
+    return wrong
+
+
+def circles(found: dict[str, set[str]]) -> list[list[str]]:
+    """Sets of modules each of which imports all others, directly or through others."""
+    reach: dict[str, set[str]] = {}
+    for start in found:
+        seen, open_ends = set(), [start]
+        while open_ends:
+            for module in found.get(open_ends.pop(), set()) - seen:
+                seen.add(module)
+                open_ends.append(module)
+        reach[start] = seen
+    return sorted(
+        {tuple(sorted(m for m in reach[n] if n in reach.get(m, ()))) for n in found if n in reach[n]}  # type: ignore
+    )
+
+
+def test_no_import_runs_up_or_across() -> None:
+    found = imports(PACKAGE, types=True)
+    assert sum(map(len, found.values())) > 1000
+    assert {name.split(".")[1] for name in found if "." in name} <= set(FLOOR)
+    assert across_or_up(found) == []
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    found = imports(PACKAGE, types=False)
+    assert circles(found) == []
+
+
+def test_the_two_checks_see_what_they_are_for(tmp_path: Path) -> None:
+    root = tmp_path / "dinit"
+    texts = {
+        "__init__": "",
+        "models/__init__": "",
+        "models/one": "from dinit.samplers import Solver\nfrom dinit.diffusion.path import Path",
+        "samplers/__init__": "if TYPE_CHECKING:\n    from dinit.samplers.solver import Solver as Solver",
+        "samplers/solver": "def late():\n    from dinit.samplers.table import row",
+        "samplers/table": "import samplers\nfrom dinit.samplers import Solver",
+        "diffusion/path": "if TYPE_CHECKING:\n    from dinit.diffusion.time import t\nfrom dinit.models import one",
+        "diffusion/time": "from dinit.diffusion import path",
+    }
+    for name, text in texts.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / f"{name}.py").write_text(text)
+    assert across_or_up(imports(root, types=True)) == [
+        "dinit.diffusion.path imports dinit.models.one, which is on a floor above",
+        "dinit.models.one imports dinit.samplers.solver, which is on the same floor",
+        "dinit.samplers.table imports samplers by its bare name",
+    ]
+    assert circles(imports(root, types=False)) == [
+        ("dinit.diffusion.path", "dinit.models.one"),
+        ("dinit.samplers.solver", "dinit.samplers.table"),
+    ]
 
 
 @pytest.mark.parametrize("name", ["samplers", "models", "pipelines"])

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,6 +18,9 @@ from dinit.registry import Registry
 from dinit.samplers._names import advise
 from dinit.samplers.grids.base import GRIDS, TimeGrid, default_grid
 from dinit.samplers.noise import NoiseSource
+
+if TYPE_CHECKING:
+    from dinit.samplers.step_table import Description
 
 SAMPLERS: Registry[type[Sampler]] = Registry("sampler", "dinit.samplers", advise=advise)
 
@@ -259,13 +262,13 @@ class Sampler(ABC):
 
     def describe(
         self, process: Process | str, steps: int | None = None, grid: TimeGrid | str | Tensor | None = None
-    ) -> Any:
+    ) -> Description:
         """A table of the run: its times and their scales, evaluations so far, and the weights of every step.
 
         process: a Process or a registered name. steps, grid: as `iterate`. Returns a Description, which prints as a
         table; its rows have the numbers. A sampler that reads its states (adaptive, norms) has no weights there.
         """
-        from dinit.samplers.step_table import describe  # imports this module
+        from dinit.samplers.step_table import describe
 
         return describe(self, process, steps, grid)
 

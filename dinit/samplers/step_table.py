@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import html
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from dinit.diffusion import PROCESSES, Condition, Denoised, Denoiser, Process, Scales
-from dinit.samplers.base import Sampler, Step
 from dinit.samplers.grids.base import TimeGrid
+
+if TYPE_CHECKING:  # `Sampler.describe` imports this module
+    from dinit.samplers.base import Sampler, Step
 
 _TINY = 1e-12  # what float64 leaves of a weight that is 0
 
