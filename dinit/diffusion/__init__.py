@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from dinit.diffusion.betas import VPBetas as VPBetas
     from dinit.diffusion.condition import Condition as Condition
+    from dinit.diffusion.condition import RunContext as RunContext
     from dinit.diffusion.condition import SupportsNormal as SupportsNormal
     from dinit.diffusion.continuous import EDM as EDM
     from dinit.diffusion.continuous import GVP as GVP

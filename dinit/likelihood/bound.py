@@ -10,7 +10,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from dinit.diffusion import Denoised, Denoiser, Scales
+from dinit.diffusion import Denoised, Denoiser, RunContext, Scales
 from dinit.diffusion.condition import SupportsNormal
 from dinit.samplers.base import plan
 from dinit.samplers.grids.base import TimeGrid
@@ -57,7 +57,8 @@ def variational_bound(
     if len(points) < 2:
         raise ValueError("the variational bound needs two times at least, got one")
     source: SupportsNormal = noise_source or NoiseSource.from_seed(seed, x.shape[0])
-    cond = replace(denoiser.condition(labels, x.shape[0], x.device), noise=source, steps=len(points))
+    run = RunContext(noise_source=source, steps=len(points))
+    cond = denoiser.condition(labels, x.shape[0], x.device).in_run(run)
     clean = denoiser.process.scales(0.0)
     if clean.floats.sigma > 0:  # processes that stop short of clean data: the chain's end is x itself
         zero = torch.zeros_like(clean.sigma)
@@ -66,7 +67,7 @@ def variational_bound(
     for i, (t, s) in enumerate(pairwise([*points, clean])):
         eps = source.normal("step", i, x)
         with torch.no_grad():
-            d = denoiser(t.alpha * x + t.sigma * eps, t, replace(cond, step=i))
+            d = denoiser(t.alpha * x + t.sigma * eps, t, cond.at_step(i))
         mean = posterior_mean_of_x_s(d, t, s)
         if i < len(points) - 1:
             log_variance = _log_variance(d, t, s, variance, posterior_variance(t, s))

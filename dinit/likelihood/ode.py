@@ -14,14 +14,14 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from dinit.diffusion import Condition, Denoised, Denoiser, Scales
+from dinit.diffusion import Condition, Denoised, Denoiser, RunContext, Scales
 from dinit.diffusion.condition import SupportsNormal
 from dinit.registry import suggest
 from dinit.samplers.base import plan
@@ -144,7 +144,8 @@ def log_likelihood(
         points = plan(denoiser, steps, LogSNR() if grid is None else grid, "state")[::-1]
         _check_slopes(denoiser, chart, method, points)
         x = x.clone()
-        cond = replace(denoiser.condition(labels, x.shape[0], x.device), noise=source, steps=len(points))
+        run = RunContext(noise_source=source, steps=len(points))
+        cond = denoiser.condition(labels, x.shape[0], x.device).in_run(run)
         flow = Flow(denoiser, cond, chart, estimate, source)
         latent, gained, calls = flow.run(tableau, x, points)
         std, centre = denoiser.process.prior_std(points[-1]), torch.zeros_like(latent)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
-from dinit.diffusion import Condition, Denoised, Denoiser, Process, Scales
+from dinit.diffusion import Condition, Denoised, Denoiser, Process, RunContext, Scales
 from dinit.diffusion.condition import SupportsNormal
 from dinit.registry import Registry
 from dinit.samplers._names import advise
@@ -201,7 +201,7 @@ class Sampler(ABC):
             x = x * denoiser.process.prior_std(points[0])
         source: SupportsNormal = noise_source or NoiseSource.from_seed(seed, x.shape[0])
         total = len(points) - (end == "state")
-        cond = replace(denoiser.condition(labels, x.shape[0], x.device), noise=source, steps=total)
+        cond = denoiser.condition(labels, x.shape[0], x.device).in_run(RunContext(noise_source=source, steps=total))
         inner = self._inner_points(denoiser, points, end)
         if state is None:
             state = self.init(denoiser, points, len(points) - (end == "state"))
@@ -243,14 +243,14 @@ class Sampler(ABC):
         total = len(points) - 1 + (end == "posterior-mean")
         nfe, draws = 0, self.claims().draws_per_step
         for i, (t, s) in enumerate(pairwise(points)):
-            denoise = StepDenoiser(denoiser, replace(cond, step=i), inner[i])
+            denoise = StepDenoiser(denoiser, cond.at_step(i), inner[i])
             x_s, state = self.step(denoise, x, t, s, state, StepNoise(source, i, draws))
             nfe += denoise.calls
             assert denoise.first is not None, "a step evaluates the denoiser at least once"
             yield Step(i, total, t.floats.time, x, denoise.first.x0, x_s, nfe, state)
             x = x_s
         if end == "posterior-mean":
-            x0 = denoiser(x, points[-1], replace(cond, step=total - 1)).x0
+            x0 = denoiser(x, points[-1], cond.at_step(total - 1)).x0
             yield Step(total - 1, total, points[-1].floats.time, x, x0, x0, nfe + 1, state)
 
     def sample(self, denoiser: Denoiser, initial_noise: Tensor, steps: int | None = None, **options: Any) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from golden import Golden, Levels, error
 from torch import Tensor
 
-from dinit.diffusion import Condition, Denoised, Denoiser, Scales
+from dinit.diffusion import Condition, Denoised, Denoiser, RunContext, Scales
 from dinit.diffusion.continuous import VP, LinearFlow
 from dinit.diffusion.discrete import VPDiscrete
 from dinit.models.analytic import MixtureDenoiser
@@ -54,7 +54,7 @@ class Recorder(Denoiser):
         generator = torch.Generator().manual_seed(4)
         x = torch.randn(batch, 2, 2, 2, generator=generator, dtype=torch.float64)
         cond = self.condition(torch.arange(batch) % 3, batch)
-        return x, replace(cond, noise=NoiseSource.from_seed(9, batch))
+        return x, cond.in_run(RunContext(noise_source=NoiseSource.from_seed(9, batch)))
 
 
 NEUTRAL = [
@@ -233,7 +233,7 @@ def test_cads_nests_both_ways_and_spares_null_rows(cads_outside: bool) -> None:
     assert asked.batch == 8
     assert torch.equal(asked.embedding[4:], cond.null_embedding.expand(4, -1)), "null rows are not noised"
     gamma = anneal(torch.tensor(0.7, dtype=torch.float64), 0.1, 0.95)
-    noise = NoiseSource.from_seed(9, 4).normal("cads", cond.step, cond.embedding)
+    noise = NoiseSource.from_seed(9, 4).normal("cads", cond.run.step, cond.embedding)
     expected = noised(cond.embedding, noise, gamma, cads.scale, cads.mixing)
     assert error(asked.embedding[:3], expected[:3]) < 1e-14
     assert torch.equal(asked.embedding[3], cond.embedding[3])
@@ -244,7 +244,7 @@ def test_cads_on_labels_weighs_the_table_by_a_noised_one_hot() -> None:
     """At each time; rows of the null class and of clean times as they were. The embeddings here are no one-hots."""
     model, x = Recorder(), torch.zeros(5, 2, 2, 2, dtype=torch.float64)
     labels = torch.tensor([1, 0, 1, model.num_classes, 0])
-    cond = replace(model.condition(labels, 5), noise=NoiseSource.from_seed(9, 5), step=3)
+    cond = model.condition(labels, 5).in_run(RunContext(step=3, noise_source=NoiseSource.from_seed(9, 5)))
     classes = torch.arange(model.num_classes)
     one_hot = (labels[:, None] == classes).to(cond.embedding)
     z = NoiseSource.from_seed(9, 5).normal("cads", 3, one_hot)
@@ -270,7 +270,8 @@ def test_cads_on_labels_refusals() -> None:
     unconditional.num_classes = 0
     with pytest.raises(ValueError, match="needs a network with classes"):
         CADS(on="label").wrap(unconditional)
-    cond = replace(model.condition([0], 1), noise=NoiseSource.from_seed(0, 1), labels=None)
+    run = RunContext(noise_source=NoiseSource.from_seed(0, 1))
+    cond = replace(model.condition([0], 1), run=run, labels=None)
     with pytest.raises(ValueError, match="asks for the labels of a batch"):
         CADS(0.1, 0.9, on="label").wrap(model)(torch.zeros(1, 1, 2, 2), 0.7, cond)
 
@@ -343,5 +344,5 @@ def test_guidance_of_an_unconditional_model_is_refused() -> None:
 def test_cads_without_a_noise_source_is_refused() -> None:
     model = Recorder(LinearFlow())
     x, cond = model.state()
-    with pytest.raises(ValueError, match=r"cond\.noise"):
-        CADS().wrap(model)(x, 0.99, replace(cond, noise=None))
+    with pytest.raises(ValueError, match=r"cond\.run\.noise_source"):
+        CADS().wrap(model)(x, 0.99, cond.in_run(RunContext()))

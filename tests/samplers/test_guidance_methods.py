@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -12,7 +13,7 @@ from cases_guidance import ExactClassifier
 from golden import error
 from torch import Tensor, nn
 
-from dinit.diffusion import Condition, Denoised, Denoiser, Scales
+from dinit.diffusion import Condition, Denoised, Denoiser, RunContext, Scales
 from dinit.diffusion.continuous import EDM, GVP, VP, LinearFlow
 from dinit.diffusion.discrete import VPDiscrete
 from dinit.models.analytic import GaussianDenoiser, MixtureDenoiser
@@ -52,7 +53,8 @@ def state(model: Denoiser, labels: list[int] | None = None) -> tuple[Tensor, Con
     labels = [0, 1, 2, 0] if labels is None else labels
     generator = torch.Generator().manual_seed(4)
     x = torch.randn(len(labels), 2, 2, 2, generator=generator, dtype=torch.float64)
-    return x, replace(model.condition(labels, len(labels)), noise=NoiseSource.from_seed(9, len(labels)))
+    run = RunContext(noise_source=NoiseSource.from_seed(9, len(labels)))
+    return x, model.condition(labels, len(labels)).in_run(run)
 
 
 def one_class(model: MixtureDenoiser, label: int, x: Tensor, t: float) -> Denoised:
@@ -365,13 +367,13 @@ def test_cfgpp_renoises_with_the_unconditional_eps(eta: float) -> None:
         initial_state=x,
         labels=[0, 1, 2, 0],
         end="state",
-        noise_source=cond.noise,
+        noise_source=cond.run.noise_source,
     )
     given, free = model(x, t, cond), model(x, t, cond.null())
     x0 = free.x0 + 0.6 * (given.x0 - free.x0)
     std = eta * s.sigma / t.sigma * (t.sigma**2 - (t.alpha / s.alpha * s.sigma) ** 2).sqrt()
-    assert cond.noise is not None
-    noise = cond.noise.normal("step", 0, x)
+    assert cond.run.noise_source is not None
+    noise = cond.run.noise_source.normal("step", 0, x)
     assert error(ours, s.alpha * x0 + (s.sigma**2 - std**2).sqrt() * free.eps + std * noise) < 1e-12
 
 
@@ -431,13 +433,25 @@ def test_apg_momentum_lives_in_the_run() -> None:
     guided = APG(3.0, eta=1.0, momentum=-0.5).wrap(model)
     difference = lambda t: model(x, t, cond).x0 - model(x, t, cond.null()).x0  # noqa: E731
     guided(x, 0.8, cond)
-    second = guided(x, 0.6, replace(cond, step=1)).x0
+    second = guided(x, 0.6, cond.at_step(1)).x0
     assert error(second, model(x, 0.6, cond).x0 + 2.0 * (difference(0.6) - 0.5 * difference(0.8))) < 1e-12
     noise = torch.randn(2, 2, 2, 2, generator=torch.Generator().manual_seed(1))
     expected = DDIM().sample(guided, noise, 6, labels=[0, 1])
     pair = zip(*(DDIM().iterate(guided, noise, 6, labels=labels) for labels in ([0, 1], [2, 2])), strict=True)
     assert torch.equal([one.x_s for one, _ in pair][-1], expected)
     assert not torch.equal(DDIM().sample(APG(3.0, eta=1.0).wrap(model), noise, 6, labels=[0, 1]), expected)
+
+
+def test_threads_share_a_guided_denoiser() -> None:
+    """Momentum and CADS's table belong to a run: eight runs at once give what each gives alone."""
+    guided = apply_guidance(mixture(), [CADS(0.1, 0.9, on="label"), APG(3.0, momentum=-0.5)])
+    noise = torch.randn(2, 2, 2, 2, generator=torch.Generator().manual_seed(1))
+    run = lambda seed: DDIM().sample(guided, noise, 6, labels=[0, seed % 3], seed=seed)  # noqa: E731
+    alone = [run(seed) for seed in range(8)]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(run, range(8)))
+    assert all(torch.equal(one, other) for one, other in zip(alone, together, strict=True))
+    assert not torch.equal(alone[0], alone[3])
 
 
 def test_cfg_zero_fits_the_unconditional_velocity() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -179,7 +179,7 @@ class SchedulerSampler(Sampler):
     ) -> Iterator[Step]:
         total, nfe = len(points), 0
         for i, t in enumerate(points):
-            denoise = StepDenoiser(denoiser, replace(cond, step=i))
+            denoise = StepDenoiser(denoiser, cond.at_step(i))
             s = points[i + 1] if i + 1 < total else denoiser.process.scales(0.0)
             noise = StepNoise(source, i, len(state.groups[0]))
             x_s, _ = self.step(denoise, x, t, s, state, noise)

@@ -40,6 +40,20 @@ def _length(x: Tensor) -> Tensor:
     return square.sqrt().clamp_min(torch.finfo(x.dtype).tiny)
 
 
+@dataclass
+class Momentum:
+    """The running difference of a run; None before its first evaluation."""
+
+    difference: Tensor | None = None
+
+    def add(self, difference: Tensor, momentum: float) -> Tensor:
+        """difference + momentum times the previous result, (B, C, H, W); the result is kept for the next call."""
+        if self.difference is not None:
+            difference = difference + momentum * self.difference
+        self.difference = difference
+        return difference
+
+
 @GUIDANCES.register("apg")
 @dataclass(frozen=True)
 class APG(Guidance):
@@ -75,15 +89,12 @@ class APG(Guidance):
         if self.scale == 1:
             return denoiser
         check_null_class(denoiser, "adaptive projected guidance", "no guidance, or scale = 1")
-        owner = object()  # two of these in one nest remember apart
+        owner = object()  # two of these in one nest keep a momentum each
 
         def combine(given: Denoised, free: Denoised, cond: Condition) -> Denoised:
             difference = given.x0 - free.x0
             if self.momentum:
-                key = (owner, cond.batch)
-                if key in cond.memory:
-                    difference = difference + self.momentum * cond.memory[key]
-                cond.memory[key] = difference
+                difference = cond.run.states.get((owner, cond.batch), Momentum).add(difference, self.momentum)
             update = projected(difference, given.x0, self.eta, self.radius)
             return with_x0(given, given.x0 + (self.scale - 1) * update)
 

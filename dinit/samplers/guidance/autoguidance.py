@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -37,12 +37,6 @@ def check_companion(denoiser: Denoiser, other: Denoiser, who: str) -> None:
 
 def _classes(denoiser: Denoiser) -> str:
     return f"{denoiser.num_classes} {'and a' if denoiser.null_class else 'without'} null class"
-
-
-def asked_of(other: Denoiser, cond: Condition, labels: Tensor) -> Condition:
-    """The condition of these labels in another model's embedding, within the same run."""
-    run = {"step": cond.step, "noise": cond.noise, "copies": cond.copies, "steps": cond.steps}
-    return replace(other.encode(labels), memory=cond.memory, **run)
 
 
 @GUIDANCES.register("autoguidance")
@@ -81,7 +75,7 @@ class Autoguidance(Guidance):
             if t.time.ndim == 0 and not self.low <= t.floats.log_snr <= self.high:
                 return given
             labels = labels_of(cond, weak.num_classes, "autoguidance")
-            poor = weak(x_t, t, asked_of(weak, cond, labels))
+            poor = weak(x_t, t, weak.encode(labels).in_run(cond.run))
             return confined(with_x0(given, extrapolate(given.x0, poor.x0, self.scale)), given, self.low, self.high)
 
         return Guided(denoiser, guided)

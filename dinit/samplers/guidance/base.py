@@ -132,8 +132,7 @@ def choose(mask: Tensor, one: Denoised, other: Denoised) -> Denoised:
 def other_class(denoiser: Denoiser, cond: Condition, label: int) -> Condition:
     """The same batch conditioned on one class for all."""
     labels = torch.full((cond.batch,), label, dtype=torch.int64, device=cond.is_null.device)
-    made = denoiser.encode(labels)
-    return replace(made, step=cond.step, noise=cond.noise, copies=cond.copies, steps=cond.steps, memory=cond.memory)
+    return denoiser.encode(labels).in_run(cond.run)
 
 
 def labels_of(cond: Condition, null: int, who: str) -> Tensor:

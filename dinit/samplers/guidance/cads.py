@@ -85,16 +85,17 @@ class CADS(Guidance):
         return Guided(denoiser, guided)
 
     def _noised(self, denoiser: Denoiser, cond: Condition, gamma: Tensor) -> Condition:
-        if cond.noise is None:
+        run = cond.run
+        if run.noise_source is None:
             raise ValueError(
-                "CADS draws noise from cond.noise, and this condition has none: run it through a sampler, or set "
-                "it with dataclasses.replace(cond, noise=NoiseSource.from_seed(seed, batch))"
+                "CADS draws noise from cond.run.noise_source, and this condition has none: run it through a "
+                "sampler, or set it with cond.in_run(RunContext(noise_source=NoiseSource.from_seed(seed, batch)))"
             )
         embedded = cond.embedding
         y = self._one_hot(denoiser, cond) if self.on == "label" else embedded
-        images = cond.batch // cond.copies
-        noise = cond.noise.normal("cads", cond.step, like=y[:images])
-        noise = noise.repeat(cond.copies, *(1,) * (y.ndim - 1))
+        images = cond.batch // run.copies
+        noise = run.noise_source.normal("cads", run.step, like=y[:images])
+        noise = noise.repeat(run.copies, *(1,) * (y.ndim - 1))
         if gamma.ndim:
             gamma = gamma.to(y).reshape(-1, *(1,) * (y.ndim - 1))
         blurred = noised(y, noise, gamma, self.scale, self.mixing)
@@ -112,8 +113,5 @@ class CADS(Guidance):
     @staticmethod
     def _table(denoiser: Denoiser, cond: Condition) -> Tensor:
         """The embeddings of all classes, (num_classes, ...), made once a run."""
-        key = ("cads", id(denoiser))
-        if key not in cond.memory:
-            classes = torch.arange(denoiser.num_classes, device=cond.embedding.device)
-            cond.memory[key] = denoiser.encode(classes).embedding
-        return cond.memory[key]
+        classes = torch.arange(denoiser.num_classes, device=cond.embedding.device)
+        return cond.run.states.get(("cads table", denoiser), lambda: denoiser.encode(classes).embedding)

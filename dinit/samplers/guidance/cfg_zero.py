@@ -62,8 +62,9 @@ class CFGZeroStar(Guidance):
 
     def _still_at_first(self, guided: Denoiser, denoiser: Denoiser) -> Denoiser:
         def function(x_t: Tensor, t: Scales, cond: Condition) -> Denoised:
-            last = cond.steps is not None and cond.step >= cond.steps - 1
-            if cond.step >= self.zero_steps or last:
+            run = cond.run
+            last = run.steps is not None and run.step >= run.steps - 1
+            if run.step >= self.zero_steps or last:
                 return guided(x_t, t, cond)
             given = denoiser(x_t, t, cond)  # for its shape and dtype, and what else it may say
             return with_velocity(given, torch.zeros_like(x_t))

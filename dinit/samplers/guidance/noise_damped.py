@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dinit.diffusion import Condition, Denoised, Denoiser, Scales
 from dinit.diffusion.denoiser import with_x0
-from dinit.samplers.guidance.autoguidance import asked_of, check_companion
+from dinit.samplers.guidance.autoguidance import check_companion
 from dinit.samplers.guidance.base import GUIDANCES, Guidance, Guided, ask_together, check_null_class, check_scale
 
 
@@ -54,5 +54,5 @@ class NoiseDamped(Guidance):
         if self.base is None or (t.time.ndim == 0 and t.floats.log_snr > self.until):
             return free.x0
         null = torch.full((cond.batch,), self.base.num_classes, dtype=torch.int64, device=cond.is_null.device)
-        x0 = self.base(x_t, t, asked_of(self.base, cond, null)).x0
+        x0 = self.base(x_t, t, self.base.encode(null).in_run(cond.run)).x0
         return x0 if t.time.ndim == 0 else torch.where(free.scales.log_snr <= self.until, x0, free.x0)

@@ -16,13 +16,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Literal
 
 from torch import Tensor
 
-from dinit.diffusion import Denoised, Denoiser, Scales
+from dinit.diffusion import Denoised, Denoiser, RunContext, Scales
 from dinit.diffusion.condition import SupportsNormal
 from dinit.samplers.base import SAMPLERS, Sampler, Step, StepDenoiser, StepNoise, plan
 from dinit.samplers.grids.base import TimeGrid
@@ -89,7 +89,7 @@ def ascend(
     sampler.check(denoiser, points)
     source: SupportsNormal = noise_source or NoiseSource.from_seed(seed, x.shape[0])
     total = len(points) - 1
-    cond = replace(denoiser.condition(labels, x.shape[0], x.device), noise=source, steps=total)
+    cond = denoiser.condition(labels, x.shape[0], x.device).in_run(RunContext(noise_source=source, steps=total))
     inner = sampler._inner_points(denoiser, points, "state")
     if state is None:
         state = sampler.init(denoiser, points, total)
@@ -126,7 +126,7 @@ class _Placed(StepDenoiser):
 
     def __call__(self, x_t: Tensor, t: Scales) -> Denoised:
         if not self.calls:
-            self.cond = replace(self.cond, step=min(self.places[t.floats.time], len(self.places) - 2))
+            self.cond = self.cond.at_step(min(self.places[t.floats.time], len(self.places) - 2))
         return super().__call__(x_t, t)
 
 
