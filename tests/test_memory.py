@@ -27,4 +27,4 @@ def test_blocks_are_used_again_without_page_faults() -> None:
     out = subprocess.run([sys.executable, "-c", _FAULTS], capture_output=True, text=True, check=True).stdout
     _, kept, after = out.split()
     assert kept == "True"
-    assert int(after) < 20  # of 81,920 pages; a block that is mapped anew faults at every one, or at 8 huge ones
+    assert int(after) < 20  # of 81,920 pages; a block that is mapped again faults at every one, or at 8 huge ones

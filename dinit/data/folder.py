@@ -36,7 +36,7 @@ class ImageFolder(ImageData):
     """Images in FOLDER/class-name/: any format Pillow reads, upright by EXIF, centre-cropped and scaled.
 
     Classes are the sub-folders' names, sorted; images deeper inside belong to their top sub-folder. Hidden
-    files and files that are not images by their suffix are passed over.
+    files and files that are not images by their suffix are skipped.
     size: height = width. channels: 3 (RGB) or 1 (grey). horizontal_flip: see ImageData.sample.
     check: decode every image once now and raise CorruptImages (a ValueError) naming all that are broken.
     ValueError for a folder of another layout, size < 1 or channels other than 1 and 3.

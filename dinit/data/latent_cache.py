@@ -82,7 +82,7 @@ class CachePlan:
 
     @classmethod
     def from_json(cls, said: Mapping[str, Any], where: Path) -> CachePlan:
-        """ValueError for another format or other keys. What else `said` has is passed over."""
+        """ValueError for another format or other keys. What else `said` has is skipped."""
         if said.get("format") != FORMAT:
             raise ValueError(f"{where} is of format {said.get('format')!r}, this version reads {FORMAT}; {_MAKE}")
         names = [field.name for field in dataclasses.fields(cls)]

@@ -187,7 +187,7 @@ class Reference:
         ]
         if other:
             raise ValueError(
-                f"{self.path} was made by another protocol ({self.meta['protocol']}); make it anew with "
+                f"{self.path} was made by another protocol ({self.meta['protocol']}); make it again with "
                 "`dinit stats`, or evaluate by its protocol. They differ in\n  " + "\n  ".join(other)
             )
 
@@ -211,7 +211,7 @@ def load_reference(path: str | Path) -> Reference:
     if big is not None:
         arrays["arr_0"] = big
     if meta and content_hash(arrays) != meta.get("content"):
-        raise ValueError(f"{path} was changed after it was made: its content has another hash; make it anew")
+        raise ValueError(f"{path} was changed after it was made: its content has another hash; make it again")
     if not ({"mu", "sigma"} <= set(arrays) or "arr_0" in arrays):
         raise ValueError(f"{path} has the arrays {', '.join(arrays) or '(none)'}; {_WANTED}")
     return Reference(path, arrays, meta)

@@ -75,7 +75,7 @@ class FileImages:
                 picture.load()
                 return np.array(to_8_bit(picture).convert(self.mode))
         except Exception as error:  # Pillow's plugins raise many kinds; whatever it is, the file is named
-            raise ValueError(f"{file} cannot be read as an image ({error}); remove it or make it anew") from error
+            raise ValueError(f"{file} cannot be read as an image ({error}); remove it or make it again") from error
 
 
 def read_samples(path: str | Path, class_names: Sequence[str] = ()) -> Samples:
@@ -179,7 +179,7 @@ def _one_size(files: Sequence[Path]) -> int:
             with Image.open(file) as picture:
                 size, mode = picture.size, picture.mode
         except Exception as error:
-            raise ValueError(f"{file} cannot be read as an image ({error}); remove it or make it anew") from error
+            raise ValueError(f"{file} cannot be read as an image ({error}); remove it or make it again") from error
         sizes[size] += 1
         example.setdefault(size, file)
         grey = grey and mode in ("1", "L", "I;16", "I")

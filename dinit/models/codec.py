@@ -221,7 +221,7 @@ def open_autoencoder(place: str | Path, dtype: torch.dtype | None = None) -> Aut
 
 
 def align(parts: Iterable[nn.Module]) -> None:
-    """Moves tensors that lie askew in a mapped file to memory of their own.
+    """Copies misaligned tensors of a memory-mapped file to memory of their own.
 
     Kernels of the CPU choose their order of summation by alignment: without this a loaded network's numbers
     differ from the saved one's in the last bits.

@@ -103,7 +103,7 @@ class DiC(Backbone):
     Fully convolutional: any height and width that are multiples of 2^(levels - 1), which is 4 in the presets.
     hidden_size: width of the first level; channel_mult: the width of every stage as a multiple of it, down
     the levels and up again, an odd number of stages; depth: blocks of every stage. skip_stride: skips start
-    from every so-manieth encoder block, counted from the end of its stage, and end before every so-manieth
+    from every skip_stride-th encoder block, counted from the end of its stage, and end before every such
     decoder block, so both stages of a level need the same number of them. dropout: before the second
     convolution of a block. learn_sigma: in_channels more output channels for a learned variance.
     ValueError for sizes that do not fit together.

@@ -49,7 +49,7 @@ class Muon(torch.optim.Optimizer):
         rate, mu = group["lr"], group["momentum"]
         directions = []
         for p in parameters:
-            assert p.grad is not None, "step has passed over those without"
+            assert p.grad is not None, "step has skipped those without"
             state = self.state[p]
             if "momentum_buffer" not in state:  # torch's name, so that checkpoints go from one to the other
                 state["momentum_buffer"] = torch.zeros_like(p)

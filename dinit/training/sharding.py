@@ -1,7 +1,7 @@
 """Weights spread over processes (FSDP2): each holds a part of every tensor; files always hold whole ones.
 
 torch's `fully_shard` under the processes that Accelerate launched. It works on CPUs with gloo as well, where
-Accelerate's own plugin for it is passed over.
+Accelerate's own plugin for it is skipped.
 """
 
 from __future__ import annotations

@@ -88,7 +88,7 @@ class TrainState:
         return norm, finite
 
     def update_averages(self, step: int) -> None:
-        """After optimiser step `step`. A step that was passed over counts: the weights stay, time goes on."""
+        """After optimiser step `step`. A step that was skipped counts: the weights stay, time goes on."""
         for average in (self.ema, *self.powers):
             average.update(step)
 

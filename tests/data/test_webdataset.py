@@ -131,7 +131,7 @@ def test_an_epoch_reads_every_sample_once_and_few_tars_at_a_time() -> None:
     mixed = windowed_order(0, 0, [50, 50], 2)
     assert 0.3 < np.mean(mixed[:50] < 50) < 0.7  # the two are shuffled together
     again = [windowed_order(0, epoch, [50], 2) for epoch in (0, 1)]
-    assert np.mean(again[0] == again[1]) < 0.2  # a tar alone in its window is shuffled anew
+    assert np.mean(again[0] == again[1]) < 0.2  # a tar alone in its window is shuffled again
 
 
 def test_a_run_is_the_same_however_it_is_cut(tmp_path: Path) -> None:

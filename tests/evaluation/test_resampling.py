@@ -1,4 +1,4 @@
-"""Intervals against the spread of sets drawn anew, and the curve of FID against its known bias."""
+"""Intervals against the spread of sets drawn again, and the curve of FID against its known bias."""
 
 from __future__ import annotations
 

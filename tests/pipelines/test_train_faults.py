@@ -141,7 +141,7 @@ def test_a_run_is_not_begun_anew_over_damaged_checkpoints(tmp_path: Path) -> Non
     (tmp_path / "run" / "pipeline" / "training.json").unlink()
     (path,) = list_checkpoints(tmp_path / "run" / "checkpoints")
     (path / "ema.safetensors").write_bytes(b"half")
-    with pytest.raises(CheckpointError, match="remove them to start anew"):
+    with pytest.raises(CheckpointError, match="remove them to start again"):
         train(tiny("training.keep=1"), tmp_path / "run", progress=False)
 
 

@@ -88,7 +88,7 @@ def diffusers_kdpm2_ancestral(golden: Golden) -> Pairs:
 
 
 def diffusers_flow_stochastic(golden: Golden) -> Pairs:
-    """Each step draws all noise anew, which is an eta without bound."""
+    """Each step draws all noise again, which is an eta without bound."""
     times = LinearFlow().time_of_noise_level(golden["sched.model_sigma"] / golden["sched.model_alpha"])
     return [(golden.run(Ancestral(math.inf), LinearFlow(), times), golden["out.trajectory"])]
 

@@ -150,7 +150,7 @@ def test_a_checkpoint_of_a_newer_dinit_is_not_passed_over(tmp_path: Path) -> Non
 def test_all_damaged_is_not_none(tmp_path: Path) -> None:
     for step in (1, 2):
         (save_checkpoint(tmp_path, make(step), keep=2) / "state.json").write_text("{")
-    with pytest.raises(ValueError, match="remove them to start anew"):
+    with pytest.raises(ValueError, match="remove them to start again"):
         newest_checkpoint(tmp_path)
 
 

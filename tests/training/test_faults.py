@@ -1,4 +1,4 @@
-"""Counting of steps passed over, and what is called a spike."""
+"""Counting of skipped steps, and what is called a spike."""
 
 from __future__ import annotations
 

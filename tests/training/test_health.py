@@ -23,7 +23,7 @@ def test_losses_are_told_by_their_noise_level() -> None:
     means = dict(zip(bin_names(), bin_means(bins.take().tolist()), strict=True))
     told = {name: value for name, value in means.items() if value is not None}
     assert told == {"below -9": 5.0, "-3 .. 0": 1.5, "0 .. 3": 0.5, "above 9": 0.25}
-    assert bin_means(bins.take().tolist()) == [None] * health.BINS  # begun anew
+    assert bin_means(bins.take().tolist()) == [None] * health.BINS  # started again
 
 
 def test_means_of_several_processes_are_those_of_all_samples() -> None:

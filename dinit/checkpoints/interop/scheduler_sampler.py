@@ -39,7 +39,7 @@ def sampler_from_diffusers(scheduler: Any, options: Mapping[str, Any] | None = N
     if getattr(diffusers, name, None) is not type(scheduler) or not hasattr(scheduler, "set_timesteps"):
         raise ValueError(
             f"give an object of one of diffusers' scheduler classes, got {type(scheduler)}: every run makes a "
-            "scheduler anew from its class and config, which for other classes may not be all there is to it"
+            "scheduler again from its class and config, which for other classes may not be all there is to it"
         )
     config = {key: _plain(scheduler.config[key]) for key in _arguments(type(scheduler)) if key in scheduler.config}
     if (shift := vars(scheduler).get("_shift", config.get("shift"))) != config.get("shift"):
@@ -68,7 +68,7 @@ class SchedulerGrid(TimeGrid):
 
 @dataclass(frozen=True)
 class SchedulerSampler(Sampler):
-    """A diffusers scheduler by class name and config, which every run makes anew.
+    """A diffusers scheduler by class name and config, which every run makes for itself.
 
     A step is all of the scheduler's calls that belong to one of its `num_inference_steps`; the last is the
     scheduler's too, down to its own final sigma. It starts from the noise that diffusers would scale for it. The

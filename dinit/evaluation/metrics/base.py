@@ -62,7 +62,7 @@ class Settings:
 class MetricInputs:
     """Two sets to be compared, and what a metric may use beside them.
 
-    train: the images that a model was trained on, where they are known; given anew by each call. knows_classes:
+    train: the images that a model was trained on, where they are known; supplied again by each call. knows_classes:
     whether the extractor's labels are those of the samples. encoders: extractors of metrics that have their own.
     evidence: what a metric leaves for the pages of a report, by name. shared: what all rows of a report may use
     again. of_real: whether this is the row of real images.

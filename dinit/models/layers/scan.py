@@ -64,7 +64,7 @@ def scan_backend(u: Tensor) -> str:
 
 
 class _SelectiveScan(torch.autograd.Function):
-    """The scan without D, in one dtype. Keeps its inputs alone and computes states anew in the backward pass."""
+    """The scan without D, in one dtype. Keeps its inputs alone and recomputes states in the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ class Ancestral(Sampler):
     process: with 'euler' it is DDIM(eta), and with eta = 1 DDPM, which on VE is score_sde's ancestral sampling.
 
     eta: at least 0, which is deterministic; above 1 noise is exchanged faster than DDPM does it, and inf draws all
-    of it anew at every step. s_noise: factor on the noise, positive. solver: 'euler'; 'dpm-2' (Karras et al. 2022,
+    of it again at every step. s_noise: factor on the noise, positive. solver: 'euler'; 'dpm-2' (Karras et al. 2022,
     the midpoint rule in u, evaluated halfway in log u) or 'dpmpp-2s' (Lu et al. 2022, the midpoint rule in log u),
     which are of second order at eta = 0 and evaluate twice, but once where a step has no middle: from alpha = 0 or
     to u_down = 0. ValueError for other settings.

@@ -45,7 +45,7 @@ def langevin_step_size(d: Denoised, z: Tensor, t: Scales, snr: float, corrector:
 
 
 def renoised(d: Denoised, z: Tensor, t: Scales, snr: float) -> Tensor:
-    """x_t with a part 4 snr² of its noise's variance drawn anew: alpha x0 + sigma (sqrt(1 - 4 snr²) eps + 2 snr z).
+    """x_t with a part 4 snr² of its noise's variance drawn again: alpha x0 + sigma (sqrt(1 - 4 snr²) eps + 2 snr z).
 
     To first order in snr², the annealed Langevin move.
     """
@@ -80,7 +80,7 @@ class PredictorCorrector(Sampler):
     'ancestral' or 'euler-maruyama'; with few steps the second is the best. corrector: 'annealed' has a step that
     depends on the time alone, and so leaves the distribution as it is (up to snr²); 'langevin' fits it to each
     sample's score, which suits images of many pixels and is biased where there are few; 'renoising' draws a part
-    4 snr² of the noise's variance anew, which is 'annealed' to first order in snr² and stable for larger (azula's,
+    4 snr² of the noise's variance again, which is 'annealed' to first order in snr² and stable for larger (azula's,
     whose delta is 4 snr²); or 'none'. All run on every process. snr: size of a correction against the noise,
     positive, below 1/2 for 'renoising'. corrector_steps: moves a step, at least 1.
     ValueError for other settings, or with neither predictor nor corrector.

@@ -195,7 +195,7 @@ def crossed(a: Genome, b: Genome, luck: random.Random) -> Genome:
 
 
 def mutated(genome: Genome, size: float, luck: random.Random) -> Genome:
-    """One choice of one step made anew, and inner times moved by up to `size` of the gap beside them."""
+    """One choice of one step made again, and inner times moved by up to `size` of the gap beside them."""
     i, rules, kind = luck.randrange(len(genome.rules)), list(genome.rules), luck.randrange(4)
     if kind == 0:
         prediction, variable = luck.choice(SPACE)

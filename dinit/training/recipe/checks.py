@@ -34,7 +34,7 @@ from dinit.training.recipe.yaml import Mistake, Path
 
 
 class _Checks:
-    """Collects mistakes; a part that cannot be built is None, and checks that need it are passed over."""
+    """Collects mistakes; a part that cannot be built is None, and checks that need it are skipped."""
 
     def __init__(self) -> None:
         self.mistakes: list[Mistake] = []

@@ -33,7 +33,7 @@ class Routing:
 
     ratio: in [0, 1); 0 is the plain network. Blocks are counted from 0 in the order they run, a negative end from
     the last one; the paper's routes are 2 to 8 of DiT-B's 12 blocks and 2 to 24 of DiT-XL's 28. A sample's tokens
-    are drawn anew at every step; of blocks that work on the image's grid (LiT, LaMamba), whole rows are. At least
+    are drawn afresh at every step; of blocks that work on the image's grid (LiT, LaMamba), whole rows are. At least
     one token or row stays. ValueError for a ratio out of range.
     """
 

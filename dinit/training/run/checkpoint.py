@@ -92,9 +92,9 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def newest_checkpoint(folder: Path) -> Checkpoint | None:
-    """The newest whole checkpoint; damaged ones are passed over. None where there is none at all.
+    """The newest whole checkpoint; damaged ones are skipped. None where there is none at all.
 
-    CheckpointError where all are damaged, or where one is of a newer format: a run must not start anew over them.
+    CheckpointError where all are damaged, or where one is of a newer format: a run must not start again over them.
     """
     paths, errors = list_checkpoints(folder), []
     for path in reversed(paths):
@@ -105,7 +105,7 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
         except CheckpointError as error:
             errors.append(str(error))
     if errors:
-        raise CheckpointError(f"no checkpoint in {folder} is whole; remove them to start anew. {errors[0]}")
+        raise CheckpointError(f"no checkpoint in {folder} is whole; remove them to start again. {errors[0]}")
     return None
 
 

@@ -48,7 +48,7 @@ class NoiseBins:
         self._sums[1].index_add_(0, bins, finite.float())
 
     def take(self) -> Tensor:
-        """(2 * BINS,): sums of losses, then counts, which are begun anew."""
+        """(2 * BINS,): sums of losses, then counts, which are started again."""
         taken, self._sums = self._sums, torch.zeros_like(self._sums)
         return taken.flatten()
 

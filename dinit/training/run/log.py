@@ -18,7 +18,7 @@ class LossLog:
         kept = [(s, loss) for s, loss in read_losses(path) if s <= step] if path.exists() else []
         write_atomically(path, "".join(_line(s, loss) for s, loss in kept))
         self._stream = open(path, "a", encoding="utf-8")  # noqa: SIM115  (closed by `close`)
-        self.recent = [loss for _, loss in kept if math.isfinite(loss)][-100:]  # without steps passed over
+        self.recent = [loss for _, loss in kept if math.isfinite(loss)][-100:]  # without skipped steps
 
     def append(self, first_step: int, losses: Sequence[float]) -> None:
         """Logs the losses of first_step, first_step + 1, ...; they are on the disk when this returns."""
@@ -32,7 +32,7 @@ class LossLog:
 
 
 def read_losses(path: Path) -> list[tuple[int, float]]:
-    """(step, loss) of every whole line; a last line that a killed run left half written is passed over."""
+    """(step, loss) of every whole line; a last line that a killed run left half written is skipped."""
     entries = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
