@@ -38,7 +38,9 @@ Profiled = Annotated[bool, typer.Option("--profile", help="Show where the time o
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Try a few steps, a checkpoint and previews; say what the run will take.")
 ]
-NoResume = Annotated[bool, typer.Option("--no-resume", help="Start from the beginning where a run could be resumed.")]
+NoResume = Annotated[
+    bool, typer.Option("--no-resume", help="Start from the beginning where a run could be resumed.")
+]
 
 
 def _load(recipe: Path | None, overrides: Sequence[str], init_from: str | None, data: str | None) -> Recipe:
