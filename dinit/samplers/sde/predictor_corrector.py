@@ -45,7 +45,8 @@ def langevin_step_size(d: Denoised, z: Tensor, t: Scales, snr: float, corrector:
 
 
 def renoised(d: Denoised, z: Tensor, t: Scales, snr: float) -> Tensor:
-    """x_t with a part 4 snr² of its noise's variance drawn again: alpha x0 + sigma (sqrt(1 - 4 snr²) eps + 2 snr z).
+    """x_t with a part 4 snr² of its noise's variance drawn again: alpha x0 + sigma (sqrt(1 - 4 snr²) eps + 2 snr
+    z).
 
     To first order in snr², the annealed Langevin move.
     """
