@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import gc
 import os
+import threading
 import traceback
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
 
 from dinit.memory import keep_freed_memory
 from dinit.training.recipe.model import Recipe
+from dinit.training.run.stopping import PATIENCE
 
-_PATIENCE = timedelta(hours=2)  # for what one process does alone while the others wait: grids, checkpoints
+_LEAVE = 20.0  # seconds for the destruction of the process groups, which waits for collectives on their way
+_LOST = ("gloo/", "Connection closed by peer", "Connection reset by peer", "Timed out waiting")
 
 
 @contextmanager
@@ -39,21 +43,24 @@ def training_processes(recipe: Recipe, out: Path) -> Iterator[Accelerator]:
 
     Raises:
         ValueError: As `make_accelerator`.
+        ConnectionError: Another process of the run has ended, hangs, or never came.
     """
     accelerator = None
     try:
-        accelerator = make_accelerator(recipe, out)
-        yield accelerator
-    except BaseException as error:
-        clear_frames(error)
-        raise
+        with _lost_named():
+            accelerator = make_accelerator(recipe, out)
+            yield accelerator
     finally:
-        if accelerator is not None:
-            accelerator.free_memory()  # its own references to the model, and a garbage collection
-            gc.collect()
-            accelerator.end_training()
-        # Accelerate keeps one state a process; without this a second recipe could not choose its precision.
-        AcceleratorState._reset_state(reset_partial_state=True)
+        try:
+            if accelerator is not None:
+                for tracker in accelerator.trackers:
+                    tracker.finish()
+        finally:
+            if accelerator is not None:
+                accelerator.free_memory()  # its own references to the model
+            _destroy_groups()
+            # Accelerate keeps one state a process; without this a second recipe could not choose its precision.
+            AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @contextmanager
@@ -70,27 +77,79 @@ def launched_processes(cpu: bool = False) -> Iterator[PartialState]:
 
     Raises:
         ValueError: If processes were launched and Accelerate did not join all of them.
+        ConnectionError: Another process has ended, hangs, or never came.
     """
     joined_before = bool(PartialState._shared_state)
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     # Processes on CPUs find each other only if they are said to be on CPUs; else each would work alone.
     on_cpu = launched > 1 and (cpu or not torch.accelerator.is_available())
-    state = PartialState(cpu=on_cpu, **({"timeout": _PATIENCE} if launched > 1 else {}))
-    if state.num_processes != launched:
-        raise ValueError(
-            f"{launched} processes were launched and Accelerate joined {state.num_processes}, so several would do "
-            "the same work; launch with torchrun or accelerate launch, without settings of its own"
-        )
     try:
-        yield state
-    except BaseException as error:
-        clear_frames(error)
-        raise
+        with _lost_named():
+            state = PartialState(cpu=on_cpu, **({"timeout": PATIENCE} if launched > 1 else {}))
+            if state.num_processes != launched:
+                raise ValueError(
+                    f"{launched} processes were launched and Accelerate joined {state.num_processes}, so several "
+                    "would do the same work; launch with torchrun or accelerate launch, without settings of its own"
+                )
+            yield state
     finally:
         if not joined_before:
-            gc.collect()
-            state.destroy_process_group()
+            _destroy_groups()
             PartialState._reset_state()  # else a training in this process could not choose its device
+
+
+@contextmanager
+def _lost_named() -> Iterator[None]:
+    """Around what several processes do together: frees the frames of an error, and names one that another
+    process's end has caused."""
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    try:
+        yield
+    except BaseException as error:
+        if several:  # alone there is no group to let go of, and a debugger may want the frames
+            clear_frames(error)
+        if several and isinstance(error, RuntimeError) and _is_lost(error):
+            raise ConnectionError(
+                f"process {os.environ.get('RANK', '?')} of {os.environ['WORLD_SIZE']} waited for another one, "
+                f"which has ended, hangs or never came ({error}). Its own message says why. End what is left of "
+                "them and start the same command again: it goes on from what is on the disk"
+            ) from error
+        raise
+
+
+def _is_lost(error: RuntimeError) -> bool:
+    """Whether torch says that another process did not answer."""
+    return isinstance(error, dist.DistError) or any(part in str(error) for part in _LOST)
+
+
+def _destroy_groups() -> None:
+    """Destroys the process groups, where there are any; gives up with a warning after `_LEAVE` seconds.
+
+    gloo's destructor waits until every collective on its way is done. One that the other processes will never take
+    part in, or only after an hour of their own work, is left to the end of this process.
+    """
+    if not dist.is_available() or not dist.is_initialized():
+        return
+    gc.collect()  # what still holds a group
+    failed: list[BaseException] = []
+
+    def destroy() -> None:
+        try:
+            dist.destroy_process_group()
+        except Exception as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=destroy, name="destroy process groups", daemon=True)
+    thread.start()
+    thread.join(_LEAVE)
+    if failed:
+        warnings.warn(f"the connections to the other processes were not closed in order: {failed[0]}", stacklevel=2)
+    if thread.is_alive():
+        warnings.warn(
+            f"the connections to the other processes are not closed after {_LEAVE:.0f} s, because they do not "
+            "answer; this process goes on without, and they will be told of a closed connection when it ends",
+            stacklevel=2,
+        )
 
 
 def clear_frames(error: BaseException) -> None:
@@ -112,7 +171,7 @@ def make_accelerator(recipe: Recipe, out: Path) -> Accelerator:
         mixed_precision="no" if precision == "fp32" else precision,
         log_with=recipe.tracker,
         project_config=ProjectConfiguration(project_dir=str(out), logging_dir=str(out / "logs")),
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)],
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
     )
     if accelerator.num_processes != launched:
         raise ValueError(

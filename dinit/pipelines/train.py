@@ -71,8 +71,8 @@ def train(
         ValueError: Settings that this machine cannot run.
         TrainingDiverged: `training.max_skipped` consecutive steps had no finite gradient.
         TrainingStopped: SIGTERM or Ctrl-C came; all is saved.
-        OSError: The disk is full, or another process trains into `out`. The last whole checkpoint is there, and
-            the same call goes on from it.
+        OSError: The disk is full, another process trains into `out`, or a process of this run has died or hangs
+            (a ConnectionError). The last whole checkpoint is there, and the same call goes on from it.
     """
     out = Path(out)
     check_run_folder(out, recipe, resume)
@@ -93,7 +93,7 @@ def train(
 def _train(
     recipe: Recipe, out: Path, accelerator: Accelerator, progress: bool, profile: bool, on_step: OnStep | None
 ) -> None:
-    """The run to its pipeline. A frame of its own, which an exception leaves: no other holds the loop."""
+    """The run to its pipeline. A frame of its own, which an exception leaves: no other of ours holds the loop."""
     loop = TrainingLoop(
         recipe,
         out,
@@ -104,12 +104,15 @@ def _train(
         preview=_Preview(),
         evaluate=_evaluation(recipe, out) if accelerator.is_main_process else None,
     )
-    loop.run()
-    network = loop.averaged()
-    if loop.main:
-        write_page(out, recipe.name)
-        _export(loop, network)
-    accelerator.wait_for_everyone()
+    try:
+        loop.run()
+        network = loop.averaged()
+        if loop.main:
+            write_page(out, recipe.name)
+            _export(loop, network)
+        accelerator.wait_for_everyone()
+    finally:
+        loop.close()  # a hook of the caller may hold the loop
 
 
 class _Preview:

@@ -49,6 +49,14 @@ class TrainState:
         self.ema = EMA(self.backbone, recipe.ema.decay, recipe.ema.warmup, self.spread)
         self.powers = [PowerEMA(self.backbone, width) for width in recipe.ema.widths]
 
+    def release(self) -> None:
+        """Drop the wrapper that adds gradients up over processes, and with it its hold on a process group.
+
+        For the end of a run, before the process groups are destroyed. Weights, averages and the optimiser's state
+        stay readable; the network takes no further training step.
+        """
+        self.network = self.accelerator.unwrap_model(self.network)
+
     def __call__(self, *arguments: Any) -> Any:
         """The network's output, in the precision of the recipe."""
         if not self.spread:

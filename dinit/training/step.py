@@ -225,6 +225,10 @@ class TrainingLoop:
                 display.say(line)
             self._steps(display, stop)
 
+    def close(self) -> None:
+        """Let go of the process groups, which may then be destroyed, whoever still holds this loop."""
+        self.state.release()
+
     def averaged(self) -> Any:
         """The network of averaged weights, which is sampled from. Called in all processes.
 

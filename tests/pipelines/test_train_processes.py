@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import time
+import warnings
 import weakref
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ from typing import Any
 import pytest
 import ranks
 import torch
+from accelerate import PartialState
 from safetensors.torch import load_file
 from torch.nn.parallel import DistributedDataParallel
 
+from dinit.pipelines import launch
 from dinit.pipelines.train import train
 from dinit.training import parse_recipe
 from dinit.training.optimizer import learning_rate
@@ -133,13 +136,16 @@ WAYS_OUT = {
     "interrupted": "KeyboardInterrupt",
     "diverged": "TrainingDiverged",
     "failed": "OSError",
+    "refused": "ValueError",
 }
 
 
-def _leave(folder: str, way: str, report: str) -> None:
-    """Trains and leaves in one way; writes which models were alive when the process groups were destroyed."""
+def _leave(folder: str, way: str, sharding: str, report: str) -> None:
+    """Trains and leaves in one way; writes what was alive when the process groups were destroyed, and after."""
     alive: list[bool] = []
     models: list[weakref.ref[Any]] = []
+    groups: list[weakref.ref[Any]] = []
+    held: list[TrainingLoop] = []  # as a hook of the caller may do
     made, destroy = DistributedDataParallel.__init__, torch.distributed.destroy_process_group
 
     def remember(self: Any, *arguments: Any, **options: Any) -> None:
@@ -148,36 +154,95 @@ def _leave(folder: str, way: str, report: str) -> None:
 
     def destroying(*arguments: Any) -> None:
         alive.extend(model() is not None for model in models)
+        groups.append(weakref.ref(torch.distributed.group.WORLD))
         destroy(*arguments)
 
+    def deep(*_: Any) -> None:  # called by the model, which the traceback then holds
+        raise KeyboardInterrupt if way == "interrupted" else OSError("the disk is full")
+
     def leave(loop: TrainingLoop, result: StepResult) -> None:
-        if loop.step == 4:
-            if way == "stopped":
-                os.kill(os.getpid(), signal.SIGTERM)
-            if way == "interrupted":
-                raise KeyboardInterrupt
-            if way == "failed":
-                raise OSError("the disk is full")
+        if way == "finished":
+            held.append(loop)
+        if loop.step == 4 and way == "stopped":
+            os.kill(os.getpid(), signal.SIGTERM)
+        if loop.step == 4 and way in ("interrupted", "failed"):
+            loop.state.backbone.register_forward_hook(deep)
 
     DistributedDataParallel.__init__ = remember
     torch.distributed.destroy_process_group = destroying
     overrides = ["optimizer.lr=1e30", "training.max_skipped=1"] if way == "diverged" else []
+    overrides += ["training.batch_size=18"] if way == "refused" else []
+    overrides += [f"training.sharding={sharding}", "training.steps=7", "training.checkpoint_every=6"]
     ended = ""
     try:
-        recipe = parse_recipe(RECIPE, ["training.steps=12", "training.checkpoint_every=6", *overrides])
-        train(recipe, folder, progress=False, on_step=leave)
+        train(parse_recipe(RECIPE, overrides), folder, progress=False, on_step=leave)
     except (Exception, KeyboardInterrupt) as error:
         ended = type(error).__name__
-    Path(f"{report}-{os.environ['RANK']}").write_text(json.dumps([ended, alive]))
+    after = [group() is not None for group in groups]
+    Path(f"{report}-{os.environ['RANK']}").write_text(json.dumps([ended, alive, after]))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", WAYS_OUT)
-def test_the_model_is_released_before_the_process_groups(tmp_path: Path, way: str) -> None:
+@pytest.mark.parametrize(("way", "sharding"), [*((way, "none") for way in WAYS_OUT), ("failed", "fsdp2")])
+def test_the_model_is_released_before_the_process_groups(tmp_path: Path, way: str, sharding: str) -> None:
     """A Reducer that outlives its group deadlocks when it is deallocated: see training_processes."""
-    children = ranks.start(2, _leave, str(tmp_path / "run"), way, str(tmp_path / "report"))
+    children = ranks.start(2, _leave, str(tmp_path / "run"), way, sharding, str(tmp_path / "report"))
     ranks.join(children, 100)
     for rank in (0, 1):
-        ended, alive = json.loads((tmp_path / f"report-{rank}").read_text())
+        ended, alive, after = json.loads((tmp_path / f"report-{rank}").read_text())
         assert ended == WAYS_OUT[way]
-        assert alive == [False]
+        assert alive == ([] if sharding == "fsdp2" or way == "refused" else [False])
+        # torch itself keeps a group that weights are spread over until the process ends.
+        assert after == [sharding == "fsdp2"], "a process group is left"
+
+
+def _die(folder: str, way: str, report: str) -> None:
+    """Trains; the second process dies at step 4, and the first writes what it then says."""
+
+    def die(loop: TrainingLoop, result: StepResult) -> None:
+        if loop.step == 4 and not loop.main:
+            os._exit(3)
+
+    try:
+        train(parse_recipe(RECIPE), folder, progress=False, on_step=die)
+    except OSError as error:
+        Path(report).write_text(f"{type(error).__name__}: {error}")
+
+
+@pytest.mark.slow
+def test_a_process_whose_partner_died_says_so_and_ends(tmp_path: Path) -> None:
+    children = ranks.start(2, _die, str(tmp_path / "run"), "", str(tmp_path / "report"))
+    ranks.join(children, 60)
+    said = (tmp_path / "report").read_text()
+    assert said.startswith("ConnectionError: process 0 of 2 waited for another one")
+    assert "start the same command again" in said
+
+
+def _wait_in_vain(report: str) -> None:
+    """The first process leaves with an error while the second never takes part in what the first has begun."""
+    launch._LEAVE = 1.0
+    began = time.monotonic()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            with launch.launched_processes(cpu=True) as state:
+                state.wait_for_everyone()
+                began = time.monotonic()
+                if state.is_main_process:
+                    torch.distributed.all_reduce(torch.ones(3), async_op=True)
+                    raise ValueError("of the first process")
+                while not Path(report).exists():
+                    time.sleep(0.05)
+        except ValueError:
+            said = [str(warning.message) for warning in caught if "do not answer" in str(warning.message)]
+            Path(report).write_text(json.dumps([time.monotonic() - began, said, bool(PartialState._shared_state)]))
+
+
+@pytest.mark.slow
+def test_leaving_does_not_wait_for_a_partner_that_does_not_answer(tmp_path: Path) -> None:
+    """gloo's destructor waits for what is on its way, for as long as the group's limit of hours."""
+    ranks.join(ranks.start(2, _wait_in_vain, str(tmp_path / "report")), 60)
+    seconds, said, joined = json.loads((tmp_path / "report").read_text())
+    assert 1.0 <= seconds < 20
+    assert len(said) == 1
+    assert not joined

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import signal
+from contextlib import suppress
+from datetime import timedelta
 from types import FrameType, TracebackType
 from typing import Any
 
 import torch
 import torch.distributed as dist
+
+PATIENCE = timedelta(hours=2)  # for what one process does alone while the others wait: evaluations, checkpoints
+_LAST_WAIT = timedelta(seconds=2)  # for the other processes, by one that leaves with an error
 
 
 class TrainingStopped(RuntimeError):
@@ -31,7 +36,7 @@ class StopRequest:
 
     def __init__(self, processes: int) -> None:
         self.number = 0  # of the signal that this process was told by
-        self._group = dist.new_group(backend="gloo") if processes > 1 else None
+        self._group = dist.new_group(backend="gloo", timeout=PATIENCE) if processes > 1 else None
         self._said = torch.zeros((), dtype=torch.int64)
         self._pending: Any = None
         self._before: dict[int, Any] = {}
@@ -51,6 +56,9 @@ class StopRequest:
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
         if self._pending is not None and kind is None:
             self._pending.wait()
+        elif self._pending is not None:
+            with suppress(RuntimeError):  # the others may have ended, or be busy for longer
+                self._pending.wait(_LAST_WAIT)
         # The groups are destroyed once this is left, and no collective of theirs may outlive them.
         self._pending = self._group = None
 
