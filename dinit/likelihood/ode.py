@@ -26,7 +26,7 @@ from dinit.diffusion.condition import SupportsNormal
 from dinit.registry import suggest
 from dinit.samplers.base import plan
 from dinit.samplers.grids.base import LogSNR, TimeGrid
-from dinit.samplers.multistep.ode_variables import STRAIGHT, TIME, Chart
+from dinit.samplers.multistep.ode_variables import STRAIGHT, TIME, ODEVariable
 from dinit.samplers.noise import NoiseSource
 from dinit.samplers.ode.runge_kutta import MIDPOINT, RK4_CLASSIC, TRAPEZOID, Tableau, combined
 
@@ -107,7 +107,7 @@ def log_likelihood(
     grid: TimeGrid | str | Tensor | None = None,
     trace: Trace | Literal["hutchinson", "exact"] = "hutchinson",
     method: Literal["rk4", "heun", "midpoint", "euler"] = "rk4",
-    chart: Chart = STRAIGHT,
+    variable: ODEVariable = STRAIGHT,
     prior: Literal["centred", "standard"] = "centred",
     bin_width: float = 2 / 256,
     noise_source: SupportsNormal | None = None,
@@ -117,7 +117,7 @@ def log_likelihood(
 
     x: (B, C, H, W) float32 or float64. steps: times, as for a sampler; 100 where no grid fixes it. grid: decreasing
     times, the last of which is x's; None is uniform log-SNR. method: the Runge–Kutta method taken between times, in
-    the variables of the chart. prior: the Gaussian that the latent is judged by. 'standard' is published practice
+    `variable`. prior: the Gaussian that the latent is judged by. 'standard' is published practice
     and has mean 0, though a mean m of the data leaves alpha m at t_max: 1e-3 bits/dim and more on VE. 'centred' has
     the network say m, at noise that is independent of the latent. bin_width: of one level of the data, in units of
     x; bits/dim is -log2 p(x) / D - log2(bin_width). 2 / 256 (+ 7 bits) is for [-1, 1], 1 / 256 (+ 8) for [0, 1], 1
@@ -142,11 +142,11 @@ def log_likelihood(
     source: SupportsNormal = noise_source or NoiseSource.from_seed(seed, x.shape[0])
     with torch.inference_mode(False), torch.no_grad():  # autograd refuses tensors made in inference mode
         points = plan(denoiser, steps, LogSNR() if grid is None else grid, "state")[::-1]
-        _check_slopes(denoiser, chart, method, points)
+        _check_slopes(denoiser, variable, method, points)
         x = x.clone()
         run = RunContext(noise_source=source, steps=len(points))
         cond = denoiser.condition(labels, x.shape[0], x.device).in_run(run)
-        flow = Flow(denoiser, cond, chart, estimate, source)
+        flow = Flow(denoiser, cond, variable, estimate, source)
         latent, gained, calls = flow.run(tableau, x, points)
         std, centre = denoiser.process.prior_std(points[-1]), torch.zeros_like(latent)
         if prior == "centred" and points[-1].floats.alpha > 0:
@@ -169,26 +169,26 @@ class Flow:
 
     denoiser: Denoiser
     cond: Condition
-    chart: Chart
+    variable: ODEVariable
     trace: Trace
     noise_source: SupportsNormal
 
     def run(self, tableau: Tableau, x: Tensor, points: list[Scales]) -> tuple[Tensor, Tensor, int]:
         """(x at the last level, log p_first - log p_last in nats, evaluations), from x at the first level."""
-        chart, process = self.chart, self.denoiser.process
-        gained = x[0].numel() * (chart.scale(points[-1]) / chart.scale(points[0])).log()
+        variable, process = self.variable, self.denoiser.process
+        gained = x[0].numel() * (variable.scale(points[-1]) / variable.scale(points[0])).log()
         calls = 0
         for t, s in pairwise(points):
-            y, h = x / chart.scale(t), chart.variable(s) - chart.variable(t)
-            inner = [process.scales(chart.between(process, t, s, node)) for node in tableau.nodes]
+            y, h = x / variable.scale(t), variable.value(s) - variable.value(t)
+            inner = [process.scales(variable.between(process, t, s, node)) for node in tableau.nodes]
             slopes, traces = [], []
             for row, k in zip(((), *tableau.stages), (t, *inner), strict=True):
                 at = y + h * combined(row, slopes) if row else y
-                slope, divergence = self.slope(chart.scale(k) * at, k, calls)
+                slope, divergence = self.slope(variable.scale(k) * at, k, calls)
                 slopes.append(slope)
                 traces.append(divergence)
                 calls += 1
-            x = chart.scale(s) * (y + h * combined(tableau.weights, slopes))
+            x = variable.scale(s) * (y + h * combined(tableau.weights, slopes))
             gained = gained + h * combined(tableau.weights, traces)
         return x, gained, calls
 
@@ -197,9 +197,9 @@ class Flow:
         with torch.enable_grad():
             x = x.detach().clone().requires_grad_()
             denoised: Denoised = self.denoiser(x, t, self.cond)
-            slope = self.chart.slope(denoised)
+            slope = self.variable.slope(denoised)
             divergence = self.trace(slope, x, self.noise_source, call)
-        return slope.detach(), self.chart.scale(t) * divergence
+        return slope.detach(), self.variable.scale(t) * divergence
 
 
 def dequantise(images: Tensor, noise_source: SupportsNormal) -> Tensor:
@@ -222,7 +222,9 @@ def _trace(trace: Trace | str) -> Trace:
     return known[trace]
 
 
-def _check_slopes(denoiser: Denoiser, chart: Chart, method: str, points: list[Scales]) -> None:
+def _check_slopes(denoiser: Denoiser, variable: ODEVariable, method: str, points: list[Scales]) -> None:
     asked = points if method in ("rk4", "heun") else points[:-1]
-    if chart is TIME and not all(bool(k.d_sigma.isfinite()) for k in asked):
-        raise ValueError(f"the velocity of {denoiser.process} is infinite at a time of the grid: use another chart")
+    if variable is TIME and not all(bool(k.d_sigma.isfinite()) for k in asked):
+        raise ValueError(
+            f"the velocity of {denoiser.process} is infinite at a time of the grid: use another variable"
+        )

@@ -69,7 +69,7 @@ def fixed_step_likelihood(golden: Golden) -> Pairs:
         grid=torch.linspace(1, 0, count, dtype=F64),
         trace=trace,
         method=given.get("sampling_method") or given["method"],
-        chart=TIME,
+        variable=TIME,
         noise_source=RecordedNoise(probe=probes),
     )
     if "out.x_source" in golden.tensors:

@@ -71,15 +71,15 @@ def test_standard_prior_misses_the_mean() -> None:
 
 
 @pytest.mark.parametrize("method", ["euler", "midpoint", "heun", "rk4"])
-@pytest.mark.parametrize("chart", [STRAIGHT, TIME], ids=["straight", "time"])
-def test_order(method, chart) -> None:
+@pytest.mark.parametrize("variable", [STRAIGHT, TIME], ids=["straight", "time"])
+def test_order(method, variable) -> None:
     model = GaussianDenoiser(PROCESSES.create("flow"), 0.0, 0.5, (1, 2, 2))
     x = data(model, torch.zeros(4, dtype=torch.int64))
     right = model.log_prob(x, 0.05)
     errors = []
     for n in (9, 33):
         grid = torch.linspace(1.0, 0.05, n, dtype=F64)
-        found = log_likelihood(model, x, grid=grid, trace="exact", method=method, chart=chart)
+        found = log_likelihood(model, x, grid=grid, trace="exact", method=method, variable=variable)
         errors.append(float((found.log_prob - right).abs().max()))
     order = {"euler": 1, "midpoint": 2, "heun": 2, "rk4": 4}[method]
     assert abs(math.log(errors[0] / errors[1], 4) - order) < 0.5
@@ -160,7 +160,7 @@ def test_bins_and_guidance() -> None:
 @pytest.mark.parametrize(
     "options",
     [{"trace": "exat"}, {"method": "rk5"}, {"bin_width": 0}, {"prior": "flat"}, {"steps": 1},
-     {"chart": TIME, "grid": torch.tensor([1.0, 0.5, 0.0], dtype=F64)}],
+     {"variable": TIME, "grid": torch.tensor([1.0, 0.5, 0.0], dtype=F64)}],
     ids=lambda options: "-".join(options),
 )  # fmt: skip
 def test_refusals(options) -> None:

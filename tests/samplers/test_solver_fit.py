@@ -14,7 +14,7 @@ from dinit.models.analytic import MixtureDenoiser
 from dinit.samplers import SAMPLERS
 from dinit.samplers.grids.base import LogSNR, Times
 from dinit.samplers.multistep.adams import ExponentialAB
-from dinit.samplers.multistep.exponential_weights import Form, weights
+from dinit.samplers.multistep.exponential_weights import exponential_form, weights
 from dinit.samplers.multistep.unified import Rule, Unified, rule_order
 from dinit.samplers.search.fit import Schedule, fit
 
@@ -68,7 +68,7 @@ def test_what_is_fitted_holds_on_other_noises(process: Process) -> None:
 def test_differences_are_newtons_terms() -> None:
     process = VP()
     t, s, *old = (process.scales(v) for v in (0.6, 0.45, 0.7, 0.85))
-    form, nodes = Form("velocity", "log-snr"), [t, *old]
+    form, nodes = exponential_form("velocity", "log-snr"), [t, *old]
     plain = [weights(form, process, t, s, nodes[:count])[1] + [0.0] * (3 - count) for count in (1, 2, 3)]
     for factors in ((1.0, 1.0), (0.0, 0.0), (1.0, 0.0), (0.3, -2.0), (2.5,)):
         a, b = (*factors, 1.0)[:2]

@@ -18,7 +18,7 @@ from dinit.samplers.multistep.adams import AdamsBashforth, ExponentialAB
 from dinit.samplers.multistep.deis import DEIS
 from dinit.samplers.multistep.dpm_solver import DPMpp2S, DPMpp3M, DPMSolver1, DPMSolver2, DPMSolver3
 from dinit.samplers.multistep.dpmpp import DPMpp2M
-from dinit.samplers.multistep.exponential_weights import Form, gauss_legendre, weights
+from dinit.samplers.multistep.exponential_weights import ExponentialForm, exponential_form, gauss_legendre, weights
 from dinit.samplers.multistep.lms import LMS
 from dinit.samplers.multistep.pndm import IPNDM, PNDM
 from dinit.samplers.multistep.unified import Planned, Rule, Unified, lower_at_the_end
@@ -140,10 +140,10 @@ def test_quadrature_is_exact() -> None:
         assert math.isclose(float((mass * nodes**k).sum()), 1 / (k + 1), rel_tol=1e-13)
 
 
-@pytest.mark.parametrize("form", [Form(p, v) for p in ("eps", "x0", "v", "velocity", "path-velocity")
+@pytest.mark.parametrize("form", [exponential_form(p, v) for p in ("eps", "x0", "v", "velocity", "path-velocity")
                                   for v in ("own", "log-snr", "t")], ids=str)  # fmt: skip
 @pytest.mark.parametrize("process", [VP(), LinearFlow(), EDM()], ids=str)
-def test_weights_integrate_polynomials_exactly(form: Form, process: Process) -> None:
+def test_weights_integrate_polynomials_exactly(form: ExponentialForm, process: Process) -> None:
     """F = a cubic of its variable through four nodes: against the midpoint rule with 20,000 intervals."""
     times = process.time_of(torch.tensor([-2.0, -1.5, -0.7, 0.2, 1.4], dtype=F64))
     *before, t, s = process.scales(times).unbind()
@@ -153,11 +153,11 @@ def test_weights_integrate_polynomials_exactly(form: Form, process: Process) -> 
     ours = sum(a * cubic(form.place(k)) for a, k in zip(w, nodes, strict=True))
     start, end = form.place(t), form.place(s)
     n = 20_000
-    edges = form.u_on_the_way(process, t, s, torch.arange(n + 1, dtype=F64) / n)
+    edges = form.interpolate(process, t, s, torch.arange(n + 1, dtype=F64) / n)
     middles = start + (torch.arange(n, dtype=F64) + 0.5) / n * (end - start)
-    right = float(form.rho(s)) * float((cubic(middles) * edges.diff()).sum())
+    right = float(form.ode.scale(s)) * float((cubic(middles) * edges.diff()).sum())
     assert math.isclose(ours, right, rel_tol=1e-6, abs_tol=1e-9)
-    assert math.isclose(gain, float(form.rho(s) / form.rho(t)), rel_tol=1e-14)
+    assert math.isclose(gain, float(form.ode.scale(s) / form.ode.scale(t)), rel_tol=1e-14)
 
 
 def test_weights_of_the_published_formulas() -> None:
@@ -167,23 +167,23 @@ def test_weights_of_the_published_formulas() -> None:
     h, h0, h1 = 0.9, 0.7, 1.0
     alpha, r0, r1 = s.floats.alpha, h0 / h, h1 / h
     phi1, phi2, phi3 = -math.expm1(-h), math.expm1(-h) / h + 1, (math.expm1(-h) + h) / h**2 - 0.5
-    _, two = weights(Form("x0", "log-snr"), process, t, s, [t, last], "midpoint")
+    _, two = weights(exponential_form("x0", "log-snr"), process, t, s, [t, last], "midpoint")
     assert two == pytest.approx([alpha * phi1 * (1 + 0.5 / r0), -alpha * phi1 * 0.5 / r0], rel=1e-12)
-    _, exact = weights(Form("x0", "log-snr"), process, t, s, [t, last])
+    _, exact = weights(exponential_form("x0", "log-snr"), process, t, s, [t, last])
     assert exact == pytest.approx([alpha * (phi1 + phi2 / r0), -alpha * phi2 / r0], rel=1e-12)
     # f(tau) = D0 + D1 tau + D2 tau^2 through 0, -r0, -r0 - r1, in units of h.
-    _, three = weights(Form("x0", "log-snr"), process, t, s, [t, last, before])
+    _, three = weights(exponential_form("x0", "log-snr"), process, t, s, [t, last, before])
     d = torch.tensor([[1.0, 0, 0], [1, -r0, r0**2], [1, -r0 - r1, (r0 + r1) ** 2]], dtype=F64).inverse()
     right = alpha * (phi1 * d[0] + phi2 * d[1] - 2 * phi3 * d[2])
     assert three == pytest.approx(right.tolist(), rel=1e-10)
-    _, taylor = weights(Form("x0", "log-snr"), process, t, s, [t, last, before], "taylor")
+    _, taylor = weights(exponential_form("x0", "log-snr"), process, t, s, [t, last, before], "taylor")
     assert taylor == pytest.approx((alpha * (phi1 * d[0] + phi2 * d[1] - phi3 * d[2])).tolist(), rel=1e-10)
 
 
 def test_equal_steps_give_adams_bashforth() -> None:
     process = LinearFlow()
     *before, t, s = process.scales(torch.tensor([0.9, 0.8, 0.7, 0.6, 0.5], dtype=F64)).unbind()
-    _, w = weights(Form("path-velocity", "own"), process, t, s, [t, *reversed(before)])
+    _, w = weights(exponential_form("path-velocity", "own"), process, t, s, [t, *reversed(before)])
     assert w == pytest.approx([-0.1 * a / 24 for a in (55, -59, 37, -9)], rel=1e-9)
 
 

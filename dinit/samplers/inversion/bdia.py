@@ -119,9 +119,9 @@ class BDIAEDM(_BDIA):
         moved = []
         for s in targets:
             straight = self.variable == "straight" or 0 in (t.floats.alpha, s.floats.alpha)
-            chart = STRAIGHT if straight else NOISE_LEVEL
-            y, h, slope = x_t / chart.scale(t), chart.variable(s) - chart.variable(t), chart.slope(d)
+            ode = STRAIGHT if straight else NOISE_LEVEL
+            y, h, slope = x_t / ode.scale(t), ode.value(s) - ode.value(t), ode.slope(d)
             if s.floats.sigma > 0:
-                slope = (slope + chart.slope(denoise(chart.scale(s) * (y + h * slope), s))) / 2
-            moved.append(chart.scale(s) * (y + h * slope))
+                slope = (slope + ode.slope(denoise(ode.scale(s) * (y + h * slope), s))) / 2
+            moved.append(ode.scale(s) * (y + h * slope))
         return moved

@@ -1,20 +1,13 @@
-"""Exact integrals of an extrapolated prediction: the weights of every exponential and multistep solver.
+"""Weights of exponential and multistep solvers: exact integrals of an extrapolated prediction.
 
-Between two times the probability-flow ODE is an integral of what a network can be read to say. In each form
+Between two times the probability-flow ODE is an integral of a prediction F of the network,
 
-    x_s / rho_s = x_t / rho_t + ∫ F du        with
+    x_s / rho_s = x_t / rho_t + ∫ F du,
 
-    prediction       rho                    u                      F
-    eps              alpha                  sigma / alpha          eps
-    x0               sigma                  alpha / sigma          x0
-    v                (alpha²+sigma²)^1/2    atan(sigma / alpha)    (alpha eps - sigma x0) / rho
-    velocity         alpha + sigma          sigma / rho            eps - x0
-    path-velocity    1                      t                      dx/dt
-
-which is exact: only F is approximated, by a polynomial through its past values. What the polynomial is taken in is
-the solver's second choice: u itself ("own": plain Adams-Bashforth), half the log-SNR ("log-snr": exponential), or
-t (DEIS's tAB). Lu et al. 2022 (DPM-Solver, DPM-Solver++) for eps and x0; Zhang & Chen 2023 (DEIS) for t. "velocity"
-is that of the straight path alpha + sigma = 1, onto which any path is scaled; there u is t.
+with F, rho and u from the table in ode_variables.py. This is exact: only F is approximated, by a polynomial
+through its past values. The variable of the polynomial is the solver's second choice: u itself ("own": plain
+Adams-Bashforth), half the log-SNR ("log-snr": exponential integrators), or t (DEIS's tAB). Lu et al. 2022
+(DPM-Solver, DPM-Solver++) for eps and x0; Zhang & Chen 2023 (DEIS) for t.
 """
 
 from __future__ import annotations
@@ -28,11 +21,30 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from dinit.diffusion import Denoised, Process, Scales
+from dinit.diffusion import Process, Scales
+from dinit.samplers.multistep.ode_variables import (
+    ANGLE,
+    LOG_SNR,
+    NOISE_LEVEL,
+    SIGNAL_LEVEL,
+    STRAIGHT,
+    TIME,
+    ODEVariable,
+    TimeVariable,
+)
 
 Prediction = Literal["eps", "x0", "v", "velocity", "path-velocity"]
 Variable = Literal["own", "log-snr", "t"]
 Variant = Literal["exact", "midpoint", "bh1", "taylor", "pseudo"]
+
+ODE_VARIABLES: dict[Prediction, ODEVariable] = {
+    "eps": NOISE_LEVEL,
+    "x0": SIGNAL_LEVEL,
+    "v": ANGLE,
+    "velocity": STRAIGHT,
+    "path-velocity": TIME,
+}
+"""The change of variables in which each prediction is the slope of the ODE."""
 
 ADAMS_BASHFORTH = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
 """Weights of past slopes, the newest first, for equal steps."""
@@ -57,88 +69,49 @@ def check_order(owner: str, order: int) -> None:
 
 
 @dataclass(frozen=True)
-class Form:
-    """How one step reads the network and what it extrapolates in."""
+class ExponentialForm:
+    """How one step reads the network, and the variable in which it extrapolates what it read.
 
-    prediction: Prediction
-    variable: Variable
+    Attributes:
+        ode: The change of variables; `ode.slope` is F, `ode.scale` rho and `ode.value` u.
+        along: The variable of the polynomial through past values of F.
+    """
 
-    def read(self, d: Denoised) -> Tensor:
-        """F, (B, C, H, W)."""
-        if self.prediction == "eps":
-            return d.eps
-        if self.prediction == "x0":
-            return d.x0
-        if self.prediction == "velocity":
-            return d.eps - d.x0
-        if self.prediction == "path-velocity":
-            return d.velocity
-        k = d.scales
-        return (k.alpha * d.eps - k.sigma * d.x0) / (k.alpha**2 + k.sigma**2).sqrt()
-
-    def rho(self, k: Scales) -> Tensor:
-        """What x is divided by, in k.time's shape."""
-        if self.prediction == "eps":
-            return k.alpha
-        if self.prediction == "x0":
-            return k.sigma
-        if self.prediction == "velocity":
-            return k.alpha + k.sigma
-        return (k.alpha**2 + k.sigma**2).sqrt() if self.prediction == "v" else torch.ones_like(k.alpha)
-
-    def u(self, k: Scales) -> Tensor:
-        """The variable of integration, in k.time's shape. Infinite for eps at alpha = 0 and for x0 at sigma = 0."""
-        if self.prediction == "eps":
-            return k.sigma / k.alpha
-        if self.prediction == "x0":
-            return k.alpha / k.sigma
-        if self.prediction == "velocity":
-            return k.sigma / (k.alpha + k.sigma)
-        return torch.atan2(k.sigma, k.alpha) if self.prediction == "v" else k.time
+    ode: ODEVariable
+    along: TimeVariable
 
     def place(self, k: Scales) -> float:
         """The value of the polynomial's variable at a single time."""
-        if self.variable == "own":
-            return float(self.u(k))
-        return k.floats.time if self.variable == "t" else k.floats.log_snr / 2
+        return float(self.along.value(k))
 
     def between(self, process: Process, t: Scales, s: Scales, fraction: float) -> Scales:
         """The time at which the polynomial's variable has gone `fraction` of the way from t to s."""
-        if fraction == 1:
-            return s
-        start, end = self.place(t), self.place(s)
-        at = torch.as_tensor(start + fraction * (end - start), dtype=torch.float64)
-        if self.variable == "t" or self.prediction == "path-velocity":
-            return process.scales(at if self.variable != "log-snr" else process.time_of(2 * at))
-        return process.scales(process.time_of(2 * (at if self.variable == "log-snr" else self._half_log_snr(at))))
+        return s if fraction == 1 else process.scales(self.along.between(process, t, s, fraction))
 
-    def _half_log_snr(self, u: Tensor) -> Tensor:
-        """Half the log-SNR where u has the given values."""
-        if self.prediction == "eps":
-            return -u.log()
-        if self.prediction == "x0":
-            return u.log()
-        return -(u.log() - (1 - u).log()) if self.prediction == "velocity" else -u.tan().log()
-
-    def u_on_the_way(self, process: Process, t: Scales, s: Scales, fractions: Tensor) -> Tensor:
+    def interpolate(self, process: Process, t: Scales, s: Scales, fractions: Tensor) -> Tensor:
         """u where the polynomial's variable has gone the given fractions of the way from t to s."""
-        if self.variable == "own":
-            start, end = self.u(t), self.u(s)
-            return start + fractions * (end - start)
-        start, end = self.place(t), self.place(s)
+        start, end = self.along.value(t), self.along.value(s)
         at = start + fractions * (end - start)
-        if self.variable == "t":
-            return self.u(process.scales(at))
-        if self.prediction == "path-velocity":
-            return process.time_of(2 * at)
-        # Of any path with this log-SNR: u depends on alpha / sigma alone.
-        alpha, sigma = at.sigmoid(), (-at).sigmoid()
-        return self.u(Scales(at, alpha, sigma, at, at))
+        if self.along is self.ode:
+            return at
+        if self.along.half_log_snr is None:
+            return self.ode.value(process.scales(at))
+        return self.ode.at_half_log_snr(process, self.along.half_log_snr(at))
+
+
+def exponential_form(prediction: Prediction, variable: Variable) -> ExponentialForm:
+    """The form of a prediction that is extrapolated in a variable; 'own' is the prediction's own u."""
+    ode = ODE_VARIABLES[prediction]
+    return ExponentialForm(ode, {"own": ode, "log-snr": LOG_SNR, "t": TIME}[variable])
+
+
+DDIM_FORM = ExponentialForm(SIGNAL_LEVEL, SIGNAL_LEVEL)
+"""That of DDIM's step on the posterior mean, whose weights are `ddim_weights`."""
 
 
 def form_at(
     prediction: Prediction, variable: Variable, t: Scales, s: Scales, nodes: Sequence[Scales]
-) -> Form | None:
+) -> ExponentialForm | None:
     """The form in which a step from t to s is finite; None where only DDIM's step is, the limit of order 1.
 
     At alpha = 0 half the log-SNR and sigma / alpha are infinite: there the posterior mean, smooth in alpha / sigma,
@@ -152,11 +125,11 @@ def form_at(
         return None
     if variable == "log-snr" and (pure or clean):
         variable = "own"
-    return Form(prediction, variable)
+    return exponential_form(prediction, variable)
 
 
 def weights(
-    form: Form,
+    form: ExponentialForm,
     process: Process,
     t: Scales,
     s: Scales,
@@ -175,17 +148,17 @@ def weights(
     where none is given.
     """
     start, end = form.place(t), form.place(s)
-    rho_t, rho_s = float(form.rho(t)), float(form.rho(s))
+    rho_t, rho_s = float(form.ode.scale(t)), float(form.ode.scale(s))
     if variant == "pseudo":
         (whole,) = _moments(form, process, t, s, 1)
         return rho_s / rho_t, [rho_s * whole * part for part in ADAMS_BASHFORTH[len(nodes) - 1]]
     moments = _moments(form, process, t, s, len(nodes))
     if len(nodes) == 2 and variant in ("midpoint", "taylor"):
         moments[1] = moments[0] / 2
-    if len(nodes) == 2 and variant == "bh1" and form.variable == "log-snr":
+    if len(nodes) == 2 and variant == "bh1" and form.along is LOG_SNR:
         h = s.floats.log_snr / 2 - t.floats.log_snr / 2
-        u_s = float(form.u(s))
-        moments[1] = (u_s if form.prediction == "x0" else -u_s) * h / 2
+        u_s = float(form.ode.value(s))
+        moments[1] = (u_s if form.ode is SIGNAL_LEVEL else -u_s) * h / 2
     if variant == "taylor":
         moments = [m / math.factorial(k) if k > 1 else m for k, m in enumerate(moments)]
     places = [(form.place(k) - start) / (end - start) for k in nodes]
@@ -223,16 +196,16 @@ def ddim_weights(t: Scales, s: Scales) -> tuple[float, list[float]]:
     return l.sigma / k.sigma, [l.alpha - k.alpha / k.sigma * l.sigma]
 
 
-def _moments(form: Form, process: Process, t: Scales, s: Scales, count: int) -> list[float]:
+def _moments(form: ExponentialForm, process: Process, t: Scales, s: Scales, count: int) -> list[float]:
     """∫ tau^k du over the step for k < count, where tau runs from 0 to 1 in the polynomial's variable.
 
-    By parts, (u_s - u_t) - k ∫ tau^(k-1) (u - u_t) dtau, so that no derivative of the path is asked for.
+    By parts, (u_s - u_t) - k ∫ tau^(k-1) (u - u_t) dtau, which needs no derivative of the path.
     """
-    u_t, u_s = form.u(t), form.u(s)
-    if count == 1 or form.variable == "own":  # u is the polynomial's variable itself
+    u_t, u_s = form.ode.value(t), form.ode.value(s)
+    if count == 1 or form.along is form.ode:  # u is the polynomial's variable itself
         return [float(u_s - u_t) / (k + 1) for k in range(count)]
     fractions, mass = gauss_legendre(NODES)
-    way = form.u_on_the_way(process, t, s, fractions) - u_t
+    way = form.interpolate(process, t, s, fractions) - u_t
     return [float(u_s - u_t)] + [
         float(u_s - u_t - k * (mass * fractions ** (k - 1) * way).sum()) for k in range(1, count)
     ]

@@ -1,20 +1,24 @@
-"""Variables in which the probability-flow ODE is solved: a rescaled state that moves along a network output.
+"""Changes of variables for the probability-flow ODE: a rescaled state that moves along one network output.
 
-With y = x / scale and a variable u of the time, dy/du is a combination of x0 and eps that has no stiff linear part:
+With y = x / scale and a variable u of the time, dy/du is a combination of x0 and eps without a stiff linear part:
 
-chart         y                  u                        dy/du
-TIME          x                  t                        velocity = alpha' x0 + sigma' eps
-NOISE_LEVEL   x / alpha          sigma / alpha            eps (Song et al. 2021, DDIM, Eq. 14; Karras et al. 2022)
-STRAIGHT      x / (alpha+sigma)  sigma / (alpha + sigma)  eps - x0 (flow matching; Liu et al. 2023)
+    name            prediction      scale                  u                  dy/du
+    TIME            path-velocity   1                      t                  dx/dt = alpha' x0 + sigma' eps
+    NOISE_LEVEL     eps             alpha                  sigma / alpha      eps
+    SIGNAL_LEVEL    x0              sigma                  alpha / sigma      x0
+    STRAIGHT        velocity        alpha + sigma          sigma / scale      eps - x0
+    ANGLE           v               (alpha²+sigma²)^1/2    atan(sigma/alpha)  (alpha eps - sigma x0) / scale
 
-The solutions are the same; the steps of a solver are not. Where alpha is 0 the noise level is infinite, and the
-straight chart takes its place; TIME has no finite slope where sigma' is infinite (VP at t = 0).
+The solutions are the same; the steps of a solver are not. NOISE_LEVEL is that of Song et al. 2021 (DDIM, Eq. 14) and
+Karras et al. 2022; STRAIGHT is flow matching's path alpha + sigma = 1, onto which any path is scaled. Where alpha is 0
+the noise level is infinite, and STRAIGHT takes its place; TIME has no finite slope where sigma' is infinite (VP at
+t = 0).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -23,35 +27,80 @@ from dinit.diffusion import Denoised, Process, Scales
 
 
 @dataclass(frozen=True)
-class Chart:
-    """scale and variable: of scales, float64. slope: dy/du of a Denoised. time: of a variable on a process."""
+class TimeVariable:
+    """A monotone variable of the time.
 
-    scale: Callable[[Scales], Tensor]
-    variable: Callable[[Scales], Tensor]
-    slope: Callable[[Denoised], Tensor]
-    time: Callable[[Process, Tensor], Tensor]
+    Attributes:
+        name: For messages.
+        value: The variable at given scales, float64, in their shape.
+        half_log_snr: Half the log-SNR at values of the variable; None for t itself, whose log-SNR is the process's.
+    """
+
+    name: str
+    value: Callable[[Scales], Tensor] = field(repr=False)
+    half_log_snr: Callable[[Tensor], Tensor] | None = field(repr=False)
+
+    def time(self, process: Process, value: Tensor) -> Tensor:
+        """The times at which the variable has the given values."""
+        return value if self.half_log_snr is None else process.time_of(2 * self.half_log_snr(value))
 
     def between(self, process: Process, t: Scales, s: Scales, fraction: float) -> Tensor:
-        """The time that lies a fraction of the way from t to s in this chart's variable; s itself at 1."""
+        """The time a fraction of the way from t to s in this variable; s itself at 1."""
         if fraction == 1:
             return s.time
-        start, end = self.variable(t), self.variable(s)
+        start, end = self.value(t), self.value(s)
         return self.time(process, start + fraction * (end - start))
 
 
-def _time_of_straight(process: Process, u: Tensor) -> Tensor:
-    return process.time_of(2 * (torch.log1p(-u) - u.log()))
+@dataclass(frozen=True)
+class ODEVariable(TimeVariable):
+    """A change of variables in which the probability-flow ODE is dy/du = slope, with y = x / scale.
+
+    Attributes:
+        scale: What x is divided by, at given scales, in their shape.
+        slope: dy/du of a Denoised, (B, C, H, W).
+    """
+
+    scale: Callable[[Scales], Tensor] = field(repr=False)
+    slope: Callable[[Denoised], Tensor] = field(repr=False)
+
+    def at_half_log_snr(self, process: Process, half_log_snr: Tensor) -> Tensor:
+        """The variable where half the log-SNR has the given values."""
+        if self.half_log_snr is None:
+            return process.time_of(2 * half_log_snr)
+        # All of these are functions of alpha / sigma alone: of any path with this log-SNR.
+        alpha, sigma = half_log_snr.sigmoid(), (-half_log_snr).sigmoid()
+        return self.value(Scales(half_log_snr, alpha, sigma, half_log_snr, half_log_snr))
 
 
-TIME = Chart(lambda k: torch.ones_like(k.time), lambda k: k.time, lambda d: d.velocity, lambda _, u: u)
-NOISE_LEVEL = Chart(
-    lambda k: k.alpha, lambda k: k.noise_level, lambda d: d.eps, lambda process, u: process.time_of_noise_level(u)
+def _length(k: Scales) -> Tensor:
+    return (k.alpha**2 + k.sigma**2).sqrt()
+
+
+LOG_SNR = TimeVariable("log-snr", lambda k: k.log_snr / 2, lambda u: u)
+TIME = ODEVariable("t", lambda k: k.time, None, lambda k: torch.ones_like(k.time), lambda d: d.velocity)
+NOISE_LEVEL = ODEVariable(
+    "sigma / alpha", lambda k: k.noise_level, lambda u: -u.log(), lambda k: k.alpha, lambda d: d.eps
 )
-STRAIGHT = Chart(
-    lambda k: k.alpha + k.sigma, lambda k: k.sigma / (k.alpha + k.sigma), lambda d: d.eps - d.x0, _time_of_straight
+SIGNAL_LEVEL = ODEVariable(
+    "alpha / sigma", lambda k: k.alpha / k.sigma, torch.log, lambda k: k.sigma, lambda d: d.x0
+)
+STRAIGHT = ODEVariable(
+    "sigma / (alpha + sigma)",
+    lambda k: k.sigma / (k.alpha + k.sigma),
+    lambda u: torch.log1p(-u) - u.log(),
+    lambda k: k.alpha + k.sigma,
+    lambda d: d.eps - d.x0,
+)
+ANGLE = ODEVariable(
+    "atan(sigma / alpha)",
+    lambda k: torch.atan2(k.sigma, k.alpha),
+    lambda u: -u.tan().log(),
+    _length,
+    lambda d: (d.scales.alpha * d.eps - d.scales.sigma * d.x0) / _length(d.scales),
 )
 
 
-def noise_chart(t: Scales) -> Chart:
+def noise_level_or_straight(t: Scales) -> ODEVariable:
     """NOISE_LEVEL, and STRAIGHT for a step that starts where the noise level is infinite."""
     return STRAIGHT if t.floats.alpha == 0 else NOISE_LEVEL

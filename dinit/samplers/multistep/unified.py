@@ -20,7 +20,8 @@ from torch import Tensor
 from dinit.diffusion import Denoised, Denoiser, Process, Scales
 from dinit.samplers.base import SAMPLERS, Claims, Sampler, StepDenoiser, StepNoise
 from dinit.samplers.multistep.exponential_weights import (
-    Form,
+    DDIM_FORM,
+    ExponentialForm,
     Prediction,
     Variable,
     Variant,
@@ -89,7 +90,7 @@ class Sum(NamedTuple):
     back: from how many evaluations ago the state is taken. points: which evaluations take part.
     """
 
-    form: Form
+    form: ExponentialForm
     gain: float
     weights: list[float]
     back: int
@@ -98,7 +99,7 @@ class Sum(NamedTuple):
     def of(self, state: Tensor, past: Sequence[Evaluation]) -> Tensor:
         x = self.gain * state
         for j, w in zip(self.points, self.weights, strict=True):
-            x = x + w * self.form.read(past[j].denoised)
+            x = x + w * self.form.ode.slope(past[j].denoised)
         return x
 
 
@@ -277,7 +278,7 @@ def advance_sum(
     """From the state at t, `back` evaluations ago, to s, with F known at the nodes: the evaluations `points`."""
     form = form_at(rule.prediction, rule.variable, t, s, nodes)
     if form is None:
-        return Sum(Form("x0", "own"), *ddim_weights(t, s), back, (0,))
+        return Sum(DDIM_FORM, *ddim_weights(t, s), back, (0,))
     gain, w = weights(form, process, t, s, nodes, rule.variant, rule.differences)
     return Sum(form, gain, w, back, points)
 
@@ -309,7 +310,9 @@ def single_step(
     return tuple(stages), _from_two(form, process, t, s, known, rule.variant)
 
 
-def _from_two(form: Form, process: Process, t: Scales, s: Scales, known: list[Scales], variant: Variant) -> Sum:
+def _from_two(
+    form: ExponentialForm, process: Process, t: Scales, s: Scales, known: list[Scales], variant: Variant
+) -> Sum:
     """To s from t with the first (t) and the last of the known evaluations."""
     nodes, points = ([known[-1], t], (0, len(known) - 1)) if len(known) > 1 else ([t], (0,))
     gain, w = weights(form, process, t, s, nodes, variant)

@@ -17,7 +17,7 @@ from torch import Tensor
 from dinit.diffusion import Denoiser, Process, Scales
 from dinit.samplers.base import SAMPLERS, Claims, Sampler, StepDenoiser, StepNoise
 from dinit.samplers.grids.base import TimeGrid, noise_level_grid
-from dinit.samplers.multistep.ode_variables import NOISE_LEVEL, STRAIGHT, TIME, Chart, noise_chart
+from dinit.samplers.multistep.ode_variables import NOISE_LEVEL, STRAIGHT, TIME, ODEVariable, noise_level_or_straight
 
 
 @dataclass(frozen=True)
@@ -85,8 +85,8 @@ class Churned(Sampler):
         return self._move(denoise, x_t, t, s, tuple(nodes)), None
 
 
-def _euler(chart: Chart, x_t: Tensor, slope: Tensor, t: Scales, s: Scales) -> Tensor:
-    return chart.scale(s) * (x_t / chart.scale(t) + (chart.variable(s) - chart.variable(t)) * slope)
+def _euler(ode: ODEVariable, x_t: Tensor, slope: Tensor, t: Scales, s: Scales) -> Tensor:
+    return ode.scale(s) * (x_t / ode.scale(t) + (ode.value(s) - ode.value(t)) * slope)
 
 
 @SAMPLERS.register("edm-euler", aliases=("k-euler",), special_case_of="ddim")
@@ -96,8 +96,8 @@ class EDMEuler(Churned):
 
     def _move(self, denoise: StepDenoiser, x_t: Tensor, t: Scales, s: Scales, nodes: tuple[Scales, ...]) -> Tensor:
         d = denoise(x_t, t)
-        chart = noise_chart(t)
-        return _euler(chart, x_t, chart.slope(d), t, s)
+        ode = noise_level_or_straight(t)
+        return _euler(ode, x_t, ode.slope(d), t, s)
 
 
 @SAMPLERS.register("edm-heun", aliases=("edm", "k-heun"))
@@ -130,18 +130,18 @@ class EDMHeun(Churned):
         if self.variable == "t" or self.alpha == 1:
             return [TIME.between(denoiser.process, start, s, self.alpha)]
         return [
-            _in_noise_level(denoiser, start, s, lambda chart: chart.between(denoiser.process, start, s, self.alpha))
+            _in_noise_level(denoiser, start, s, lambda ode: ode.between(denoiser.process, start, s, self.alpha))
         ]
 
     def _move(self, denoise: StepDenoiser, x_t: Tensor, t: Scales, s: Scales, nodes: tuple[Scales, ...]) -> Tensor:
-        chart = TIME if self.variable == "t" else noise_chart(t)
-        slope = chart.slope(denoise(x_t, t))
+        ode = TIME if self.variable == "t" else noise_level_or_straight(t)
+        slope = ode.slope(denoise(x_t, t))
         if s.floats.sigma == 0:
-            return _euler(chart, x_t, slope, t, s)
+            return _euler(ode, x_t, slope, t, s)
         (node,) = nodes
-        corrector = chart.slope(denoise(_euler(chart, x_t, slope, t, node), node))
+        corrector = ode.slope(denoise(_euler(ode, x_t, slope, t, node), node))
         weight = 1 / (2 * self.alpha)
-        return _euler(chart, x_t, (1 - weight) * slope + weight * corrector, t, s)
+        return _euler(ode, x_t, (1 - weight) * slope + weight * corrector, t, s)
 
 
 @SAMPLERS.register("dpm-2", aliases=("k-dpm-2",), special_case_of="dpm-solver-2")
@@ -160,23 +160,23 @@ class DPM2(Churned):
 
     def _nodes(self, denoiser: Denoiser, start: Scales, s: Scales) -> list[Tensor]:
         process = denoiser.process
-        middle = lambda chart: (  # noqa: E731
-            chart.between(process, start, s, 0.5)
-            if chart is STRAIGHT
+        middle = lambda ode: (  # noqa: E731
+            ode.between(process, start, s, 0.5)
+            if ode is STRAIGHT
             else process.time_of((start.log_snr + s.log_snr) / 2)
         )
         return [_in_noise_level(denoiser, start, s, middle)]
 
     def _move(self, denoise: StepDenoiser, x_t: Tensor, t: Scales, s: Scales, nodes: tuple[Scales, ...]) -> Tensor:
-        chart = noise_chart(t)
-        slope = chart.slope(denoise(x_t, t))
+        ode = noise_level_or_straight(t)
+        slope = ode.slope(denoise(x_t, t))
         if s.floats.sigma == 0:
-            return _euler(chart, x_t, slope, t, s)
+            return _euler(ode, x_t, slope, t, s)
         (middle,) = nodes
-        return _euler(chart, x_t, chart.slope(denoise(_euler(chart, x_t, slope, t, middle), middle)), t, s)
+        return _euler(ode, x_t, ode.slope(denoise(_euler(ode, x_t, slope, t, middle), middle)), t, s)
 
 
 def _in_noise_level(denoiser: Denoiser, start: Scales, s: Scales, time: Any) -> Tensor:
-    """(N,) times by the chart that each step is taken in; s, unused, where the step is Euler's onto sigma = 0."""
+    """(N,) times by the ode that each step is taken in; s, unused, where the step is Euler's onto sigma = 0."""
     inside = torch.where(s.sigma == 0, s.time, time(NOISE_LEVEL))
     return torch.where(start.alpha == 0, torch.where(s.sigma == 0, s.time, time(STRAIGHT)), inside)

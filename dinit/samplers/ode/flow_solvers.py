@@ -71,6 +71,6 @@ class FlowTurbo(Sampler):
         self, denoise: StepDenoiser, x_t: Tensor, t: Scales, s: Scales, state: Tensor | None, noise: StepNoise
     ) -> tuple[Tensor, Tensor]:
         slope = STRAIGHT.slope(denoise(x_t, t)) if state is None else state
-        y, h = x_t / STRAIGHT.scale(t), STRAIGHT.variable(s) - STRAIGHT.variable(t)
+        y, h = x_t / STRAIGHT.scale(t), STRAIGHT.value(s) - STRAIGHT.value(t)
         corrector = STRAIGHT.slope(denoise(STRAIGHT.scale(s) * (y + h * slope), s))
         return STRAIGHT.scale(s) * (y + h * (slope + corrector) / 2), corrector

@@ -12,7 +12,7 @@ from torch import Tensor
 from dinit.diffusion import Denoiser, Process, Scales
 from dinit.samplers.base import SAMPLERS, Claims, Sampler, StepDenoiser, StepNoise
 from dinit.samplers.grids.base import TimeGrid, noise_level_grid
-from dinit.samplers.multistep.ode_variables import noise_chart
+from dinit.samplers.multistep.ode_variables import noise_level_or_straight
 from dinit.samplers.ode.runge_kutta import TRAPEZOID, runge_kutta_step
 
 
@@ -130,4 +130,4 @@ def _heun(denoise: StepDenoiser, x_t: Tensor, t: Scales, s: Scales) -> Tensor:
     """Heun in the noise level; onto sigma = 0 Euler, which is the posterior mean."""
     if s.floats.sigma == 0:
         return s.alpha * denoise(x_t, t).x0
-    return runge_kutta_step(TRAPEZOID, noise_chart(t), denoise, x_t, t, s, [s])
+    return runge_kutta_step(TRAPEZOID, noise_level_or_straight(t), denoise, x_t, t, s, [s])

@@ -12,7 +12,7 @@ from torch import Tensor
 from dinit.diffusion import Denoiser, Scales
 from dinit.registry import suggest
 from dinit.samplers.base import SAMPLERS, Claims, Sampler, StepDenoiser, StepNoise
-from dinit.samplers.multistep.ode_variables import TIME, Chart
+from dinit.samplers.multistep.ode_variables import TIME, ODEVariable
 
 
 @dataclass(frozen=True)
@@ -35,15 +35,15 @@ RK4_CLASSIC = Tableau((1 / 2, 1 / 2, 1), ((1 / 2,), (0, 1 / 2), (0, 0, 1)), (1 /
 RK38 = Tableau((1 / 3, 2 / 3, 1), ((1 / 3,), (-1 / 3, 1), (1, -1, 1)), (1 / 8, 3 / 8, 3 / 8, 1 / 8), 4)
 
 
-def inner_times(tableau: Tableau, chart: Chart, denoiser: Denoiser, t: Scales, s: Scales) -> Tensor:
-    """(N, stages - 1): the times of all stages after the first, at nodes of the chart's variable."""
-    times = [chart.between(denoiser.process, t, s, node) for node in tableau.nodes]
+def inner_times(tableau: Tableau, ode: ODEVariable, denoiser: Denoiser, t: Scales, s: Scales) -> Tensor:
+    """(N, stages - 1): the times of all stages after the first, at nodes of the ode's variable."""
+    times = [ode.between(denoiser.process, t, s, node) for node in tableau.nodes]
     return torch.stack(times, dim=-1)
 
 
 def runge_kutta_step(
     tableau: Tableau,
-    chart: Chart,
+    ode: ODEVariable,
     denoise: StepDenoiser,
     x_t: Tensor,
     t: Scales,
@@ -51,12 +51,12 @@ def runge_kutta_step(
     inner: Sequence[Scales],
 ) -> Tensor:
     """x_s, (B, C, H, W). inner: the scales of the times that `inner_times` planned for this step."""
-    y = x_t / chart.scale(t)
-    h = chart.variable(s) - chart.variable(t)
-    slopes = [chart.slope(denoise(x_t, t))]
+    y = x_t / ode.scale(t)
+    h = ode.value(s) - ode.value(t)
+    slopes = [ode.slope(denoise(x_t, t))]
     for row, k in zip(tableau.stages, inner, strict=True):
-        slopes.append(chart.slope(denoise(chart.scale(k) * (y + h * combined(row, slopes)), k)))
-    return chart.scale(s) * (y + h * combined(tableau.weights, slopes))
+        slopes.append(ode.slope(denoise(ode.scale(k) * (y + h * combined(row, slopes)), k)))
+    return ode.scale(s) * (y + h * combined(tableau.weights, slopes))
 
 
 def combined(weights: Sequence[float], slopes: Sequence[Tensor]) -> Tensor:
