@@ -21,7 +21,8 @@ from dinit.samplers.multistep.deis import DEIS
 from dinit.samplers.multistep.dpm_solver import DPMpp3M
 from dinit.samplers.multistep.dpmpp import DPMpp2M
 from dinit.samplers.multistep.lms import LMS
-from dinit.samplers.multistep.unified import Rule, Unified
+from dinit.samplers.multistep.rules import Corrector, Extrapolate
+from dinit.samplers.multistep.unified import Unified
 from dinit.samplers.multistep.unipc import UniPC
 from dinit.samplers.search.solver import SolverSearch
 
@@ -77,7 +78,11 @@ VARIANTS: dict[str, Sampler] = {
     "deis log-rho": DEIS(3, "log-rho"),
     "unipc 3": UniPC(3),
     "dpmpp-2m heun": DPMpp2M("heun"),
-    **{f"unified {k} {p}": Unified((Rule(p, k, True),)) for k in (1, 2, 3) for p in ("v", "velocity")},
+    **{
+        f"unified {k} {p}": Unified((Extrapolate(p, k, corrector=Corrector()),))
+        for k in (1, 2, 3)
+        for p in ("v", "velocity")
+    },
 }
 LEFT_OUT = ("ddim-inverse", "eab", "ab", "unified")  # among VARIANTS in all forms
 

@@ -19,7 +19,8 @@ from dinit.samplers.multistep.deis import DEIS
 from dinit.samplers.multistep.dpm_solver import DPMpp2S, DPMpp3M, DPMSolver1, DPMSolver2, DPMSolver3
 from dinit.samplers.multistep.lms import LMS
 from dinit.samplers.multistep.pndm import IPNDM, PNDM
-from dinit.samplers.multistep.unified import Rule, Unified, lower_at_the_end
+from dinit.samplers.multistep.rules import Extrapolate, Rule, lower_at_the_end
+from dinit.samplers.multistep.unified import Unified
 from dinit.samplers.multistep.unipc import UniPC
 
 
@@ -82,10 +83,10 @@ def azula(golden: Golden) -> Pairs:
 
 
 # The parts of their single steps in x0; the third looks at its start and at the newest evaluation.
-_PARTS = {
-    1: Rule("x0", 1, False),
-    2: Rule("x0", 2, False, variant="midpoint", span=2),
-    3: Rule("x0", 2, False, span=3),
+_PARTS: dict[int, Rule] = {
+    1: Extrapolate("x0", 1),
+    2: Extrapolate("x0", 2, variant="midpoint", start_steps_back=1),
+    3: Extrapolate("x0", 2, start_steps_back=2),
 }
 
 
@@ -95,7 +96,7 @@ def diffusers_dpm(golden: Golden) -> Pairs:
     if golden.name.startswith("df_dpmpp_3m"):
         return diffusers_run(golden, DPMpp3M("published", "lower-order", config["lower_order_final"], math.inf))
     if golden.name.endswith("m"):
-        rule = Rule("eps", order, False, variant="taylor" if order == 3 else "midpoint")
+        rule = Extrapolate("eps", order, variant="taylor" if order == 3 else "midpoint")
         rules = lower_at_the_end([rule] * levels, False)
     else:  # a single step spreads over their grid: of order 1, 2, ... from its start to each of its times
         parts = [1 + i % order for i in range(levels)]

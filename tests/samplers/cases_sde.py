@@ -30,7 +30,7 @@ K_SOLVERS = {
     "sample_dpmpp_2s_ancestral": Ancestral(solver="dpmpp-2s"),
     "sample_dpmpp_sde": DPMppSDE(),
     "sample_dpmpp_2m_sde": DPMpp2MSDE(),
-    "sample_dpmpp_3m_sde": DPMpp3MSDE(curvature="published", reach=math.inf),
+    "sample_dpmpp_3m_sde": DPMpp3MSDE(curvature="published", max_step_ratio=math.inf),
 }
 
 

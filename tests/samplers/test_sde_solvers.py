@@ -168,8 +168,8 @@ def test_order_without_noise(sampler: Sampler, order: int, process: Process) -> 
         (SASolver(1.0, predictor_order=1, corrector_order=0), DDPM()),
         (SASolver(0.0, predictor_order=2, corrector_order=0), DPMpp2M("heun")),
         (SASolver(0.7, predictor_order=2, corrector_order=0), DPMpp2MSDE(0.49, variant="heun")),
-        (SASolver(0.7, predictor_order=3, corrector_order=0), DPMpp3MSDE(0.49, reach=math.inf)),
-        (DPMpp2MSDE(variant="heun"), DPMpp3MSDE(reach=1e-9)),
+        (SASolver(0.7, predictor_order=3, corrector_order=0), DPMpp3MSDE(0.49, max_step_ratio=math.inf)),
+        (DPMpp2MSDE(variant="heun"), DPMpp3MSDE(max_step_ratio=1e-9)),
         (ERSDE("ode", 1), DDIM()),
         (ERSDE("sde", 1), DDPM()),
         (FlowSDE(norm=0.0, method="euler-maruyama"), Euler()),
@@ -328,7 +328,7 @@ def test_the_step_from_alpha_0_is_the_limit(sampler: Sampler) -> None:
         (lambda: DPMpp2MSDE(variant="euler"), "'midpoint' or 'heun'"),  # type: ignore[arg-type]
         (lambda: DPMpp2MSDE(order=3), "'dpmpp-3m-sde'"),  # type: ignore[arg-type]
         (lambda: DPMpp3MSDE(curvature="half"), "'exact' or 'published'"),  # type: ignore[arg-type]
-        (lambda: DPMpp3MSDE(reach=0.0), "reach"),
+        (lambda: DPMpp3MSDE(max_step_ratio=0.0), "max_step_ratio"),
         (lambda: SASolver(-1.0), "tau must be at least 0"),
         (lambda: SASolver(1.0, 2.0, 1.0), "low must be below high"),
         (lambda: SASolver(predictor_order=5), "predictor_order must be"),

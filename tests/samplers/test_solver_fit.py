@@ -15,7 +15,8 @@ from dinit.samplers import SAMPLERS
 from dinit.samplers.grids.base import LogSNR, Times
 from dinit.samplers.multistep.adams import ExponentialAB
 from dinit.samplers.multistep.exponential_weights import exponential_form, weights
-from dinit.samplers.multistep.unified import Rule, Unified, rule_order
+from dinit.samplers.multistep.rules import Corrector, Extrapolate
+from dinit.samplers.multistep.unified import Unified
 from dinit.samplers.search.fit import Schedule, fit
 
 PROCESSES = [VP(), LinearFlow(), EDM()]
@@ -33,14 +34,18 @@ def noise(seed: int, count: int) -> Tensor:
 def problem(process: Process, steps: int) -> tuple[MixtureDenoiser, Unified, Times]:
     model = mixture(process)
     times = LogSNR().times(process, steps, model.t_min, model.t_max)
-    return model, Unified((Rule("velocity", 3, False, "own"),), "lower-order"), Times(tuple(times.tolist()))
+    return (
+        model,
+        Unified((Extrapolate("velocity", 3, variable="own"),), "lower-order"),
+        Times(tuple(times.tolist())),
+    )
 
 
 @pytest.mark.parametrize("process", PROCESSES, ids=str)
 def test_numbers_read_back_as_the_schedule(process: Process) -> None:
     """But for the last time, which stands a little off t_min so that it can move both ways."""
     model, sampler, grid = problem(process, 6)
-    schedule, numbers = Schedule.of(model, sampler.rules(5, True), grid.values)
+    schedule, numbers = Schedule.of(model, sampler.schedule_for(5, True).rules, grid.values)
     again, times = schedule.read(numbers)
     assert len(numbers) == 5 + (0 + 1 + 2 + 3 + 3)
     near = lambda t: float(process.scales(t).log_snr) / 2  # noqa: E731
@@ -78,23 +83,26 @@ def test_differences_are_newtons_terms() -> None:
 
 
 def test_the_order_that_is_left() -> None:
-    order = lambda *factors: rule_order(Rule("x0", 4, False, differences=factors), "single-step")  # noqa: E731
+    def order(*factors: float) -> int:
+        return Extrapolate("x0", 4, difference_weights=factors).claimed_order("single-step")
+
     assert [order(), order(1.0, 1.0, 1.0), order(1.0, 1.0, 0.5), order(1.0, 0.0), order(1.2)] == [4, 4, 3, 2, 1]
 
 
 def test_a_fitted_sampler_is_rebuilt_from_its_configuration() -> None:
-    sampler = Unified((Rule("eps", 3, differences=(1.5, -0.25)), Rule()))
+    sampler = Unified(
+        (Extrapolate("eps", 3, corrector=Corrector(), difference_weights=(1.5, -0.25)), Extrapolate())
+    )
     assert SAMPLERS.create(sampler.to_config()) == sampler
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"differences": (1.0, 1.0, 1.0, 1.0)}, "at most three"),
-        ({"differences": (math.nan,)}, "finite"),
-        ({"differences": (0.5,), "stages": (0.5,)}, "stages"),
+        ({"difference_weights": (1.0, 1.0, 1.0, 1.0)}, "at most three"),
+        ({"difference_weights": (math.nan,)}, "finite"),
     ],
 )
 def test_refusals(options: dict[str, tuple[float, ...]], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Rule(**options)
+        Extrapolate(**options)

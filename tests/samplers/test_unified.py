@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
@@ -13,6 +14,7 @@ from dinit.diffusion import PROCESSES, Process
 from dinit.diffusion.continuous import EDM, GVP, VP, LinearFlow
 from dinit.diffusion.discrete import VPDiscrete
 from dinit.models.analytic import GaussianDenoiser, MixtureDenoiser
+from dinit.pipelines.call import make_sampler, to_spec
 from dinit.samplers import SAMPLERS, Sampler
 from dinit.samplers.multistep.adams import AdamsBashforth, ExponentialAB
 from dinit.samplers.multistep.deis import DEIS
@@ -21,7 +23,8 @@ from dinit.samplers.multistep.dpmpp import DPMpp2M
 from dinit.samplers.multistep.exponential_weights import ExponentialForm, exponential_form, gauss_legendre, weights
 from dinit.samplers.multistep.lms import LMS
 from dinit.samplers.multistep.pndm import IPNDM, PNDM
-from dinit.samplers.multistep.unified import Planned, Rule, Unified, lower_at_the_end
+from dinit.samplers.multistep.rules import Corrector, Extrapolate, Pseudo, SingleStep, lower_at_the_end
+from dinit.samplers.multistep.unified import MultistepSampler, Unified
 from dinit.samplers.multistep.unipc import UniPC
 from dinit.samplers.ode.ddim import DDIM
 from dinit.samplers.ode.euler import Euler
@@ -69,7 +72,7 @@ EVERY_ORDER: list[Sampler] = [
         DEIS(k, warm_up=FULL[k - 1]),
         DEIS(k, "log-rho", FULL[k - 1]),
         LMS(k, FULL[k - 1]),
-        Unified((Rule("x0", k, True),), "single-step" if k > 2 else "corrected"),
+        Unified((Extrapolate("x0", k, corrector=Corrector()),), "single-step" if k > 2 else "corrected"),
     )
 ]
 
@@ -211,36 +214,36 @@ def test_first_orders_are_ddim(sampler: Sampler, process: Process) -> None:
 
 
 def test_schedules_of_the_mechanism() -> None:
-    assert same(Unified((Rule("x0", 2, False, variant="midpoint"),), "lower-order"), DPMpp2M(), VP())
-    assert same(Unified((Rule("x0", 2, False),), "lower-order"), DPMpp2M("heun"), EDM())
+    assert same(Unified((Extrapolate("x0", 2, variant="midpoint"),), "lower-order"), DPMpp2M(), VP())
+    assert same(Unified((Extrapolate("x0", 2),), "lower-order"), DPMpp2M("heun"), EDM())
     assert same(ExponentialAB(2, "eps"), DEIS(2, "log-rho"), VP())
     assert same(AdamsBashforth(3, "eps"), LMS(3, "corrected"), VP())
     assert same(AdamsBashforth(3, "eps", "lower-order"), LMS(3), VP())
     assert same(AdamsBashforth(3), AdamsBashforth(3, "velocity"), LinearFlow(), grid="uniform")
     assert same(AdamsBashforth(1), Euler(), VP(), grid="uniform")
     assert same(DPMpp3M(), ExponentialAB(3), VP())
-    assert same(UniPC(2, b="exact"), Unified((Rule("x0", 2, True),)), VP())
+    assert same(UniPC(2, b="exact"), Unified((Extrapolate("x0", 2, corrector=Corrector()),)), VP())
     assert not same(UniPC(2), ExponentialAB(2), VP())
     assert not same(DPMpp3M("published"), DPMpp3M(), VP())
 
 
 def test_a_correction_of_no_step_is_none() -> None:
-    plain = Unified((Rule("x0", 2, False, variant="midpoint"),), "lower-order")
+    plain = Unified((Extrapolate("x0", 2, variant="midpoint"),), "lower-order")
     assert same(UniPC(2, uncorrected=tuple(range(20)), warm_up="lower-order"), plain, VP())
 
 
 def test_each_step_follows_its_own_rule() -> None:
     """Two schedules that differ in one step agree before it and part there."""
     exact, x = mixture(VP()), randn(5, 1, 1, 2)
-    rules = [Rule("x0", 2, False)] * 8
-    other = [*rules[:4], Rule("v", 3, False), *rules[5:]]
+    rules = [Extrapolate("x0", 2)] * 8
+    other = [*rules[:4], Extrapolate("v", 3), *rules[5:]]
     runs = [[s.x_s for s in Unified(tuple(r)).iterate(exact, x, 9, grid="log-snr")] for r in (rules, other)]
     assert all(torch.equal(a, b) for a, b in zip(runs[0][:4], runs[1][:4], strict=True))
     assert (runs[0][4] - runs[1][4]).abs().max() > 1e-6
 
 
 def test_lower_orders_at_the_end() -> None:
-    rules = [Rule(order=3)] * 5
+    rules = [Extrapolate(order=3)] * 5
     assert [r.order for r in lower_at_the_end(rules, tail=False)] == [3, 3, 3, 2, 1]
     assert [r.order for r in lower_at_the_end(rules, tail=True)] == [3, 3, 3, 3, 2]
 
@@ -249,7 +252,7 @@ def test_lower_orders_at_the_end() -> None:
 
 
 @pytest.mark.parametrize("process", PROCESSES.names())
-@pytest.mark.parametrize("name", [n for n in SAMPLERS if issubclass(SAMPLERS[n], Planned)])
+@pytest.mark.parametrize("name", [n for n in SAMPLERS if issubclass(SAMPLERS[n], MultistepSampler)])
 def test_both_singular_ends_are_finite(name: str, process: str) -> None:
     """From t = 1, where alpha may be 0, to t = 0, where sigma may be."""
     made = PROCESSES.create(process)
@@ -277,9 +280,9 @@ def test_evaluations_are_counted_with_the_start() -> None:
         (lambda: DPMpp3M("taylor"), "'exact', 'published'"),  # type: ignore[arg-type]
         (lambda: PNDM("heun"), "'plms', 'prk'"),  # type: ignore[arg-type]
         (lambda: Unified(()), "at least one rule"),
-        (lambda: Rule(span=4), "span must be 1, 2 or 3"),
-        (lambda: Rule(stages=(1.5,)), "fractions in"),
-        (lambda: Rule(variable="lambda"), "'own', 'log-snr', 't'"),  # type: ignore[arg-type]
+        (lambda: Extrapolate(start_steps_back=3), "start_steps_back must be 0, 1 or 2"),
+        (lambda: SingleStep("eps", (1.5,)), "fractions in"),
+        (lambda: Extrapolate(variable="lambda"), "'own', 'log-snr', 't'"),  # type: ignore[arg-type]
     ],
 )
 def test_refusals(call, message: str) -> None:
@@ -288,5 +291,11 @@ def test_refusals(call, message: str) -> None:
 
 
 def test_a_schedule_survives_its_config() -> None:
-    sampler = Unified((Rule("v", 2), Rule("x0", 3, False)), "single-step")
+    first = Extrapolate("v", 2, corrector=Corrector("bh1"))
+    rules = (first, SingleStep("x0", (0.4,)), Pseudo("eps", 3, max_step_ratio=2.0), Extrapolate(variant="taylor"))
+    sampler = Unified(rules, "single-step")
     assert SAMPLERS.create(sampler.to_config()) == sampler
+    assert json.loads(json.dumps(sampler.to_config(), allow_nan=False)) == json.loads(
+        json.dumps(sampler.to_config())
+    )
+    assert make_sampler(json.loads(json.dumps(to_spec(sampler)))) == sampler  # as the record of a call has it

@@ -7,17 +7,18 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from dinit.samplers.base import SAMPLERS, Claims
-from dinit.samplers.multistep.exponential_weights import check_order, choice
-from dinit.samplers.multistep.unified import Planned, Rule, WarmUp, lower_at_the_end, rule_order
+from dinit.samplers.multistep.exponential_weights import Variable, check_order, choice
+from dinit.samplers.multistep.rules import Extrapolate, Rule, WarmUp, lower_at_the_end
+from dinit.samplers.multistep.unified import MultistepSampler, RuleSchedule
 
 
 @SAMPLERS.register("deis")
 @dataclass(frozen=True)
-class DEIS(Planned):
+class DEIS(MultistepSampler):
     """DEIS-AB: a polynomial through the last evaluations of eps, in t (tAB), sigma / alpha or half the log-SNR.
 
     Zhang & Chen 2023; the third is what diffusers' DEIS does. order: evaluations extrapolated, 1 (DDIM) to 4; the
-    paper's tABn has n + 1. warm_up: see `Planned.warm`; 'lower-order' is the paper's. lower_order_final: the last
+    paper's tABn has n + 1. warm_up: see `WarmUp`; 'lower-order' is the paper's. lower_order_final: the last
     steps with orders ..., 2, 1 in runs of fewer than 15 steps, as in diffusers.
     """
 
@@ -32,19 +33,17 @@ class DEIS(Planned):
         check_order("deis", self.order)
         choice("deis", variable=(self.variable, Literal["t", "rho", "log-rho"]), warm_up=(self.warm_up, WarmUp))
 
-    @property
-    def warm(self) -> WarmUp:
-        return self.warm_up
-
     def claims(self) -> Claims:
-        return Claims(rule_order(self.rule, self.warm_up))
+        return Claims(self.rule.claimed_order(self.warm_up))
 
     @property
-    def rule(self) -> Rule:
+    def rule(self) -> Extrapolate:
         """What every step follows."""
-        variables = {"t": "t", "rho": "own", "log-rho": "log-snr"}
-        return Rule("eps", self.order, False, variables[self.variable])  # type: ignore[arg-type]
+        variables: dict[str, Variable] = {"t": "t", "rho": "own", "log-rho": "log-snr"}
+        return Extrapolate("eps", self.order, variable=variables[self.variable])
 
-    def rules(self, steps: int, tail: bool) -> list[Rule]:
-        rules = [self.rule] * steps
-        return lower_at_the_end(rules, tail) if self.lower_order_final and steps + tail < 15 else rules
+    def schedule_for(self, steps: int, tail: bool) -> RuleSchedule:
+        rules: list[Rule] = [self.rule] * steps
+        if self.lower_order_final and steps + tail < 15:
+            rules = lower_at_the_end(rules, tail)
+        return RuleSchedule(rules, self.warm_up)

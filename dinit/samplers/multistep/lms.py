@@ -10,15 +10,16 @@ from dinit.diffusion import Process
 from dinit.samplers.base import SAMPLERS, Claims
 from dinit.samplers.grids.base import TimeGrid, noise_level_grid
 from dinit.samplers.multistep.exponential_weights import check_order, choice
-from dinit.samplers.multistep.unified import Planned, Rule, WarmUp, rule_order
+from dinit.samplers.multistep.rules import Extrapolate, WarmUp
+from dinit.samplers.multistep.unified import MultistepSampler, RuleSchedule
 
 
 @SAMPLERS.register("lms", aliases=("k-lms",))
 @dataclass(frozen=True)
-class LMS(Planned):
+class LMS(MultistepSampler):
     """Adams-Bashforth on d(x / alpha) = eps d(sigma / alpha), weights for unequal steps. k-diffusion; no paper.
 
-    order: evaluations extrapolated, 1 (DDIM) to 4. warm_up: see `Planned.warm`; 'lower-order' is k-diffusion's,
+    order: evaluations extrapolated, 1 (DDIM) to 4. warm_up: see `WarmUp`; 'lower-order' is k-diffusion's,
     and at few evaluations better than 'corrected', which has order 3. Theirs takes the last step, to sigma = 0,
     with all of them; so does this one with end='state' on times to 0.
     """
@@ -35,17 +36,13 @@ class LMS(Planned):
     def grid_for(self, process: Process) -> TimeGrid:
         return noise_level_grid(process)
 
-    @property
-    def warm(self) -> WarmUp:
-        return self.warm_up
-
     def claims(self) -> Claims:
-        return Claims(rule_order(self.rule, self.warm_up))
+        return Claims(self.rule.claimed_order(self.warm_up))
 
     @property
-    def rule(self) -> Rule:
+    def rule(self) -> Extrapolate:
         """What every step follows."""
-        return Rule("eps", self.order, False, "own")
+        return Extrapolate("eps", self.order, variable="own")
 
-    def rules(self, steps: int, tail: bool) -> list[Rule]:
-        return [self.rule] * steps
+    def schedule_for(self, steps: int, tail: bool) -> RuleSchedule:
+        return RuleSchedule([self.rule] * steps, self.warm_up)

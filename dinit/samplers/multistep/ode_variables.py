@@ -9,10 +9,10 @@ With y = x / scale and a variable u of the time, dy/du is a combination of x0 an
     STRAIGHT        velocity        alpha + sigma          sigma / scale      eps - x0
     ANGLE           v               (alpha²+sigma²)^1/2    atan(sigma/alpha)  (alpha eps - sigma x0) / scale
 
-The solutions are the same; the steps of a solver are not. NOISE_LEVEL is that of Song et al. 2021 (DDIM, Eq. 14) and
-Karras et al. 2022; STRAIGHT is flow matching's path alpha + sigma = 1, onto which any path is scaled. Where alpha is 0
-the noise level is infinite, and STRAIGHT takes its place; TIME has no finite slope where sigma' is infinite (VP at
-t = 0).
+The solutions are the same; the steps of a solver are not. NOISE_LEVEL is that of Song et al. 2021 (DDIM, Eq. 14)
+and Karras et al. 2022; STRAIGHT is flow matching's path alpha + sigma = 1, onto which any path is scaled. Where
+alpha is 0 the noise level is infinite, and STRAIGHT takes its place; TIME has no finite slope where sigma' is
+infinite (VP at t = 0).
 """
 
 from __future__ import annotations

@@ -8,12 +8,15 @@ from typing import ClassVar, Literal
 
 from dinit.samplers.base import SAMPLERS, Claims
 from dinit.samplers.multistep.exponential_weights import check_order, choice
-from dinit.samplers.multistep.unified import Planned, Rule, WarmUp, lower_at_the_end, rule_order
+from dinit.samplers.multistep.rules import Corrector, Extrapolate, Rule, WarmUp, lower_at_the_end
+from dinit.samplers.multistep.unified import MultistepSampler, RuleSchedule
+
+_VARIANTS: dict[str, Literal["bh1", "midpoint", "exact"]] = {"bh1": "bh1", "bh2": "midpoint", "exact": "exact"}
 
 
 @SAMPLERS.register("unipc")
 @dataclass(frozen=True)
-class UniPC(Planned):
+class UniPC(MultistepSampler):
     """UniP-p with UniC-p: order p + 1 for one evaluation a step. Zhao et al. 2023.
 
     order: p, evaluations extrapolated, 1 to 4. prediction: 'x0' or 'eps'. b: their function B(h), which enters
@@ -41,18 +44,15 @@ class UniPC(Planned):
             warm_up=(self.warm_up, WarmUp),
         )
 
-    @property
-    def warm(self) -> WarmUp:
-        return self.warm_up
-
     def claims(self) -> Claims:
-        return Claims(rule_order(self.rule(), self.warm_up))
+        return Claims(self.rule().claimed_order(self.warm_up))
 
-    def rule(self, corrector: bool = True) -> Rule:
+    def rule(self, corrected: bool = True) -> Extrapolate:
         """What a step follows."""
-        variant = {"bh1": "bh1", "bh2": "midpoint", "exact": "exact"}[self.b]
-        return Rule(self.prediction, self.order, corrector, "log-snr", variant, variant)  # type: ignore[arg-type]
+        variant = _VARIANTS[self.b]
+        corrector = Corrector(variant, start_only=not corrected)
+        return Extrapolate(self.prediction, self.order, corrector=corrector, variant=variant)
 
-    def rules(self, steps: int, tail: bool) -> list[Rule]:
-        rules = [self.rule(i not in self.uncorrected) for i in range(steps)]
-        return lower_at_the_end(rules, tail) if self.lower_order_final else rules
+    def schedule_for(self, steps: int, tail: bool) -> RuleSchedule:
+        rules: list[Rule] = [self.rule(i not in self.uncorrected) for i in range(steps)]
+        return RuleSchedule(lower_at_the_end(rules, tail) if self.lower_order_final else rules, self.warm_up)

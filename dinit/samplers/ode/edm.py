@@ -1,8 +1,8 @@
 """Solvers in the noise level sigma / alpha, with churn. Karras et al. 2022, Algorithms 2 and 3, on any path.
 
 On x / alpha the probability-flow ODE is dy/du = eps in the noise level u, which is EDM's dx/dsigma. Where alpha is
-0 at the first time, u is infinite there and that one step is taken along the straight path (see charts). 'euler'
-and 'heun' step in t, which is the same on EDM's process alone.
+0 at the first time, u is infinite there and that one step is taken along the straight path (see ode_variables).
+'euler' and 'heun' step in t, which is the same on EDM's process alone.
 """
 
 from __future__ import annotations
@@ -177,6 +177,6 @@ class DPM2(Churned):
 
 
 def _in_noise_level(denoiser: Denoiser, start: Scales, s: Scales, time: Any) -> Tensor:
-    """(N,) times by the ode that each step is taken in; s, unused, where the step is Euler's onto sigma = 0."""
+    """(N,) times in each step's variable; s, unused, where the step is Euler's onto sigma = 0."""
     inside = torch.where(s.sigma == 0, s.time, time(NOISE_LEVEL))
     return torch.where(start.alpha == 0, torch.where(s.sigma == 0, s.time, time(STRAIGHT)), inside)

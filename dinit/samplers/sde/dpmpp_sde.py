@@ -149,21 +149,23 @@ class DPMpp3MSDE(Sampler):
     eta: 0 is deterministic, 1 the reverse-time SDE. s_noise: factor on the noise. curvature: weight of the
     parabola's second difference. 'exact' is the integral's, and the third order at eta = 0 rests on it;
     'published' is half of it, as in the code of DPM-Solver++ and k-diffusion, and leaves the second order.
-    reach: a step longer than `reach` times the one before it goes by a line, as a parabola goes astray there; inf
-    is the published code's.
+    max_step_ratio: a step longer than this times the one before it goes by a line, as a parabola goes astray there;
+    inf is the published code's.
     """
+
+    renamed_options: ClassVar[Mapping[str, str]] = {"reach": "max_step_ratio"}
 
     eta: float = 1.0
     s_noise: float = 1.0
     curvature: Literal["exact", "published"] = "exact"
-    reach: float = 2.0
+    max_step_ratio: float = 2.0
 
     def __post_init__(self) -> None:
         check_noise(self.eta, self.s_noise)
         if self.curvature not in ("exact", "published"):
             raise ValueError(f"curvature must be 'exact' or 'published', got {self.curvature!r}")
-        if not self.reach > 0:
-            raise ValueError(f"reach, a ratio of steps, must be positive, got {self.reach}")
+        if not self.max_step_ratio > 0:
+            raise ValueError(f"max_step_ratio must be positive, got {self.max_step_ratio}")
 
     def claims(self) -> Claims:
         if self.eta > 0:
@@ -189,7 +191,7 @@ class DPMpp3MSDE(Sampler):
         _, m1, m2 = moments(decay, 3)
         (x0_1, at_1), *older = history
         slope = h / (at - at_1) * (x0 - x0_1)
-        if not older or h > self.reach * (at - at_1):
+        if not older or h > self.max_step_ratio * (at - at_1):
             return m1 * slope
         x0_2, at_2 = older[0]
         second = h / (at - at_2) * (slope - h / (at_1 - at_2) * (x0_1 - x0_2))

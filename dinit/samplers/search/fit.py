@@ -17,7 +17,8 @@ from torch import Tensor
 
 from dinit.diffusion import Denoiser
 from dinit.samplers.grids.base import Times
-from dinit.samplers.multistep.unified import Rule, Unified
+from dinit.samplers.multistep.rules import Extrapolate
+from dinit.samplers.multistep.unified import Unified
 
 _ROOM = 1e-2
 """A first distance of the last time from t_min, in half the log-SNR, from where both ways are open."""
@@ -35,13 +36,15 @@ class Schedule:
     denoiser: Denoiser
     first: float
     start: float  # the half log-SNR from which the first gap is measured
-    rules: tuple[Rule, ...]
+    rules: tuple[Extrapolate, ...]
 
     @classmethod
-    def of(cls, denoiser: Denoiser, rules: Sequence[Rule], times: Sequence[float]) -> tuple[Schedule, Tensor]:
+    def of(
+        cls, denoiser: Denoiser, rules: Sequence[Extrapolate], times: Sequence[float]
+    ) -> tuple[Schedule, Tensor]:
         """The schedule and its numbers. Rules get order 4 with factors 0 for what they did not extrapolate over."""
         free = tuple(
-            replace(rule, order=4, differences=tuple(_factor(rule, j) for j in (1, 2, 3))) for rule in rules
+            replace(rule, order=4, difference_weights=tuple(_factor(rule, j) for j in (1, 2, 3))) for rule in rules
         )
         levels = denoiser.process.scales(torch.tensor(list(times), dtype=torch.float64)).log_snr / 2
         top = denoiser.process.scales(denoiser.t_min).log_snr / 2
@@ -52,7 +55,7 @@ class Schedule:
         start = min(start, float(raw[0]) - _ROOM)
         gaps = torch.diff(raw, prepend=torch.tensor([start], dtype=torch.float64)).clamp_min(_ROOM)
         factors = torch.tensor(
-            [f for i, rule in enumerate(free) for f in rule.differences[:i]], dtype=torch.float64
+            [f for i, rule in enumerate(free) for f in rule.difference_weights[:i]], dtype=torch.float64
         )
         return cls(denoiser, times[0], start, free), torch.cat([gaps.log(), factors])
 
@@ -65,12 +68,12 @@ class Schedule:
         factors, rules = numbers[steps:].tolist(), []
         for i, rule in enumerate(self.rules):
             own, factors = factors[: min(i, 3)], factors[min(i, 3) :]
-            rules.append(replace(rule, differences=(*own, *rule.differences[len(own) :])))
+            rules.append(replace(rule, difference_weights=(*own, *rule.difference_weights[len(own) :])))
         return Unified(tuple(rules), "lower-order"), Times((self.first, *times.tolist()))
 
 
-def _factor(rule: Rule, difference: int) -> float:
-    given = rule.differences[difference - 1 : difference]
+def _factor(rule: Extrapolate, difference: int) -> float:
+    given = rule.difference_weights[difference - 1 : difference]
     return float(difference < rule.order) * (given[0] if given else 1.0)
 
 
@@ -82,7 +85,10 @@ def fit(
     run: the end of a run by a sampler on times, in reference's shape and dtype. iterations: Levenberg-Marquardt
     steps, of one run for each number of the schedule (about four a step) and a few besides. Moré 1978.
     """
-    schedule, numbers = Schedule.of(denoiser, sampler.rules(len(grid.values) - 1, True), grid.values)
+    rules = [one for one in sampler.schedule_for(len(grid.values) - 1, True).rules if isinstance(one, Extrapolate)]
+    if len(rules) < len(grid.values) - 1:
+        raise ValueError("fit: all rules of the schedule must be of the kind Extrapolate")
+    schedule, numbers = Schedule.of(denoiser, rules, grid.values)
     step = 1e-4 if reference.dtype == torch.float64 else 3e-3
 
     def residual(at: Tensor) -> Tensor:

@@ -26,7 +26,8 @@ from dinit.samplers.grids.base import Karras, LogSNR, TimeGrid, Times, Uniform
 from dinit.samplers.grids.shifted import Shifted
 from dinit.samplers.multistep.adams import ExponentialAB
 from dinit.samplers.multistep.exponential_weights import Prediction, Variable
-from dinit.samplers.multistep.unified import Rule, Unified
+from dinit.samplers.multistep.rules import Corrector, Extrapolate, rule_from_config
+from dinit.samplers.multistep.unified import Unified
 from dinit.samplers.search.fit import fit
 
 SPACE: tuple[tuple[Prediction, Variable], ...] = (
@@ -52,11 +53,8 @@ class Found:
 
     def to_config(self) -> dict[str, Any]:
         """A mapping of plain values that `from_config` reads."""
-        schedule = [asdict(rule) for rule in self.sampler.schedule]
-        for rule in schedule:  # JSON has no infinity
-            rule["reach"] = None if math.isinf(rule["reach"]) else rule["reach"]
         return {
-            "schedule": schedule,
+            "schedule": [rule.to_config() for rule in self.sampler.schedule],
             "warm_up": self.sampler.warm_up,
             "times": list(self.grid.values),
             "error": self.error,
@@ -66,8 +64,7 @@ class Found:
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Found:
         """What `to_config` gave. ValueError or KeyError where it is something else."""
-        rules = [{**rule, "reach": rule["reach"] or math.inf} for rule in config["schedule"]]
-        sampler = Unified(tuple(Rule(**rule) for rule in rules), config["warm_up"])
+        sampler = Unified(tuple(rule_from_config(rule) for rule in config["schedule"]), config["warm_up"])
         return cls(sampler, Times(tuple(config["times"])), config["error"], config["start_error"])
 
 
@@ -162,7 +159,7 @@ class SolverSearch:
 class Genome:
     """One schedule: a rule for each step, and its times, decreasing."""
 
-    rules: tuple[Rule, ...]
+    rules: tuple[Extrapolate, ...]
     times: tuple[float, ...]
 
     @property
@@ -182,8 +179,9 @@ def starts(denoiser: Denoiser, steps: int) -> list[Genome]:
         times = tuple(grid.times(denoiser.process, steps + 1, denoiser.t_min, denoiser.t_max).tolist())
         for prediction, variable in SPACE:
             for order in (2, 3, 4):
-                for corrector in (False, True):
-                    genomes.append(Genome((Rule(prediction, order, corrector, variable),) * steps, times))
+                for corrector in (None, Corrector()):
+                    rule = Extrapolate(prediction, order, variable=variable, corrector=corrector)
+                    genomes.append(Genome((rule,) * steps, times))
     return genomes
 
 
@@ -203,7 +201,7 @@ def mutated(genome: Genome, size: float, luck: random.Random) -> Genome:
     elif kind == 1:
         rules[i] = replace(rules[i], order=luck.randint(1, 4))
     elif kind == 2:
-        rules[i] = replace(rules[i], corrector=not rules[i].corrector)
+        rules[i] = replace(rules[i], corrector=None if rules[i].corrector else Corrector())
     return Genome(tuple(rules), moved(genome.times, size, luck))
 
 
