@@ -597,6 +597,8 @@ class Pipeline(DiffusionPipeline):
                 of a whole number, which is the seed of all images, or of its one image. The same state gives the
                 same images, though not those of diffusers.
             eta: of a sampler that has it (ddim, ancestral, ...), in place of its own.
+            *positional: refused; only labels go without a keyword.
+            **foreign: refused, with what each is called here.
 
         Raises:
             ValueError: anything that cannot run, or a keyword that is none of these, before the first evaluation of
