@@ -29,6 +29,7 @@ PACKAGES = (
     "dinit.pipelines",
 )
 _SECTION = re.compile(r"^(Args|Attributes|Returns|Yields|Raises|Examples?|Notes?|References?):$")
+_AS_ANOTHER = re.compile(r"Arguments(,| and)? .*\bas\b( in| those of)? `")
 _ENTRY = re.compile(r"^ {4}(\*{0,2}\w[*\w., ]*?)(?: \([^)]*\))?:(?:\s|$)")
 
 # Names whose docstrings are not complete yet. A name that is complete must leave the list; none may come.
@@ -378,6 +379,8 @@ def of_property(value: Any) -> list[str]:
 def of_function(function: Any) -> list[str]:
     if not function.__doc__:
         return ["no docstring"]
+    if _AS_ANOTHER.search(function.__doc__):
+        return []
     return compare(sections(function.__doc__), parameters_of_function(function), raised(function))
 
 
@@ -385,6 +388,8 @@ def of_method(function: Any, overrides: bool) -> list[str]:
     """As a function. An override may rest on what it overrides; one parameter may be explained in a sentence."""
     if not function.__doc__:
         return ["no docstring"]
+    if _AS_ANOTHER.search(function.__doc__):
+        return []
     has, parameters = sections(function.__doc__), parameters_of_function(function)
     if "Args" not in has and len(parameters) == 1 and re.search(rf"\b{parameters[0]}\b", function.__doc__):
         parameters = []
@@ -394,7 +399,10 @@ def of_method(function: Any, overrides: bool) -> list[str]:
 
 
 def parameters_of_function(function: Any) -> list[str]:
-    return [name for name in inspect.signature(function).parameters if name not in ("self", "cls")]
+    """All but self; *args and **kwargs with a leading '_', which ruff asks for where there are Args (D417)."""
+    parameters = inspect.signature(function).parameters.values()
+    starred = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [f"_{p.name}" if p.kind in starred else p.name for p in parameters if p.name not in ("self", "cls")]
 
 
 def of_class(made: type) -> list[str]:
@@ -435,7 +443,7 @@ def parameters_of(made: type) -> list[str]:
 
 def compare(has: dict[str, set[str]], parameters: list[str], errors: set[str]) -> list[str]:
     given = has.get("Args", set())
-    wrong = [f"no parameter {name!r}" for name in sorted(given - set(parameters))]
+    wrong = [f"no parameter {name!r}" for name in sorted(given - {name.lstrip("_") for name in parameters})]
     wrong += [f"{name!r} is not under Args" for name in parameters if name not in given and name[0] != "_"]
     return wrong + [f"{error} is not under Raises" for error in sorted(errors - has.get("Raises", set()))]
 
@@ -465,7 +473,9 @@ def errors_in(node: ast.AST) -> Iterator[str]:
         if isinstance(inner, ast.FunctionDef | ast.Lambda | ast.ClassDef):
             continue
         match inner:
-            case ast.Raise(exc=ast.Call(func=ast.Name(id=error))) if error != "NotImplementedError":
+            case ast.Raise(exc=ast.Call(func=ast.Name(id=error))) if (
+                error[0].isupper() and error != "NotImplementedError"
+            ):
                 yield error
         yield from errors_in(inner)
 

@@ -120,11 +120,28 @@ class Rule(ABC):
 
     @abstractmethod
     def claimed_order(self, warm_up: WarmUp) -> int:
-        """The order of a run that follows this rule throughout."""
+        """The order of a run that follows this rule throughout.
+
+        Args:
+            warm_up: How the first steps, which lack evaluations, are taken.
+
+        Returns:
+            The order of convergence.
+        """
 
     @abstractmethod
     def updates(self, process: Process, points: Sequence[Scales], i: int, warm_up: WarmUp) -> StepUpdates:
-        """The coefficients of the step from points[i] to points[i + 1]."""
+        """The coefficients of the step from points[i] to points[i + 1].
+
+        Args:
+            process: The noise process of the run.
+            points: The scales at the ends of all steps, N + 1 of them.
+            i: Number of the step, 0 .. N - 1.
+            warm_up: How the first steps, which lack evaluations, are taken.
+
+        Returns:
+            Inner stages, if any, and the update to points[i + 1].
+        """
 
     def to_config(self) -> dict[str, Any]:
         """Plain values, without infinities, that `rule_from_config` reads."""
@@ -330,7 +347,19 @@ class Extrapolate(HistoryRule):
 class Pseudo(HistoryRule):
     """Adams-Bashforth's weights for equal steps, as fractions of the step's whole integral. Liu et al. 2022 (PNDM).
 
-    Of order 2 at most, as the weights do not depend on the lengths of the steps. Arguments as for `Extrapolate`.
+    Of order 2 at most, as the weights do not depend on the lengths of the steps.
+
+    Args:
+        prediction: What the network's output is read as; `ode_variables` lists the changes of variables.
+        order: Evaluations extrapolated, 1 to 4, or as many as there are.
+        variable: What the polynomial is taken in.
+        corrector: Takes the step again with the evaluation at its end; None: no correction.
+        start_steps_back: 1 or 2 start from the state one or two steps back.
+        max_step_ratio: A step longer than this times the one before it extrapolates over two evaluations at most.
+            Positive.
+
+    Raises:
+        ValueError: An option out of range.
     """
 
     registry_name = "pseudo"
