@@ -60,10 +60,6 @@ dinit.LiT.position_table
 dinit.LightningDiT
 dinit.LightningDiT.position_table
 dinit.NCSNpp
-dinit.Pipeline
-dinit.Pipeline.__call__
-dinit.Pipeline.plan
-dinit.Pipeline.run
 dinit.SiT
 dinit.UNet
 dinit.checkpoints.Checkpoint
@@ -103,15 +99,11 @@ dinit.data.sample_key
 dinit.data.to_uint8
 dinit.diffusion.BackboneDenoiser
 dinit.diffusion.BackboneDenoiser.ask
-dinit.diffusion.Condition
-dinit.diffusion.Condition.batch
 dinit.diffusion.Condition.joined
-dinit.diffusion.Condition.null
 dinit.diffusion.Denoised
 dinit.diffusion.Denoised.log_variance
 dinit.diffusion.Denoised.rows
 dinit.diffusion.Denoiser.__call__
-dinit.diffusion.Denoiser.check_labels
 dinit.diffusion.Denoiser.condition
 dinit.diffusion.EDM
 dinit.diffusion.EDMPreconditioning
@@ -126,7 +118,6 @@ dinit.diffusion.Process.noise_label
 dinit.diffusion.Process.time_of_noise_level
 dinit.diffusion.Scales
 dinit.diffusion.SubVP
-dinit.diffusion.SupportsNormal.normal
 dinit.diffusion.VE
 dinit.diffusion.VEDiscrete
 dinit.diffusion.VP
@@ -201,7 +192,6 @@ dinit.models.MixtureDenoiser.sample
 dinit.pipelines.Call
 dinit.pipelines.Call.from_config
 dinit.pipelines.Converted
-dinit.pipelines.Generated
 dinit.pipelines.Trajectory.__call__
 dinit.pipelines.Trajectory.frames
 dinit.samplers.AdamsBashforth
@@ -247,14 +237,12 @@ dinit.samplers.RecordedNoise.normal
 dinit.samplers.Respaced
 dinit.samplers.Respaced.levels
 dinit.samplers.Restart
-dinit.samplers.Rule
 dinit.samplers.SASolver
 dinit.samplers.Sampler.check
 dinit.samplers.Sampler.describe
 dinit.samplers.Sampler.init
 dinit.samplers.Sampler.inner_times
 dinit.samplers.Sampler.iterate
-dinit.samplers.Sampler.sample
 dinit.samplers.Sampler.step
 dinit.samplers.Searched
 dinit.samplers.Shifted
@@ -266,10 +254,8 @@ dinit.samplers.Times
 dinit.samplers.Timesteps
 dinit.samplers.UniPC
 dinit.samplers.UniPC.rule
-dinit.samplers.Unified
 dinit.samplers.VPInSigma
 dinit.samplers.compare
-dinit.samplers.describe
 dinit.samplers.guidance.APG
 dinit.samplers.guidance.Autoguidance
 dinit.samplers.guidance.CADS
@@ -290,7 +276,6 @@ dinit.samplers.guidance.NoiseDamped
 dinit.samplers.guidance.PowerCosine
 dinit.samplers.guidance.ScaleSchedule.scale_at
 dinit.samplers.guidance.apply_guidance
-dinit.samplers.invert
 dinit.samplers.search_timesteps
 dinit.training.Contrastive
 dinit.training.Direction
