@@ -21,7 +21,7 @@ from dinit.pipelines.outputs.manifest import read_manifest, weights_sha256
 from dinit.pipelines.outputs.replay import replay
 from dinit.pipelines.outputs.sheets import lay_out, to_pil
 from dinit.samplers import Restart, Sampler, Unified
-from dinit.samplers.multistep.unified import Rule
+from dinit.samplers.multistep.rules import Extrapolate, SingleStep
 from dinit.samplers.ode.restart import Interval
 
 
@@ -81,7 +81,7 @@ def test_folder_and_each_of_its_pictures_replay_the_same(made, tmp_path: Path) -
 @pytest.mark.parametrize(
     "sampler",
     [
-        Unified((Rule("v", 2, variable="own", differences=(0.9,)), Rule("x0", 2, stages=(0.5,), corrector=False))),
+        Unified((Extrapolate("v", 2, variable="own", difference_weights=(0.9,)), SingleStep("x0", (0.5,)))),
         Restart((Interval(0.1, 0.5, 2, 1), Interval(1.0, 2.0, 2, 1))),
     ],
     ids=["unified", "restart"],

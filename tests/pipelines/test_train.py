@@ -211,7 +211,7 @@ def test_fp16_on_the_cpu_is_refused(tmp_path: Path) -> None:
 
 def test_diverged_run_stops_and_says_so(tmp_path: Path) -> None:
     overrides = ("optimizer.lr=1e30", "training.clip_norm=null", "training.max_skipped=3")
-    with pytest.raises(TrainingDiverged, match=r"3 steps in a row.*Lower"):
+    with pytest.raises(TrainingDiverged, match=r"3 consecutive steps.*Lower"):
         train(tiny(*overrides), tmp_path / "run", progress=False)
     assert not (tmp_path / "run" / "pipeline").exists()
 

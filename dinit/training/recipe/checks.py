@@ -94,6 +94,8 @@ class _Checks:
             return  # a type that Pydantic cannot check; the constructor will
         try:
             adapter.validate_json(json.dumps(value, default=str), strict=True)
+        except TypeError:
+            return  # an abstract class, as a rule of `unified` is; the constructor checks its mapping
         except ValidationError as error:
             message = error.errors()[0]["msg"]
             self.mistakes.append(Mistake(path, f"{message[0].lower()}{message[1:]}, got {value!r}"))
