@@ -1,4 +1,6 @@
-"""Make `import torchvision` possible where its compiled operators cannot be loaded.
+"""Differences between the versions of libraries that dinit runs with.
+
+`ensure_torchvision` makes `import torchvision` possible where its compiled operators cannot be loaded.
 
 The registry's torchvision wheel is built for CUDA. Beside a CPU-only torch its library does not load, and the
 Python half then fails on import with `operator torchvision::nms does not exist`, because it registers shape
@@ -20,6 +22,15 @@ _SCHEMAS = {
     "qnms": "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 }
 _library: Any = None  # a torch.library.Library undoes its definitions when it is collected, so it is kept
+
+
+def dtype_option(dtype: Any) -> dict[str, Any]:
+    """The keyword by which this diffusers' `from_pretrained` takes a dtype; none for None."""
+    if dtype is None:
+        return {}
+    from diffusers.utils import deprecation_utils
+
+    return {"dtype" if hasattr(deprecation_utils, "_resolve_dtype") else "torch_dtype": dtype}
 
 
 def ensure_torchvision() -> bool:

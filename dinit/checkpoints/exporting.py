@@ -144,6 +144,11 @@ def scheduler_arguments(process: Any, parameterization: Any) -> dict[str, Any]:
             f"diffusers' DiTPipeline knows discrete VP with {', '.join(_PREDICTIONS)}; this pipeline was trained "
             f"on {process} with {name}"
         )
+    return {**beta_arguments(process), "prediction_type": _PREDICTIONS[name], "clip_sample": False}
+
+
+def beta_arguments(process: VPDiscrete) -> dict[str, Any]:
+    """The arguments that say the noise schedule, of every diffusers scheduler for a chain of betas."""
     scale = 1000 / process.num_steps
     start, end = (1e-4 * scale, 0.02 * scale) if process.schedule == "linear" else (0.00085, 0.012)
     return {
@@ -151,7 +156,5 @@ def scheduler_arguments(process: Any, parameterization: Any) -> dict[str, Any]:
         "beta_schedule": _SCHEDULES[process.schedule],
         "beta_start": process.beta_start or start,
         "beta_end": process.beta_end or end,
-        "prediction_type": _PREDICTIONS[name],
         "rescale_betas_zero_snr": process.zero_terminal_snr,
-        "clip_sample": False,
     }

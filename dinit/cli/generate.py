@@ -117,7 +117,7 @@ def generate(
         own = pipe.defaults.get("sampler")
         options |= call_options(None, sampler_option, None, None, None, default_sampler=own)
     chosen = choose_labels(pipe, classes, per_class, labels, num_images)
-    call = pipe.plan(chosen, num_images=num_images, seed=seed, batch_size=batch_size, **options)
+    call = pipe.prepare(chosen, num_images=num_images, seed=seed, batch_size=batch_size, **options)
     _make(pipe, call, out, out_dir, trajectory)
 
 

@@ -87,7 +87,7 @@ def make_set(
         labels = choose(pipe)
         planned = call_options(**options)
         count = num_images if labels is None else None
-        call = pipe.plan(labels, num_images=count, seed=seed, batch_size=batch_size, **planned)
+        call = pipe.prepare(labels, num_images=count, seed=seed, batch_size=batch_size, **planned)
         speaks = state.is_main_process
         with _show(enabled=speaks) as show, _signals() as caught:
             made = generate_set(pipe, call, out, group or GROUP, make_pack, show, stop=lambda: bool(caught))

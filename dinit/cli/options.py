@@ -51,7 +51,7 @@ def call_options(
     guidance: Sequence[str] | None,
     default_sampler: Any = None,
 ) -> dict[str, Any]:
-    """The options as Pipeline.plan takes them; what was not given is left out.
+    """The options as Pipeline.prepare takes them; what was not given is left out.
 
     default_sampler: the pipeline's own, which --sampler-option alone changes.
     """
@@ -76,14 +76,14 @@ def load(name: str, device: str, dtype: str) -> Pipeline:
     """The pipeline on its device, without diffusers' progress bars. ValueError for an unknown device or dtype."""
     import torch
 
-    from dinit.pipelines.generate import open_pipeline
+    from dinit.pipelines.generate import Pipeline
     from dinit.registry import suggest
 
     if dtype not in DTYPES:
         raise ValueError(f"unknown dtype {dtype!r}{suggest(dtype, list(DTYPES))}")
     place = torch_device(device)
     quiet()
-    pipe = open_pipeline(name, place, getattr(torch, dtype))
+    pipe = Pipeline.from_pretrained(name, device=place, dtype=getattr(torch, dtype))
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from dinit.compat import dtype_option
 from dinit.registry import Registry
 
 if TYPE_CHECKING:  # a second to import, which work on pixels does not need
@@ -198,7 +199,7 @@ def open_autoencoder(place: str | Path, dtype: torch.dtype | None = None) -> Aut
     """
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
-    options: dict[str, Any] = {} if dtype is None else {"torch_dtype": dtype}
+    options = dtype_option(dtype)
     try:
         config, part = _autoencoder_config(place)
         if config.get("_class_name") != "AutoencoderKL":
@@ -274,7 +275,7 @@ def load_codec(folder: str | Path, channels: int = 3, dtype: torch.dtype | None 
     The identity's pixel range is the one in the folder's model_index.json, where there is one.
     """
     if (Path(folder) / VAE_FOLDER).is_dir():
-        options = {} if dtype is None else {"torch_dtype": dtype}
+        options = dtype_option(dtype)
         return AutoencoderKLCodec.from_pretrained(folder, subfolder=VAE_FOLDER, **options)
     index = Path(folder) / "model_index.json"
     config = json.loads(index.read_text(encoding="utf-8")) if index.is_file() else {}

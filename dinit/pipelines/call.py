@@ -7,21 +7,66 @@ import math
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from enum import Enum
+from numbers import Real
+from typing import Any, Final, TypedDict
 
+import torch
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
-from dinit.checkpoints.interop.scheduler_sampler import SchedulerGrid, SchedulerSampler
-from dinit.diffusion import Process
+from dinit.checkpoints.interop.scheduler_sampler import (
+    SchedulerGrid,
+    SchedulerSampler,
+    sampler_from_diffusers,
+)
 from dinit.registry import Registry, suggest
 from dinit.samplers import GRIDS, SAMPLERS, Sampler, TimeGrid
-from dinit.samplers.grids.base import Times, default_grid
+from dinit.samplers.grids.base import Times
 from dinit.samplers.guidance import GUIDANCES, Guidance
+from dinit.samplers.guidance.cfg import CFG
 
 DEFAULT_BATCH = 64  # bounds memory; images do not depend on it
 DEFAULT_KEYS = ("sampler", "steps", "grid", "guidance")
 
+
+class Default(Enum):
+    """The type of `DEFAULT`, for an argument whose None means something."""
+
+    DEFAULT = "default"
+
+    def __repr__(self) -> str:
+        return "DEFAULT"
+
+
+DEFAULT: Final = Default.DEFAULT
+"""Stands for the pipeline's own default in `guidance=`, where None is no guidance."""
+
 Label = int | str | None
+Labels = Label | Sequence[Label] | Tensor
+SamplerLike = Sampler | SchedulerMixin | str | Mapping[str, Any]
+GridLike = TimeGrid | Tensor | str | Mapping[str, Any]
+GuidanceLike = Guidance | float | str | Mapping[str, Any]
+Seeds = int | Sequence[int] | Tensor
+Generators = torch.Generator | Sequence[torch.Generator]
+
+
+class CallOptions(TypedDict, total=False):
+    """The keywords of a pipeline's call that decide the images; `Pipeline.__call__` says what each means."""
+
+    num_images: int | None
+    sampler: SamplerLike | None
+    steps: int | None
+    grid: GridLike | None
+    guidance: GuidanceLike | Sequence[GuidanceLike] | Default | None
+    seed: Seeds | None
+    start_index: int
+    batch_size: int | None
+    class_labels: Labels
+    guidance_scale: float | None
+    num_inference_steps: int | None
+    generator: Generators | None
+    eta: float | None
 
 
 @dataclass(frozen=True)
@@ -124,36 +169,125 @@ def from_spec(spec: Any) -> Any:
     return float(spec) if isinstance(spec, str) and spec in ("inf", "-inf", "nan") else spec
 
 
-def make_sampler(spec: Any) -> Sampler:
-    """A sampler from a name, a mapping with options, or an object. ValueError for anything else."""
-    return _create(SAMPLERS, Sampler, spec)
+def make_sampler(spec: Any, eta: float | None = None) -> Sampler:
+    """The sampler that a spec stands for.
+
+    Args:
+        spec: a Sampler, a name ("heun"), a name with options ("ddim:eta=0.5"), a mapping ({"name": "ddim", "eta":
+            0.5}), or a diffusers scheduler, which `dinit.checkpoints.from_diffusers.sampler_from_diffusers` reads.
+        eta: in place of the sampler's own, as DDIMPipeline takes it.
+
+    Raises:
+        ValueError: anything else; an option out of range; eta for a sampler that has none.
+    """
+    if isinstance(spec, type) and issubclass(spec, SchedulerMixin):
+        made = f"{spec.__name__}.from_config(pipe.scheduler.config)"
+        raise ValueError(f"a sampler is an object, got the class {spec.__name__}: make one, {made}")
+    sampler = sampler_from_diffusers(spec) if isinstance(spec, SchedulerMixin) else _create(SAMPLERS, Sampler, spec)
+    return sampler if eta is None else _with_eta(sampler, eta)
+
+
+def _with_eta(sampler: Sampler, eta: float) -> Sampler:
+    """The sampler with another eta, its share of the noise of the reverse process."""
+    if isinstance(sampler, SchedulerSampler):
+        return dataclasses.replace(sampler, options={**sampler.options, "eta": eta})
+    if "eta" not in {field.name for field in dataclasses.fields(sampler) if field.init}:
+        having = [name for name in SAMPLERS if "eta" in getattr(SAMPLERS[name], "__dataclass_fields__", {})]
+        raise ValueError(f"{type(sampler).__name__} has no eta; samplers that have: {', '.join(having)}")
+    return dataclasses.replace(sampler, eta=eta)  # type: ignore[call-arg]
 
 
 def make_guidance(spec: Any) -> tuple[Guidance, ...]:
-    """One guidance or several, each as `make_sampler` takes a sampler; None and an empty list are none."""
-    if spec is None:
+    """The guidances that a spec stands for.
+
+    Args:
+        spec: one guidance or a sequence of them, the last outermost. Each is a Guidance, a name with or without
+            options ("cfg:scale=4"), a mapping, or a number, which is the scale of CFG. None, "none" and an empty
+            sequence are no guidance.
+
+    Raises:
+        ValueError: anything else; an option out of range.
+    """
+    if spec is None or spec == "none":
         return ()
-    specs = [spec] if isinstance(spec, (str, Mapping, Guidance)) else list(spec)
-    return tuple(_create(GUIDANCES, Guidance, one) for one in specs)
+    if isinstance(spec, Sequence) and not isinstance(spec, str):
+        return tuple(_one_guidance(one) for one in spec)
+    return (_one_guidance(spec),)
 
 
-def make_grid(spec: Any, steps: int | None, process: Process) -> tuple[TimeGrid, int]:
-    """The grid and its number of steps. Times given one by one bring their own number.
+def _one_guidance(spec: Any) -> Guidance:
+    if isinstance(spec, bool):
+        raise ValueError(
+            f"guidance = {spec} is not a scale: None or [] is no guidance, a number the scale of CFG, and what is "
+            "left out is the pipeline's default"
+        )
+    return CFG(float(spec)) if isinstance(spec, Real) else _create(GUIDANCES, Guidance, spec)
 
-    spec: a TimeGrid, a name, a mapping with options, a tensor of times, or None for the process's usual grid.
+
+def guidance_at_scale(default: tuple[Guidance, ...], scale: float) -> tuple[Guidance, ...]:
+    """The default guidance with CFG at diffusers' `guidance_scale`; a scale of 1 or less is no CFG, as there.
+
+    Args:
+        default: the pipeline's own guidance. What is not CFG in it, such as clipping, stays.
+        scale: of CFG. Ho & Salimans' w is scale - 1.
+
+    Raises:
+        ValueError: not a number; the default guides by another method than CFG, which may mean another scale.
+    """
+    if isinstance(scale, bool) or not isinstance(scale, Real):
+        raise ValueError(f"guidance_scale must be a number, got {scale!r}")
+    others = [one for one in default if hasattr(one, "scale") and not isinstance(one, CFG)]
+    if others:
+        raise ValueError(
+            f"guidance_scale is the scale of CFG, and the default guidance of this pipeline is {others[0]!r}: give "
+            "the whole guidance as guidance="
+        )
+    if scale <= 1:
+        return tuple(one for one in default if not isinstance(one, CFG))
+    if not any(isinstance(one, CFG) for one in default):
+        return (CFG(float(scale)), *default)
+    return tuple(_rescaled(one, float(scale)) if isinstance(one, CFG) else one for one in default)
+
+
+def _rescaled(cfg: Any, scale: float) -> Guidance:
+    return dataclasses.replace(cfg, scale=scale)
+
+
+def make_grid(spec: Any) -> TimeGrid:
+    """The grid that a spec stands for: a TimeGrid, a name with or without options, a mapping, or times in [0, 1].
+
+    Raises:
+        ValueError: anything else; an option out of range.
     """
     if isinstance(spec, Tensor):
-        spec = Times(tuple(spec.double().flatten().tolist()))
-    grid: TimeGrid = default_grid(process) if spec is None else _create(GRIDS, TimeGrid, spec)
-    if steps is None and isinstance(grid, Times):
-        steps = len(grid.values)  # pyright: ignore[reportAttributeAccessIssue]
-    if steps is None:
-        raise ValueError("give the number of steps; this pipeline has no default")
-    return grid, whole_number("steps", steps)
+        return Times(tuple(spec.double().flatten().tolist()))
+    return _create(GRIDS, TimeGrid, spec)
 
 
-def make_keys(seed: int | Sequence[int], count: int, start_index: int) -> tuple[tuple[int, int], ...]:
-    """One (seed, image index) an image: one seed counts images from start_index, a list is image 0 of each."""
+def make_keys(
+    seed: Seeds | None, count: int, start_index: int = 0, generator: Generators | None = None
+) -> tuple[tuple[int, int], ...]:
+    """The keys of the images' noise, one (seed, image index) an image; see NoiseSource.
+
+    Args:
+        seed: one seed, whose images count from start_index; a seed an image, each of image 0; or None, which draws
+            one seed from torch's default generator.
+        count: number of images.
+        start_index: index of the first image of one seed.
+        generator: in place of seed. Each generator gives one draw, a whole number in [0, 2^63 - 1), and is advanced
+            by it. The draw of one generator is the one seed; those of a list are a seed an image. The same state
+            therefore gives the same images, two calls in a row give different ones, and the images are not those
+            that diffusers makes of this generator.
+
+    Raises:
+        ValueError: another number of seeds than images; both seed and generator; not whole numbers.
+    """
+    if generator is not None:
+        if not (isinstance(seed, int) and seed == 0):
+            raise ValueError("seed and generator both decide the noise; give one of them")
+        seed = _seeds_of(generator)
+    if seed is None:
+        seed = _draw_seed(None)
     if isinstance(seed, Tensor):
         seed = seed.tolist()
     if isinstance(seed, Sequence) and not isinstance(seed, str):
@@ -162,10 +296,27 @@ def make_keys(seed: int | Sequence[int], count: int, start_index: int) -> tuple[
         if len(seed) != count:
             raise ValueError(f"give one seed, or one for each of {count} images; got {len(seed)}")
         return tuple((_integer("seed", one), 0) for one in seed)
+    if isinstance(seed, torch.Generator):
+        raise ValueError("seed takes whole numbers; give a torch.Generator as generator=")
     first = _integer("start_index", start_index)
     if first < 0:
         raise ValueError(f"start_index must be 0 or more, got {first}")
     return tuple((_integer("seed", seed), first + k) for k in range(count))
+
+
+def _seeds_of(generator: Generators) -> int | list[int]:
+    if isinstance(generator, torch.Generator):
+        return _draw_seed(generator)
+    if not isinstance(generator, Sequence) or not all(isinstance(one, torch.Generator) for one in generator):
+        raise ValueError(
+            f"generator must be a torch.Generator or a list of them, got {generator!r}; see also seed="
+        )
+    return [_draw_seed(one) for one in generator]
+
+
+def _draw_seed(generator: torch.Generator | None) -> int:
+    device = "cpu" if generator is None else generator.device
+    return int(torch.randint(2**63 - 1, (), generator=generator, device=device))
 
 
 def resolve_labels(
@@ -208,7 +359,8 @@ def _class_number(label: Label, num_classes: int, class_names: Sequence[str] | N
         label = int(label)
     number = _integer("a label", label)
     if not 0 <= number < num_classes:
-        raise ValueError(f"class {number} is out of range: this pipeline has classes 0 .. {num_classes - 1}")
+        null = "; no class, the null class, is None" if number == num_classes else ""
+        raise ValueError(f"class {number} is out of range: this pipeline has classes 0 .. {num_classes - 1}{null}")
     return number
 
 
@@ -237,14 +389,12 @@ def _integer(what: str, value: Any) -> int:
 
 
 def _create(registry: Registry[Any], kind: type, spec: Any) -> Any:
-    """The registry's object. ValueError where an option is of a wrong type, or it is no `kind`."""
-    try:
-        value = _of_diffusers(kind, spec) or registry.create(from_spec(spec))
-    except TypeError as error:  # an option of a wrong type: "'<' not supported between instances of ..."
-        raise ValueError(f"{registry.kind} {spec!r} cannot be made: {error}") from error
+    """The registry's object. ValueError where it is no `kind`."""
+    value = _of_diffusers(kind, spec) or registry.create(from_spec(spec))
     if not isinstance(value, kind):
-        noun = registry.kind
-        raise ValueError(f"{noun} must be a {kind.__name__}, a name, or a mapping with options; got {value!r}")
+        raise ValueError(
+            f"{registry.kind} must be a {kind.__name__}, a name, or a mapping with options; got {value!r}"
+        )
     return value
 
 

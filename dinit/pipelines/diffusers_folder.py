@@ -10,11 +10,12 @@ from typing import Any
 from dinit.checkpoints.from_diffusers import check_variance
 from dinit.checkpoints.interop.networks import class_backbone
 from dinit.checkpoints.interop.schedule import SCHEDULERS, read_scheduler
+from dinit.compat import dtype_option
 from dinit.diffusion import Process
 from dinit.diffusion.discrete import BetaChain
 from dinit.pipelines.loading import INDEX, check_tensors, expected_shapes, read_json, weight_shapes
 
-OPTIONS = ("torch_dtype", "null_label")
+OPTIONS = ("dtype", "torch_dtype", "null_label")
 STEPS = 50
 DIT_GUIDANCE = 4.0  # DiTPipeline's own, on all channels
 
@@ -40,7 +41,7 @@ def is_diffusers_folder(folder: Path) -> bool:
 def read_diffusers_folder(folder: Path, options: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of dinit's Pipeline for it. Only safetensors are read, and only known classes are made.
 
-    options: torch_dtype, as diffusers takes it; null_label, as denoiser_from_diffusers does. The defaults are DDIM
+    options: dtype, as diffusers takes it; null_label, as denoiser_from_diffusers does. The defaults are DDIM
     in 50 steps, spaced as the scheduler says, with its clipping of pixels and DiTPipeline's guidance scale.
     FileNotFoundError or ValueError, with the class of the pipeline and of the part, for what is not understood.
     """
@@ -48,10 +49,10 @@ def read_diffusers_folder(folder: Path, options: Mapping[str, Any]) -> dict[str,
     parts, owner = _components(index), f"{folder} ({index.get('_class_name')})"
     for name in options:
         if name not in OPTIONS:
-            raise ValueError(f"{owner}: a diffusers folder takes {' and '.join(OPTIONS)} only, got {name}")
+            raise ValueError(f"{owner}: a diffusers folder takes {', '.join(OPTIONS)} only, got {name}")
     _check_components(owner, parts)
     try:
-        made = {name: _load(kind, folder / name, options.get("torch_dtype")) for name, kind in parts.items()}
+        made = {name: _load(kind, folder / name, options.get("dtype")) for name, kind in parts.items()}
         network, scheduler = made.get("unet") or made["transformer"], made["scheduler"]
         check_variance(network, scheduler)
         backbone = class_backbone(network, options.get("null_label"))
@@ -96,7 +97,7 @@ def _load(kind: str, folder: Path, dtype: Any) -> Any:
     expected = expected_shapes(class_, folder)
     found = {_renamed(name, expected): shape for name, shape in weight_shapes(folder).items()}
     check_tensors(folder, expected, found)
-    return class_.from_pretrained(folder, use_safetensors=True, torch_dtype=dtype)
+    return class_.from_pretrained(folder, use_safetensors=True, **dtype_option(dtype))
 
 
 def _renamed(name: str, expected: Mapping[str, Any]) -> str:

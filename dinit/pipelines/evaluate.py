@@ -72,7 +72,7 @@ def evaluate(
     dataset_name = _own_data(pipe) if dataset_name is None else dataset_name
     named, extractor, classes = _resolve(pipe, dataset_name, reference, protocol, features)
     labels = draw_labels(named, num_samples, classes, seed)
-    planned = pipe.plan(num_images=num_samples, labels=labels, seed=seed, **call).to_config()
+    planned = pipe.prepare(num_images=num_samples, labels=labels, seed=seed, **call).to_config()
     sampled = generate(pipe, num_samples, labels, seed, **call)
     made_by = {"pipeline": name, "seed": seed, "nfe": sampled.nfe, **{key: planned[key] for key in _RECORDED}}
     report = evaluate_images(

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict, Unpack, cast, overload
 
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from torch import Tensor
 
+from dinit.checkpoints.interop.scheduler_run import build
+from dinit.checkpoints.interop.scheduler_sampler import SchedulerSampler
+from dinit.checkpoints.interop.training_scheduler import training_scheduler
+from dinit.compat import dtype_option
 from dinit.diffusion import (
     PARAMETERIZATIONS,
     PROCESSES,
@@ -23,11 +27,21 @@ from dinit.diffusion import (
 )
 from dinit.models.base import BACKBONES
 from dinit.models.codec import AutoencoderKLCodec, Codec, IdentityCodec, align
+from dinit.pipelines.advice import CALL, LOADING, unknown_attribute, unknown_keywords
 from dinit.pipelines.call import (
+    DEFAULT,
     DEFAULT_BATCH,
     DEFAULT_KEYS,
     Call,
-    Label,
+    CallOptions,
+    Default,
+    Generators,
+    GridLike,
+    GuidanceLike,
+    Labels,
+    SamplerLike,
+    Seeds,
+    guidance_at_scale,
     make_grid,
     make_guidance,
     make_keys,
@@ -36,42 +50,109 @@ from dinit.pipelines.call import (
     to_spec,
     whole_number,
 )
+from dinit.pipelines.callbacks import Callback, StepCallback, Trajectory, step_callback
 from dinit.pipelines.diffusers_folder import is_diffusers_folder, read_diffusers_folder
 from dinit.pipelines.loading import check_folder, locate
 from dinit.pipelines.outputs.sheets import OUTPUT_TYPES, OutputType, convert
 from dinit.registry import suggest
-from dinit.samplers import NoiseSource, Step
-from dinit.samplers.base import plan
-from dinit.samplers.guidance import apply_guidance
+from dinit.samplers import NoiseSource, Sampler, Step, TimeGrid
+from dinit.samplers.guidance import Guidance, apply_guidance
+
+__all__ = ["Generated", "LoadOptions", "OutputOptions", "Pipeline", "Trajectory"]
 
 # What from_pretrained hands to the download of a hub repository, and not to diffusers' loading.
 _HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision")
+# Attributes that diffusers' own methods assign.
+_OF_DIFFUSERS = ("backbone", "vae", "hf_device_map", "quantization_config")
+_REHEARSED_STEPS = 20
 
 
 @dataclass
 class Generated(ImagePipelineOutput):
-    """images: as asked for by output_type. call: what made them. nfe: network evaluations an image."""
+    """What a call gives.
+
+    Attributes:
+        images: in the form of output_type: a list of PIL images, an array or a tensor.
+        call: what made them, with every default filled in.
+        nfe: network evaluations an image.
+    """
 
     images: Any
     call: Call
     nfe: int
 
 
+class OutputOptions(CallOptions, total=False):
+    """All keywords of a pipeline's call, but for return_dict."""
+
+    output_type: OutputType
+    callback_on_step_end: Callback | None
+
+
+class LoadOptions(TypedDict, total=False):
+    """Keywords of `Pipeline.from_pretrained`.
+
+    Components and settings in place of the saved ones (see Pipeline), and what diffusers' downloading and loading
+    take. null_label is for folders of diffusers.
+    """
+
+    backbone: Any
+    vae: Any
+    process: Any
+    parameterization: Any
+    class_names: Sequence[str] | None
+    t_max: float
+    defaults: Mapping[str, Any]
+    vae_reference: str | None
+    pixel_range: Sequence[float]
+    latent_normalization: Mapping[str, Any] | None
+    compile: bool | Mapping[str, Any]
+    null_label: int | None
+    torch_dtype: torch.dtype | None
+    cache_dir: str | Path | None
+    force_download: bool
+    local_files_only: bool
+    token: str | bool | None
+    revision: str | None
+    variant: str | None
+    use_safetensors: bool
+    device_map: str | None
+    max_memory: Mapping[Any, Any] | None
+    offload_folder: str | Path | None
+    offload_state_dict: bool | None
+    low_cpu_mem_usage: bool
+    quantization_config: Any
+    disable_mmap: bool
+
+
 class Pipeline(DiffusionPipeline):
     """Generates images: any sampler, any guidance, on one trained network.
 
-    backbone: a dinit Backbone. process, parameterization: what it was trained on, as objects or as mappings
-    {"name": ..., **options}. vae: an AutoencoderKL where the backbone works on latents. class_names: one a
-    class. t_max: below 1 where the parameterization is singular at pure noise. defaults: sampler, steps, grid
-    and guidance of a call that names none; each as `__call__` takes it. vae_reference: where to find the
-    autoencoder of a backbone on latents that comes without its vae; images then cannot be decoded. pixel_range:
-    of the images that a backbone on pixels was trained on, where it is not [-1, 1] (score_sde's VE has [0, 1]).
-    latent_normalization: {"mean": [C], "std": [C]} of the latents that the backbone was trained on, in place of the
-    autoencoder's own scale and shift, whichever autoencoder is given; see AutoencoderKLCodec.
-    compile: run the backbone through torch.compile, once for all steps; a mapping has its options. Not saved.
-
     Saved, it is a diffusers folder: model_index.json with all of the plain values, backbone/, and vae/ where
-    there is one. ValueError for a singular pair, a codec that does not fit, or defaults that no registry knows.
+    there is one.
+
+    `sampler`, `steps`, `grid`, `guidance` and `scheduler` are the defaults of its calls and may be assigned:
+    `pipe.sampler = "heun"`, `pipe.guidance = 4.0`. They are checked when they are assigned, and saved with the
+    pipeline.
+
+    Args:
+        backbone: a dinit Backbone.
+        process: the path that it was trained on, an object or a mapping {"name": ..., **options}.
+        parameterization: what its output means, an object or a mapping.
+        vae: an AutoencoderKL where the backbone works on latents.
+        class_names: one a class.
+        t_max: below 1 where the parameterization is singular at pure noise.
+        defaults: sampler, steps, grid and guidance of a call that names none; each as `__call__` takes it.
+        vae_reference: where to find the autoencoder of a backbone on latents that comes without its vae; images
+            then cannot be decoded.
+        pixel_range: of the images that a backbone on pixels was trained on, where it is not [-1, 1] (score_sde's VE
+            has [0, 1]).
+        latent_normalization: {"mean": [C], "std": [C]} of the latents that the backbone was trained on, in place of
+            the autoencoder's own scale and shift, whichever autoencoder is given; see AutoencoderKLCodec.
+        compile: run the backbone through torch.compile, once for all steps; a mapping has its options. Not saved.
+
+    Raises:
+        ValueError: a singular pair, a codec that does not fit, or defaults that no registry knows.
     """
 
     model_cpu_offload_seq = "backbone->vae"
@@ -111,9 +192,10 @@ class Pipeline(DiffusionPipeline):
             pixel_range=[float(end) for end in pixel_range],
             latent_normalization=latent_normalization,
         )
-        if vae is not None and self.codec.latent_channels != backbone.in_channels:
+        self._codec = self._make_codec()
+        if self._codec is not None and self._codec.latent_channels != backbone.in_channels:
             raise ValueError(
-                f"the vae has {self.codec.latent_channels} latent channels, the backbone takes "
+                f"the vae has {self._codec.latent_channels} latent channels, the backbone takes "
                 f"{backbone.in_channels}"
             )
         if getattr(backbone, "channels_last", False):
@@ -126,27 +208,101 @@ class Pipeline(DiffusionPipeline):
         """As in diffusers; a registered backbone is entered as ("dinit", class), whichever file it is in."""
         super().register_modules(**kwargs)
         for name, module in kwargs.items():
-            if type(module) in [BACKBONES[entry] for entry in BACKBONES]:
-                self.register_to_config(**{name: ("dinit", type(module).__name__)})
+            self._enter(name, module)
+
+    def _enter(self, name: str, module: Any) -> None:
+        if type(module) in [BACKBONES[entry] for entry in BACKBONES]:
+            self.register_to_config(**{name: ("dinit", type(module).__name__)})
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Assigns a component or a default. AttributeError, with the nearest name, for any other attribute."""
+        known = hasattr(type(self), name) or name in _OF_DIFFUSERS or name.startswith("_")
+        if not known or name == "_interrupt":
+            raise unknown_attribute(name, ("backbone", "vae", "scheduler", *DEFAULT_KEYS))
+        super().__setattr__(name, value)
+        if "_codec" in vars(self):  # otherwise __init__ is not over
+            if name == "backbone":
+                self._enter(name, value)
+            elif name == "vae":
+                self._codec = self._make_codec()
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)  # pyright: ignore[reportAttributeAccessIssue]
+        except AttributeError:
+            if name.startswith("_"):
+                raise
+            public = [one for one in dir(type(self)) if not one.startswith("_")]
+            raise unknown_attribute(name, ("backbone", "vae", *public)) from None
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Pipeline:
-        """A shipped pipeline by name, a folder, or a hub id, in this order. Options as in diffusers.
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        **options: Unpack[LoadOptions],
+    ) -> Pipeline:
+        """A shipped pipeline by name, a folder, or a hub id, in this order.
 
-        The folder is checked first: ValueError names every missing, unexpected or mis-shaped tensor. Only
-        safetensors are read. FileNotFoundError says what was tried. A folder of diffusers, unconditional or with
-        classes, opens as it is (see dinit.pipelines.diffusers_folder).
+        A folder of diffusers, unconditional or with classes (DDPM, DDIM, DiT), opens as it is; see
+        `dinit.pipelines.diffusers_folder`. The folder is checked before anything is built; only safetensors are
+        read.
+
+        Args:
+            pretrained_model_name_or_path: name, folder or hub id.
+            device: where to put the pipeline; None is the CPU.
+            dtype: of all networks; None is what was saved, and torch_dtype is another name for it.
+            options: see LoadOptions.
+
+        Raises:
+            ValueError: a keyword that is none of these; a missing, unexpected or mis-shaped tensor, by its name.
+            FileNotFoundError: nothing is there; it says where was looked.
         """
-        hub = {key: kwargs.pop(key) for key in _HUB_OPTIONS if key in kwargs}
+        known = ("device", "dtype", *LoadOptions.__annotations__)
+        if unknown := [name for name in options if name not in known]:
+            raise unknown_keywords("from_pretrained", unknown, known, LOADING)
+        given: dict[str, Any] = dict(options)
+        if dtype is None:
+            dtype = given.get("torch_dtype")
+        elif given.get("torch_dtype", dtype) != dtype:
+            raise ValueError(f"dtype = {dtype} and torch_dtype = {given['torch_dtype']} differ; give one of them")
+        given.pop("torch_dtype", None)
+        if dtype is not None and not isinstance(dtype, torch.dtype):
+            raise ValueError(f"dtype must be a torch.dtype such as torch.bfloat16, got {dtype!r}")
+        if not given.pop("use_safetensors", True):
+            raise ValueError("use_safetensors=False is not covered: pickled weights can run code when opened")
+        hub = {key: given.pop(key) for key in _HUB_OPTIONS if key in given}
         folder = locate(pretrained_model_name_or_path, **hub)
         if is_diffusers_folder(folder):
-            pipeline = cls(**read_diffusers_folder(folder, kwargs))
+            pipeline = cls(**read_diffusers_folder(folder, given | ({} if dtype is None else {"dtype": dtype})))
         else:
-            check_folder(folder, given=[name for name in ("backbone", "vae") if name in kwargs])
-            pipeline = super().from_pretrained(folder, **{**kwargs, "use_safetensors": True})
+            check_folder(folder, given=[name for name in ("backbone", "vae") if name in given])
+            if given.pop("null_label", None) is not None:
+                raise ValueError("null_label is for folders of diffusers; a dinit pipeline knows its null class")
+            pipeline = super().from_pretrained(folder, **{**given, **dtype_option(dtype), "use_safetensors": True})
         align(part for part in pipeline.components.values() if part is not None)
         pipeline.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
-        return pipeline
+        return pipeline.to(device=device, dtype=dtype)
+
+    def to(self, *args: Any, **kwargs: Any) -> Pipeline:
+        """Moves the networks to a device and converts them to a dtype, as in diffusers.
+
+        Args:
+            args: device, dtype, or both in this order.
+            kwargs: device=, dtype=, silence_dtype_warnings=.
+        """
+        dtypes = [one for one in (*args, kwargs.pop("dtype", None)) if isinstance(one, torch.dtype)]
+        rest = [one for one in args if not isinstance(one, torch.dtype) and one is not None]
+        for dtype in dtypes:
+            for part in self.components.values():
+                # Not part.to, which warns of modules to be kept in float32 even where a model names none.
+                if part is not None:
+                    torch.nn.Module.to(part, dtype=dtype)
+        if rest or kwargs.get("device") is not None:
+            super().to(*rest, **kwargs)
+        return self
 
     @property
     def process(self) -> Process:
@@ -169,9 +325,92 @@ class Pipeline(DiffusionPipeline):
         return self._plain("t_max")
 
     @property
+    def num_classes(self) -> int:
+        """Number of classes, 0 for an unconditional pipeline."""
+        return self.backbone.num_classes
+
+    @property
+    def image_size(self) -> int:
+        """Height = width of the images, in pixels. ValueError where an autoencoder is needed and not there."""
+        return self.backbone.image_size * self.codec.downscale
+
+    @property
     def defaults(self) -> dict[str, Any]:
-        """What a call uses where it says nothing: sampler, steps, grid, guidance."""
+        """What a call uses for what it does not name: sampler, steps, grid, guidance, as they were given."""
         return dict(self._defaults)
+
+    @property
+    def sampler(self) -> Sampler | None:
+        """The default sampler. Assign one as `__call__` takes it, or None for no default."""
+        return None if "sampler" not in self._defaults else make_sampler(self._defaults["sampler"])
+
+    @sampler.setter
+    def sampler(self, value: SamplerLike | None) -> None:
+        sampler = None if value is None else make_sampler(value)
+        if sampler is not None:
+            self._check_sampler(sampler)
+        self._set_default("sampler", sampler)
+
+    @property
+    def steps(self) -> int | None:
+        """The default number of sampling steps. Assign a number, or None for no default."""
+        return self._defaults.get("steps")
+
+    @steps.setter
+    def steps(self, value: int | None) -> None:
+        self._set_default("steps", None if value is None else whole_number("steps", value))
+
+    @property
+    def grid(self) -> TimeGrid | None:
+        """The default time grid. Assign one as `__call__` takes it, or None for the usual one."""
+        return None if "grid" not in self._defaults else make_grid(self._defaults["grid"])
+
+    @grid.setter
+    def grid(self, value: GridLike | None) -> None:
+        self._set_default("grid", None if value is None else make_grid(value))
+
+    @property
+    def guidance(self) -> tuple[Guidance, ...]:
+        """The default guidance. Assign it as `__call__` takes it; None and [] are none."""
+        return make_guidance(self._defaults.get("guidance"))
+
+    @guidance.setter
+    def guidance(self, value: GuidanceLike | Sequence[GuidanceLike] | None) -> None:
+        self._set_default("guidance", make_guidance(value))
+
+    @property
+    def scheduler(self) -> Any:
+        """A diffusers scheduler with the schedule and the prediction type that the backbone was trained on.
+
+        `pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)` makes that scheduler the
+        default sampler, as `pipe.sampler = ` does, and its samples are those of diffusers' own loop. Unlike there
+        it is refused where it is on another schedule, or expects another prediction, than the backbone.
+
+        Raises:
+            ValueError: diffusers has no scheduler for what the backbone was trained on.
+        """
+        sampler = self.sampler
+        if isinstance(sampler, SchedulerSampler):
+            return build(sampler.scheduler, sampler.config)
+        return training_scheduler(self.process, self.parameterization, self.denoiser().learns_variance)
+
+    @scheduler.setter
+    def scheduler(self, value: Any) -> None:
+        if isinstance(value, (str, Mapping, Sampler)):
+            raise ValueError(f"scheduler must be a diffusers scheduler; see pipe.sampler; got {value!r}")
+        self.sampler = value
+
+    def _set_default(self, key: str, value: Any) -> None:
+        others = {name: one for name, one in self._defaults.items() if name != key}
+        self._defaults = others if value is None else {**others, key: to_spec(value)}
+        self.register_to_config(defaults=to_spec(self._defaults))
+
+    def _check_sampler(self, sampler: Sampler) -> None:
+        """ValueError where it cannot sample this backbone; the network is not evaluated."""
+        steps = min(_REHEARSED_STEPS, self.process.num_steps)
+        grid = sampler.own_grid or sampler.grid_for(self.process)
+        call = self.prepare(0 if self.num_classes else None, sampler=sampler, steps=steps, grid=grid, guidance=None)
+        self.check(call)
 
     def _plain(self, key: str) -> Any:
         config: Any = self.config
@@ -180,20 +419,53 @@ class Pipeline(DiffusionPipeline):
     @property
     def codec(self) -> Codec:
         """Between images and what the backbone sees. ValueError where an autoencoder is needed and not there."""
-        vae, reference = self.vae, self._plain("vae_reference")
-        if vae is None and reference is not None:
+        if self._codec is None:
             raise ValueError(
-                f"this pipeline works on latents of the autoencoder {reference}, which is not in it: give it with "
-                "Pipeline.from_pretrained(..., vae=AutoencoderKL.from_pretrained(...)), convert again with --vae, "
-                "or ask for output_type='latent'"
+                f"this pipeline works on latents of the autoencoder {self._plain('vae_reference')}, which is not "
+                "in it: give it with Pipeline.from_pretrained(..., vae=AutoencoderKL.from_pretrained(...)), "
+                "convert again with --vae, or ask for output_type='latent'"
             )
-        if vae is not None:
-            own = self._plain("latent_normalization")
-            return AutoencoderKLCodec(vae, **({f"latents_{key}": own[key] for key in own} if own else {}))
-        low, high = self._plain("pixel_range")
-        return IdentityCodec(self.backbone.in_channels, low, high)
+        return self._codec
 
-    def denoiser(self, labels: Label | Sequence[Label] | Tensor = None) -> Denoiser:
+    def _make_codec(self) -> Codec | None:
+        """The codec of the present vae; None where the vae is not here. Freezes the vae."""
+        if self.vae is not None:
+            own = self._plain("latent_normalization")
+            return AutoencoderKLCodec(self.vae, **({f"latents_{key}": own[key] for key in own} if own else {}))
+        if self._plain("vae_reference") is not None:
+            return None
+        return IdentityCodec(self.backbone.in_channels, *self._plain("pixel_range"))
+
+    def enable_vae_slicing(self) -> None:
+        """Decodes one image at a time, which needs less memory. ValueError for a pipeline without autoencoder."""
+        self._need_vae("enable_vae_slicing").enable_slicing()
+
+    def disable_vae_slicing(self) -> None:
+        """Decodes a batch at once again. ValueError for a pipeline without autoencoder."""
+        self._need_vae("disable_vae_slicing").disable_slicing()
+
+    def enable_vae_tiling(self) -> None:
+        """Decodes in tiles, which needs less memory. ValueError for a pipeline without autoencoder."""
+        self._need_vae("enable_vae_tiling").enable_tiling()
+
+    def disable_vae_tiling(self) -> None:
+        """Decodes without tiles again. ValueError for a pipeline without autoencoder."""
+        self._need_vae("disable_vae_tiling").disable_tiling()
+
+    def _need_vae(self, what: str) -> Any:
+        if self.vae is None:
+            raise ValueError(f"{what} is for pipelines with an autoencoder, and this one has none: leave it out")
+        return self.vae
+
+    def enable_attention_slicing(self, slice_size: str | int | None = "auto") -> None:
+        """Has no effect, and warns: attention is torch's, which needs no slicing."""
+        _warn_no_effect("enable_attention_slicing")
+
+    def enable_xformers_memory_efficient_attention(self, attention_op: Any = None) -> None:
+        """Has no effect, and warns: attention is torch's, which is memory-efficient."""
+        _warn_no_effect("enable_xformers_memory_efficient_attention")
+
+    def denoiser(self, labels: Labels = None) -> Denoiser:
         """The network read as the posterior mean; with labels (numbers or names), conditioned on them."""
         denoiser = BackboneDenoiser(self.backbone, self.process, self.parameterization, self.t_max)
         if labels is None:
@@ -201,84 +473,178 @@ class Pipeline(DiffusionPipeline):
         resolved = resolve_labels(labels, None, denoiser.num_classes, self.class_names)
         return denoiser.given(_with_null(resolved, denoiser.num_classes))
 
-    def plan(
-        self,
-        labels: Label | Sequence[Label] | Tensor = None,
-        *,
-        num_images: int | None = None,
-        sampler: Any = None,
-        steps: int | None = None,
-        grid: Any = None,
-        guidance: Any = None,
-        seed: int | Sequence[int] = 0,
-        start_index: int = 0,
-        batch_size: int | None = None,
-    ) -> Call:
-        """The call that these arguments of `__call__` make, validated, without running it."""
-        resolved = resolve_labels(labels, num_images, self.backbone.num_classes, self.class_names)
-        if sampler is None and "sampler" not in self._defaults:
+    def prepare(self, labels: Labels = None, **options: Unpack[CallOptions]) -> Call:
+        """The validated `Call` that `__call__` would run, with every default filled in.
+
+        Args:
+            labels: as `__call__` takes them.
+            options: as `__call__` takes them, but for output_type, callback_on_step_end and return_dict.
+
+        Raises:
+            ValueError: anything that cannot run, as far as it shows without a network.
+        """
+        if unknown := [name for name in options if name not in CallOptions.__annotations__]:
+            raise unknown_keywords("a pipeline's call", unknown, ("labels", *CallOptions.__annotations__), CALL)
+        given = cast(dict[str, Any], options)
+        labels = _either("labels", labels, "class_labels", given.get("class_labels"))
+        steps = _either("steps", given.get("steps"), "num_inference_steps", given.get("num_inference_steps"))
+        count, batch_size = given.get("num_images"), given.get("batch_size")
+        if batch_size is not None:
+            batch_size = whole_number("batch_size", batch_size)
+        if labels is None and count is None:
+            count = batch_size  # as in DDPMPipeline and DDIMPipeline
+        resolved = resolve_labels(labels, count, self.num_classes, self.class_names)
+        spec = given.get("sampler")
+        if spec is None and "sampler" not in self._defaults:
             raise ValueError("give a sampler; this pipeline has no default")
-        chosen = make_sampler(self._defaults["sampler"] if sampler is None else sampler)
-        if grid is None:
-            grid = chosen.own_grid or self._defaults.get("grid") or chosen.grid_for(self.process)
-        elif steps is None and isinstance(grid, Tensor):
-            steps = grid.numel()
-        if steps is None and not (isinstance(grid, Mapping) and grid.get("name") == "times"):
-            steps = self._defaults.get("steps")
-        grid, steps = make_grid(grid, steps, self.process)
+        sampler = make_sampler(self._defaults["sampler"] if spec is None else spec, given.get("eta"))
+        placed = given.get("grid")
+        if placed is None:
+            placed = sampler.own_grid or self._defaults.get("grid") or sampler.grid_for(self.process)
+        grid = make_grid(placed)
+        if steps is None:
+            steps = grid.length or self._defaults.get("steps")
+        if steps is None:
+            raise ValueError("give the number of steps; this pipeline has no default")
         return Call(
             labels=resolved,
-            keys=make_keys(seed, len(resolved), start_index),
-            sampler=chosen,
-            steps=steps,
+            keys=make_keys(
+                given.get("seed", 0), len(resolved), given.get("start_index", 0), given.get("generator")
+            ),
+            sampler=sampler,
+            steps=whole_number("steps", steps),
             grid=grid,
-            guidance=make_guidance(self._defaults.get("guidance") if guidance is None else guidance),
-            batch_size=DEFAULT_BATCH if batch_size is None else whole_number("batch_size", batch_size),
+            guidance=self._guidance(given.get("guidance", DEFAULT), given.get("guidance_scale")),
+            batch_size=DEFAULT_BATCH if batch_size is None else batch_size,
         )
+
+    def check(self, call: Call) -> None:
+        """ValueError where the call cannot run on this pipeline; the network is not evaluated."""
+        one = replace(call, labels=call.labels[:1], keys=call.keys[:1])
+        self._iterate(apply_guidance(self.denoiser(), call.guidance), one)  # an iterator that is not begun
+
+    def _guidance(self, spec: Any, scale: float | None) -> tuple[Guidance, ...]:
+        if scale is None:
+            return self.guidance if spec is DEFAULT else make_guidance(spec)
+        if spec is not DEFAULT:
+            raise ValueError("guidance and guidance_scale both say how to guide; give one of them")
+        return guidance_at_scale(self.guidance, scale)
+
+    @overload
+    def __call__(
+        self, labels: Labels = None, *, return_dict: Literal[True] = True, **options: Unpack[OutputOptions]
+    ) -> Generated: ...
+
+    @overload
+    def __call__(
+        self, labels: Labels = None, *, return_dict: Literal[False], **options: Unpack[OutputOptions]
+    ) -> tuple[Any]: ...
 
     def __call__(
         self,
-        labels: Label | Sequence[Label] | Tensor = None,
-        *,
+        labels: Labels = None,
+        *positional: Any,
+        num_images: int | None = None,
+        sampler: SamplerLike | None = None,
+        steps: int | None = None,
+        grid: GridLike | None = None,
+        guidance: GuidanceLike | Sequence[GuidanceLike] | Default | None = DEFAULT,
+        seed: Seeds | None = 0,
+        start_index: int = 0,
+        batch_size: int | None = None,
         output_type: OutputType = "pil",
-        callback_on_step_end: Callable[[Step], None] | None = None,
-        **options: Any,
-    ) -> Generated:
+        callback_on_step_end: Callback | None = None,
+        return_dict: bool = True,
+        class_labels: Labels = None,
+        guidance_scale: float | None = None,
+        num_inference_steps: int | None = None,
+        generator: Generators | None = None,
+        eta: float | None = None,
+        **foreign: Any,
+    ) -> Generated | tuple[Any]:
         """Images of the given classes.
 
-        labels: class numbers or names, one an image; one alone may be repeated by num_images=; None with
-        num_images= is unconditional. sampler=, grid=, guidance=: an object, a name, or a mapping with options;
-        None is the pipeline's default, guidance=[] is none; a list of guidances nests, the last outermost.
-        steps=: sampling steps. seed=: an int (image k has the key (seed, start_index + k)) or one an image.
-        batch_size=: at most that many at once; images do not depend on it. output_type: 'pil', 'np' (B, H, W, C)
-        or 'pt' (B, C, H, W) in [0, 1], 'raw' (decoded, around [-1, 1]), 'latent' (what the denoiser sees).
-        callback_on_step_end: called after every step of every batch with its Step.
-        ValueError, before the network is first asked, for anything that cannot run.
+        The keywords of diffusers' DiTPipeline, DDPMPipeline and DDIMPipeline are taken too and mean the same.
+
+        Args:
+            labels: class numbers or names, one an image; one alone may be repeated by num_images. None is the null
+                class, or what an unconditional pipeline generates.
+            num_images: number of images for one label or none, at least 1.
+            sampler: a Sampler, a name with or without options ("heun", "ddim:eta=0.5"), a mapping {"name": "ddim",
+                "eta": 0.5}, or a diffusers scheduler. None is the pipeline's default.
+            steps: sampling steps, at least 1. None is the pipeline's default.
+            grid: where the steps fall: a TimeGrid, a name, a mapping, or a tensor of decreasing times in [0, 1].
+                None is the sampler's own, the pipeline's default, or the usual one of sampler and process.
+            guidance: a Guidance, a name with or without options ("cfg:scale=4"), a mapping, a number (the scale of
+                CFG), or a sequence of them, of which the last is outermost. None and [] are no guidance; left out
+                (DEFAULT), it is the pipeline's default.
+            seed: a whole number: image k has the noise of the key (seed, start_index + k); or one an image. None
+                draws a seed from torch's default generator, and the call records it.
+            start_index: index of the first image of one seed.
+            batch_size: images that the network evaluates at once. Images do not depend on it. Without labels and
+                num_images it is the number of images as well, as in DDPMPipeline.
+            output_type: 'pil', 'np' (B, H, W, C) or 'pt' (B, C, H, W) in [0, 1], 'raw' (decoded, around [-1, 1]),
+                'latent' (the sample before it is decoded).
+            callback_on_step_end: called after every step of every batch, with its `Step`; or, where it takes four
+                arguments, with (pipe, i, t, {"latents": x}) as in diffusers, t being the number that the network is
+                given for the time. It cannot change the latents.
+            return_dict: False gives a tuple (images,).
+            class_labels: labels, by diffusers' name.
+            guidance_scale: scale of CFG, by diffusers' name: the default guidance with its CFG at this scale. 1 and
+                less are no CFG, as in diffusers.
+            num_inference_steps: steps, by diffusers' name.
+            generator: in place of seed, a torch.Generator, or a list of one an image. Each is advanced by one draw
+                of a whole number, which is the seed of all images, or of its one image. The same state gives the
+                same images, though not those of diffusers.
+            eta: of a sampler that has it (ddim, ancestral, ...), in place of its own.
+
+        Raises:
+            ValueError: anything that cannot run, or a keyword that is none of these, before the first evaluation of
+                the network.
         """
-        return self.run(self.plan(labels, **options), output_type, callback_on_step_end)
+        if positional:
+            raise ValueError(f"only labels go without a keyword, got {positional[0]!r} after them; name it")
+        if foreign:
+            raise unknown_keywords("a pipeline's call", foreign, KEYWORDS, CALL)
+        call = self.prepare(
+            labels,
+            num_images=num_images,
+            sampler=sampler,
+            steps=steps,
+            grid=grid,
+            guidance=guidance,
+            seed=seed,
+            start_index=start_index,
+            batch_size=batch_size,
+            class_labels=class_labels,
+            guidance_scale=guidance_scale,
+            num_inference_steps=num_inference_steps,
+            generator=generator,
+            eta=eta,
+        )
+        generated = self.run(call, output_type, callback_on_step_end)
+        return generated if return_dict else (generated.images,)
 
     @torch.no_grad()
     def run(
-        self,
-        call: Call,
-        output_type: OutputType = "pil",
-        callback_on_step_end: Callable[[Step], None] | None = None,
+        self, call: Call, output_type: OutputType = "pil", callback_on_step_end: Callback | None = None
     ) -> Generated:
-        """Runs a planned call. Arguments as `__call__`."""
+        """Runs a call of `prepare`. Arguments as `__call__`."""
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"unknown output type {output_type!r}{suggest(str(output_type), list(OUTPUT_TYPES))}")
+        on_step_end: StepCallback | None = step_callback(callback_on_step_end, self)
         codec = None if output_type == "latent" else self.codec
         denoiser = apply_guidance(self.denoiser(), call.guidance)
         batches = call.batches()
-        total = len(batches) * len(plan(denoiser, call.steps, call.grid))
         last: list[Step] = []
-        with _evaluating(self.backbone), self.progress_bar(total=total) as bar:  # pyright: ignore
+        with _evaluating(self.backbone), self.progress_bar(total=len(batches) * call.steps) as bar:  # pyright: ignore
             for batch in batches:
                 step = None
                 for step in self._iterate(denoiser, batch):
+                    bar.total = len(batches) * step.total  # which is less than call.steps on some grids
                     bar.update()
-                    if callback_on_step_end is not None:
-                        callback_on_step_end(step)
+                    if on_step_end is not None:
+                        on_step_end(step)
                 assert step is not None, "a trajectory has at least one step"
                 last.append(step)
             if codec is None:
@@ -297,29 +663,23 @@ class Pipeline(DiffusionPipeline):
         )
 
 
-class Trajectory:
-    """A callback that keeps the posterior mean of every step: `frames[i]` is (B, C, H, W) over all batches."""
-
-    def __init__(self) -> None:
-        self._parts: dict[int, list[Tensor]] = defaultdict(list)
-
-    def __call__(self, step: Step) -> None:
-        self._parts[step.index].append(step.x0)
-
-    @property
-    def frames(self) -> list[Tensor]:
-        return [torch.cat(self._parts[index]) for index in sorted(self._parts)]
+KEYWORDS = ("labels", *OutputOptions.__annotations__, "return_dict")
+"""Names of the keywords of a pipeline's call."""
 
 
-def open_pipeline(name: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Pipeline:
-    """`Pipeline.from_pretrained` on a device, its networks in a dtype."""
-    pipe = Pipeline.from_pretrained(name)
-    for part in pipe.components.values():
-        if (
-            part is not None
-        ):  # not part.to: diffusers' own warns of modules to keep in float32, of which we have none
-            torch.nn.Module.to(part, dtype)
-    return pipe.to(device)
+def _either(name: str, value: Any, other: str, given: Any) -> Any:
+    """The one of two spellings of an argument that is given. ValueError where both are."""
+    if value is not None and given is not None:
+        raise ValueError(f"{name} and {other} are the same; give one of them")
+    return given if value is None else value
+
+
+def _warn_no_effect(method: str) -> None:
+    warnings.warn(
+        f"{method} has no effect: attention is torch's scaled_dot_product_attention, which is memory-efficient",
+        UserWarning,
+        stacklevel=3,
+    )
 
 
 def _with_null(labels: Sequence[int | None], num_classes: int) -> Tensor:

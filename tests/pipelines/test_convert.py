@@ -228,12 +228,12 @@ def test_blocks_with_different_embeddings_are_refused(diffusers_dit: Reference, 
 def test_published_sampling_is_the_default(dit: Reference, sit: Reference, tmp_path: Path) -> None:
     torch.save(dit.state, tmp_path / "dit.pt")
     convert(tmp_path / "dit.pt", tmp_path / "p", **options_of(dit))
-    call = Pipeline.from_pretrained(tmp_path / "p").plan([1])
+    call = Pipeline.from_pretrained(tmp_path / "p").prepare([1])
     assert (call.sampler.registry_name, call.sampler.variance, call.steps) == ("ddpm", "learned-range", 250)
     assert (call.guidance[0].scale, call.guidance[0].channels) == (4.0, 3)
     torch.save(sit.state, tmp_path / "a.pt")
     convert(tmp_path / "a.pt", tmp_path / "q", layout="sit", **options_of(sit))
-    call = Pipeline.from_pretrained(tmp_path / "q").plan([1])
+    call = Pipeline.from_pretrained(tmp_path / "q").prepare([1])
     assert (call.sampler.registry_name, call.guidance[0].channels) == ("heun", 3)
 
 
@@ -302,7 +302,7 @@ def test_imagenet_names_come_with_a_thousand_classes(tmp_path: Path) -> None:
     convert(tmp_path / "a.pt", tmp_path / "p", layout="dit", options={"num_heads": 4})
     made = Pipeline.from_pretrained(tmp_path / "p")
     assert made.class_names == names
-    assert made.plan("golden retriever").labels == (207,)
+    assert made.prepare("golden retriever").labels == (207,)
 
 
 def test_the_folder_remembers_where_it_came_from(dit: Reference, tmp_path: Path) -> None:

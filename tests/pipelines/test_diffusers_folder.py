@@ -254,5 +254,5 @@ def test_quantised_latents_and_unknown_options_are_refused(ddpm: Path, tmp_path:
     LDMPipeline(vqvae, unet(), DDIMScheduler()).save_pretrained(tmp_path / "ldm")
     with pytest.raises(ValueError, match=r"LDMPipeline\) does not load directly: vqvae \(VQModel\) is not covered"):
         Pipeline.from_pretrained(tmp_path / "ldm")
-    with pytest.raises(ValueError, match="takes torch_dtype and null_label only, got variant"):
+    with pytest.raises(ValueError, match="takes dtype, torch_dtype, null_label only, got variant"):
         Pipeline.from_pretrained(ddpm, variant="fp16")

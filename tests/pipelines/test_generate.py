@@ -191,7 +191,8 @@ def test_bfloat16_stays_near_float32(pipe: Pipeline) -> None:
 
 
 def test_call_survives_json(pipe: Pipeline) -> None:
-    call = pipe.plan([1, "two", None], sampler="heun", guidance=[CFG(3.0), "cads"], grid="karras", seed=[7, 8, 9])
+    options = {"sampler": "heun", "guidance": [CFG(3.0), "cads"], "grid": "karras", "seed": [7, 8, 9]}
+    call = pipe.prepare([1, "two", None], **options)
     assert Call.from_config(json.loads(json.dumps(call.to_config(), allow_nan=False))) == call
 
 

@@ -52,7 +52,7 @@ def pipe(pipeline_folder: Path) -> Pipeline:
 
 def call_of(pipe: Pipeline, batch_size: int = GROUP, **changes):
     labels = [class_of(k, range(10), "balanced", 0) for k in range(COUNT)]
-    return pipe.plan(labels, **{"seed": 3, "batch_size": batch_size, **changes})
+    return pipe.prepare(labels, **{"seed": 3, "batch_size": batch_size, **changes})
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -189,7 +189,7 @@ def test_another_call_is_refused_by_what_differs(pipe: Pipeline, whole: Path, tm
             generate_set(pipe, call_of(pipe, **change), whole, GROUP)
     with pytest.raises(ImageSetError, match=r"call\.group: 4 there, 5 now"):
         generate_set(pipe, call_of(pipe), whole, 5)
-    fewer = pipe.plan([k % 10 for k in range(9)], seed=3)
+    fewer = pipe.prepare([k % 10 for k in range(9)], seed=3)
     with pytest.raises(ImageSetError, match=r"call\.labels: 22 there, 9 now"):
         generate_set(pipe, fewer, whole, GROUP)
     (tmp_path / "other").mkdir()
@@ -292,7 +292,7 @@ def _share(pipeline: str, count: int, folder: str, batch_size: int) -> None:
     pipe = Pipeline.from_pretrained(pipeline)
     pipe.set_progress_bar_config(disable=True)
     labels = [k % 10 for k in range(count)]
-    generate_set(pipe, pipe.plan(labels, seed=3, batch_size=batch_size), folder, 8)
+    generate_set(pipe, pipe.prepare(labels, seed=3, batch_size=batch_size), folder, 8)
 
 
 @pytest.mark.slow

@@ -51,11 +51,11 @@ def test_it_is_what_a_run_and_its_inversion_take_and_a_named_grid_wins() -> None
 
 def test_a_pipeline_asks_the_sampler_after_its_own_default() -> None:
     pipe = Pipeline.from_pretrained("digits-dico")
-    assert pipe.plan([3], sampler="edm-heun").grid == LogSNR()
-    assert pipe.plan([3], sampler="edm-heun", grid="uniform").grid == Uniform()
-    assert pipe.plan([3]).grid == Uniform()
+    assert pipe.prepare([3], sampler="edm-heun").grid == LogSNR()
+    assert pipe.prepare([3], sampler="edm-heun", grid="uniform").grid == Uniform()
+    assert pipe.prepare([3]).grid == Uniform()
     pipe._defaults["grid"] = {"name": "karras"}
-    assert pipe.plan([3], sampler="edm-heun").grid == Karras()
+    assert pipe.prepare([3], sampler="edm-heun").grid == Karras()
 
 
 @pytest.mark.parametrize(

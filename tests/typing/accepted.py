@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import assert_type
 
 import torch
+from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
 
 import dinit
 from dinit import DiT, Pipeline, list_samplers
@@ -37,6 +38,20 @@ pipe: Pipeline = dinit.Pipeline.from_pretrained("digits-dico")
 generated = pipe([3, 1, 4], sampler=DDIM(eta=0.0), steps=20, guidance=CFG(2.0), seed=0)
 generated = pipe(["3"], sampler="dpmpp-2m", grid="karras", steps=10, guidance=[CFG(4.0), CADS()], seed=[5])
 images = generated.images
+(pictures,) = pipe(
+    class_labels=[3],
+    guidance_scale=4.0,
+    num_inference_steps=25,
+    generator=torch.manual_seed(33),
+    output_type="pil",
+    return_dict=False,
+)
+pipe(batch_size=4, eta=0.5, callback_on_step_end=lambda step: print(step.index))
+pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)
+pipe.sampler, pipe.steps, pipe.guidance, pipe.grid = "heun", 20, 4.0, Karras()
+half = dinit.Pipeline.from_pretrained("digits-dico", device="cpu", dtype=torch.bfloat16)
+assert_type(half, Pipeline)
+assert_type(pipe.prepare([3], guidance="cfg:scale=4").steps, int)
 denoiser: Denoiser = pipe.denoiser(labels=[3])
 for step in Heun().iterate(denoiser, torch.zeros(1, 1, 8, 8), steps=18):
     assert_type(step.x0, torch.Tensor)

@@ -43,9 +43,13 @@ class_for_object: Sampler = Heun  # error expected
 
 # The calls.
 pipe = dinit.Pipeline.from_pretrained("digits-dico")
-pipe([3], stepz=20)  # error expected, not yet
-pipe([3], num_inference_step=20)  # error expected, not yet
-pipe([3], steps="many")  # error expected, not yet
+pipe([3], stepz=20)  # error expected
+pipe([3], num_inference_step=20)  # error expected
+pipe([3], steps="many")  # error expected
+pipe([3], guidance=object())  # error expected
+pipe([3], return_dict=False).images  # error expected
+pipe.prepare([3], stepz=20)  # error expected
+dinit.Pipeline.from_pretrained("digits-dico", dtyp=torch.float16)  # error expected
 pipe.denoiser(label=[3])  # error expected
 recipe = load_recipe("recipe.yaml")
 dinit.train(recipe, output="runs/digits")  # error expected

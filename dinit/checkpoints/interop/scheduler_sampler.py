@@ -116,7 +116,7 @@ class SchedulerSampler(Sampler):
     def run(self, process: Process, steps: int) -> SchedulerRun:
         """A fresh run of the scheduler on the process. ValueError for another path than the scheduler's."""
         expected, parameterization = self._trained
-        _check_path(self.scheduler, expected, process)
+        check_path(self.scheduler, expected, process)
         return start(self.scheduler, self.config, self.options, process, parameterization, steps)
 
     def init(self, denoiser: Denoiser, points: list[Scales], total: int) -> SchedulerRun:
@@ -218,7 +218,7 @@ class _Counted:
         return torch.zeros_like(like)
 
 
-def _check_path(name: str, expected: Process, process: Process) -> None:
+def check_path(name: str, expected: Process, process: Process) -> None:
     """ValueError unless both are the same levels of one chain, or else the same path on any clock."""
     if isinstance(expected, BetaChain):
         t = torch.arange(1, expected.num_steps + 1, dtype=torch.float64) / expected.num_steps
@@ -240,9 +240,9 @@ def _check_path(name: str, expected: Process, process: Process) -> None:
 def _check_prediction(sampler: SchedulerSampler, expected: Parameterization, denoiser: Denoiser) -> None:
     """ValueError where the network is known to predict something else than the scheduler is set to."""
     given = _parameterization(denoiser)
-    if given is None or _same_prediction(given, expected, denoiser.process):
+    if given is None or same_prediction(given, expected, denoiser.process):
         return
-    fits = [name for name, one in PREDICTIONS.items() if _same_prediction(given, one, denoiser.process)]
+    fits = [name for name, one in PREDICTIONS.items() if same_prediction(given, one, denoiser.process)]
     advice = "take one of dinit's samplers, which read any prediction"
     if fits and sampler.scheduler in CHAIN_SCHEDULERS:
         advice = f"make it with prediction_type='{fits[0]}'"
@@ -261,7 +261,7 @@ def _parameterization(denoiser: Any) -> Parameterization | None:
     return getattr(denoiser, "parameterization", None)
 
 
-def _same_prediction(one: Parameterization, other: Parameterization, process: Process) -> bool:
+def same_prediction(one: Parameterization, other: Parameterization, process: Process) -> bool:
     """Whether the two say the same up to a factor: a velocity on any clock; a score and eps."""
     k = process.scales(torch.linspace(0.1, 0.9, 9, dtype=torch.float64))
     (p, q), (u, v) = one.coefficients(k), other.coefficients(k)

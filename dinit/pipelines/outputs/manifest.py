@@ -75,23 +75,24 @@ def describe(pipe: Pipeline, generated: Generated) -> Manifest:
         call=generated.call.to_config(),
         versions=versions(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        **claims(pipe, generated.nfe),
+        nfe=generated.nfe,
+        **provenance(pipe),
     )
 
 
-def claims(pipe: Pipeline, nfe: int) -> dict[str, Any]:
-    """What a manifest says of the pipeline and the run that a replay can check."""
+def provenance(pipe: Pipeline) -> dict[str, Any]:
+    """What a manifest records of the pipeline, and a replay compares: weights, process, parameterization, codec."""
     config: Any = pipe.config
-    codec: dict[str, Any] = {"name": type(pipe.codec).registry_name}  # pyright: ignore
+    own: Any = pipe.codec
+    codec: dict[str, Any] = {"name": own.registry_name}
     for option in ("scaling_factor", "shift_factor", "latents_mean", "latents_std"):
-        if getattr(pipe.codec, option, None) is not None:
-            codec[option] = getattr(pipe.codec, option)
+        if getattr(own, option, None) is not None:
+            codec[option] = getattr(own, option)
     return {
         "weights": {name: weights_sha256(part) for name, part in pipe.components.items() if part is not None},
         "process": to_spec(config["process"]),
         "parameterization": to_spec(config["parameterization"]),
         "codec": codec,
-        "nfe": nfe,
     }
 
 

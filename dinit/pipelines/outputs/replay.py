@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 
 from dinit.pipelines.call import Call
-from dinit.pipelines.generate import Generated, Pipeline, open_pipeline
+from dinit.pipelines.generate import Generated, Pipeline
 from dinit.pipelines.outputs.files import sheet_layout
-from dinit.pipelines.outputs.manifest import Manifest, claims, read_manifest, versions
-from dinit.pipelines.outputs.replay_set import false_claims, read_set, remake, set_folder
+from dinit.pipelines.outputs.manifest import Manifest, provenance, read_manifest, versions
+from dinit.pipelines.outputs.replay_set import mismatches, read_set, remake, set_folder
 from dinit.pipelines.outputs.sheets import draw_sheet, to_pil, to_tiles
 
 Pairs = Iterable[tuple[str, Image.Image, Image.Image]]  # name, picture in the file, picture made again
@@ -47,13 +47,13 @@ def replay(path: str | Path, pipe: Pipeline | str | None = None, tolerance: int 
     if folder is not None:
         record = read_set(folder)
         pipe = _opened(pipe or record.pipeline, record.device, record.dtype)
-        return _judge(remake(record, path, pipe), false_claims(record, pipe), record.versions, tolerance)
+        return _judge(remake(record, path, pipe), mismatches(record, pipe), record.versions, tolerance)
     manifest = read_manifest(path)
     pipe = _opened(pipe or manifest.pipeline, manifest.device, manifest.dtype)
     generated = pipe.run(Call.from_config(manifest.call), "raw")
-    made = claims(pipe, generated.nfe)
-    false = [name for name in made if made[name] != getattr(manifest, name)]
-    return _judge(_pairs(path, manifest, pipe, generated), false, manifest.versions, tolerance)
+    found = {**provenance(pipe), "nfe": generated.nfe}
+    differing = [name for name in found if found[name] != getattr(manifest, name)]
+    return _judge(_pairs(path, manifest, pipe, generated), differing, manifest.versions, tolerance)
 
 
 def max_abs_diff(before: Image.Image, after: Image.Image) -> int:
@@ -64,9 +64,9 @@ def max_abs_diff(before: Image.Image, after: Image.Image) -> int:
     return int(np.abs(first - second).max())
 
 
-def _judge(pairs: Pairs, false: list[str], made_with: Mapping[str, str], tolerance: int) -> Replay:
-    """false: what the manifest says of the pipeline that is not so. made_with: versions, which are told only."""
-    notes = [f"{claim} is not what the manifest says" for claim in false]
+def _judge(pairs: Pairs, differing: list[str], made_with: Mapping[str, str], tolerance: int) -> Replay:
+    """differing: what of the pipeline is not as the manifest records it. made_with: versions, for a note only."""
+    notes = [f"{name} is not what the manifest says" for name in differing]
     differences = []
     for name, before, after in pairs:
         differences.append(max_abs_diff(before, after))
@@ -77,7 +77,7 @@ def _judge(pairs: Pairs, false: list[str], made_with: Mapping[str, str], toleran
     if older:
         notes.append("made with " + ", ".join(older))
     worst = max(differences)
-    return Replay(not false and worst <= tolerance, worst, len(differences), tuple(notes))
+    return Replay(not differing and worst <= tolerance, worst, len(differences), tuple(notes))
 
 
 def _opened(pipe: Pipeline | str, device: str, dtype_name: str) -> Pipeline:
@@ -88,7 +88,8 @@ def _opened(pipe: Pipeline | str, device: str, dtype_name: str) -> Pipeline:
         dtype = getattr(torch, dtype_name, None)
         if not isinstance(dtype, torch.dtype):
             raise ValueError(f"the manifest's dtype {dtype_name!r} is none of torch's")
-        pipe = open_pipeline(pipe, "cpu" if device == "cuda" and not torch.cuda.is_available() else device, dtype)
+        here = "cpu" if device == "cuda" and not torch.cuda.is_available() else device
+        pipe = Pipeline.from_pretrained(pipe, device=here, dtype=dtype)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

@@ -14,7 +14,7 @@ from PIL import Image
 from dinit.pipelines.call import Call, to_spec
 from dinit.pipelines.generate import Pipeline
 from dinit.pipelines.loading import read_json
-from dinit.pipelines.outputs.manifest import FILE, claims
+from dinit.pipelines.outputs.manifest import FILE, provenance
 from dinit.pipelines.outputs.set_files import KEY, image_path
 from dinit.pipelines.outputs.sets import group_pictures, set_digest
 
@@ -65,10 +65,10 @@ def read_set(folder: Path) -> SetRecord:
     return SetRecord(folder, name, device, dtype, versions, asked, call, group)
 
 
-def false_claims(record: SetRecord, pipe: Pipeline) -> list[str]:
-    """What the manifest says of the pipeline, and `pipe` is not."""
-    made = json.loads(json.dumps(to_spec(claims(pipe, nfe=0))))
-    return [name for name in made if name in record.asked and made[name] != record.asked[name]]
+def mismatches(record: SetRecord, pipe: Pipeline) -> list[str]:
+    """What of the pipeline is not as the set's manifest records it."""
+    found = json.loads(json.dumps(to_spec(provenance(pipe))))
+    return [name for name in found if name in record.asked and found[name] != record.asked[name]]
 
 
 def remake(record: SetRecord, path: Path, pipe: Pipeline) -> Iterator[tuple[str, Image.Image, Image.Image]]:

@@ -29,10 +29,9 @@ from dinit.pipelines.call import Call, to_spec, whole_number
 from dinit.pipelines.generate import Pipeline
 from dinit.pipelines.launch import launched_processes
 from dinit.pipelines.loading import read_json
-from dinit.pipelines.outputs.manifest import FILE, claims, pipeline_name, versions
+from dinit.pipelines.outputs.manifest import FILE, pipeline_name, provenance, versions
 from dinit.pipelines.outputs.set_files import begin, image_path, pack, png_bytes, present, write_manifest
 from dinit.pipelines.outputs.sheets import to_pil
-from dinit.samplers.base import plan
 
 Class = TypeVar("Class", int, str)
 
@@ -99,13 +98,14 @@ def generate_set(
 ) -> MadeSet:
     """Makes the images of `call` that are not in `folder` yet, together with the other launched processes.
 
-    call: of Pipeline.plan, with the labels of all images; its batch_size is how many images a process makes
+    call: of Pipeline.prepare, with the labels of all images; its batch_size is how many images a process makes
     between looks at `stop`. group: how many the network is asked about at once, part of what makes the set.
     on_progress: called in the first process now and then. stop: asked between batches; True leaves the rest.
     ImageSetError where the folder holds another set; OSError as the disk says it, and then nothing half written
     is left; ValueError for a group that is no number.
     """
     folder, group = Path(folder), whole_number("group", group)
+    pipe.check(call)
     asked = _as_begun(folder, _asked(pipe, call, group))
     with launched_processes() as state, only_writer(folder) if state.is_main_process else nullcontext():
         notes, pending = _agree(state, lambda: _begin(folder, asked, call, pipeline_name(pipe)))
@@ -154,11 +154,8 @@ def _asked(pipe: Pipeline, call: Call, group: int) -> dict[str, Any]:
         config["seeds"] = {"seed": first, "images": len(seeds)}
     config["group"] = group
     del config["batch_size"]
-    nfe = len(plan(pipe.denoiser(), call.steps, call.grid))
-    facts = claims(pipe, nfe)
-    del facts["nfe"]
     dtype = str(pipe.backbone.dtype).removeprefix("torch.")
-    asked = {**facts, "dtype": dtype, "device": pipe.device.type, "call": config}
+    asked = {**provenance(pipe), "dtype": dtype, "device": pipe.device.type, "call": config}
     return json.loads(json.dumps(to_spec(asked)))  # as it will be read back
 
 
