@@ -24,7 +24,7 @@ class RealDigits:
         self.backbone = SimpleNamespace(num_classes=num_classes)
         self.calls: list[dict[str, Any]] = []
 
-    def plan(self, labels: Any, *, num_images: int, seed: int, **call: Any) -> SimpleNamespace:
+    def prepare(self, labels: Any, *, num_images: int, seed: int, **call: Any) -> SimpleNamespace:
         if "guidence" in call:
             raise ValueError("unknown option 'guidence'")
         config = {"sampler": {"name": "ddim"}, "steps": 7, "grid": {"name": "uniform"}, "guidance": []}
