@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from dinit import _deprecate
+from dinit._exports import exported_names
+
 ROOT = Path(__file__).parents[1]
 _FENCE = re.compile(r"^```python[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\]\((?!https?://|#)([^)#\s]+)")
@@ -36,6 +39,24 @@ def test_relative_links_lead_somewhere(name: str) -> None:
     page = ROOT / name
     broken = [link for link in _LINK.findall(page.read_text(encoding="utf-8")) if not (page.parent / link).exists()]
     assert not broken, f"{name} links to {', '.join(broken)}"
+
+
+def test_python_of_the_stability_page_runs() -> None:
+    (block,) = python_blocks((ROOT / "docs/stability.md").read_text(encoding="utf-8"))
+    _deprecate._warned.clear()
+    with pytest.warns(DeprecationWarning, match="option 'levels' of method 'my-method' is deprecated"):
+        exec(compile(block[1], "docs/stability.md", "exec"), {"__name__": "__main__"})
+
+
+def test_packages_of_the_stability_page_are_those_that_are_checked() -> None:
+    text = (ROOT / "docs/stability.md").read_text(encoding="utf-8")
+    listed = re.findall(r"dinit[\w.]*", text.split("```text", 1)[1].split("```", 1)[0])
+    exporting = {
+        ".".join(file.parent.relative_to(ROOT).parts)
+        for file in (ROOT / "dinit").rglob("__init__.py")
+        if exported_names(file.read_text(encoding="utf-8"))
+    }
+    assert sorted(listed) == sorted(exporting)
 
 
 def test_blocks_are_found_with_their_lines() -> None:
