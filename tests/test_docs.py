@@ -45,7 +45,7 @@ def test_python_of_the_stability_page_runs() -> None:
     (block,) = python_blocks((ROOT / "docs/stability.md").read_text(encoding="utf-8"))
     _deprecate._warned.clear()
     with pytest.warns(DeprecationWarning, match="option 'levels' of method 'my-method' is deprecated"):
-        exec(compile(block[1], "docs/stability.md", "exec"), {"__name__": "__main__"})
+        exec(compile(block[1], "docs/stability.md", "exec", dont_inherit=True), {"__name__": "__main__"})
 
 
 def test_packages_of_the_stability_page_are_those_that_are_checked() -> None:

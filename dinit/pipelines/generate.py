@@ -540,7 +540,7 @@ class Pipeline(DiffusionPipeline):
         self, labels: Labels = None, *, return_dict: Literal[False], **options: Unpack[OutputOptions]
     ) -> tuple[Any]: ...
 
-    def __call__(
+    def __call__(  # noqa: D417 (what is neither named nor known is an error)
         self,
         labels: Labels = None,
         *positional: Any,
