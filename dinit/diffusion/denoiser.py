@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dinit.diffusion.condition import Condition
-from dinit.diffusion.parameterization import Parameterization, check_pair
+from dinit.diffusion.parameterization import Parameterization, check_pair, precondition, split_variance
 from dinit.diffusion.process import Process, Scales
 
 
@@ -207,19 +207,12 @@ class BackboneDenoiser(Denoiser):
 
     def __call__(self, x_t: Tensor, t: Scales | Tensor | float, cond: Condition) -> Denoised:
         scales = self.scales(t)
+        pre = precondition(self.process, self.parameterization, scales).like(x_t)
         # A 0-dimensional CPU tensor enters a kernel as a number: no copy to the device, no synchronisation.
-        label = torch.zeros(scales.time.numel(), device=x_t.device) + self.parameterization.noise_label(
-            self.process, scales
-        )
-        k = scales.like(x_t)
-        dtype = getattr(self.backbone, "dtype", x_t.dtype)
-        x_in = (x_t * self.parameterization.input_scale(k)).to(dtype)
-        output = self.ask(x_in, label, cond).to(x_t.dtype)
-        fraction = None
-        if self.learns_variance:
-            output, interpolation = output.chunk(2, dim=1)
-            fraction = (interpolation + 1) / 2
-        return Denoised(x_t, self.parameterization.posterior_mean(output, x_t, k), k, fraction)
+        label = torch.zeros(scales.time.numel(), device=x_t.device) + pre.noise_label
+        x_in = (x_t * pre.input_scale).to(getattr(self.backbone, "dtype", x_t.dtype))
+        output, fraction = split_variance(self.ask(x_in, label, cond).to(x_t.dtype), x_t.shape[1])
+        return Denoised(x_t, pre.posterior_mean(output, x_t), scales.like(x_t), fraction)
 
     def ask(self, x: Tensor, noise_label: Tensor, cond: Condition) -> Tensor:
         """The network's output for x (B, C, H, W), which is in the network's dtype; noise_label (B,) or (1,)."""

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dinit.diffusion.process import Process, Scales, positive
+from dinit.diffusion.process import Process, Scales, expand, positive
 from dinit.registry import Registry
 
 PARAMETERIZATIONS: Registry[type[Parameterization]] = Registry("parameterization", "dinit.diffusion")
@@ -152,6 +152,75 @@ class EDMPreconditioning(Parameterization):
 
     def input_scale(self, k: Scales) -> Tensor:
         return (k.sigma**2 + k.alpha**2 * self.sigma_data**2).rsqrt()
+
+
+@dataclass(frozen=True)
+class Preconditioning:
+    """How a network's input and output are read at some times, for training and for sampling alike.
+
+        network input  = input_scale x_t, with noise_label for the time
+        target         = p x0 + q eps
+        posterior mean = a x_t + b output
+
+    Args:
+        noise_label: The network's time input, of the times' shape.
+        input_scale: Factor on x_t.
+        p: Coefficient of x0 in the output.
+        q: Coefficient of eps in the output.
+        a: Coefficient of x_t in the posterior mean.
+        b: Coefficient of the output in the posterior mean.
+    """
+
+    noise_label: Tensor
+    input_scale: Tensor
+    p: Tensor
+    q: Tensor
+    a: Tensor
+    b: Tensor
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All fields, in their order."""
+        return tuple(getattr(self, field.name) for field in dataclasses.fields(self))
+
+    def like(self, x: Tensor) -> Preconditioning:
+        """The factors in a form that broadcasts against x (B, ...); the noise label stays as it is."""
+        if self.input_scale.ndim == 0:
+            return self
+        return Preconditioning(self.noise_label, *(expand(v, x) for v in self.tensors[1:]))
+
+    def target(self, x0: Tensor, eps: Tensor) -> Tensor:
+        """What the network is trained to give, (B, C, H, W)."""
+        return self.p * x0 + self.q * eps
+
+    def posterior_mean(self, output: Tensor, x_t: Tensor) -> Tensor:
+        """E[x0 | x_t] from the network's output, (B, C, H, W)."""
+        return self.a * x_t + self.b * output
+
+
+def precondition(process: Process, parameterization: Parameterization, scales: Scales) -> Preconditioning:
+    """The preconditioning of a network at the given scales, in their dtype and of their shape."""
+    p, q = parameterization.coefficients(scales)
+    a, b = parameterization.posterior_mean_coefficients(scales)
+    label, scale = parameterization.noise_label(process, scales), parameterization.input_scale(scales)
+    return Preconditioning(label, scale, p, q, a, b)
+
+
+def split_variance(output: Tensor, channels: int) -> tuple[Tensor, Tensor | None]:
+    """The prediction in a network's output, and the variance that it learned.
+
+    Args:
+        output: (B, C, H, W), or (B, 2C, H, W) where the network learned its variance (Nichol & Dhariwal 2021,
+            Section 3.1): the last C channels are v in [-1, 1] there.
+        channels: C.
+
+    Returns:
+        The prediction (B, C, H, W), and the fraction (v + 1) / 2 as in `Denoised.variance_fraction`, or None.
+    """
+    if output.shape[1] != 2 * channels:
+        return output, None
+    prediction, v = output.chunk(2, dim=1)
+    return prediction, (v + 1) / 2
 
 
 def check_pair(process: Process, parameterization: Parameterization, t_max: float = 1.0) -> None:

@@ -59,8 +59,7 @@ class Scales:
         """The scales in a form that broadcasts against x (B, ...): (B,) becomes (B, 1, ...) in x's dtype."""
         if self.time.ndim == 0:
             return self
-        shape = (-1,) + (1,) * (x.ndim - 1)
-        return self.map(lambda v: v.to(device=x.device, dtype=x.dtype).reshape(shape))
+        return self.map(lambda v: expand(v, x))
 
     def map(self, function: Any) -> Scales:
         """The same scales with `function` applied to every tensor."""
@@ -131,6 +130,11 @@ class Process(ABC):
 def as_time(t: Tensor | float) -> Tensor:
     """t as a float64 tensor, on the device it is on."""
     return torch.as_tensor(t, dtype=torch.float64) if not isinstance(t, Tensor) else t.double()
+
+
+def expand(values: Tensor, x: Tensor) -> Tensor:
+    """values (B,), one a sample, as (B, 1, ...) on x's device and in its dtype, to broadcast against x (B, ...)."""
+    return values.to(device=x.device, dtype=x.dtype).reshape(-1, *(1,) * (x.ndim - 1))
 
 
 def diffusion_squared(k: Scales) -> Tensor:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from dinit.diffusion import Parameterization, Process
+from dinit.diffusion.parameterization import Preconditioning, precondition, split_variance
+from dinit.diffusion.process import expand
 from dinit.training.losses.bound import check_chain, variational_bits
 from dinit.training.losses.terms import LossTerm
 from dinit.training.losses.times import TimeSampler
@@ -48,26 +50,23 @@ class Objective:
         draw by it; None is without them.
         """
         k = self.process.scales(t)
-        p, q = self.parameterization.coefficients(k)
-        a, b = self.parameterization.posterior_mean_coefficients(k)
-        weight = self.weighting.on_output(k, b)
-        label = self.parameterization.noise_label(self.process, k)
-        columns = [k.alpha, k.sigma, p, q, self.parameterization.input_scale(k), a, b, weight, label]
+        exact = precondition(self.process, self.parameterization, k)
+        columns = [self.weighting.on_output(k, exact.b), k.alpha, k.sigma, *exact.tensors]
         # In float64 up to here; then one transfer to the device for all of them.
-        table = torch.stack(columns).to(device=x0.device, dtype=torch.float32, non_blocking=True)
-        alpha, sigma, p, q, scale, a, b = table[:7].reshape(7, -1, *(1,) * (x0.ndim - 1))
-        x_t = alpha * x0 + sigma * eps
+        weight, alpha, sigma, *factors = (
+            torch.stack(columns).to(device=x0.device, dtype=torch.float32, non_blocking=True).unbind()
+        )
+        pre = Preconditioning(*factors).like(x0)
+        x_t = expand(alpha, x0) * x0 + expand(sigma, x0) * eps
         switched = () if position is None else (position, x0)
-        answer = network(scale * x_t, table[8], labels, *switched)
+        answer = network(pre.input_scale * x_t, pre.noise_label, labels, *switched)
         output, beside = answer if isinstance(answer, tuple) else (answer, None)
-        output, target, fraction = output.float(), p * x0 + q * eps, None
-        if output.shape[1] == 2 * x0.shape[1]:
-            output, interpolation = output.chunk(2, dim=1)
-            fraction = (interpolation + 1) / 2
+        output, fraction = split_variance(output.float(), x0.shape[1])
+        target = pre.target(x0, eps)
         error = (output - target).square().flatten(1).mean(1)
-        loss = table[7] * sum((term.of(output, target) for term in self.terms), start=error)
+        loss = weight * sum((term.of(output, target) for term in self.terms), start=error)
         if fraction is not None:
-            loss = loss + self._bound(t, x0, a * x_t + b * output, fraction)
+            loss = loss + self._bound(t, x0, pre.posterior_mean(output, x_t), fraction)
         return loss if beside is None else loss + beside
 
     def _bound(self, t: Tensor, x0: Tensor, posterior_mean: Tensor, fraction: Tensor) -> Tensor:
