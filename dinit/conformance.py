@@ -28,6 +28,7 @@ from dinit.diffusion import (
     Parameterization,
     Process,
     Scales,
+    WrappedDenoiser,
 )
 from dinit.diffusion.condition import SupportsNormal
 from dinit.diffusion.parameterization import check_pair
@@ -261,8 +262,8 @@ def check_pairs(sampler: Sampler, process: Process, grids: Named | None = None) 
     for _, grid in grids or _grids():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # six steps are coarse on purpose
-            denoiser = Reparameterized(exact, regular)
-            found = sampler.sample(denoiser, noise, 6, grid=grid, noise_source=PartNoise(BatchNoise(5), parts))
+            denoiser = RoundTripDenoiser(exact, regular)
+            found = sampler.sample(denoiser, noise, 6, grid=grid, noise_source=RepeatedNoise(BatchNoise(5), parts))
         right, *read = found.chunk(parts)
         apart += [(part - right).abs().max() for part in read]
     worst = float(torch.stack(apart).max())  # NaN where any is
@@ -270,24 +271,21 @@ def check_pairs(sampler: Sampler, process: Process, grids: Named | None = None) 
     return worst < 1e-6, f"{len(regular)} to {worst:.0e}" + (f", {refused} refused" if refused else "")
 
 
-class Reparameterized(Denoiser):
-    """An exact denoiser spoken and read again in parameterizations, as perfect networks would.
+class RoundTripDenoiser(WrappedDenoiser):
+    """An exact denoiser whose predictions are written as network outputs and read back, as perfect networks give.
 
-    The batch is in 1 + len(parameterizations) equal parts: the first is left as it is, each of the others goes
-    through a parameterization of its own.
+    Args:
+        inner: The exact denoiser.
+        parameterizations: The batch is in 1 + len(parameterizations) equal parts: the first is left as it is, each
+            of the others goes through a parameterization of its own.
     """
 
-    def __init__(self, exact: Denoiser, parameterizations: Sequence[Parameterization]) -> None:
-        self.exact, self.parameterizations = exact, parameterizations
-        self.process, self.num_classes = exact.process, exact.num_classes
-        self.null_class = exact.null_class
-        self.t_min, self.t_max = exact.t_min, exact.t_max
-
-    def embed(self, labels: Tensor) -> Tensor:
-        return self.exact.embed(labels)
+    def __init__(self, inner: Denoiser, parameterizations: Sequence[Parameterization]) -> None:
+        super().__init__(inner)
+        self.parameterizations = parameterizations
 
     def __call__(self, x_t: Tensor, t: Scales | Tensor | float, cond: Condition) -> Denoised:
-        d = self.exact(x_t, t, cond)
+        d = self.inner(x_t, t, cond)
         first, *others = d.parts(1 + len(self.parameterizations))
         read = [first.x0]
         for part, parameterization in zip(others, self.parameterizations, strict=True):
@@ -297,7 +295,7 @@ class Reparameterized(Denoiser):
 
 
 @dataclass(frozen=True)
-class PartNoise:
+class RepeatedNoise:
     """The same draws for each of `parts` equal parts of a batch. dinit.diffusion.condition.SupportsNormal."""
 
     noise_source: SupportsNormal

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from dinit.diffusion.denoiser import BackboneDenoiser as BackboneDenoiser
     from dinit.diffusion.denoiser import Denoised as Denoised
     from dinit.diffusion.denoiser import Denoiser as Denoiser
+    from dinit.diffusion.denoiser import WrappedDenoiser as WrappedDenoiser
     from dinit.diffusion.difference import Difference as Difference
     from dinit.diffusion.discrete import BetaChain as BetaChain
     from dinit.diffusion.discrete import VPDiscrete as VPDiscrete

@@ -159,15 +159,36 @@ class Denoiser(ABC):
         return _Given(self, torch.as_tensor(labels, dtype=torch.int64))
 
 
-class _Given(Denoiser):
-    """A denoiser whose default labels are fixed."""
+class _Forwarded:
+    """An attribute that a wrapper reads from the denoiser it wraps, unless it is given one of its own."""
 
-    def __init__(self, denoiser: Denoiser, labels: Tensor) -> None:
-        self.inner, self.labels = denoiser, labels
-        self.process, self.num_classes = denoiser.process, denoiser.num_classes
-        self.null_class, self.required_outputs = denoiser.null_class, denoiser.required_outputs
-        self.learns_variance = denoiser.learns_variance
-        self.t_min, self.t_max = denoiser.t_min, denoiser.t_max
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, wrapper: WrappedDenoiser | None, owner: type) -> Any:
+        return self if wrapper is None else getattr(wrapper.inner, self.name)
+
+
+_forwarded: Any = _Forwarded  # of any type, as it stands in for attributes of every type
+
+
+class WrappedDenoiser(Denoiser):
+    """A denoiser made from another: everything that a subclass does not override is the inner denoiser's.
+
+    Args:
+        inner: The denoiser that is wrapped.
+    """
+
+    process: Process = _forwarded()
+    num_classes: int = _forwarded()
+    null_class: bool = _forwarded()
+    learns_variance: bool = _forwarded()
+    t_min: float = _forwarded()
+    t_max: float = _forwarded()
+    required_outputs: frozenset[str] = _forwarded()
+
+    def __init__(self, inner: Denoiser) -> None:
+        self.inner = inner
 
     def __call__(self, x_t: Tensor, t: Scales | Tensor | float, cond: Condition) -> Denoised:
         return self.inner(x_t, t, cond)
@@ -178,10 +199,23 @@ class _Given(Denoiser):
     def encode(self, labels: Tensor) -> Condition:
         return self.inner.encode(labels)
 
-    def condition(
+    def check_labels(
         self, labels: Tensor | Sequence[int] | None, batch: int, device: torch.device | None = None
-    ) -> Condition:
-        return self.inner.condition(self.labels if labels is None else labels, batch, device)
+    ) -> Tensor:
+        return self.inner.check_labels(labels, batch, device)
+
+
+class _Given(WrappedDenoiser):
+    """A denoiser whose default labels are fixed."""
+
+    def __init__(self, inner: Denoiser, labels: Tensor) -> None:
+        super().__init__(inner)
+        self.labels = labels
+
+    def check_labels(
+        self, labels: Tensor | Sequence[int] | None, batch: int, device: torch.device | None = None
+    ) -> Tensor:
+        return super().check_labels(self.labels if labels is None else labels, batch, device)
 
 
 class BackboneDenoiser(Denoiser):

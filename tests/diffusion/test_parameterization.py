@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
-from dinit.diffusion import PARAMETERIZATIONS, PROCESSES, BackboneDenoiser, Denoised, Process, Scales
+from dinit.diffusion import (
+    PARAMETERIZATIONS,
+    PROCESSES,
+    BackboneDenoiser,
+    Condition,
+    Denoised,
+    Denoiser,
+    Process,
+    Scales,
+    WrappedDenoiser,
+)
 from dinit.diffusion.continuous import EDM, VP, LinearFlow
 from dinit.diffusion.discrete import VPDiscrete
 from dinit.diffusion.parameterization import EDMPreconditioning, check_pair
@@ -195,3 +208,38 @@ def test_given_fills_in_the_labels() -> None:
         fixed(x, 0.5, fixed.condition(None, 2)).x0, denoiser(x, 0.5, denoiser.condition([1, 2], 2)).x0
     )
     assert torch.equal(fixed.condition([0, 0], 2).embedding, denoiser.condition([0, 0], 2).embedding)
+
+
+def test_a_wrapper_forwards_every_attribute_and_method() -> None:
+    """Every public name of Denoiser is the inner one's, away from its default; a wrapper may set its own."""
+
+    class Inner(Denoiser):
+        process, num_classes, t_min, t_max = VP(), 7, 0.02, 0.9
+        null_class, learns_variance, required_outputs = False, True, frozenset({"renoise_eps"})
+
+        def __call__(self, x_t: Tensor, t: Any, cond: Condition) -> Denoised:
+            return Denoised(x_t, 2 * x_t, self.scales(t))
+
+        def embed(self, labels: Tensor) -> Tensor:
+            return labels[:, None] + 0.5
+
+        def encode(self, labels: Tensor) -> Condition:
+            return replace(super().encode(labels), embedding=labels[:, None] + 0.25)
+
+    inner = Inner()
+    wrapped = WrappedDenoiser(WrappedDenoiser(inner))
+    names = [name for name in {*Denoiser.__annotations__, *vars(Denoiser)} if not name.startswith("_")]
+    assert len(names) > 10
+    for name in set(names) - {"condition", "given", "scales"}:
+        assert name in vars(WrappedDenoiser), f"{name} is not forwarded"
+        if not callable(getattr(inner, name)):
+            assert getattr(wrapped, name) == getattr(inner, name) != getattr(Denoiser, name, None)
+    assert torch.equal(wrapped.embed(torch.arange(3)), inner.embed(torch.arange(3)))
+    cond = wrapped.condition([3], 1)
+    assert cond.embedding.item() == 3.25
+    assert torch.equal(wrapped(torch.ones(1, 1, 2, 2), 0.5, cond).x0, torch.full((1, 1, 2, 2), 2.0))
+    with pytest.raises(ValueError, match="without a null class"):
+        wrapped.check_labels(None, 2)
+    wrapped.t_max = 0.5
+    assert (wrapped.t_max, inner.t_max) == (0.5, 0.9)
+    assert wrapped.given([4]).condition(None, 1).labels.tolist() == [4]  # type: ignore[union-attr]

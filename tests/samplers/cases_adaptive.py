@@ -6,7 +6,7 @@ import torch
 from golden import Golden, Pairs, covers
 from torch import Tensor
 
-from dinit.diffusion import Condition, Denoised, Denoiser, Scales
+from dinit.diffusion import Condition, Denoised, Denoiser, Scales, WrappedDenoiser
 from dinit.diffusion.continuous import EDM, GVP, VE, VP, LinearFlow, SubVP
 from dinit.samplers.ode.dpm_adaptive import DPMAdaptive
 from dinit.samplers.ode.rk45 import RK45
@@ -30,17 +30,13 @@ def adaptive(golden: Golden) -> Pairs:
     return [(ours[-1], golden[exact])]
 
 
-class AsOne(Denoiser):
+class AsOne(WrappedDenoiser):
     """A batch as one sample, its images among the channels: the controller then sees them together, as theirs."""
 
     def __init__(self, inner: Denoiser, labels: Tensor) -> None:
-        self.inner, self.cond = inner, inner.condition(labels, len(labels))
-        self.process, self.num_classes = inner.process, inner.num_classes
-        self.t_min, self.t_max = inner.t_min, inner.t_max
+        super().__init__(inner)
+        self.cond = inner.condition(labels, len(labels))
         self.asked: list[float] = []
-
-    def embed(self, labels: Tensor) -> Tensor:
-        return self.inner.embed(labels)
 
     def __call__(self, x_t: Tensor, t: Scales | Tensor | float, cond: Condition) -> Denoised:
         k = self.scales(t).map(lambda v: v.reshape(()))

@@ -8,7 +8,7 @@ import torch
 from golden import Golden, LearnedRange, Levels, Pairs, covers
 from torch import Tensor
 
-from dinit.diffusion import Condition, Denoised, Denoiser, Scales
+from dinit.diffusion import Condition, Denoised, Scales, WrappedDenoiser
 from dinit.diffusion.discrete import VPDiscrete
 from dinit.models.analytic import MixtureDenoiser
 from dinit.samplers import RecordedNoise
@@ -130,18 +130,18 @@ def _cads_run(golden: Golden) -> tuple[Tensor, Tensor]:
     return torch.stack([states[0].x_t, *(step.x_s for step in states)]), golden["out.trajectory"]
 
 
-class Logits(Denoiser):
+class Logits(WrappedDenoiser):
     """The mixture conditioned on one logit a component."""
 
     def __init__(self, inner: MixtureDenoiser, logits: Tensor) -> None:
-        self.inner, self.logits = inner, logits
-        self.process, self.num_classes, self.t_min = inner.process, inner.num_classes, inner.t_min
+        super().__init__(inner)
+        self.logits, self.weights = logits, inner.weights
 
-    def embed(self, labels: Tensor) -> Tensor:
-        return self.logits
+    def encode(self, labels: Tensor) -> Condition:
+        return replace(super().encode(labels), embedding=self.logits)
 
     def __call__(self, x_t: Tensor, t: Scales | Tensor | float, cond: Condition) -> Denoised:
-        return self.inner(x_t, t, replace(cond, embedding=cond.embedding + self.inner.weights.log()))
+        return self.inner(x_t, t, replace(cond, embedding=cond.embedding + self.weights.log()))
 
 
 @covers("dit_cfg3_combine")

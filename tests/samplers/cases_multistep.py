@@ -9,7 +9,7 @@ import torch
 from golden import Golden, Levels, Pairs, covers
 from torch import Tensor
 
-from dinit.diffusion import Condition, Denoised, Denoiser, Scales
+from dinit.diffusion import Condition, Denoised, Scales, WrappedDenoiser
 from dinit.diffusion.continuous import EDM
 from dinit.diffusion.discrete import VPDiscrete
 from dinit.samplers import Sampler
@@ -118,15 +118,8 @@ def diffusers_pndm(golden: Golden) -> Pairs:
     return [(ours, theirs[:-1]), (ours[-1], theirs[-1])]
 
 
-class BlindStart(Denoiser):
+class BlindStart(WrappedDenoiser):
     """Says 0 at alpha = 0, where diffusers' iPNDM divides 0 by 1e-8 in place of asking the network."""
-
-    def __init__(self, inner: Denoiser) -> None:
-        self.inner, self.process, self.num_classes = inner, inner.process, inner.num_classes
-        self.t_min, self.t_max = inner.t_min, inner.t_max
-
-    def embed(self, labels: Tensor) -> Tensor:
-        return self.inner.embed(labels)
 
     def __call__(self, x_t: Tensor, t: Scales | Tensor | float, cond: Condition) -> Denoised:
         d = self.inner(x_t, t, cond)

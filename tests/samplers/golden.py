@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from dinit.diffusion import Condition, Denoised, Denoiser, Process, Scales
+from dinit.diffusion import Condition, Denoised, Denoiser, Process, Scales, WrappedDenoiser
 from dinit.models.analytic import MixtureDenoiser
 from dinit.samplers import RecordedNoise, Sampler
 from dinit.samplers.guidance import Guidance, apply_guidance
@@ -105,17 +105,14 @@ def error(ours: Tensor, theirs: Tensor) -> float:
     return torch.nan_to_num((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1), nan=torch.inf).item()
 
 
-class LearnedRange(Denoiser):
+class LearnedRange(WrappedDenoiser):
     """The mixture with the variance channels of the fixtures: v = centre + width 0.9 sin(2 x + label / 100)."""
 
     learns_variance = True
 
     def __init__(self, inner: Denoiser, label_scale: float = 1.0, centre: float = 0.0, width: float = 1.0) -> None:
-        self.inner, self.label_scale, self.centre, self.width = inner, label_scale, centre, width
-        self.process, self.num_classes, self.t_min = inner.process, inner.num_classes, inner.t_min
-
-    def embed(self, labels: Tensor) -> Tensor:
-        return self.inner.embed(labels)
+        super().__init__(inner)
+        self.label_scale, self.centre, self.width = label_scale, centre, width
 
     def __call__(self, x_t: Tensor, t: Scales | Tensor | float, cond: Condition) -> Denoised:
         label = self.label_scale * self.process.noise_label(self.scales(t))

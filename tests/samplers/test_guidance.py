@@ -11,7 +11,7 @@ import torch
 from golden import Golden, Levels, error
 from torch import Tensor
 
-from dinit.diffusion import Condition, Denoised, Denoiser, RunContext, Scales
+from dinit.diffusion import Condition, Denoised, RunContext, Scales, WrappedDenoiser
 from dinit.diffusion.continuous import VP, LinearFlow
 from dinit.diffusion.discrete import VPDiscrete
 from dinit.models.analytic import MixtureDenoiser
@@ -29,7 +29,7 @@ def golden(name: str) -> Golden:
     return Golden(FOLDER / f"{name}.safetensors")
 
 
-class Recorder(Denoiser):
+class Recorder(WrappedDenoiser):
     """A mixture that learned a variance and remembers what it was asked."""
 
     learns_variance = True
@@ -38,12 +38,9 @@ class Recorder(Denoiser):
         generator = torch.Generator().manual_seed(3)
         means = torch.randn(6, 2, 2, 2, generator=generator, dtype=torch.float64)
         classes = torch.tensor([0, 0, 1, 1, 2, 2])
-        self.inner = MixtureDenoiser(process or VP(), means, torch.full_like(means, 0.05), None, classes)
-        self.process, self.num_classes, self.t_min = self.inner.process, 3, self.inner.t_min
+        self.mixture = MixtureDenoiser(process or VP(), means, torch.full_like(means, 0.05), None, classes)
+        super().__init__(self.mixture)
         self.asked: list[tuple[Tensor, Condition]] = []
-
-    def embed(self, labels: Tensor) -> Tensor:
-        return self.inner.embed(labels)
 
     def __call__(self, x_t: Tensor, t: Scales | Tensor | float, cond: Condition) -> Denoised:
         self.asked.append((x_t, cond))
@@ -98,7 +95,7 @@ def test_cfg_of_a_mixture_sharpens_the_score() -> None:
     model = Recorder()
     x, cond = model.state()
     x = x.requires_grad_()
-    posterior = model.inner.log_prob(x, 0.4, cond) - model.inner.log_prob(x, 0.4, cond.null())
+    posterior = model.mixture.log_prob(x, 0.4, cond) - model.mixture.log_prob(x, 0.4, cond.null())
     (gradient,) = torch.autograd.grad(posterior.sum(), x)
     guided = CFG(3.0).wrap(model)(x, 0.4, cond).score
     assert error(guided, model(x, 0.4, cond.null()).score + 3.0 * gradient) < 1e-10
@@ -183,18 +180,18 @@ def test_published_annealing_and_noising() -> None:
             assert error(one.reshape_as(y), theirs[name]) < 1e-14
 
 
-class Logits(Denoiser):
+class Logits(WrappedDenoiser):
     """The mixture conditioned on one logit a component, as the fixture's end-to-end run is."""
 
     def __init__(self, inner: MixtureDenoiser, logits: Tensor) -> None:
-        self.inner, self.logits = inner, logits
-        self.process, self.num_classes, self.t_min = inner.process, inner.num_classes, inner.t_min
+        super().__init__(inner)
+        self.logits, self.weights = logits, inner.weights
 
-    def embed(self, labels: Tensor) -> Tensor:
-        return self.logits
+    def encode(self, labels: Tensor) -> Condition:
+        return replace(super().encode(labels), embedding=self.logits)
 
     def __call__(self, x_t: Tensor, t: Scales | Tensor | float, cond: Condition) -> Denoised:
-        return self.inner(x_t, t, replace(cond, embedding=cond.embedding + self.inner.weights.log()))
+        return self.inner(x_t, t, replace(cond, embedding=cond.embedding + self.weights.log()))
 
 
 def test_published_run_with_cads() -> None:

@@ -13,7 +13,7 @@ from cases_guidance import ExactClassifier
 from golden import error
 from torch import Tensor, nn
 
-from dinit.diffusion import Condition, Denoised, Denoiser, RunContext, Scales
+from dinit.diffusion import Condition, Denoised, Denoiser, RunContext, Scales, WrappedDenoiser
 from dinit.diffusion.continuous import EDM, GVP, VP, LinearFlow
 from dinit.diffusion.discrete import VPDiscrete
 from dinit.models.analytic import GaussianDenoiser, MixtureDenoiser
@@ -61,16 +61,12 @@ def one_class(model: MixtureDenoiser, label: int, x: Tensor, t: float) -> Denois
     return model(x, t, model.condition([label] * len(x), len(x)))
 
 
-class Counting(Denoiser):
+class Counting(WrappedDenoiser):
     """A denoiser that remembers how large each batch was."""
 
     def __init__(self, inner: Denoiser) -> None:
-        self.inner, self.process, self.num_classes = inner, inner.process, inner.num_classes
-        self.t_min, self.null_class = inner.t_min, inner.null_class
+        super().__init__(inner)
         self.sizes: list[int] = []
-
-    def embed(self, labels: Tensor) -> Tensor:
-        return self.inner.embed(labels)
 
     def __call__(self, x_t: Tensor, t: Scales | Tensor | float, cond: Condition) -> Denoised:
         self.sizes.append(len(x_t))

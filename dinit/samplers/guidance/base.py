@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dinit.diffusion import Condition, Denoised, Denoiser, Scales
+from dinit.diffusion import Condition, Denoised, Denoiser, Scales, WrappedDenoiser
 from dinit.registry import Registry
 
 GUIDANCES: Registry[type[Guidance]] = Registry("guidance", "dinit.samplers.guidance")
@@ -28,32 +28,24 @@ class Guidance(ABC):
         """The guided denoiser. ValueError where the denoiser lacks what this guidance needs."""
 
 
-class Guided(Denoiser):
-    """A denoiser that answers with `function` and in all else is `denoiser`.
+class Guided(WrappedDenoiser):
+    """A denoiser whose prediction is that of `function`, and which is `inner` in everything else.
 
-    required_outputs: the fields of Denoised, besides x0, that `function` speaks through.
+    Args:
+        inner: The denoiser that is guided.
+        function: (x_t, scales, condition) -> the guided prediction.
+        required_outputs: Fields of Denoised, besides x0, that `function` sets.
     """
 
     def __init__(
-        self, denoiser: Denoiser, function: DenoiseFunction, required_outputs: frozenset[str] = frozenset()
+        self, inner: Denoiser, function: DenoiseFunction, required_outputs: frozenset[str] = frozenset()
     ) -> None:
-        self.inner, self.function = denoiser, function
-        self.process, self.num_classes = denoiser.process, denoiser.num_classes
-        self.null_class, self.required_outputs = denoiser.null_class, denoiser.required_outputs | required_outputs
-        self.learns_variance = denoiser.learns_variance
-        self.t_min, self.t_max = denoiser.t_min, denoiser.t_max
+        super().__init__(inner)
+        self.function = function
+        self.required_outputs = inner.required_outputs | required_outputs
 
     def __call__(self, x_t: Tensor, t: Scales | Tensor | float, cond: Condition) -> Denoised:
         return self.function(x_t, self.scales(t), cond)
-
-    def embed(self, labels: Tensor) -> Tensor:
-        return self.inner.embed(labels)
-
-    def encode(self, labels: Tensor) -> Condition:
-        return self.inner.encode(labels)
-
-    def condition(self, labels, batch, device=None) -> Condition:
-        return self.inner.condition(labels, batch, device)
 
 
 def apply_guidance(
