@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dinit.diffusion.betas import VPBetas as VPBetas
     from dinit.diffusion.condition import Condition as Condition
     from dinit.diffusion.condition import RunContext as RunContext
     from dinit.diffusion.condition import SupportsNormal as SupportsNormal
@@ -24,11 +23,13 @@ if TYPE_CHECKING:
     from dinit.diffusion.denoiser import Denoised as Denoised
     from dinit.diffusion.denoiser import Denoiser as Denoiser
     from dinit.diffusion.denoiser import WrappedDenoiser as WrappedDenoiser
-    from dinit.diffusion.difference import Difference as Difference
     from dinit.diffusion.discrete import BetaChain as BetaChain
+    from dinit.diffusion.discrete import VEDiscrete as VEDiscrete
+    from dinit.diffusion.discrete import VPBetas as VPBetas
     from dinit.diffusion.discrete import VPDiscrete as VPDiscrete
     from dinit.diffusion.parameterization import PARAMETERIZATIONS as PARAMETERIZATIONS
     from dinit.diffusion.parameterization import X0 as X0
+    from dinit.diffusion.parameterization import Difference as Difference
     from dinit.diffusion.parameterization import EDMPreconditioning as EDMPreconditioning
     from dinit.diffusion.parameterization import Epsilon as Epsilon
     from dinit.diffusion.parameterization import Parameterization as Parameterization
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
     from dinit.diffusion.process import PROCESSES as PROCESSES
     from dinit.diffusion.process import Process as Process
     from dinit.diffusion.process import Scales as Scales
-    from dinit.diffusion.ve_discrete import VEDiscrete as VEDiscrete
 else:
     from dinit._exports import attach
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dinit.diffusion.continuous import VE
 from dinit.diffusion.process import PROCESSES, Process, Scales, as_time
 from dinit.registry import suggest
 
@@ -144,6 +145,64 @@ class VPDiscrete(BetaChain):
     @property
     def _betas(self) -> Tensor:
         return beta_schedule(self.schedule, self.num_steps, self.beta_start, self.beta_end)
+
+
+@PROCESSES.register("vp-betas")
+@dataclass(frozen=True, repr=False)
+class VPBetas(BetaChain):
+    """A variance-preserving chain with the given betas, one a level. Ho et al. 2020. See BetaChain.
+
+    betas: in (0, 1), at least 2; the default is DDPM's. The last may be 1, which leaves no signal at t = 1 and
+    needs zero_terminal_snr. ValueError for others.
+    """
+
+    betas: tuple[float, ...] = field(default_factory=lambda: tuple(beta_schedule("linear", 1000).tolist()))
+    zero_terminal_snr: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "betas", tuple(float(beta) for beta in self.betas))  # a list, out of a JSON file
+        if len(self.betas) < 2:
+            raise ValueError(f"vp-betas needs at least 2 betas, got {len(self.betas)}")
+        inner = self.betas[:-1] if self.zero_terminal_snr and self.betas[-1] == 1 else self.betas
+        outside = [beta for beta in inner if not 0 < beta < 1]
+        if outside:
+            raise ValueError(
+                f"vp-betas: betas must lie in (0, 1), got {outside[0]:g}; a last beta of 1 needs zero_terminal_snr"
+            )
+
+    @property
+    def num_steps(self) -> int:
+        return len(self.betas)
+
+    @property
+    def _betas(self) -> Tensor:
+        return torch.tensor(self.betas, dtype=torch.float64)
+
+    def __repr__(self) -> str:
+        ends = f"{self.betas[0]:g} .. {self.betas[-1]:g}"
+        return f"VPBetas({self.num_steps} betas {ends}, zero_terminal_snr={self.zero_terminal_snr})"
+
+
+@PROCESSES.register("ve-discrete")
+@dataclass(frozen=True)
+class VEDiscrete(VE):
+    """VE whose network is told the index of a level instead of sigma. Song & Ermon 2019; Song et al. 2021, SMLD.
+
+    The num_steps levels fall geometrically: level 0 is sigma_max at t = 1, level num_steps - 1 is sigma_min at
+    t = 0. Between levels the index is fractional and sigma stays geometric, so the path is VE's at every t.
+    ValueError for fewer than 2 levels.
+    """
+
+    num_steps: int = 1000  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_steps < 2:
+            raise ValueError(f"VEDiscrete: num_steps must be at least 2, got {self.num_steps}")
+
+    def noise_label(self, k: Scales) -> Tensor:
+        """The level's index, 0 at sigma_max to num_steps - 1 at sigma_min (fractional between levels)."""
+        return (self.num_steps - 1) * (1 - k.time)
 
 
 def _hermite(values: Tensor, slopes: Tensor, left: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:

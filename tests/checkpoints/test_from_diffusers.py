@@ -29,9 +29,8 @@ from torch import Tensor, nn
 from dinit.checkpoints.from_diffusers import denoiser_from_diffusers
 from dinit.diffusion import Denoiser
 from dinit.diffusion.continuous import EDM, LinearFlow
-from dinit.diffusion.difference import Difference
 from dinit.diffusion.discrete import VPDiscrete
-from dinit.diffusion.parameterization import X0, EDMPreconditioning, Epsilon, V
+from dinit.diffusion.parameterization import X0, Difference, EDMPreconditioning, Epsilon, V
 from dinit.samplers import RecordedNoise, Sampler
 from dinit.samplers.guidance.cads import CADS
 from dinit.samplers.guidance.cfg import CFG

@@ -19,9 +19,8 @@ from torch import Tensor
 from dinit.checkpoints.interop.schedule import read_scheduler
 from dinit.checkpoints.interop.scheduler_sampler import SchedulerSampler, sampler_from_diffusers
 from dinit.diffusion import BackboneDenoiser, Condition, Denoised, Denoiser, Parameterization, Process
-from dinit.diffusion.betas import VPBetas
 from dinit.diffusion.continuous import EDM, VE, LinearFlow
-from dinit.diffusion.discrete import VPDiscrete
+from dinit.diffusion.discrete import VPBetas, VPDiscrete
 from dinit.diffusion.parameterization import X0, EDMPreconditioning, Epsilon, ReversedVelocity, Score, V, Velocity
 from dinit.models.analytic import MixtureDenoiser
 from dinit.pipelines.call import Call

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from dinit.diffusion import PROCESSES
-from dinit.diffusion.betas import VPBetas
-from dinit.diffusion.discrete import VPDiscrete, beta_schedule
+from dinit.diffusion.discrete import VPBetas, VPDiscrete, beta_schedule
 
 
 @pytest.mark.parametrize("zero", [False, True])

@@ -7,7 +7,7 @@ import torch
 
 from dinit.diffusion import PROCESSES
 from dinit.diffusion.continuous import VE
-from dinit.diffusion.ve_discrete import VEDiscrete
+from dinit.diffusion.discrete import VEDiscrete
 
 F64 = torch.float64
 

@@ -9,11 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 from dinit.diffusion import Parameterization, Process
-from dinit.diffusion.betas import VPBetas
 from dinit.diffusion.continuous import EDM, LinearFlow
-from dinit.diffusion.difference import Difference
-from dinit.diffusion.discrete import VPDiscrete
-from dinit.diffusion.parameterization import X0, EDMPreconditioning, Epsilon, V
+from dinit.diffusion.discrete import VPBetas, VPDiscrete
+from dinit.diffusion.parameterization import X0, Difference, EDMPreconditioning, Epsilon, V
 
 # Schedulers that sample one and the same network, trained on a chain of betas.
 CHAIN_SCHEDULERS = (

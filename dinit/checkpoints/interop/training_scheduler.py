@@ -8,9 +8,8 @@ from dinit.checkpoints.exporting import beta_arguments
 from dinit.checkpoints.interop.schedule import read_scheduler
 from dinit.checkpoints.interop.scheduler_sampler import check_path, same_prediction
 from dinit.diffusion import Parameterization, Process
-from dinit.diffusion.betas import VPBetas
 from dinit.diffusion.continuous import EDM, LinearFlow
-from dinit.diffusion.discrete import VPDiscrete
+from dinit.diffusion.discrete import VPBetas, VPDiscrete
 from dinit.diffusion.parameterization import X0, EDMPreconditioning, Epsilon, V
 
 _PREDICTIONS = {"epsilon": Epsilon(), "sample": X0(), "v_prediction": V()}
