@@ -98,7 +98,6 @@ dinit.data.sample_indices
 dinit.data.sample_key
 dinit.data.to_uint8
 dinit.diffusion.BackboneDenoiser
-dinit.diffusion.BackboneDenoiser.ask
 dinit.diffusion.Condition.joined
 dinit.diffusion.Denoised
 dinit.diffusion.Denoised.log_variance
@@ -268,7 +267,6 @@ dinit.samplers.guidance.Compose
 dinit.samplers.guidance.Cosine
 dinit.samplers.guidance.Discriminator
 dinit.samplers.guidance.DynamicThreshold
-dinit.samplers.guidance.Guided
 dinit.samplers.guidance.Linear
 dinit.samplers.guidance.LogSNR
 dinit.samplers.guidance.Negative
@@ -285,7 +283,6 @@ dinit.training.EMA
 dinit.training.Lion
 dinit.training.LogNormalNoise
 dinit.training.LogitNormal
-dinit.training.LossTerm.of
 dinit.training.MinSNRWeighting
 dinit.training.Muon
 dinit.training.NoisyDiscriminator

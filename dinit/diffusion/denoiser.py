@@ -65,11 +65,6 @@ class Denoised:
         lower = upper + 2 * (s.sigma.log() - t.sigma.log())
         return self.variance_fraction * upper + (1 - self.variance_fraction) * lower
 
-    def halves(self) -> tuple[Denoised, Denoised]:
-        """The first and the second half of the batch."""
-        first, second = self.parts(2)
-        return first, second
-
     def parts(self, count: int) -> tuple[Denoised, ...]:
         """The batch in `count` equal parts."""
         n = self.x_t.shape[0] // count
@@ -245,14 +240,18 @@ class BackboneDenoiser(Denoiser):
         # A 0-dimensional CPU tensor enters a kernel as a number: no copy to the device, no synchronisation.
         label = torch.zeros(scales.time.numel(), device=x_t.device) + pre.noise_label
         x_in = (x_t * pre.input_scale).to(getattr(self.backbone, "dtype", x_t.dtype))
-        output, fraction = split_variance(self.ask(x_in, label, cond).to(x_t.dtype), x_t.shape[1])
+        output, fraction = split_variance(self.call_backbone(x_in, label, cond).to(x_t.dtype), x_t.shape[1])
         return Denoised(x_t, pre.posterior_mean(output, x_t), scales.like(x_t), fraction)
 
-    def ask(self, x: Tensor, noise_label: Tensor, cond: Condition) -> Tensor:
-        """The network's output for x (B, C, H, W), which is in the network's dtype; noise_label (B,) or (1,)."""
+    def call_backbone(self, x: Tensor, noise_label: Tensor, cond: Condition) -> Tensor:
+        """The network's output, before it is read as a posterior mean.
+
+        Args:
+            x: (B, C, H, W), scaled, in the network's dtype.
+            noise_label: (B,) or (1,), the time input.
+            cond: The condition of the batch.
+
+        Returns:
+            (B, C, H, W), or (B, 2C, H, W) where the network learned its variance.
+        """
         return self.backbone(x, noise_label, cond.embedding.to(x.dtype))
-
-
-def with_x0(denoised: Denoised, x0: Tensor) -> Denoised:
-    """The same batch with another posterior mean, as guidance makes it."""
-    return replace(denoised, x0=x0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from dinit.models.base import Backbone
+from dinit.training.objective import NetworkOutput
 from dinit.training.regularizers.alignment import Alignment
 from dinit.training.regularizers.condition_noise import ConditionNoise
 from dinit.training.regularizers.routing import Routing
@@ -40,7 +41,7 @@ class TrainingNetwork(nn.Module):
         labels: Tensor,
         position: int | None = None,
         images: Tensor | None = None,
-    ) -> Tensor | tuple[Tensor, Tensor]:
+    ) -> NetworkOutput:
         """x (B, C, H, W), noise_label (B,), labels (B,) int64 -> (B, C, H, W); an alignment's loss (B,) beside it.
 
         position: of the first row in the run. None is the plain network, without the switches. images: what x is a
@@ -48,7 +49,7 @@ class TrainingNetwork(nn.Module):
         """
         cond = self.backbone.embed(labels)
         if position is None:
-            return self.backbone(x, noise_label, cond)
+            return NetworkOutput(self.backbone(x, noise_label, cond))
         if self.condition_noise is not None:
             noise = self.condition_noise.draw(self.seed, position, (len(cond), cond.shape[1]))
             cond = cond + noise.to(cond, non_blocking=True)
@@ -63,6 +64,6 @@ class TrainingNetwork(nn.Module):
         finally:
             self.backbone.block_hook = None
         if self.alignment is None or probe is None:
-            return output
+            return NetworkOutput(output)
         assert images is not None, "an alignment is with images"
-        return output, self.alignment(probe, images)
+        return NetworkOutput(output, self.alignment(probe, images))

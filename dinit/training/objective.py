@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -16,7 +16,44 @@ from dinit.training.losses.terms import LossTerm
 from dinit.training.losses.times import TimeSampler
 from dinit.training.losses.weighting import Weighting
 
-Network = Callable[..., Tensor | tuple[Tensor, Tensor]]
+
+class NetworkOutput(NamedTuple):
+    """What a network gives in training.
+
+    Args:
+        prediction: (B, C, H, W), or (B, 2C, H, W) where the network learns its variance.
+        alignment: (B,) the loss of a representation alignment; None without one.
+    """
+
+    prediction: Tensor
+    alignment: Tensor | None = None
+
+
+class Network(Protocol):
+    """A network as the objective calls it; `TrainingNetwork` is the usual one."""
+
+    def __call__(
+        self,
+        x: Tensor,
+        noise_label: Tensor,
+        labels: Tensor,
+        position: int | None = None,
+        images: Tensor | None = None,
+        /,
+    ) -> NetworkOutput:
+        """Predict from scaled noisy images.
+
+        Args:
+            x: (B, C, H, W), the scaled noisy images.
+            noise_label: (B,), the time input.
+            labels: (B,) int64.
+            position: Of the first row in the run, by which a recipe's switches draw; None leaves them out.
+            images: (B, C, H, W) in [-1, 1], the clean images.
+
+        Returns:
+            The prediction, and an alignment's loss where the recipe has one.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -58,16 +95,14 @@ class Objective:
         )
         pre = Preconditioning(*factors).like(x0)
         x_t = expand(alpha, x0) * x0 + expand(sigma, x0) * eps
-        switched = () if position is None else (position, x0)
-        answer = network(pre.input_scale * x_t, pre.noise_label, labels, *switched)
-        output, beside = answer if isinstance(answer, tuple) else (answer, None)
-        output, fraction = split_variance(output.float(), x0.shape[1])
+        prediction, alignment = network(pre.input_scale * x_t, pre.noise_label, labels, position, x0)
+        output, fraction = split_variance(prediction.float(), x0.shape[1])
         target = pre.target(x0, eps)
         error = (output - target).square().flatten(1).mean(1)
-        loss = weight * sum((term.of(output, target) for term in self.terms), start=error)
+        loss = weight * sum((term.loss(output, target) for term in self.terms), start=error)
         if fraction is not None:
             loss = loss + self._bound(t, x0, pre.posterior_mean(output, x_t), fraction)
-        return loss if beside is None else loss + beside
+        return loss if alignment is None else loss + alignment
 
     def _bound(self, t: Tensor, x0: Tensor, posterior_mean: Tensor, fraction: Tensor) -> Tensor:
         """(B,) the bound of all levels, estimated by its term at t. ValueError for a process without levels."""

@@ -196,7 +196,7 @@ def test_denoised_quantities_belong_together() -> None:
     # The probability-flow ODE of Song et al. 2021, Eq. 13: f x - g² score / 2.
     f, g2 = VP().drift(k.time), VP().diffusion_squared(k.time)
     assert torch.allclose(d.velocity, f * x_t - g2 / 2 * d.score, atol=1e-9)
-    first, second = Denoised(x_t[:4], x0[:4], k.map(lambda v: v[:4])).halves()
+    first, second = Denoised(x_t[:4], x0[:4], k.map(lambda v: v[:4])).parts(2)
     assert torch.equal(torch.cat([first.eps, second.eps]), d.eps[:4])
 
 

@@ -324,8 +324,8 @@ def test_autoguidance_extrapolates_from_the_weak_model_with_the_same_labels() ->
     model, weak = mixture(), mixture(spread=0.4)
     x, cond = state(model, [0, 1, 2, NULL])
     guided = Autoguidance(2.5, weak).wrap(model)(x, 0.4, cond).x0
-    strong, poor = model(x, 0.4, cond).x0, weak(x, 0.4, weak.condition([0, 1, 2, NULL], 4)).x0
-    assert error(guided, poor + 2.5 * (strong - poor)) < 1e-13
+    strong, weak_prediction = model(x, 0.4, cond).x0, weak(x, 0.4, weak.condition([0, 1, 2, NULL], 4)).x0
+    assert error(guided, weak_prediction + 2.5 * (strong - weak_prediction)) < 1e-13
     # Inside CFG each half keeps its own labels.
     nested = apply_guidance(model, [Autoguidance(2.5, weak), CFG(2.0)])(x, 0.4, cond).x0
     free = Autoguidance(2.5, weak).wrap(model)(x, 0.4, cond.null()).x0
@@ -338,7 +338,7 @@ def test_noise_damped_starts_from_the_base() -> None:
     given, free, start = model(x, 0.4, cond), model(x, 0.4, cond.null()), base(x, 0.4, base.condition(None, 4))
     guided = NoiseDamped(2.0, base).wrap(model)
     assert error(guided(x, 0.4, cond).x0, start.x0 + 2.0 * (given.x0 - free.x0)) < 1e-13
-    late = NoiseDamped(2.0, base, until=-1.0).wrap(model)
+    late = NoiseDamped(2.0, base, max_log_snr=-1.0).wrap(model)
     assert float(model.process.log_snr(0.2)) > -1
     assert error(late(x, 0.2, cond).x0, CFG(2.0).wrap(model)(x, 0.2, cond).x0) < 1e-13
     times = torch.tensor([0.9, 0.2, 0.9, 0.2], dtype=torch.float64)
@@ -407,6 +407,11 @@ def test_cfgpp_with_a_time_per_sample() -> None:
         alone = guided(x, float(t), cond)
         assert error(together.x0[i : i + 1], alone.x0[i : i + 1]) < 1e-12
         assert error(together.eps[i : i + 1], alone.eps[i : i + 1]) < 1e-10
+
+
+def test_old_option_names_still_read() -> None:
+    assert GUIDANCES.create({"name": "noise-damped", "until": -1.0}) == NoiseDamped(max_log_snr=-1.0)
+    assert SCHEDULES.create({"name": "power-cosine", "levels": 50}) == PowerCosine(num_steps=50)
 
 
 def test_apg_update_by_its_parts() -> None:

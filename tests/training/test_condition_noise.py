@@ -39,7 +39,7 @@ class Embedding(torch.nn.Module):
 
 def noise_on(network: TrainingNetwork, labels: Tensor, position: int | None) -> Tensor:
     x = torch.zeros(len(labels), 1, 1, 1)
-    return network(x, torch.zeros(len(labels)), labels, position) - network.backbone.embed(labels)
+    return network(x, torch.zeros(len(labels)), labels, position).prediction - network.backbone.embed(labels)
 
 
 def test_length_and_shape_of_the_noise() -> None:

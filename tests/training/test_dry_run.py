@@ -43,7 +43,8 @@ def test_memory_is_what_a_step_holds(kind: str) -> None:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss = network(torch.randn(16, 1, 8, 8), torch.rand(16), torch.zeros(16, dtype=torch.int64)).square().mean()
+        output = network(torch.randn(16, 1, 8, 8), torch.rand(16), torch.zeros(16, dtype=torch.int64))
+        loss = output.prediction.square().mean()
     weights = {p.untyped_storage().data_ptr() for p in network.parameters()}
     activations = sum(storage.nbytes() for pointer, storage in kept.items() if pointer not in weights)
     loss.backward()

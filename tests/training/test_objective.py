@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from dinit.training.losses.weighting import (
     SNRWeighting,
     UniformWeighting,
 )
+from dinit.training.objective import NetworkOutput
 
 T = torch.linspace(0.05, 0.95, 19, dtype=torch.float64)
 MEAN, STD = 0.3, 0.6
@@ -92,13 +94,13 @@ class ExactNetwork:
     def __init__(self, process, parameterization, scales: Scales) -> None:
         self.parameterization, self.k = parameterization, scales.like(torch.empty(0, 1, 1, 1).double())
 
-    def __call__(self, x_in: Tensor, noise_label: Tensor, labels: Tensor) -> Tensor:
+    def __call__(self, x_in: Tensor, *_: object) -> NetworkOutput:
         k = self.k
         x_t = x_in.double() / self.parameterization.input_scale(k)
         total = k.alpha**2 * STD**2 + k.sigma**2
         x0 = MEAN + k.alpha * STD**2 / total * (x_t - k.alpha * MEAN)
         a, b = self.parameterization.posterior_mean_coefficients(k)
-        return (x0 - a * x_t) / b
+        return NetworkOutput((x0 - a * x_t) / b)
 
 
 PAIRS = [(p, q) for p in ("vp", "flow", "gvp", "edm", "sub-vp") for q in PARAMETERIZATIONS.names()]
@@ -129,24 +131,26 @@ def test_the_network_gets_scaled_input_noise_label_and_labels() -> None:
     process, parameterization = LinearFlow(), EDMPreconditioning(0.5)
     seen = {}
 
-    def network(x: Tensor, noise_label: Tensor, labels: Tensor) -> Tensor:
-        seen.update(x=x, noise_label=noise_label, labels=labels)
-        return torch.zeros_like(x)
+    def network(x: Tensor, noise_label: Tensor, labels: Tensor, position: Any, images: Any) -> NetworkOutput:
+        seen.update(x=x, noise_label=noise_label, labels=labels, position=position, images=images)
+        return NetworkOutput(torch.zeros_like(x))
 
     objective = Objective(process, parameterization, PosteriorMeanWeighting(), UniformTimes())
     x0, eps = torch.full((2, 1, 2, 2), 2.0), torch.full((2, 1, 2, 2), -1.0)
     t = torch.tensor([0.25, 0.5], dtype=torch.float64)
-    objective.losses(network, x0, torch.tensor([3, 7]), t, eps)
+    objective.losses(network, x0, torch.tensor([3, 7]), t, eps, 12)
     x_t = torch.tensor([0.75 * 2 - 0.25, 0.5 * 2 - 0.5])
     scale = 1 / torch.tensor([0.25**2 + 0.75**2 * 0.25, 0.5**2 + 0.5**2 * 0.25]).sqrt()
     torch.testing.assert_close(seen["x"][:, 0, 0, 0], x_t * scale)
     torch.testing.assert_close(seen["noise_label"], torch.tensor([250.0, 500.0]))
     assert seen["labels"].tolist() == [3, 7]
+    assert seen["position"] == 12
+    assert torch.equal(seen["images"], x0)
 
 
 def test_velocity_target_is_the_time_derivative() -> None:
     objective = Objective(LinearFlow(), Velocity(), UniformWeighting(), UniformTimes())
     x0, eps = torch.tensor([[[[1.0]]], [[[-2.0]]]]), torch.tensor([[[[0.5]]], [[[3.0]]]])
     t = torch.tensor([0.3, 0.6], dtype=torch.float64)
-    losses = objective.losses(lambda x, _, __: torch.zeros_like(x), x0, torch.zeros(2).long(), t, eps)
+    losses = objective.losses(lambda x, *_: NetworkOutput(torch.zeros_like(x)), x0, torch.zeros(2).long(), t, eps)
     torch.testing.assert_close(losses, torch.tensor([0.5**2, 5.0**2]))

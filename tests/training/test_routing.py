@@ -133,11 +133,12 @@ def test_blocks_on_a_grid_keep_whole_rows(name: str) -> None:
 
 def test_without_ratio_or_position_it_is_the_plain_network() -> None:
     backbone = backbone_of("dit")
-    plain = TrainingNetwork(backbone)(*inputs())
-    assert torch.equal(TrainingNetwork(backbone, routing=Routing(0.0, 1, 4))(*inputs(), position=0), plain)
+    plain = TrainingNetwork(backbone)(*inputs()).prediction
+    unrouted = TrainingNetwork(backbone, routing=Routing(0.0, 1, 4))
+    assert torch.equal(unrouted(*inputs(), position=0).prediction, plain)
     routed = TrainingNetwork(backbone, routing=Routing(0.5, 1, 4))
-    assert not torch.allclose(routed(*inputs(), position=0), plain)
-    assert torch.equal(routed(*inputs()), plain)
+    assert not torch.allclose(routed(*inputs(), position=0).prediction, plain)
+    assert torch.equal(routed(*inputs()).prediction, plain)
     assert backbone.block_hook is None
 
 
@@ -145,12 +146,13 @@ def test_routes_are_the_sample_s_own_and_fair() -> None:
     """Parts of a batch are routed as the whole; every token stays in 1 - ratio of all draws."""
     network = TrainingNetwork(backbone_of("dit"), seed=4, routing=Routing(0.5, 1, 4))
     x, t, labels = inputs(4)
-    whole = network(x, t, labels, position=8)
+    whole = network(x, t, labels, position=8).prediction
     parts = [
-        network(x[rows], t[rows], labels[rows], position=8 + rows.start) for rows in (slice(0, 1), slice(1, 4))
+        network(x[rows], t[rows], labels[rows], position=8 + rows.start).prediction
+        for rows in (slice(0, 1), slice(1, 4))
     ]
     torch.testing.assert_close(torch.cat(parts), whole, rtol=1e-4, atol=1e-5)
-    assert not torch.allclose(network(x, t, labels, position=12), whole)
+    assert not torch.allclose(network(x, t, labels, position=12).prediction, whole)
     kept = Routing(0.75, 0, 1).route(network.backbone, 0, 0).drawn(4000, 16)
     assert kept.shape == (4000, 4)
     assert bool((kept.diff(dim=1) > 0).all())
@@ -163,7 +165,8 @@ def test_gradients_are_those_without_checkpointing() -> None:
         backbone = backbone_of("lightningdit")
         if checkpointing:
             backbone.enable_gradient_checkpointing()
-        TrainingNetwork(backbone, routing=Routing(0.5, 1, 4))(*inputs(), position=0).square().mean().backward()
+        network = TrainingNetwork(backbone, routing=Routing(0.5, 1, 4))
+        network(*inputs(), position=0).prediction.square().mean().backward()
         return [p.grad for p in backbone.parameters() if p.grad is not None]
 
     for ours, plain in zip(gradient(True), gradient(False), strict=True):

@@ -56,10 +56,10 @@ def test_log_normal_noise_level_of_edm() -> None:
     assert float(level.log().mean()) == pytest.approx(-1.2, abs=5 * 1.2 / math.sqrt(N))
 
 
-@pytest.mark.parametrize("of", ["uniform", {"name": "log-normal", "mean": -0.5}, LogitNormal(std=0.7)])
-def test_stratified_has_one_time_in_each_bin_and_the_same_distribution(of) -> None:
+@pytest.mark.parametrize("base", ["uniform", {"name": "log-normal", "mean": -0.5}, LogitNormal(std=0.7)])
+def test_stratified_has_one_time_in_each_bin_and_the_same_distribution(base) -> None:
     process = EDM()
-    sampler, inner = Stratified(of), TIME_SAMPLERS.create(of)
+    sampler, inner = Stratified(base), TIME_SAMPLERS.create(base)
     u = sampler.uniforms(64, torch.Generator().manual_seed(3))
     assert sorted((u * 64).long().tolist()) == list(range(64))
     assert u.tolist() != sorted(u.tolist())
@@ -69,6 +69,12 @@ def test_stratified_has_one_time_in_each_bin_and_the_same_distribution(of) -> No
     given = torch.linspace(0.01, 0.99, 9, dtype=torch.float64)
     expected = inner.quantile(given, process, process.t_min, 1.0)
     torch.testing.assert_close(sampler.quantile(given, process, process.t_min, 1.0), expected)
+
+
+@pytest.mark.parametrize("name", ["stratified", "snr-shift"])
+def test_recipes_with_the_option_s_old_name_read_as_before(name: str) -> None:
+    old, new = (TIME_SAMPLERS.create({"name": name, option: "log-normal"}) for option in ("of", "base"))
+    assert old == new != TIME_SAMPLERS.create(name)
 
 
 def test_stratified_mean_varies_less() -> None:

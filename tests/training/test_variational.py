@@ -25,6 +25,7 @@ from dinit.training import WEIGHTINGS, Objective
 from dinit.training.losses.bound import variational_bits
 from dinit.training.losses.times import UniformTimes
 from dinit.training.network import TrainingNetwork
+from dinit.training.objective import NetworkOutput
 from dinit.training.recipe.file import RecipeError, parse_recipe
 
 CHAIN = VPDiscrete(num_steps=50)
@@ -125,7 +126,7 @@ def test_bound_trains_the_variance_and_leaves_the_mean_alone() -> None:
 
     def gradient(weight: float) -> Tensor:
         objective = Objective(CHAIN, Epsilon(), WEIGHTINGS.create("uniform"), UniformTimes(), variational=weight)
-        loss = objective.losses(lambda x, _, __: outputs, x0, torch.zeros(2).long(), t, eps)
+        loss = objective.losses(lambda *_: NetworkOutput(outputs), x0, torch.zeros(2).long(), t, eps)
         return torch.autograd.grad(loss.sum(), outputs)[0]
 
     plain, both = gradient(0.0), gradient(0.5)
@@ -190,5 +191,9 @@ def test_a_process_without_levels_is_refused(process: Process) -> None:
     x0, eps, _ = batch(2)
     with pytest.raises(ValueError, match=f"levels, and {type(process).__name__} has none"):
         objective.losses(
-            lambda x, _, __: torch.cat([x, x], 1), x0, torch.zeros(2).long(), torch.tensor([0.2, 0.3]).double(), eps
+            lambda x, *_: NetworkOutput(torch.cat([x, x], 1)),
+            x0,
+            torch.zeros(2).long(),
+            torch.tensor([0.2, 0.3]).double(),
+            eps,
         )

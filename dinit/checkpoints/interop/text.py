@@ -95,7 +95,7 @@ class TextDenoiser(BackboneDenoiser):
             null_further=null,
         )
 
-    def ask(self, x: Tensor, noise_label: Tensor, cond: Condition) -> Tensor:
+    def call_backbone(self, x: Tensor, noise_label: Tensor, cond: Condition) -> Tensor:
         assert isinstance(cond, TextCondition), "a condition made by this denoiser"
         further = {name: t.to(x.dtype) if t.is_floating_point() else t for name, t in cond.further.items()}
         return self.backbone(x, noise_label, cond.embedding.to(x.dtype), **further)

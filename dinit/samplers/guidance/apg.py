@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from dinit.diffusion import Condition, Denoised, Denoiser
-from dinit.diffusion.denoiser import with_x0
 from dinit.samplers.guidance.base import (
     GUIDANCES,
     Guidance,
     check_interval,
     check_null_class,
     check_scale,
-    contrast,
-    per_image,
+    non_batch_dims,
+    two_condition_guidance,
 )
 
 
@@ -31,12 +30,12 @@ def projected(difference: Tensor, given: Tensor, eta: float, radius: float) -> T
     if eta == 1:
         return difference
     direction = given / _length(given)
-    along = (difference * direction).sum(per_image(given), keepdim=True) * direction
+    along = (difference * direction).sum(non_batch_dims(given), keepdim=True) * direction
     return difference - (1 - eta) * along
 
 
 def _length(x: Tensor) -> Tensor:
-    square = (x * x).sum(per_image(x), keepdim=True)
+    square = (x * x).sum(non_batch_dims(x), keepdim=True)
     return square.sqrt().clamp_min(torch.finfo(x.dtype).tiny)
 
 
@@ -96,6 +95,6 @@ class APG(Guidance):
             if self.momentum:
                 difference = cond.run.states.get((owner, cond.batch), Momentum).add(difference, self.momentum)
             update = projected(difference, given.x0, self.eta, self.radius)
-            return with_x0(given, given.x0 + (self.scale - 1) * update)
+            return replace(given, x0=given.x0 + (self.scale - 1) * update)
 
-        return contrast(denoiser, lambda cond: cond.null(), combine, self.low, self.high)
+        return two_condition_guidance(denoiser, lambda cond: cond.null(), combine, self.low, self.high)

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from dinit.diffusion import Condition, Denoised, Denoiser, Scales
-from dinit.diffusion.denoiser import with_x0
 from dinit.samplers.guidance.base import (
     GUIDANCES,
     Guidance,
     Guided,
+    apply_interval,
     check_interval,
     check_scale,
-    confined,
     labels_of,
 )
 from dinit.samplers.guidance.cfg import extrapolate
@@ -75,7 +74,9 @@ class Autoguidance(Guidance):
             if t.time.ndim == 0 and not self.low <= t.floats.log_snr <= self.high:
                 return given
             labels = labels_of(cond, weak.num_classes, "autoguidance")
-            poor = weak(x_t, t, weak.encode(labels).in_run(cond.run))
-            return confined(with_x0(given, extrapolate(given.x0, poor.x0, self.scale)), given, self.low, self.high)
+            weak_prediction = weak(x_t, t, weak.encode(labels).in_run(cond.run))
+            return apply_interval(
+                replace(given, x0=extrapolate(given.x0, weak_prediction.x0, self.scale)), given, self.low, self.high
+            )
 
         return Guided(denoiser, guided)

@@ -70,7 +70,7 @@ def apply_guidance(
 # --- what several guidances share --------------------------------------------------------------------------------
 
 
-def contrast(
+def two_condition_guidance(
     denoiser: Denoiser,
     reference: Callable[[Condition], Condition],
     combine: Callable[[Denoised, Denoised, Condition], Denoised],
@@ -87,29 +87,29 @@ def contrast(
     def guided(x_t: Tensor, t: Scales, cond: Condition) -> Denoised:
         if t.time.ndim == 0 and not low <= t.floats.log_snr <= high:
             return denoiser(x_t, t, cond)
-        given, other = ask_together(denoiser, x_t, t, [cond, reference(cond)])
-        return confined(combine(given, other, cond), given, low, high)
+        given, other = batched_call(denoiser, x_t, t, [cond, reference(cond)])
+        return apply_interval(combine(given, other, cond), given, low, high)
 
     return Guided(denoiser, guided, required_outputs)
 
 
-def ask_together(denoiser: Denoiser, x_t: Tensor, t: Scales, conds: Sequence[Condition]) -> tuple[Denoised, ...]:
+def batched_call(denoiser: Denoiser, x_t: Tensor, t: Scales, conds: Sequence[Condition]) -> tuple[Denoised, ...]:
     """The answers to one batch under several conditions, by one forward of that many times the batch."""
     times = t if t.time.ndim == 0 else t.map(lambda v: torch.cat([v] * len(conds)))
     together = denoiser(torch.cat([x_t] * len(conds)), times, reduce(lambda one, more: one.joined(more), conds))
     return together.parts(len(conds))
 
 
-def confined(guided: Denoised, given: Denoised, low: float, high: float) -> Denoised:
+def apply_interval(guided: Denoised, given: Denoised, low: float, high: float) -> Denoised:
     """`guided` for samples whose log-SNR is in [low, high], `given` for the others, where each has its own time."""
     k = given.scales
     if k.time.ndim == 0 or (low == -math.inf and high == math.inf):
         return guided
     inside = (k.log_snr >= low) & (k.log_snr <= high)  # broadcasts against x_t
-    return choose(inside, guided, given)
+    return where_rows(inside, guided, given)
 
 
-def choose(mask: Tensor, one: Denoised, other: Denoised) -> Denoised:
+def where_rows(mask: Tensor, one: Denoised, other: Denoised) -> Denoised:
     """Rows of `one` where the mask is true, of `other` elsewhere. mask: (B,) or broadcastable to x_t."""
     mask = mask.reshape(-1, *(1,) * (one.x_t.ndim - 1)).to(one.x0.device)
     chosen = replace(one, x0=torch.where(mask, one.x0, other.x0))
@@ -137,7 +137,7 @@ def labels_of(cond: Condition, null: int, who: str) -> Tensor:
     return torch.where(cond.is_null, torch.full_like(cond.labels, null), cond.labels)
 
 
-def per_image(values: Tensor) -> tuple[int, ...]:
+def non_batch_dims(values: Tensor) -> tuple[int, ...]:
     """All axes but the batch's."""
     return tuple(range(1, values.ndim))
 

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from dinit.diffusion import Condition, Denoised, Denoiser
-from dinit.diffusion.denoiser import with_x0
 from dinit.samplers.guidance.base import (
     GUIDANCES,
     Guidance,
     check_interval,
     check_null_class,
     check_scale,
-    contrast,
-    per_image,
+    non_batch_dims,
+    two_condition_guidance,
 )
 from dinit.samplers.guidance.schedule import ScaleSchedule, make_schedule
 
@@ -35,7 +34,7 @@ def restore_spread(guided: Tensor, given: Tensor, rescale: float) -> Tensor:
 
     Lin et al. 2023 (Common diffusion noise schedules), Section 3.4. (B, C, H, W) in and out.
     """
-    axes = per_image(guided)
+    axes = non_batch_dims(guided)
     ratio = given.std(axes, keepdim=True) / guided.std(axes, keepdim=True)
     return guided * (rescale * ratio + (1 - rescale))
 
@@ -82,6 +81,6 @@ class CFG(Guidance):
         def combine(given: Denoised, free: Denoised, cond: Condition) -> Denoised:
             scale = schedule.scale_at(self.scale, given.scales)
             x0 = extrapolate(given.x0, free.x0, scale, self.channels)
-            return with_x0(given, restore_spread(x0, given.x0, self.rescale) if self.rescale else x0)
+            return replace(given, x0=restore_spread(x0, given.x0, self.rescale) if self.rescale else x0)
 
-        return contrast(denoiser, lambda cond: cond.null(), combine, self.low, self.high)
+        return two_condition_guidance(denoiser, lambda cond: cond.null(), combine, self.low, self.high)

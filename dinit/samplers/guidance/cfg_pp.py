@@ -12,7 +12,7 @@ from dinit.samplers.guidance.base import (
     check_interval,
     check_null_class,
     check_scale,
-    contrast,
+    two_condition_guidance,
 )
 from dinit.samplers.guidance.cfg import extrapolate
 
@@ -46,4 +46,6 @@ class CFGpp(Guidance):
             return replace(given, x0=extrapolate(given.x0, free.x0, self.scale), renoise_eps=free.eps)
 
         required_outputs = frozenset({"renoise_eps"})
-        return contrast(denoiser, lambda cond: cond.null(), combine, self.low, self.high, required_outputs)
+        return two_condition_guidance(
+            denoiser, lambda cond: cond.null(), combine, self.low, self.high, required_outputs
+        )

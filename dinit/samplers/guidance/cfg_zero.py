@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from dinit.diffusion import Condition, Denoised, Denoiser, Scales
-from dinit.diffusion.denoiser import with_x0
 from dinit.diffusion.parameterization import Velocity
 from dinit.samplers.guidance.base import (
     GUIDANCES,
@@ -16,14 +15,14 @@ from dinit.samplers.guidance.base import (
     Guided,
     check_null_class,
     check_scale,
-    contrast,
-    per_image,
+    non_batch_dims,
+    two_condition_guidance,
 )
 
 
 def optimal_scale(given: Tensor, free: Tensor) -> Tensor:
     """s with least |given - s free|, <given, free> / |free|^2 of each sample, (B, 1, 1, 1)."""
-    axes = per_image(free)
+    axes = non_batch_dims(free)
     square = (free * free).sum(axes, keepdim=True).clamp_min(torch.finfo(free.dtype).tiny)
     return (given * free).sum(axes, keepdim=True) / square
 
@@ -57,7 +56,7 @@ class CFGZeroStar(Guidance):
             fitted = optimal_scale(given.velocity, free.velocity) * free.velocity
             return with_velocity(given, fitted + self.scale * (given.velocity - fitted))
 
-        guided = contrast(denoiser, lambda cond: cond.null(), combine)
+        guided = two_condition_guidance(denoiser, lambda cond: cond.null(), combine)
         return self._still_at_first(guided, denoiser) if self.zero_steps else guided
 
     def _still_at_first(self, guided: Denoiser, denoiser: Denoiser) -> Denoiser:
@@ -75,4 +74,4 @@ class CFGZeroStar(Guidance):
 def with_velocity(denoised: Denoised, velocity: Tensor) -> Denoised:
     """The same batch with the posterior mean that implies this velocity."""
     x0 = Velocity().posterior_mean(velocity, denoised.x_t, denoised.scales)
-    return with_x0(denoised, x0)
+    return replace(denoised, x0=x0)

@@ -19,7 +19,7 @@ from dinit.samplers.guidance.base import (
     check_scale,
     labels_of,
 )
-from dinit.samplers.guidance.gradient import climb, shift_mean, shift_score
+from dinit.samplers.guidance.gradient import gradient_guidance, shift_mean, shift_score
 
 _SHIFTS = {"score": (shift_score, frozenset[str]()), "mean": (shift_mean, frozenset({"mean_gradient"}))}
 
@@ -73,7 +73,7 @@ class Classifier(Guidance):
         def log_probability(x_t: Tensor, t: Scales, cond: Condition) -> Tensor:
             return self._log_probability(denoiser, x_t, t, cond)
 
-        return climb(
+        return gradient_guidance(
             denoiser, log_probability, self.scale, self.low, self.high, shift, required_outputs, self.unconditional
         )
 

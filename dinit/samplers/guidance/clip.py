@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from dinit.diffusion import Condition, Denoised, Denoiser, Scales
-from dinit.diffusion.denoiser import with_x0
 from dinit.samplers.guidance.base import GUIDANCES, Guidance, Guided
 
 
@@ -44,6 +43,6 @@ class ClipX0(Guidance):
 
         def guided(x_t: Tensor, t: Scales, cond: Condition) -> Denoised:
             d = denoiser(x_t, t, cond)
-            return with_x0(d, d.x0.clamp(low, high))
+            return replace(d, x0=d.x0.clamp(low, high))
 
         return Guided(denoiser, guided)

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import Tensor
 
 from dinit.diffusion import Condition, Denoised, Denoiser, Scales
-from dinit.diffusion.denoiser import with_x0
 from dinit.samplers.guidance.base import (
     GUIDANCES,
     Guidance,
     Guided,
-    ask_together,
+    batched_call,
     check_class,
     check_null_class,
-    choose,
     other_class,
+    where_rows,
 )
 
 
@@ -70,10 +69,10 @@ class Compose(Guidance):
 
         def guided(x_t: Tensor, t: Scales, cond: Condition) -> Denoised:
             others = [other_class(denoiser, cond, label) for label in self.classes]
-            given, *rest = ask_together(denoiser, x_t, t, [cond, *others, *([cond.null()] if product else [])])
+            given, *rest = batched_call(denoiser, x_t, t, [cond, *others, *([cond.null()] if product else [])])
             x0s = [d.x0 for d in (given, *rest)]
             x0 = self._product(x0s) if product else self._mixture(x0s)
-            return choose(~cond.is_null, with_x0(given, x0), given)
+            return where_rows(~cond.is_null, replace(given, x0=x0), given)
 
         return Guided(denoiser, guided)
 

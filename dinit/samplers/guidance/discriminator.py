@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dinit.diffusion import Condition, Denoiser, Scales
 from dinit.samplers.guidance.base import GUIDANCES, Guidance, check_interval, check_scale, labels_of
-from dinit.samplers.guidance.gradient import climb
+from dinit.samplers.guidance.gradient import gradient_guidance
 
 
 @GUIDANCES.register("discriminator")
@@ -50,4 +50,4 @@ class Discriminator(Guidance):
         def logit(x_t: Tensor, t: Scales, cond: Condition) -> Tensor:
             return discriminator(x_t, t, labels_of(cond, denoiser.num_classes, "discriminator guidance"))
 
-        return climb(denoiser, logit, self.scale, self.low, self.high)
+        return gradient_guidance(denoiser, logit, self.scale, self.low, self.high)

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from dinit.diffusion import Condition, Denoised, Denoiser, Scales
-from dinit.diffusion.denoiser import with_x0
-from dinit.samplers.guidance.base import Guided, confined
+from dinit.samplers.guidance.base import Guided, apply_interval
 
 LogRatio = Callable[[Tensor, Scales, Condition], Tensor]
 
@@ -37,7 +36,7 @@ def shift_score(denoised: Denoised, change: Tensor) -> Denoised:
     alpha, sigma = denoised.scales.alpha, denoised.scales.sigma
     blank = alpha == 0
     gain = torch.where(blank, torch.zeros_like(alpha), sigma**2 / torch.where(blank, torch.ones_like(alpha), alpha))
-    return with_x0(denoised, denoised.x0 + gain * change)
+    return replace(denoised, x0=denoised.x0 + gain * change)
 
 
 def shift_mean(denoised: Denoised, change: Tensor) -> Denoised:
@@ -46,7 +45,7 @@ def shift_mean(denoised: Denoised, change: Tensor) -> Denoised:
     return replace(denoised, mean_gradient=change if before is None else before + change)
 
 
-def climb(
+def gradient_guidance(
     denoiser: Denoiser,
     log_ratio: LogRatio,
     scale: float,
@@ -69,7 +68,7 @@ def climb(
         answer = shift(given, change.to(x_t.dtype))
         if unconditional and t.time.ndim and (low > -math.inf or high < math.inf):
             given = denoiser(x_t, t, cond)
-        return confined(answer, given, low, high)
+        return apply_interval(answer, given, low, high)
 
     return Guided(denoiser, guided, required_outputs)
 

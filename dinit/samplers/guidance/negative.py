@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dinit.diffusion import Condition, Denoised, Denoiser
-from dinit.diffusion.denoiser import with_x0
 from dinit.samplers.guidance.base import (
     GUIDANCES,
     Guidance,
     check_class,
     check_interval,
     check_scale,
-    choose,
-    contrast,
     other_class,
+    two_condition_guidance,
+    where_rows,
 )
 from dinit.samplers.guidance.cfg import extrapolate
 
@@ -45,9 +44,9 @@ class Negative(Guidance):
             return denoiser
 
         def combine(given: Denoised, bad: Denoised, cond: Condition) -> Denoised:
-            guided = with_x0(given, extrapolate(given.x0, bad.x0, self.scale))
-            return choose(~cond.is_null, guided, given)
+            guided = replace(given, x0=extrapolate(given.x0, bad.x0, self.scale))
+            return where_rows(~cond.is_null, guided, given)
 
-        return contrast(
+        return two_condition_guidance(
             denoiser, lambda cond: other_class(denoiser, cond, self.label), combine, self.low, self.high
         )

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from dinit.diffusion import Condition, Denoised, Denoiser, Scales
-from dinit.diffusion.denoiser import with_x0
 from dinit.samplers.guidance.autoguidance import check_companion
-from dinit.samplers.guidance.base import GUIDANCES, Guidance, Guided, ask_together, check_null_class, check_scale
+from dinit.samplers.guidance.base import GUIDANCES, Guidance, Guided, batched_call, check_null_class, check_scale
 
 
 @GUIDANCES.register("noise-damped")
@@ -28,7 +29,9 @@ class NoiseDamped(Guidance):
 
     scale: float = 1.5
     base: Denoiser | None = None
-    until: float = math.inf
+    max_log_snr: float = math.inf
+
+    renamed_options: ClassVar[Mapping[str, str]] = {"until": "max_log_snr"}
 
     def __post_init__(self) -> None:
         check_scale(self.scale, "guidance")
@@ -43,16 +46,16 @@ class NoiseDamped(Guidance):
             check_companion(denoiser, self.base, "noise-damped guidance")
 
         def guided(x_t: Tensor, t: Scales, cond: Condition) -> Denoised:
-            given, free = ask_together(denoiser, x_t, t, [cond, cond.null()])
+            given, free = batched_call(denoiser, x_t, t, [cond, cond.null()])
             start = self._base(x_t, t, cond, free)
-            return with_x0(given, start + self.scale * (given.x0 - free.x0))
+            return replace(given, x0=start + self.scale * (given.x0 - free.x0))
 
         return Guided(denoiser, guided)
 
     def _base(self, x_t: Tensor, t: Scales, cond: Condition, free: Denoised) -> Tensor:
         """The unconditional posterior mean that guidance starts from, (B, C, H, W)."""
-        if self.base is None or (t.time.ndim == 0 and t.floats.log_snr > self.until):
+        if self.base is None or (t.time.ndim == 0 and t.floats.log_snr > self.max_log_snr):
             return free.x0
         null = torch.full((cond.batch,), self.base.num_classes, dtype=torch.int64, device=cond.is_null.device)
         x0 = self.base(x_t, t, self.base.encode(null).in_run(cond.run)).x0
-        return x0 if t.time.ndim == 0 else torch.where(free.scales.log_snr <= self.until, x0, free.x0)
+        return x0 if t.time.ndim == 0 else torch.where(free.scales.log_snr <= self.max_log_snr, x0, free.x0)

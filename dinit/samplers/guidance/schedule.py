@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -112,14 +112,18 @@ class PowerCosine(ScaleSchedule):
     """
 
     power: float = 4.0
-    levels: int = 1000
+    num_steps: int = 1000
+
+    renamed_options: ClassVar[Mapping[str, str]] = {"levels": "num_steps"}
 
     def __post_init__(self) -> None:
-        if not (0 < self.power < math.inf and self.levels >= 1):
-            raise ValueError(f"need power > 0 and levels >= 1, got power = {self.power}, levels = {self.levels}")
+        if not (0 < self.power < math.inf and self.num_steps >= 1):
+            raise ValueError(
+                f"need power > 0 and num_steps >= 1, got power = {self.power}, num_steps = {self.num_steps}"
+            )
 
     def weight(self, k: Scales) -> Tensor:
-        clean = (1 - k.time + 1 / self.levels).clamp(0, 1)
+        clean = (1 - k.time + 1 / self.num_steps).clamp(0, 1)
         return (1 - (math.pi * clean**self.power).cos()) / 2
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from dinit.diffusion import Condition, Denoised, Denoiser, Scales
-from dinit.diffusion.denoiser import with_x0
 from dinit.samplers.guidance.base import GUIDANCES, Guidance, Guided
 
 
@@ -52,6 +51,6 @@ class DynamicThreshold(Guidance):
         def guided(x_t: Tensor, t: Scales, cond: Condition) -> Denoised:
             d = denoiser(x_t, t, cond)
             s = percentile_of(d.x0.abs(), self.percentile).clamp(self.limit, self.largest)
-            return with_x0(d, d.x0.clamp(-s, s) * (self.limit / s))
+            return replace(d, x0=d.x0.clamp(-s, s) * (self.limit / s))
 
         return Guided(denoiser, guided)

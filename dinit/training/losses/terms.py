@@ -19,8 +19,16 @@ class LossTerm(ABC):
     """Added to a sample's squared error, before its time's weight. Subclasses are frozen dataclasses."""
 
     @abstractmethod
-    def of(self, output: Tensor, target: Tensor) -> Tensor:
-        """(B,) for output and target of shape (B, C, H, W), float32."""
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        """The term of each sample, with its weight.
+
+        Args:
+            output: The network's prediction, (B, C, H, W) float32.
+            target: What it is trained to give, (B, C, H, W) float32.
+
+        Returns:
+            (B,) float32.
+        """
 
 
 @LOSS_TERMS.register("direction")
@@ -36,7 +44,7 @@ class Direction(LossTerm):
     def __post_init__(self) -> None:
         positive("direction term", weight=self.weight)
 
-    def of(self, output: Tensor, target: Tensor) -> Tensor:
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
         return self.weight * (1 - F.cosine_similarity(output.flatten(1), target.flatten(1), dim=1))
 
 
@@ -55,7 +63,7 @@ class Contrastive(LossTerm):
         if not 0 < self.weight < 1:
             raise ValueError(f"contrastive term: weight must be between 0 and 1, got {self.weight}")
 
-    def of(self, output: Tensor, target: Tensor) -> Tensor:
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
         paired = len(target) // 2 * 2
         other = torch.arange(paired, device=target.device) ^ 1
         away = (output[:paired] - target[other]).square().flatten(1).mean(1)

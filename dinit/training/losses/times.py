@@ -10,7 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -86,17 +86,19 @@ class LogNormalNoise(TimeSampler):
 @TIME_SAMPLERS.register("stratified")
 @dataclass(frozen=True)
 class Stratified(TimeSampler):
-    """Another distribution (`of`), with one time in each of as many equally likely bins as the batch has rows.
+    """Another distribution (`base`), with one time in each of as many equally likely bins as the batch has rows.
 
     Each time keeps its distribution while the loss of a batch varies less; compare the low-discrepancy sampler
     of Kingma et al. 2021. of: a time sampler, its name, or a mapping with its name and options.
     """
 
-    of: str | Mapping[str, Any] | TimeSampler = field(default="uniform")
+    base: str | Mapping[str, Any] | TimeSampler = field(default="uniform")
+
+    renamed_options: ClassVar[Mapping[str, str]] = {"of": "base"}
 
     def __post_init__(self) -> None:
-        if isinstance(TIME_SAMPLERS.create(self.of), Stratified):
-            raise ValueError("stratified times of stratified times are the same thing once; name another in 'of'")
+        if isinstance(TIME_SAMPLERS.create(self.base), Stratified):
+            raise ValueError("stratified times of stratified times are the same thing once; name another in 'base'")
 
     def uniforms(self, count: int, generator: torch.Generator) -> Tensor:
         """(count,) float64: uniform within bin i / count .. (i + 1) / count, the bins in random order."""
@@ -104,13 +106,13 @@ class Stratified(TimeSampler):
         return (bins + torch.rand(count, generator=generator, dtype=torch.float64)) / count
 
     def quantile(self, u: Tensor, process: Process, t_min: float, t_max: float) -> Tensor:
-        return TIME_SAMPLERS.create(self.of).quantile(u, process, t_min, t_max)
+        return TIME_SAMPLERS.create(self.base).quantile(u, process, t_min, t_max)
 
 
 @TIME_SAMPLERS.register("snr-shift")
 @dataclass(frozen=True)
 class SNRShift(TimeSampler):
-    """Another distribution (`of`) moved along the log-SNR, as by data `scale` times as large. Yao et al. 2024.
+    """Another distribution (`base`) moved along the log-SNR, as by data `scale` times as large. Yao et al. 2024.
 
     FasterDiT finds how fast a model trains in the density of the SNR that it is trained at, and moves it by scaling
     the data; here the data stay and every time t goes to where the log-SNR is lower by 2 ln scale. scale: positive;
@@ -118,17 +120,19 @@ class SNRShift(TimeSampler):
     """
 
     scale: float = 0.5
-    of: str | Mapping[str, Any] | TimeSampler = field(default="uniform")
+    base: str | Mapping[str, Any] | TimeSampler = field(default="uniform")
+
+    renamed_options: ClassVar[Mapping[str, str]] = {"of": "base"}
 
     def __post_init__(self) -> None:
         positive("snr-shift times", scale=self.scale)
-        TIME_SAMPLERS.create(self.of)
+        TIME_SAMPLERS.create(self.base)
 
     def uniforms(self, count: int, generator: torch.Generator) -> Tensor:
-        return TIME_SAMPLERS.create(self.of).uniforms(count, generator)
+        return TIME_SAMPLERS.create(self.base).uniforms(count, generator)
 
     def quantile(self, u: Tensor, process: Process, t_min: float, t_max: float) -> Tensor:
-        t = TIME_SAMPLERS.create(self.of).quantile(u, process, t_min, t_max).clamp(t_min, t_max)
+        t = TIME_SAMPLERS.create(self.base).quantile(u, process, t_min, t_max).clamp(t_min, t_max)
         return process.time_of(process.log_snr(t) + 2 * math.log(self.scale))
 
 

@@ -87,7 +87,7 @@ def _activations(recipe: Recipe, data: ImageData, network: nn.Module, processes:
         with torch.device("meta"), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             x = torch.empty(rows, data.channels, size, size)
             labels = torch.zeros(rows, dtype=torch.int64)
-            held.append(network(x, torch.zeros(rows), labels).float().square().mean())
+            held.append(network(x, torch.zeros(rows), labels).prediction.float().square().mean())
     except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
         return None, f"activations were not measured: {str(error).splitlines()[0]}"
     total = sum(kept.values())
