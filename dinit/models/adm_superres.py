@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from dinit.models.adm import ADMNetwork
-from dinit.models.layers.checks import check_input
+from dinit.models.base import Preset, config_from_fields
 
 _IMAGENET = {
     "in_channels": 3,
@@ -23,6 +24,7 @@ _IMAGENET = {
 }
 
 
+@config_from_fields
 class ADMSuperRes(ADMNetwork):
     """Class-conditional diffusion upsampler; presets 64-256 and 128-512. Arguments: see ADMNetwork.
 
@@ -31,7 +33,7 @@ class ADMSuperRes(ADMNetwork):
     """
 
     stem_inputs: ClassVar[int] = 2
-    presets: ClassVar[dict[str, dict[str, Any]]] = {
+    presets: ClassVar[Mapping[str, Preset]] = {
         "64-256": {**_IMAGENET, "image_size": 256, "attention_factors": (8, 16, 32), "num_heads": 4},
         "128-512": {**_IMAGENET, "image_size": 512, "attention_factors": (16, 32), "head_dim": 64},
     }
@@ -43,7 +45,7 @@ class ADMSuperRes(ADMNetwork):
 
         low_res is in the range of x's data, [-1, 1]. ValueError where it is larger than x or another batch.
         """
-        check_input("ADMSuperRes", x, self.in_channels, self.size_multiple, noise_label, cond)
+        self.check_input(x, noise_label, cond)
         if low_res.ndim != 4 or low_res.shape[:2] != x.shape[:2]:
             raise ValueError(
                 f"ADMSuperRes takes low_res of shape {(*x.shape[:2], 'h', 'w')} beside x of shape "

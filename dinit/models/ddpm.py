@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from dinit.models.base import BACKBONES, Backbone, register_to_config
+from dinit.models.base import BACKBONES, Backbone, Preset, config_from_fields
 from dinit.models.layers.blocks import run_blocks
-from dinit.models.layers.checks import check_input, configure
 from dinit.models.layers.embedding import LabelEmbedding, TimeEmbedding
 from dinit.models.layers.fir import ConvDown, ConvUp
+from dinit.models.layers.presets import tiny_preset
 from dinit.models.layers.score_unet import (
     ScoreBlock,
     ScoreHead,
@@ -34,72 +34,68 @@ _CIFAR = {
     "attention_levels": (1,),
     "num_classes": 0,
 }
-_256 = {**_CIFAR, "image_size": 256, "channel_mult": (1, 1, 2, 2, 4, 4), "attention_levels": (4,)}
-_TINY = {
-    **_CIFAR,
-    "image_size": 8,
-    "in_channels": 1,
-    "channels": 16,
-    "channel_mult": (1, 2),
-    "blocks_per_level": 1,
-    "num_groups": 4,
-    "num_classes": 10,
-}
 
 
 @BACKBONES.register("ddpm")
+@config_from_fields
 class DDPM(Backbone):
-    """The U-Net of Ho et al. 2020 in the arrangement of score_sde; the published networks are unconditional.
+    """DDPM's U-Net (Ho et al. 2020, arXiv:2006.11239) in the arrangement of score_sde.
 
-    Any height and width that are multiples of 2^(levels - 1). channels: width of the stem; channel_mult: each
-    level's multiple of it. num_groups: of every norm; divides the widths. blocks_per_level: on the way down; one
-    more on the way up. attention_levels: those (0 is full resolution) with single-head attention; the middle has
-    it in any case. num_classes: above 0, a label embedding (not in the published networks) is added to that of
-    the time. learn_sigma: in_channels more output channels for a learned variance. dropout: before the last
-    convolution of a block. ValueError for sizes that do not fit together.
+    The published networks are unconditional. Any height and width that are multiples of 2^(levels - 1).
+
+    Args:
+        image_size: height = width it is configured for.
+        in_channels: channels of x.
+        channels: channels of the stem, even.
+        channel_mult: channels of each level as a multiple of `channels`.
+        blocks_per_level: on the way down; one more on the way up.
+        attention_levels: those (0 is full resolution) with single-head attention; the middle has it in any case.
+        num_groups: of every norm; divides the channels.
+        num_classes: above 0, a label embedding (not in the published networks) is added to that of the time.
+        learn_sigma: in_channels more output channels, for a learned variance.
+        dropout: before the last convolution of a block, in [0, 1).
+
+    Raises:
+        ValueError: sizes that do not fit together.
     """
 
     channels_last: ClassVar[bool] = True
-    presets: ClassVar[dict[str, dict[str, Any]]] = {"tiny": _TINY, "cifar10": _CIFAR, "256": _256}
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "tiny": tiny_preset(
+            channels=16, channel_mult=(1, 2), blocks_per_level=1, attention_levels=(1,), num_groups=4
+        ),
+        "cifar10": _CIFAR,
+        "256": {**_CIFAR, "image_size": 256, "channel_mult": (1, 1, 2, 2, 4, 4), "attention_levels": (4,)},
+    }
 
-    @register_to_config
-    def __init__(
-        self,
-        image_size: int = 32,
-        in_channels: int = 3,
-        channels: int = 128,
-        channel_mult: Sequence[int] = (1, 2, 2, 2),
-        blocks_per_level: int = 2,
-        attention_levels: Sequence[int] = (1,),
-        num_groups: int = 32,
-        num_classes: int = 0,
-        learn_sigma: bool = False,
-        dropout: float = 0.0,
-    ) -> None:
-        super().__init__()
-        configure(
-            self,
-            image_size=image_size,
-            size_multiple=2 ** max(len(channel_mult) - 1, 0),
-            in_channels=in_channels,
-            num_classes=num_classes,
-            learn_sigma=learn_sigma,
-            dropout=dropout,
-            channels=channels,
-            blocks_per_level=blocks_per_level,
-        )
-        widths = check_levels("DDPM", channels, channel_mult, attention_levels)
+    image_size: int = 32
+    in_channels: int = 3
+    channels: int = 128
+    channel_mult: Sequence[int] = (1, 2, 2, 2)
+    blocks_per_level: int = 2
+    attention_levels: Sequence[int] = (1,)
+    num_groups: int = 32
+    num_classes: int = 0
+    learn_sigma: bool = False
+    dropout: float = 0.0
+
+    def smallest_size(self) -> int:
+        return 2 ** max(len(self.channel_mult) - 1, 0)
+
+    def build(self) -> None:
+        channels = self.channels
+        widths = check_levels("DDPM", channels, self.channel_mult, self.attention_levels)
         self.cond_dim = 4 * channels
-        norm = partial(group_norm, "DDPM", num_groups)
+        norm = partial(group_norm, "DDPM", self.num_groups)
 
         def block(in_width: int, width: int, attend: bool) -> ScoreBlock:
-            return ScoreBlock(in_width, width, self.cond_dim, dropout, norm=norm, attend=attend)
+            return ScoreBlock(in_width, width, self.cond_dim, self.dropout, norm=norm, attend=attend)
 
-        self.stem = nn.Conv2d(in_channels, channels, 3, padding=1)
+        self.stem = nn.Conv2d(self.in_channels, channels, 3, padding=1)
         self.time_embedding = TimeEmbedding(self.cond_dim, channels, freq_shift=1.0)
-        self.label_embedding = LabelEmbedding(num_classes, self.cond_dim) if num_classes else None
+        self.label_embedding = LabelEmbedding(self.num_classes, self.cond_dim) if self.num_classes else None
         self.encoder, self.middle, self.decoder = build_levels(
-            block, channels, widths, blocks_per_level, attention_levels
+            block, channels, widths, self.blocks_per_level, self.attention_levels
         )
         self.downs = nn.ModuleList(ConvDown(w, w) for w in widths[:-1])
         self.ups = nn.ModuleList(ConvUp(w) for w in widths[:0:-1])
@@ -107,15 +103,9 @@ class DDPM(Backbone):
             fan_average(resampled)
         self.head = ScoreHead(widths[0], self.out_channels, norm)
 
-    def embed(self, labels: Tensor) -> Tensor:
-        """labels (B,) int64 in 0..num_classes -> (B, 4 * channels); zeros where num_classes is 0."""
-        if self.label_embedding is None:
-            return self.stem.weight.new_zeros(len(labels), self.cond_dim)
-        return self.label_embedding(labels)
-
     def forward(self, x: Tensor, noise_label: Tensor, cond: Tensor) -> Tensor:
         """x (B, in_channels, H, W), noise_label (B,) or (1,), cond (B, D) -> (B, out_channels, H, W)."""
-        check_input("DDPM", x, self.in_channels, self.size_multiple, noise_label, cond)
+        self.check_input(x, noise_label, cond)
         c = self.time_embedding(noise_label, x.dtype) + cond  # (B, D)
         x = self.stem(x.contiguous(memory_format=torch.channels_last))
         skips = [x]

@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dinit.models.base import BACKBONES, Backbone, register_to_config
+from dinit.models.base import BACKBONES, Backbone, Preset, config_from_fields
 from dinit.models.layers.blocks import run_block
-from dinit.models.layers.checks import check_divides, check_input, configure
+from dinit.models.layers.checks import check_divides
 from dinit.models.layers.embedding import LabelEmbedding, TimeEmbedding
 from dinit.models.layers.init import xavier, zeroed
 from dinit.models.layers.linear import conv1x1
 from dinit.models.layers.modulation import ChannelLayerNorm, Modulation, gated, modulate
+from dinit.models.layers.presets import imagenet_presets, tiny_preset
 from dinit.models.layers.resample import ShuffleDown, ShuffleUp
 
-_IMAGENET = {"image_size": 32, "in_channels": 4, "num_classes": 1000, "learn_sigma": True}
 _SIZES = {
     "S": {"hidden_size": 96, "depth": (6, 6, 5, 6, 6)},
     "B": {"hidden_size": 192, "depth": (6, 6, 5, 6, 6)},
     "XL": {"hidden_size": 384, "depth": (7, 7, 8, 7, 7)},
     "H": {"hidden_size": 384, "depth": (14, 14, 10, 14, 14)},
 }
-_TINY = {"image_size": 8, "in_channels": 1, "hidden_size": 16, "depth": (2, 1, 1, 1, 2), "num_classes": 10}
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
@@ -97,57 +96,55 @@ def _check_stages(depth: Sequence[int], channel_mult: Sequence[int], skip_stride
 
 
 @BACKBONES.register("dic")
+@config_from_fields
 class DiC(Backbone):
-    """Diffusion model of 3x3 convolutions alone (Tian et al. 2025); presets S, B, XL, H.
+    """Diffusion model of 3x3 convolutions alone (Tian et al. 2025, arXiv:2501.00603); presets S, B, XL, H.
 
-    Fully convolutional: any height and width that are multiples of 2^(levels - 1), which is 4 in the presets.
-    hidden_size: width of the first level; channel_mult: the width of every stage as a multiple of it, down
-    the levels and up again, an odd number of stages; depth: blocks of every stage. skip_stride: skips start
-    from every skip_stride-th encoder block, counted from the end of its stage, and end before every such
-    decoder block, so both stages of a level need the same number of them. dropout: before the second
-    convolution of a block. learn_sigma: in_channels more output channels for a learned variance.
-    ValueError for sizes that do not fit together.
+    Fully convolutional: any height and width that are multiples of 2^(levels - 1), which is 4 in the presets. The
+    condition is the label embeddings of the levels, concatenated: (B, 7 * hidden_size) in the presets.
 
-    The condition is the levels' label embeddings side by side, (B, 7 * hidden_size) in the presets.
+    Args:
+        image_size: height = width it is configured for.
+        in_channels: channels of x; 4 for the latents of Stable Diffusion.
+        hidden_size: channels of the first level.
+        depth: blocks of every stage.
+        channel_mult: width of every stage as a multiple of hidden_size, down the levels and up again, an odd number
+            of stages.
+        skip_stride: skips start from every skip_stride-th encoder block, counted from the end of its stage, and end
+            before every skip_stride-th decoder block, so both stages of a level need the same number of them.
+        num_classes: classes; the null label is one more.
+        learn_sigma: in_channels more output channels, for a learned variance.
+        dropout: before the second convolution of a block, in [0, 1).
+
+    Raises:
+        ValueError: sizes that do not fit together.
     """
 
     channels_last: ClassVar[bool] = True
-    presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "tiny": _TINY,
-        **{name: {**_IMAGENET, **size} for name, size in _SIZES.items()},
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "tiny": tiny_preset(hidden_size=16, depth=(2, 1, 1, 1, 2)),
+        **imagenet_presets(_SIZES),
     }
 
-    @register_to_config
-    def __init__(
-        self,
-        image_size: int = 32,
-        in_channels: int = 4,
-        hidden_size: int = 96,
-        depth: Sequence[int] = (6, 6, 5, 6, 6),
-        channel_mult: Sequence[int] = (1, 2, 4, 2, 1),
-        skip_stride: int = 3,
-        num_classes: int = 1000,
-        learn_sigma: bool = False,
-        dropout: float = 0.0,
-    ) -> None:
-        super().__init__()
-        levels = len(depth) // 2 + 1
-        configure(
-            self,
-            image_size=image_size,
-            size_multiple=2 ** (levels - 1),
-            in_channels=in_channels,
-            num_classes=num_classes,
-            learn_sigma=learn_sigma,
-            dropout=dropout,
-            hidden_size=hidden_size,
-            skip_stride=skip_stride,
-        )
-        _check_stages(depth, channel_mult, skip_stride)
-        widths = [hidden_size * multiple for multiple in channel_mult]
+    image_size: int = 32
+    in_channels: int = 4
+    hidden_size: int = 96
+    depth: Sequence[int] = (6, 6, 5, 6, 6)
+    channel_mult: Sequence[int] = (1, 2, 4, 2, 1)
+    skip_stride: int = 3
+    num_classes: int = 1000
+    learn_sigma: bool = False
+    dropout: float = 0.0
+
+    def smallest_size(self) -> int:
+        return 2 ** (len(self.depth) // 2)
+
+    def build(self) -> None:
+        depth, channel_mult, levels = self.depth, self.channel_mult, len(self.depth) // 2 + 1
+        _check_stages(depth, channel_mult, self.skip_stride)
+        widths = [self.hidden_size * multiple for multiple in channel_mult]
         for width in widths[1:levels]:
-            check_divides("DiC", "4 (of the pixel shuffle)", 4, "a level's width", width)
-        self.skip_stride = skip_stride
+            self.check_divides("4 (of the pixel shuffle)", 4, "a level's width", width)
         self.widths = widths[:levels]
         # Which level's condition each stage takes. The last stage may be wider than the first level.
         same_width = [i for i, multiple in enumerate(channel_mult[:levels]) if multiple == channel_mult[-1]]
@@ -155,12 +152,12 @@ class DiC(Backbone):
 
         def stage(i: int, skip_width: int = 0) -> nn.ModuleList:
             cond_dim = self.widths[self.levels_of_stages[i]]
-            joins = [skip_width if b % skip_stride == 0 else 0 for b in range(depth[i])]
-            return nn.ModuleList(DiCBlock(widths[i] + extra, widths[i], cond_dim, dropout) for extra in joins)
+            joins = [skip_width if b % self.skip_stride == 0 else 0 for b in range(depth[i])]
+            return nn.ModuleList(DiCBlock(widths[i] + extra, widths[i], cond_dim, self.dropout) for extra in joins)
 
-        self.stem = xavier(nn.Conv2d(in_channels, widths[0], 3, padding=1))
+        self.stem = xavier(nn.Conv2d(self.in_channels, widths[0], 3, padding=1))
         self.time_embeddings = nn.ModuleList(TimeEmbedding(width) for width in self.widths)
-        self.label_embeddings = nn.ModuleList(LabelEmbedding(num_classes, width) for width in self.widths)
+        self.label_embeddings = nn.ModuleList(LabelEmbedding(self.num_classes, width) for width in self.widths)
         self.encoder = nn.ModuleList(stage(i) for i in range(levels - 1))
         self.downs = nn.ModuleList(ShuffleDown(widths[i], widths[i + 1]) for i in range(levels - 1))
         self.bottom = stage(levels - 1)
@@ -169,12 +166,12 @@ class DiC(Backbone):
         self.head = DiCHead(widths[-1], self.out_channels)
 
     def embed(self, labels: Tensor) -> Tensor:
-        """labels (B,) int64 in 0..num_classes -> (B, 7 * hidden_size in the presets), one part a level."""
+        """labels (B,) int64 in 0..num_classes -> (B, 7 * hidden_size in the presets), a part for each level."""
         return torch.cat([table(labels) for table in self.label_embeddings], dim=-1)
 
     def forward(self, x: Tensor, noise_label: Tensor, cond: Tensor) -> Tensor:
         """x (B, in_channels, H, W), noise_label (B,) or (1,), cond (B, D) -> (B, out_channels, H, W)."""
-        check_input("DiC", x, self.in_channels, self.size_multiple, noise_label, cond)
+        self.check_input(x, noise_label, cond)
         times = [embedding(noise_label, x.dtype) for embedding in self.time_embeddings]
         parts = [time + part for time, part in zip(times, cond.split(self.widths, dim=-1), strict=True)]
         conditions = iter([parts[level] for level in self.levels_of_stages])

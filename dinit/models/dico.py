@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dinit.models.base import BACKBONES, Backbone, register_to_config
+from dinit.models.base import BACKBONES, Backbone, Preset, config_from_fields
 from dinit.models.layers.blocks import run_blocks
-from dinit.models.layers.checks import check_input, configure
 from dinit.models.layers.embedding import LabelEmbedding, TimeEmbedding
 from dinit.models.layers.init import xavier, zeroed
 from dinit.models.layers.linear import conv1x1, conv1x1_gelu
 from dinit.models.layers.modulation import ChannelLayerNorm, Modulation, gated, modulate
+from dinit.models.layers.presets import imagenet_presets, tiny_preset
 from dinit.models.layers.resample import ShuffleDown, ShuffleUp
 
-_IMAGENET = {"image_size": 32, "in_channels": 4, "num_classes": 1000, "learn_sigma": True}
 _SIZES = {
     "S": {"hidden_size": 128, "depth": (5, 4, 4, 4, 4), "mlp_ratio": 2.0},
     "B": {"hidden_size": 256, "depth": (5, 4, 4, 4, 4), "mlp_ratio": 2.0},
@@ -26,7 +25,6 @@ _SIZES = {
     "XL": {"hidden_size": 416, "depth": (9, 9, 10, 9, 9), "mlp_ratio": 2.0},
     "H": {"hidden_size": 416, "depth": (14, 12, 10, 12, 14), "mlp_ratio": 4.0},
 }
-_TINY = {"image_size": 8, "in_channels": 1, "hidden_size": 16, "depth": (1, 1, 1, 1, 1), "num_classes": 10}
 
 
 class ChannelAttention(nn.Module):
@@ -83,60 +81,61 @@ class DiCoHead(nn.Module):
 
 
 @BACKBONES.register("dico")
+@config_from_fields
 class DiCo(Backbone):
-    """Diffusion ConvNet with compact channel attention (Ai et al. 2025); presets S, B, L, XL, H.
+    """Diffusion ConvNet with compact channel attention (Ai et al. 2025, arXiv:2505.11196); presets S, B, L, XL, H.
 
     Three resolutions with 1, 2 and 4 times hidden_size channels; the way up stays at twice hidden_size.
-    Fully convolutional: any height and width that are multiples of 4. hidden_size: even. depth: blocks in
-    the five stages (down 1, down 2, bottom, up 2, up 1). dropout: at the end of both branches and inside the
-    MLP. learn_sigma: in_channels more output channels for a learned variance.
+    Fully convolutional: any height and width that are multiples of 4. The condition is the label embeddings of the
+    three resolutions, concatenated: (B, 7 * hidden_size).
 
-    The condition is the three levels' label embeddings side by side, (B, 7 * hidden_size).
+    Args:
+        image_size: height = width it is configured for.
+        in_channels: channels of x; 4 for the latents of Stable Diffusion.
+        hidden_size: channels at full resolution, even.
+        depth: blocks in the five stages (down 1, down 2, bottom, up 2, up 1).
+        mlp_ratio: width of the MLP over that of its stage.
+        num_classes: classes; the null label is one more.
+        learn_sigma: in_channels more output channels, for a learned variance.
+        dropout: at the end of both branches and inside the MLP, in [0, 1).
+
+    Raises:
+        ValueError: sizes that do not fit together.
     """
 
     channels_last: ClassVar[bool] = True
-    presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "tiny": _TINY,
-        **{name: {**_IMAGENET, **size} for name, size in _SIZES.items()},
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "tiny": tiny_preset(hidden_size=16, depth=(1, 1, 1, 1, 1)),
+        **imagenet_presets(_SIZES),
     }
 
-    @register_to_config
-    def __init__(
-        self,
-        image_size: int = 32,
-        in_channels: int = 4,
-        hidden_size: int = 128,
-        depth: Sequence[int] = (5, 4, 4, 4, 4),
-        mlp_ratio: float = 2.0,
-        num_classes: int = 1000,
-        learn_sigma: bool = False,
-        dropout: float = 0.0,
-    ) -> None:
-        super().__init__()
-        configure(
-            self,
-            image_size=image_size,
-            size_multiple=4,
-            in_channels=in_channels,
-            num_classes=num_classes,
-            learn_sigma=learn_sigma,
-            dropout=dropout,
-            hidden_size=hidden_size,
-            mlp_width=int(hidden_size * mlp_ratio),
-        )
-        if hidden_size % 2:
-            raise ValueError(f"DiCo: hidden_size must be even (downsampling halves it), got {hidden_size}")
+    image_size: int = 32
+    in_channels: int = 4
+    hidden_size: int = 128
+    depth: Sequence[int] = (5, 4, 4, 4, 4)
+    mlp_ratio: float = 2.0
+    num_classes: int = 1000
+    learn_sigma: bool = False
+    dropout: float = 0.0
+
+    def smallest_size(self) -> int:
+        return 4
+
+    def build(self) -> None:
+        dim, depth = self.hidden_size, self.depth
+        self.check_positive(mlp_width=int(dim * self.mlp_ratio))
+        if dim % 2:
+            raise ValueError(f"DiCo: hidden_size must be even (downsampling halves it), got {dim}")
         if len(depth) != 5 or min(depth) < 1:
             raise ValueError(f"DiCo: depth must be five positive numbers of blocks, got {tuple(depth)}")
-        self.widths = (hidden_size, 2 * hidden_size, 4 * hidden_size)
+        self.widths = narrow, middle, wide = (dim, 2 * dim, 4 * dim)
 
-        def stage(count: int, dim: int) -> nn.ModuleList:
-            return nn.ModuleList(DiCoBlock(dim, mlp_ratio, dropout) for _ in range(count))
+        def stage(count: int, width: int) -> nn.ModuleList:
+            return nn.ModuleList(DiCoBlock(width, self.mlp_ratio, self.dropout) for _ in range(count))
 
-        narrow, middle, wide = self.widths
-        self.stem = xavier(nn.Conv2d(in_channels, narrow, 3, padding=1))
+        self.stem = xavier(nn.Conv2d(self.in_channels, narrow, 3, padding=1))
         self.time_embeddings = nn.ModuleList(TimeEmbedding(width) for width in self.widths)
-        self.label_embeddings = nn.ModuleList(LabelEmbedding(num_classes, width) for width in self.widths)
+        self.label_embeddings = nn.ModuleList(LabelEmbedding(self.num_classes, width) for width in self.widths)
         self.encoder_1 = stage(depth[0], narrow)
         self.down_1 = ShuffleDown(narrow, middle)
         self.encoder_2 = stage(depth[1], middle)
@@ -151,12 +150,12 @@ class DiCo(Backbone):
         self.head = DiCoHead(middle, self.out_channels)
 
     def embed(self, labels: Tensor) -> Tensor:
-        """labels (B,) int64 in 0..num_classes -> (B, 7 * hidden_size), one part a level."""
+        """labels (B,) int64 in 0..num_classes -> (B, 7 * hidden_size), a part for each resolution."""
         return torch.cat([table(labels) for table in self.label_embeddings], dim=-1)
 
     def forward(self, x: Tensor, noise_label: Tensor, cond: Tensor) -> Tensor:
         """x (B, in_channels, H, W), noise_label (B,) or (1,), cond (B, D) -> (B, out_channels, H, W)."""
-        check_input("DiCo", x, self.in_channels, self.size_multiple, noise_label, cond)
+        self.check_input(x, noise_label, cond)
         times = [embedding(noise_label, x.dtype) for embedding in self.time_embeddings]
         c1, c2, c3 = (time + part for time, part in zip(times, cond.split(self.widths, dim=-1), strict=True))
 
@@ -167,5 +166,5 @@ class DiCo(Backbone):
         x = self.merge_2(torch.cat([self.up_2(x), skip_2], dim=1))
         x = run_blocks(self, self.decoder_2, x, c2)
         x = self.merge_1(torch.cat([self.up_1(x), skip_1], dim=1))
-        x = run_blocks(self, self.decoder_1, x, c2)  # twice hidden_size wide, so it shares level 2's condition
+        x = run_blocks(self, self.decoder_1, x, c2)  # twice hidden_size wide, so it shares that of level 2
         return self.head(x, c2)

@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dinit.models.base import BACKBONES, Backbone, register_to_config
+from dinit.models.base import BACKBONES, Backbone, Preset, config_from_fields
 from dinit.models.layers.blocks import run_block
-from dinit.models.layers.checks import check_divides, check_input, configure
-from dinit.models.layers.embedding import LabelEmbedding, TimeEmbedding, sincos_positions
+from dinit.models.layers.embedding import LabelEmbedding, SinCosPositions, TimeEmbedding
 from dinit.models.layers.init import zeroed
+from dinit.models.layers.presets import tiny_preset
 from dinit.models.layers.time_attention import NORM_EPS, DiffiTBlock
 from dinit.models.layers.transformer import PatchEmbed, unpatchify
 
 _XL = {"patch_size": 2, "in_channels": 4, "hidden_size": 1152, "depth": 28, "num_heads": 16}
 _IMAGENET = {**_XL, "num_classes": 1000, "learn_sigma": True}
-_TINY = {
-    "image_size": 8,
-    "patch_size": 2,
-    "in_channels": 1,
-    "hidden_size": 32,
-    "depth": 2,
-    "num_heads": 4,
-    "num_classes": 10,
-}
 
 
 class DiffiTHead(nn.Module):
@@ -41,85 +33,72 @@ class DiffiTHead(nn.Module):
 
 
 @BACKBONES.register("diffit")
+@config_from_fields
 class DiffiT(Backbone):
-    """Latent diffusion transformer with time-dependent attention (Hatamizadeh et al. 2023).
+    """Latent diffusion transformer with time-dependent attention (Hatamizadeh et al. 2023, arXiv:2312.02139).
 
     Presets latent-256 and latent-512, for ImageNet at 256 and 512 px through an autoencoder that shrinks by 8.
 
-    image_size: height = width it is configured for. Every block learns a relative position bias of that size,
-    over the whole image; for other sizes, multiples of patch_size, it is interpolated and the fixed position
-    table is computed. hidden_size: a multiple of 4 and of num_heads. dropout: after attention and in the MLP.
-    learn_sigma: in_channels more output channels for a learned variance. ValueError for sizes that do not fit
-    together.
+    Args:
+        image_size: height = width it is configured for. Every block learns a relative position bias of that size,
+            over the whole image; for other sizes, multiples of patch_size, it is interpolated and the fixed
+            position table is computed.
+        patch_size: pixels on a side of a patch.
+        in_channels: channels of x; 4 for the latents of Stable Diffusion.
+        hidden_size: features of a token; a multiple of 4 and of num_heads.
+        depth: blocks.
+        num_heads: heads of an attention.
+        mlp_ratio: width of the MLP over hidden_size.
+        num_classes: classes; the null label is one more.
+        learn_sigma: in_channels more output channels, for a learned variance.
+        dropout: after attention and in the MLP, in [0, 1).
+
+    Raises:
+        ValueError: sizes that do not fit together.
     """
 
-    presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "tiny": _TINY,
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "tiny": tiny_preset(patch_size=2, hidden_size=32, depth=2, num_heads=4),
         "latent-256": {**_IMAGENET, "image_size": 32},
         "latent-512": {**_IMAGENET, "image_size": 64},
     }
 
-    @register_to_config
-    def __init__(
-        self,
-        image_size: int = 32,
-        patch_size: int = 2,
-        in_channels: int = 4,
-        hidden_size: int = 1152,
-        depth: int = 28,
-        num_heads: int = 16,
-        mlp_ratio: float = 4.0,
-        num_classes: int = 1000,
-        learn_sigma: bool = False,
-        dropout: float = 0.0,
-    ) -> None:
-        super().__init__()
-        configure(
-            self,
-            image_size=image_size,
-            size_multiple=patch_size,
-            in_channels=in_channels,
-            num_classes=num_classes,
-            learn_sigma=learn_sigma,
-            dropout=dropout,
-            patch_size=patch_size,
-            hidden_size=hidden_size,
-            depth=depth,
-            mlp_width=int(hidden_size * mlp_ratio),
-        )
-        check_divides("DiffiT", "num_heads", num_heads, "hidden_size", hidden_size)
-        check_divides("DiffiT", "4 (of the position table)", 4, "hidden_size", hidden_size)
-        self.patch_size, self.hidden_size = patch_size, hidden_size
+    image_size: int = 32
+    patch_size: int = 2
+    in_channels: int = 4
+    hidden_size: int = 1152
+    depth: int = 28
+    num_heads: int = 16
+    mlp_ratio: float = 4.0
+    num_classes: int = 1000
+    learn_sigma: bool = False
+    dropout: float = 0.0
 
-        self.stem = PatchEmbed(in_channels, hidden_size, patch_size)
-        side = image_size // patch_size
-        # Not saved: it is a function of the sizes, and a saved copy could disagree with them.
-        self.register_buffer("positions", sincos_positions(hidden_size, side, side), persistent=False)
-        self.time_embedding = TimeEmbedding(hidden_size)
-        self.label_embedding = LabelEmbedding(num_classes, hidden_size)
+    def smallest_size(self) -> int:
+        return self.patch_size
+
+    def build(self) -> None:
+        dim, patch = self.hidden_size, self.patch_size
+        self.check_positive(mlp_width=int(dim * self.mlp_ratio))
+        self.check_divides("num_heads", self.num_heads, "hidden_size", dim)
+        self.check_divides("4 (of the position table)", 4, "hidden_size", dim)
+        side = self.image_size // patch
+        self.stem = PatchEmbed(self.in_channels, dim, patch)
+        self.positions = SinCosPositions(dim, side)
+        self.time_embedding = TimeEmbedding(dim)
+        self.label_embedding = LabelEmbedding(self.num_classes, dim)
         self.blocks = nn.ModuleList(
-            DiffiTBlock(hidden_size, hidden_size, num_heads, side, mlp_ratio, dropout) for _ in range(depth)
+            DiffiTBlock(dim, dim, self.num_heads, side, self.mlp_ratio, self.dropout) for _ in range(self.depth)
         )
-        self.head = DiffiTHead(hidden_size, patch_size * patch_size * self.out_channels)
-
-    def embed(self, labels: Tensor) -> Tensor:
-        """labels (B,) int64 in 0..num_classes -> (B, hidden_size)."""
-        return self.label_embedding(labels)
+        self.head = DiffiTHead(dim, patch * patch * self.out_channels)
 
     def forward(self, x: Tensor, noise_label: Tensor, cond: Tensor) -> Tensor:
         """x (B, in_channels, H, W), noise_label (B,) or (1,), cond (B, D) -> (B, out_channels, H, W)."""
-        check_input("DiffiT", x, self.in_channels, self.patch_size, noise_label, cond)
+        self.check_input(x, noise_label, cond)
         rows, columns = x.shape[2] // self.patch_size, x.shape[3] // self.patch_size
         c = self.time_embedding(noise_label, x.dtype) + cond  # (B, D)
         x = self.stem(x)
-        x = (x + self.position_table(rows, columns).to(x))[:, None]  # (B, 1, N, D): the image is one window
+        x = (x + self.positions(rows, columns).to(x))[:, None]  # (B, 1, N, D): the image is one window
         for block in self.blocks:
             x = run_block(self, block, x, c, rows, columns)
         return unpatchify(self.head(x[:, 0]), rows, columns, self.patch_size)
-
-    def position_table(self, rows: int, columns: int) -> Tensor:
-        """(rows * columns, hidden_size): what a DiffiT configured for that many patches would have."""
-        side = self.image_size // self.patch_size
-        if (rows, columns) == (side, side):
-            return self.positions
-        return sincos_positions(self.hidden_size, rows, columns, self.positions.device)

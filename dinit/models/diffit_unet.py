@@ -7,7 +7,7 @@ known to be the paper's, and our choice: widths, heads, windows, numbers of bloc
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
@@ -15,27 +15,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dinit.models.base import BACKBONES, Backbone, register_to_config
+from dinit.models.base import BACKBONES, Backbone, Preset, config_from_fields
 from dinit.models.layers.blocks import run_blocks
-from dinit.models.layers.checks import check_divides, check_input, configure
+from dinit.models.layers.checks import check_divides
 from dinit.models.layers.embedding import LabelEmbedding, TimeEmbedding
 from dinit.models.layers.init import zeroed
+from dinit.models.layers.presets import tiny_preset
 from dinit.models.layers.time_attention import DiffiTBlock
 
 # The data sets and image sizes of the paper, unconditional as there; the other numbers are ours.
 _CIFAR10 = {"image_size": 32, "in_channels": 3, "channel_mult": (1, 2, 2), "num_classes": 0}
 _FFHQ = {"image_size": 64, "in_channels": 3, "channel_mult": (1, 2, 2, 2), "num_classes": 0}
-_TINY = {
-    "image_size": 8,
-    "in_channels": 1,
-    "channels": 16,
-    "channel_mult": (1, 2),
-    "blocks_per_level": 1,
-    "window": 4,
-    "num_heads": 2,
-    "num_groups": 4,
-    "num_classes": 10,
-}
 
 
 def to_windows(x: Tensor, window: int) -> Tensor:
@@ -104,66 +94,79 @@ class DiffiTUNetHead(nn.Module):
 
 
 @BACKBONES.register("diffit-unet")
+@config_from_fields
 class DiffiTUNet(Backbone):
-    """Image-space DiffiT, from the paper alone (Hatamizadeh et al. 2023); presets cifar10-32 and ffhq-64.
+    """Image-space DiffiT, from the paper alone (Hatamizadeh et al. 2023, arXiv:2312.02139).
 
-    The presets carry the paper's data sets and image sizes. Their widths, blocks, heads and windows are ours, so
-    they are not expected to have the parameter counts of the paper's models, which were not published.
+    Presets cifar10-32 and ffhq-64 carry the paper's data sets and image sizes. Their widths, blocks, heads and
+    windows are ours, so they are not expected to have the parameter counts of the paper's models, which were not
+    published.
 
-    image_size: height = width it is configured for; others work if they are multiples of window *
-    2^(levels - 1). channels: width of the first level; channel_mult: each level's multiple of it.
-    blocks_per_level: on the way down, the bottom included, and on the way up. window: side of the squares
-    within which attention acts. num_heads, and num_groups of the group norms, divide every level's width. dropout:
-    after attention and in the MLP. num_classes 0, as in the paper: there is no label table, time alone
-    conditions. learn_sigma: in_channels more output channels for a learned variance. ValueError for sizes that do
-    not fit together.
+    Args:
+        image_size: height = width it is configured for; others work if they are multiples of
+            window * 2^(levels - 1).
+        in_channels: channels of x.
+        channels: unit of the widths.
+        channel_mult: channels of each level as a multiple of `channels`.
+        blocks_per_level: on the way down, the bottom included, and on the way up.
+        window: pixels on a side of the squares within which attention acts.
+        num_heads: heads of an attention; divides every level's channels.
+        num_groups: of the group norms; divides every level's channels.
+        mlp_ratio: width of the MLP over that of its level.
+        num_classes: 0, as in the paper: there is no label table, time alone conditions.
+        learn_sigma: in_channels more output channels, for a learned variance.
+        dropout: after attention and in the MLP, in [0, 1).
+
+    Raises:
+        ValueError: sizes that do not fit together.
     """
 
     channels_last: ClassVar[bool] = True
-    presets: ClassVar[dict[str, dict[str, Any]]] = {"tiny": _TINY, "cifar10-32": _CIFAR10, "ffhq-64": _FFHQ}
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "tiny": tiny_preset(
+            channels=16, channel_mult=(1, 2), blocks_per_level=1, window=4, num_heads=2, num_groups=4
+        ),
+        "cifar10-32": _CIFAR10,
+        "ffhq-64": _FFHQ,
+    }
 
-    @register_to_config
-    def __init__(
-        self,
-        image_size: int = 32,
-        in_channels: int = 3,
-        channels: int = 128,
-        channel_mult: Sequence[int] = (1, 2, 2),
-        blocks_per_level: int = 4,
-        window: int = 8,
-        num_heads: int = 4,
-        num_groups: int = 32,
-        mlp_ratio: float = 4.0,
-        num_classes: int = 0,
-        learn_sigma: bool = False,
-        dropout: float = 0.0,
-    ) -> None:
-        super().__init__()
-        levels = len(channel_mult)
-        configure(
-            self,
-            image_size=image_size,
-            size_multiple=window * 2 ** max(levels - 1, 0),
-            in_channels=in_channels,
-            num_classes=num_classes,
-            learn_sigma=learn_sigma,
-            dropout=dropout,
-            channels=channels,
-            blocks_per_level=blocks_per_level,
-            window=window,
-            mlp_width=int(channels * mlp_ratio),
+    image_size: int = 32
+    in_channels: int = 3
+    channels: int = 128
+    channel_mult: Sequence[int] = (1, 2, 2)
+    blocks_per_level: int = 4
+    window: int = 8
+    num_heads: int = 4
+    num_groups: int = 32
+    mlp_ratio: float = 4.0
+    num_classes: int = 0
+    learn_sigma: bool = False
+    dropout: float = 0.0
+
+    def smallest_size(self) -> int:
+        return self.window * 2 ** max(len(self.channel_mult) - 1, 0)
+
+    def build(self) -> None:
+        self.check_positive(mlp_width=int(self.channels * self.mlp_ratio))
+        widths = _widths(self.channels, self.channel_mult, self.num_heads, self.num_groups)
+        levels = len(widths)
+        self.cond_dim = 4 * self.channels
+        block = partial(
+            DiffiTResBlock,
+            cond_dim=self.cond_dim,
+            num_heads=self.num_heads,
+            window=self.window,
+            num_groups=self.num_groups,
+            mlp_ratio=self.mlp_ratio,
+            dropout=self.dropout,
         )
-        widths = _widths(channels, channel_mult, num_heads, num_groups)
-        self.cond_dim = 4 * channels
-        sizes = {"num_heads": num_heads, "window": window, "num_groups": num_groups, "mlp_ratio": mlp_ratio}
-        block = partial(DiffiTResBlock, cond_dim=self.cond_dim, dropout=dropout, **sizes)
 
         def level(width: int) -> nn.ModuleList:
-            return nn.ModuleList(block(width) for _ in range(blocks_per_level))
+            return nn.ModuleList(block(width) for _ in range(self.blocks_per_level))
 
-        self.stem = nn.Conv2d(in_channels, channels * channel_mult[0], 3, padding=1)
+        self.stem = nn.Conv2d(self.in_channels, widths[0], 3, padding=1)
         self.time_embedding = TimeEmbedding(self.cond_dim)
-        self.label_embedding = LabelEmbedding(num_classes, self.cond_dim) if num_classes else None
+        self.label_embedding = LabelEmbedding(self.num_classes, self.cond_dim) if self.num_classes else None
         self.encoder = nn.ModuleList(level(width) for width in widths[:-1])
         self.downs = nn.ModuleList(
             nn.Conv2d(widths[i], widths[i + 1], 3, stride=2, padding=1) for i in range(levels - 1)
@@ -171,17 +174,11 @@ class DiffiTUNet(Backbone):
         self.bottom = level(widths[-1])
         self.ups = nn.ModuleList(Up(widths[i + 1], widths[i]) for i in reversed(range(levels - 1)))
         self.decoder = nn.ModuleList(level(width) for width in widths[:-1][::-1])
-        self.head = DiffiTUNetHead(widths[0], self.out_channels, num_groups)
-
-    def embed(self, labels: Tensor) -> Tensor:
-        """labels (B,) int64 in 0..num_classes -> (B, 4 * channels); zeros where there are no classes."""
-        if self.label_embedding is None:
-            return torch.zeros(len(labels), self.cond_dim, dtype=self.dtype, device=labels.device)
-        return self.label_embedding(labels)
+        self.head = DiffiTUNetHead(widths[0], self.out_channels, self.num_groups)
 
     def forward(self, x: Tensor, noise_label: Tensor, cond: Tensor) -> Tensor:
         """x (B, in_channels, H, W), noise_label (B,) or (1,), cond (B, D) -> (B, out_channels, H, W)."""
-        check_input("DiffiTUNet", x, self.in_channels, self.size_multiple, noise_label, cond)
+        self.check_input(x, noise_label, cond)
         c = self.time_embedding(noise_label, x.dtype) + cond  # (B, D)
         x = self.stem(x.contiguous(memory_format=torch.channels_last))
         skips: list[Tensor] = []

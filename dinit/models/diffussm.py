@@ -2,43 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dinit.models.base import BACKBONES, Backbone, register_to_config
+from dinit.models.base import BACKBONES, Backbone, Preset, config_from_fields
 from dinit.models.dit import NORM_EPS, DiTHead
 from dinit.models.layers.blocks import run_blocks
-from dinit.models.layers.checks import check_input, configure
 from dinit.models.layers.embedding import LabelEmbedding, TimeEmbedding
 from dinit.models.layers.init import xavier
 from dinit.models.layers.modulation import Modulation, modulate
+from dinit.models.layers.presets import imagenet_presets, tiny_preset
 from dinit.models.layers.s4d import S4D
 from dinit.models.layers.transformer import unpatchify
 
 # 29 layers as wide as DiT-XL's, in the latents of 256 px images.
-_XL = {
-    "image_size": 32,
-    "in_channels": 4,
-    "patch_size": 1,
-    "hidden_size": 1152,
-    "depth": 29,
-    "ratio": 2,
-    "num_classes": 1000,
-    "learn_sigma": True,
-}
-_TINY = {
-    "image_size": 8,
-    "patch_size": 1,
-    "in_channels": 1,
-    "hidden_size": 32,
-    "depth": 2,
-    "ratio": 2,
-    "state_size": 8,
-    "num_classes": 10,
-}
+_SIZES = {"XL": {"patch_size": 1, "hidden_size": 1152, "depth": 29, "ratio": 2}}
 
 
 class DiffuSSMBlock(nn.Module):
@@ -79,8 +61,9 @@ class DiffuSSMBlock(nn.Module):
 
 
 @BACKBONES.register("diffussm")
+@config_from_fields
 class DiffuSSM(Backbone):
-    """Diffusion state-space model without attention (Yan, Gu & Rush 2023); preset XL.
+    """Diffusion state-space model without attention (Yan, Gu & Rush 2023, arXiv:2311.18257); preset XL.
 
     From the paper alone: neither code nor weights were published, so there is nothing to compare with. The paper
     gives the block's formulas (DiffuSSMBlock), S4D as the state-space layer, no patches, ratio 2, 29 layers of
@@ -93,57 +76,56 @@ class DiffuSSM(Backbone):
       and GELU and a Linear behind it;
     - time and class enter as in DiT, by adaLN-Zero: one shift, scale and gate a layer.
 
-    image_size: height = width that it is configured for; heights and widths must be multiples of
-    patch_size * ratio. in_channels, hidden_size, dropout and learn_sigma are as in DiT. ratio: full length over
-    short length. state_size: of S4D, even. ValueError for sizes that do not fit together.
+    Args:
+        image_size: height = width it is configured for; heights and widths must be multiples of patch_size * ratio.
+        patch_size: pixels on a side of a patch.
+        in_channels: channels of x; 4 for the latents of Stable Diffusion.
+        hidden_size: features of a token.
+        depth: blocks.
+        ratio: full length over short length.
+        state_size: of S4D, even.
+        num_classes: classes; the null label is one more.
+        learn_sigma: in_channels more output channels, for a learned variance.
+        dropout: after every block, in [0, 1).
+
+    Raises:
+        ValueError: sizes that do not fit together.
     """
 
     token_stages: ClassVar[tuple[str, ...]] = ("blocks",)
-    presets: ClassVar[dict[str, dict[str, Any]]] = {"tiny": _TINY, "XL": _XL}
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "tiny": tiny_preset(patch_size=1, hidden_size=32, depth=2, ratio=2, state_size=8),
+        **imagenet_presets(_SIZES),
+    }
 
-    @register_to_config
-    def __init__(
-        self,
-        image_size: int = 32,
-        patch_size: int = 1,
-        in_channels: int = 4,
-        hidden_size: int = 1152,
-        depth: int = 29,
-        ratio: int = 2,
-        state_size: int = 64,
-        num_classes: int = 1000,
-        learn_sigma: bool = False,
-        dropout: float = 0.0,
-    ) -> None:
-        super().__init__()
-        configure(
-            self,
-            image_size=image_size,
-            size_multiple=patch_size * ratio,
-            in_channels=in_channels,
-            num_classes=num_classes,
-            learn_sigma=learn_sigma,
-            dropout=dropout,
-            patch_size=patch_size,
-            ratio=ratio,
-            hidden_size=hidden_size,
-            depth=depth,
+    image_size: int = 32
+    patch_size: int = 1
+    in_channels: int = 4
+    hidden_size: int = 1152
+    depth: int = 29
+    ratio: int = 2
+    state_size: int = 64
+    num_classes: int = 1000
+    learn_sigma: bool = False
+    dropout: float = 0.0
+
+    def smallest_size(self) -> int:
+        return self.patch_size * self.ratio
+
+    def build(self) -> None:
+        dim, patch, ratio = self.hidden_size, self.patch_size, self.ratio
+        run = (patch, patch * ratio)  # the pixels of a short token
+        self.stem = xavier(nn.Conv2d(self.in_channels, dim, run, stride=run))
+        self.time_embedding = TimeEmbedding(dim)
+        self.label_embedding = LabelEmbedding(self.num_classes, dim)
+        self.blocks = nn.ModuleList(
+            DiffuSSMBlock(dim, ratio, self.state_size, self.dropout) for _ in range(self.depth)
         )
-        self.patch_size, self.ratio = patch_size, ratio
-        run = (patch_size, patch_size * ratio)  # the pixels of a short token
-        self.stem = xavier(nn.Conv2d(in_channels, hidden_size, run, stride=run))
-        self.time_embedding = TimeEmbedding(hidden_size)
-        self.label_embedding = LabelEmbedding(num_classes, hidden_size)
-        self.blocks = nn.ModuleList(DiffuSSMBlock(hidden_size, ratio, state_size, dropout) for _ in range(depth))
-        self.head = DiTHead(hidden_size, ratio * patch_size * patch_size * self.out_channels)
-
-    def embed(self, labels: Tensor) -> Tensor:
-        """labels (B,) int64 in 0..num_classes -> (B, hidden_size)."""
-        return self.label_embedding(labels)
+        self.head = DiTHead(dim, ratio * patch * patch * self.out_channels)
 
     def forward(self, x: Tensor, noise_label: Tensor, cond: Tensor) -> Tensor:
         """x (B, in_channels, H, W), noise_label (B,) or (1,), cond (B, D) -> (B, out_channels, H, W)."""
-        check_input("DiffuSSM", x, self.in_channels, self.size_multiple, noise_label, cond)
+        self.check_input(x, noise_label, cond)
         rows, columns = x.shape[2] // self.patch_size, x.shape[3] // self.patch_size
         c = self.time_embedding(noise_label, x.dtype) + cond  # (B, D)
         x = self.stem(x).flatten(2).transpose(1, 2)  # (B, J, D), row by row

@@ -11,11 +11,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from dinit.models.base import BACKBONES, Backbone, register_to_config
+from dinit.models.base import BACKBONES, Backbone, Preset, config_from_fields
 from dinit.models.layers.blocks import run_block
-from dinit.models.layers.checks import check_divides, check_input, configure
+from dinit.models.layers.checks import check_divides
 from dinit.models.layers.dimr_stage import Stage, StageConfig, StageHead
 from dinit.models.layers.embedding import LabelEmbedding
+from dinit.models.layers.presets import imagenet_presets, tiny_preset
 
 
 def _stages(*stages: StageConfig) -> tuple[dict[str, Any], ...]:
@@ -30,18 +31,11 @@ _G_2R = _stages(
     StageConfig(width=1152, mlp_width=2304, depth=57, patch_size=2),
     StageConfig(width=576, mlp_width=1152, depth=29, kernel_size=7),
 )
-_IMAGENET = {"image_size": 32, "in_channels": 4, "num_heads": 16, "num_classes": 1000}
-_TINY = {
-    "image_size": 8,
-    "in_channels": 1,
-    "stages": _stages(
-        StageConfig(width=32, mlp_width=48, depth=3, patch_size=2),
-        StageConfig(width=16, mlp_width=24, depth=3, kernel_size=3),
-    ),
-    "num_heads": 4,
-    "num_classes": 10,
-    "coarse_heads": False,
-}
+
+_TINY_STAGES = _stages(
+    StageConfig(width=32, mlp_width=48, depth=3, patch_size=2),
+    StageConfig(width=16, mlp_width=24, depth=3, kernel_size=3),
+)
 
 
 def read_stages(stages: Sequence[Mapping[str, Any]]) -> tuple[StageConfig, ...]:
@@ -74,68 +68,67 @@ def read_stages(stages: Sequence[Mapping[str, Any]]) -> tuple[StageConfig, ...]:
 
 
 @BACKBONES.register("dimr")
+@config_from_fields
 class DiMR(Backbone):
-    """Multi-resolution diffusion model with time-dependent norms (Liu et al. 2024); presets XL/2R and G/2R.
+    """Multi-resolution diffusion model with time-dependent norms (Liu et al. 2024, arXiv:2406.09416).
 
-    stages: from coarse to fine, any number, each a mapping of StageConfig's fields. Every stage sees the image at
-    its own resolution and all features of the stage before it; the last one's output is the prediction, and
-    training may supervise every one's through all_outputs(). num_heads: of the stages that attend, in turn, or one
-    number for all. coarse_heads: False leaves out the heads of all stages but the last, which forward() does
-    not need (parameters that never get a gradient are refused by distributed training).
+    Presets XL/2R and G/2R. Every stage sees the image at its own resolution and all features of the stage before
+    it; the output of the last one is the prediction, and training may supervise that of every one through
+    all_outputs(). noise_label is 0..999 and time enters the norms alone, as a number in [-1, 1]. The condition is
+    the label tokens of the stages that attend, concatenated.
 
-    image_size: height = width it is configured for; others work if they are multiples of the coarsest stage's
-    patch_size * image_ratio, with the learned positions interpolated. dropout: after attention and MLP.
-    learn_sigma: in_channels more output channels for a learned variance; the published ones have none.
-    ValueError for sizes that do not fit together.
+    Args:
+        image_size: height = width it is configured for; others work if they are multiples of the coarsest stage's
+            patch_size * image_ratio, with the learned positions interpolated.
+        in_channels: channels of x; 4 for the latents of Stable Diffusion.
+        stages: from coarse to fine, any number, each a mapping of StageConfig's fields.
+        num_heads: of the stages that attend, in turn, or one number for all.
+        num_classes: classes; the null label is one more.
+        learn_sigma: in_channels more output channels, for a learned variance; the published ones have none.
+        dropout: after attention and MLP, in [0, 1).
+        coarse_heads: False leaves out the heads of all stages but the last, which forward() does not need
+            (parameters that never get a gradient are refused by distributed training).
 
-    noise_label runs 0..999 and time enters the norms alone, as a number in [-1, 1]. The condition is the
-    label tokens of the stages that attend, side by side.
+    Raises:
+        ValueError: sizes that do not fit together.
     """
 
     channels_last: ClassVar[bool] = True
-    presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "tiny": _TINY,
-        "XL/2R": {**_IMAGENET, "stages": _XL_2R},
-        "G/2R": {**_IMAGENET, "stages": _G_2R},
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "tiny": tiny_preset(stages=_TINY_STAGES, num_heads=4, coarse_heads=False),
+        **imagenet_presets(
+            {"XL/2R": {"stages": _XL_2R}, "G/2R": {"stages": _G_2R}}, num_heads=16, learn_sigma=False
+        ),
     }
 
-    @register_to_config
-    def __init__(
-        self,
-        image_size: int = 32,
-        in_channels: int = 4,
-        stages: Sequence[Mapping[str, Any]] = _XL_2R,
-        num_heads: int | Sequence[int] = 16,
-        num_classes: int = 1000,
-        learn_sigma: bool = False,
-        dropout: float = 0.0,
-        coarse_heads: bool = True,
-    ) -> None:
-        super().__init__()
-        configs = read_stages(stages)
-        configure(
-            self,
-            image_size=image_size,
-            size_multiple=configs[0].downscale,
-            in_channels=in_channels,
-            num_classes=num_classes,
-            learn_sigma=learn_sigma,
-            dropout=dropout,
-        )
+    image_size: int = 32
+    in_channels: int = 4
+    stages: Sequence[Mapping[str, Any]] = _XL_2R
+    num_heads: int | Sequence[int] = 16
+    num_classes: int = 1000
+    learn_sigma: bool = False
+    dropout: float = 0.0
+    coarse_heads: bool = True
+
+    def smallest_size(self) -> int:
+        return read_stages(self.stages)[0].downscale
+
+    def build(self) -> None:
+        configs = read_stages(self.stages)
         attending = [i for i, config in enumerate(configs) if config.kernel_size is None]
         self.label_widths = [configs[i].width for i in attending]
-        heads = dict(zip(attending, _heads(num_heads, self.label_widths), strict=True))
+        heads = dict(zip(attending, _heads(self.num_heads, self.label_widths), strict=True))
         self.label_embeddings = nn.ModuleDict(
-            {str(i): LabelEmbedding(num_classes, configs[i].width) for i in attending}
+            {str(i): LabelEmbedding(self.num_classes, configs[i].width) for i in attending}
         )
         self.branches = nn.ModuleList(
             Stage(
                 config,
                 configs[i - 1] if i else None,
-                side=image_size // config.downscale,
-                in_channels=in_channels,
+                side=self.image_size // config.downscale,
+                in_channels=self.in_channels,
                 num_heads=heads.get(i, 1),
-                dropout=dropout,
+                dropout=self.dropout,
             )
             for i, config in enumerate(configs)
         )
@@ -144,7 +137,7 @@ class DiMR(Backbone):
             {
                 str(i): StageHead(config.width, self.out_channels, config.head_kernel)
                 for i, config in enumerate(configs)
-                if coarse_heads or i == last
+                if self.coarse_heads or i == last
             }
         )
 
@@ -179,7 +172,7 @@ class DiMR(Backbone):
 
     def _trunk(self, x: Tensor, tau: Tensor, cond: Tensor) -> list[Tensor]:
         """What each stage's head reads: (B, H / s, W / s, width) each."""
-        check_input("DiMR", x, self.in_channels, self.size_multiple, tau, cond)
+        self.check_input(x, tau, cond)
         labels = dict(zip(self.label_embeddings, cond.split(self.label_widths, dim=-1), strict=True))
         features: list[Tensor] = []
         trunk: list[Tensor] = []

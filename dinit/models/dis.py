@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dinit.models.base import BACKBONES, Backbone, register_to_config
+from dinit.models.base import BACKBONES, Backbone, Preset, config_from_fields
 from dinit.models.layers.blocks import run_block
-from dinit.models.layers.checks import check_divides, check_input, configure
 from dinit.models.layers.embedding import LabelEmbedding, sinusoid
 from dinit.models.layers.init import small_normal, zeroed
 from dinit.models.layers.mamba import Mamba
 from dinit.models.layers.modulation import Modulation, modulate
+from dinit.models.layers.presets import imagenet_presets, tiny_preset
 from dinit.models.layers.transformer import PatchEmbed, unpatchify
 
 RMS_NORM_EPS = 1e-5
@@ -29,7 +30,6 @@ _SIZES = {
     "H": {"embed_dim": 1536, "depth": 48},
 }
 _IMAGENET = {"image_size": 32, "in_channels": 4, "num_classes": 1000, "learn_sigma": True}
-_TINY = {"image_size": 8, "patch_size": 2, "in_channels": 1, "embed_dim": 32, "depth": 2, "num_classes": 10}
 
 
 class DiSBlock(nn.Module):
@@ -64,92 +64,74 @@ class DiSHead(nn.Module):
 
 
 @BACKBONES.register("dis")
+@config_from_fields
 class DiS(Backbone):
-    """Diffusion with a state-space backbone (Fei et al. 2024); sizes S to H, patches 2 and 4.
+    """Diffusion with a state-space backbone (Fei et al. 2024, arXiv:2402.05608); sizes S to H, patches 2 and 4.
 
     The tokens are (label, time, patches row by row), or (time, patches) when num_classes is 0; a learned
     position table covers them all. Mixer outputs of the first half of the blocks are concatenated to the input of
     the second half, last one first; the residual stream runs past that.
 
-    image_size: height = width that the position table is made for; for others, multiples of patch_size, its
-    patch part is interpolated. embed_dim: even. depth: 2 * (depth // 2) + 1 blocks, as published. dropout:
-    after every mixer. learn_sigma: in_channels more output channels for a learned variance. ValueError for
-    sizes that do not fit together.
+    Args:
+        image_size: height = width that the position table is made for; for others, multiples of patch_size, its
+            patch part is interpolated.
+        patch_size: pixels on a side of a patch.
+        in_channels: channels of x; 4 for the latents of Stable Diffusion.
+        embed_dim: features of a token, even.
+        depth: 2 * (depth // 2) + 1 is the number of blocks, as published.
+        num_classes: classes; the null label is one more.
+        learn_sigma: in_channels more output channels, for a learned variance.
+        dropout: after every mixer, in [0, 1).
+
+    Raises:
+        ValueError: sizes that do not fit together.
     """
 
     token_stages: ClassVar[tuple[str, ...]] = ("encoder",)
     adds_blocks: ClassVar[bool] = True
-    presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "tiny": _TINY,
-        **{f"{n}/{p}": {**_IMAGENET, **size, "patch_size": p} for n, size in _SIZES.items() for p in (2, 4)},
-        "H/2-512": {**_IMAGENET, **_SIZES["H"], "image_size": 64, "patch_size": 2},
-        "S/2-uncond-32": {
-            **_SIZES["S"],
-            "image_size": 32,
-            "patch_size": 2,
-            "in_channels": 3,
-            "num_classes": 0,
-            "learn_sigma": True,
-        },
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "tiny": tiny_preset(patch_size=2, embed_dim=32, depth=2),
+        **imagenet_presets(_SIZES, patches=(2, 4)),
+        "H/2-512": {**imagenet_presets(_SIZES, patches=(2,))["H/2"], "image_size": 64},
+        "S/2-uncond-32": {**imagenet_presets(_SIZES, patches=(2,))["S/2"], "in_channels": 3, "num_classes": 0},
     }
 
-    @register_to_config
-    def __init__(
-        self,
-        image_size: int = 32,
-        patch_size: int = 2,
-        in_channels: int = 4,
-        embed_dim: int = 368,
-        depth: int = 24,
-        num_classes: int = 1000,
-        learn_sigma: bool = False,
-        dropout: float = 0.0,
-    ) -> None:
-        super().__init__()
-        configure(
-            self,
-            image_size=image_size,
-            size_multiple=patch_size,
-            in_channels=in_channels,
-            num_classes=num_classes,
-            learn_sigma=learn_sigma,
-            dropout=dropout,
-            patch_size=patch_size,
-            embed_dim=embed_dim,
-            depth=depth,
-        )
-        check_divides("DiS", "2 (of the time sinusoid)", 2, "embed_dim", embed_dim)
-        self.patch_size = patch_size
-        self.embed_dim = embed_dim
-        conditional = num_classes > 0
-        self.prefix = 2 if conditional else 1  # tokens before the patches
+    image_size: int = 32
+    patch_size: int = 2
+    in_channels: int = 4
+    embed_dim: int = 368
+    depth: int = 24
+    num_classes: int = 1000
+    learn_sigma: bool = False
+    dropout: float = 0.0
 
-        self.stem = PatchEmbed(in_channels, embed_dim, patch_size)
-        tokens = self.prefix + (image_size // patch_size) ** 2
-        self.positions = nn.Parameter(0.02 * torch.randn(tokens, embed_dim))
+    def smallest_size(self) -> int:
+        return self.patch_size
+
+    def build(self) -> None:
+        dim, patch, half = self.embed_dim, self.patch_size, self.depth // 2
+        self.check_divides("2 (of the time sinusoid)", 2, "embed_dim", dim)
+        conditional = self.num_classes > 0
+        self.cond_dim = dim
+        self.prefix = 2 if conditional else 1
+
+        self.stem = PatchEmbed(self.in_channels, dim, patch)
+        tokens = self.prefix + (self.image_size // patch) ** 2
+        self.positions = nn.Parameter(0.02 * torch.randn(tokens, dim))
         self.time_embedding = nn.Sequential(
-            small_normal(nn.Linear(embed_dim, 4 * embed_dim)),
-            nn.SiLU(),
-            small_normal(nn.Linear(4 * embed_dim, embed_dim)),
+            small_normal(nn.Linear(dim, 4 * dim)), nn.SiLU(), small_normal(nn.Linear(4 * dim, dim))
         )
-        self.label_embedding = LabelEmbedding(num_classes, embed_dim) if conditional else None
-        half = depth // 2
-        self.encoder = nn.ModuleList(DiSBlock(embed_dim, dropout) for _ in range(half))
-        self.bottom = DiSBlock(embed_dim, dropout)
-        self.decoder = nn.ModuleList(DiSBlock(embed_dim, dropout) for _ in range(half))
-        self.merges = nn.ModuleList(small_normal(nn.Linear(2 * embed_dim, embed_dim)) for _ in range(half))
-        self.norm = nn.RMSNorm(embed_dim, eps=RMS_NORM_EPS)
-        self.head = DiSHead(embed_dim, patch_size * patch_size * self.out_channels, conditional)
-
-    def embed(self, labels: Tensor) -> Tensor:
-        """labels (B,) int64 in 0..num_classes -> (B, embed_dim); zeros where there are no classes."""
-        if self.label_embedding is None:
-            return self.positions.new_zeros(len(labels), self.embed_dim)
-        return self.label_embedding(labels)
+        self.label_embedding = LabelEmbedding(self.num_classes, dim) if conditional else None
+        self.encoder = nn.ModuleList(DiSBlock(dim, self.dropout) for _ in range(half))
+        self.bottom = DiSBlock(dim, self.dropout)
+        self.decoder = nn.ModuleList(DiSBlock(dim, self.dropout) for _ in range(half))
+        self.merges = nn.ModuleList(small_normal(nn.Linear(2 * dim, dim)) for _ in range(half))
+        self.norm = nn.RMSNorm(dim, eps=RMS_NORM_EPS)
+        self.head = DiSHead(dim, patch * patch * self.out_channels, conditional)
 
     def forward(self, x: Tensor, noise_label: Tensor, cond: Tensor) -> Tensor:
         """x (B, in_channels, H, W), noise_label (B,) or (1,), cond (B, D) -> (B, out_channels, H, W)."""
-        check_input("DiS", x, self.in_channels, self.patch_size, noise_label, cond)
+        self.check_input(x, noise_label, cond)
         rows, columns = x.shape[2] // self.patch_size, x.shape[3] // self.patch_size
         # The sinusoid is float32 at least: bf16 cannot tell step 998 from step 999.
         label = noise_label.to(torch.promote_types(x.dtype, torch.float32))

@@ -2,36 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import ClassVar
 
 from torch import Tensor, nn
 
-from dinit.models.base import BACKBONES, Backbone, register_to_config
+from dinit.models.base import BACKBONES, Backbone, Preset, config_from_fields
 from dinit.models.layers.blocks import run_blocks
-from dinit.models.layers.checks import check_divides, check_input, configure
-from dinit.models.layers.embedding import LabelEmbedding, TimeEmbedding, sincos_positions
+from dinit.models.layers.embedding import LabelEmbedding, SinCosPositions, TimeEmbedding
 from dinit.models.layers.init import zeroed
 from dinit.models.layers.modulation import Modulation, gated, modulated_norm
+from dinit.models.layers.presets import imagenet_presets, tiny_preset
 from dinit.models.layers.transformer import Attention, Mlp, PatchEmbed, unpatchify
 
 NORM_EPS = 1e-6
 
 # Table 1 of the paper.
-_SIZES = {
+SIZES = {
     "S": {"hidden_size": 384, "depth": 12, "num_heads": 6},
     "B": {"hidden_size": 768, "depth": 12, "num_heads": 12},
     "L": {"hidden_size": 1024, "depth": 24, "num_heads": 16},
     "XL": {"hidden_size": 1152, "depth": 28, "num_heads": 16},
-}
-_IMAGENET = {"image_size": 32, "in_channels": 4, "num_classes": 1000, "learn_sigma": True}
-_TINY = {
-    "image_size": 8,
-    "patch_size": 2,
-    "in_channels": 1,
-    "hidden_size": 32,
-    "depth": 2,
-    "num_heads": 4,
-    "num_classes": 10,
 }
 
 
@@ -69,85 +60,72 @@ class DiTHead(nn.Module):
 
 
 @BACKBONES.register("dit")
+@config_from_fields
 class DiT(Backbone):
-    """Diffusion transformer with adaLN-Zero (Peebles & Xie 2023); sizes S to XL, patches 2, 4, 8.
+    """Diffusion transformer with adaLN-Zero (Peebles & Xie 2023, arXiv:2212.09748); sizes S to XL, patches 2, 4, 8.
 
-    image_size: height = width it is configured for; others work if they are multiples of patch_size, with the
-    position table computed for them. in_channels: 4 for Stable Diffusion latents. hidden_size: a multiple of
-    4 and of num_heads. dropout: after attention and in the MLP. learn_sigma: in_channels more output
-    channels for a learned variance. freq_shift (of the time sinusoid) and mlp_norm_eps: 1.0 and 1e-5 in weights
-    trained with diffusers' DiT. ValueError for sizes that do not fit together.
+    Args:
+        image_size: height = width it is configured for; others work if they are multiples of patch_size, with the
+            position table computed for them.
+        patch_size: pixels on a side of a patch.
+        in_channels: channels of x; 4 for the latents of Stable Diffusion.
+        hidden_size: features of a token; a multiple of 4 and of num_heads.
+        depth: blocks.
+        num_heads: heads of an attention.
+        mlp_ratio: width of the MLP over hidden_size.
+        num_classes: classes; the null label is one more.
+        learn_sigma: in_channels more output channels, for a learned variance.
+        dropout: after attention and in the MLP, in [0, 1).
+        freq_shift: of the time sinusoid; 1.0 in weights trained with diffusers' DiT.
+        mlp_norm_eps: epsilon of the norm before the MLP; 1e-5 in weights trained with diffusers' DiT.
+
+    Raises:
+        ValueError: sizes that do not fit together.
     """
 
     token_stages: ClassVar[tuple[str, ...]] = ("blocks",)
-    presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "tiny": _TINY,
-        **{f"{n}/{p}": {**_IMAGENET, **size, "patch_size": p} for n, size in _SIZES.items() for p in (2, 4, 8)},
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "tiny": tiny_preset(patch_size=2, hidden_size=32, depth=2, num_heads=4),
+        **imagenet_presets(SIZES, patches=(2, 4, 8)),
     }
 
-    @register_to_config
-    def __init__(
-        self,
-        image_size: int = 32,
-        patch_size: int = 2,
-        in_channels: int = 4,
-        hidden_size: int = 384,
-        depth: int = 12,
-        num_heads: int = 6,
-        mlp_ratio: float = 4.0,
-        num_classes: int = 1000,
-        learn_sigma: bool = False,
-        dropout: float = 0.0,
-        freq_shift: float = 0.0,
-        mlp_norm_eps: float = NORM_EPS,
-    ) -> None:
-        super().__init__()
-        configure(
-            self,
-            image_size=image_size,
-            size_multiple=patch_size,
-            in_channels=in_channels,
-            num_classes=num_classes,
-            learn_sigma=learn_sigma,
-            dropout=dropout,
-            patch_size=patch_size,
-            hidden_size=hidden_size,
-            depth=depth,
-            mlp_width=int(hidden_size * mlp_ratio),
-        )
-        check_divides("DiT", "num_heads", num_heads, "hidden_size", hidden_size)
-        check_divides("DiT", "4 (of the position table)", 4, "hidden_size", hidden_size)
-        self.patch_size = patch_size
-        self.hidden_size = hidden_size
+    image_size: int = 32
+    patch_size: int = 2
+    in_channels: int = 4
+    hidden_size: int = 384
+    depth: int = 12
+    num_heads: int = 6
+    mlp_ratio: float = 4.0
+    num_classes: int = 1000
+    learn_sigma: bool = False
+    dropout: float = 0.0
+    freq_shift: float = 0.0
+    mlp_norm_eps: float = NORM_EPS
 
-        self.stem = PatchEmbed(in_channels, hidden_size, patch_size)
-        side = image_size // patch_size
-        # Not saved: it is a function of the sizes, and a saved copy could disagree with them.
-        self.register_buffer("positions", sincos_positions(hidden_size, side, side), persistent=False)
-        self.time_embedding = TimeEmbedding(hidden_size, freq_shift=freq_shift)
-        self.label_embedding = LabelEmbedding(num_classes, hidden_size)
+    def smallest_size(self) -> int:
+        return self.patch_size
+
+    def build(self) -> None:
+        dim, patch = self.hidden_size, self.patch_size
+        self.check_positive(mlp_width=int(dim * self.mlp_ratio))
+        self.check_divides("num_heads", self.num_heads, "hidden_size", dim)
+        self.check_divides("4 (of the position table)", 4, "hidden_size", dim)
+        self.stem = PatchEmbed(self.in_channels, dim, patch)
+        self.positions = SinCosPositions(dim, self.image_size // patch)
+        self.time_embedding = TimeEmbedding(dim, freq_shift=self.freq_shift)
+        self.label_embedding = LabelEmbedding(self.num_classes, dim)
         self.blocks = nn.ModuleList(
-            DiTBlock(hidden_size, num_heads, mlp_ratio, dropout, mlp_norm_eps) for _ in range(depth)
+            DiTBlock(dim, self.num_heads, self.mlp_ratio, self.dropout, self.mlp_norm_eps)
+            for _ in range(self.depth)
         )
-        self.head = DiTHead(hidden_size, patch_size * patch_size * self.out_channels)
-
-    def embed(self, labels: Tensor) -> Tensor:
-        """labels (B,) int64 in 0..num_classes -> (B, hidden_size)."""
-        return self.label_embedding(labels)
+        self.head = DiTHead(dim, patch * patch * self.out_channels)
 
     def forward(self, x: Tensor, noise_label: Tensor, cond: Tensor) -> Tensor:
         """x (B, in_channels, H, W), noise_label (B,) or (1,), cond (B, D) -> (B, out_channels, H, W)."""
-        check_input("DiT", x, self.in_channels, self.patch_size, noise_label, cond)
+        self.check_input(x, noise_label, cond)
         rows, columns = x.shape[2] // self.patch_size, x.shape[3] // self.patch_size
         c = self.time_embedding(noise_label, x.dtype) + cond  # (B, D)
         x = self.stem(x)
-        x = x + self.position_table(rows, columns).to(x)
+        x = x + self.positions(rows, columns).to(x)
         x = run_blocks(self, self.blocks, x, c)
         return unpatchify(self.head(x, c), rows, columns, self.patch_size)
-
-    def position_table(self, rows: int, columns: int) -> Tensor:
-        """(rows * columns, hidden_size): what a DiT configured for that many patches would have."""
-        side = self.image_size // self.patch_size
-        if (rows, columns) == (side, side):
-            return self.positions
-        return sincos_positions(self.hidden_size, rows, columns, self.positions.device)

@@ -2,42 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dinit.models.base import BACKBONES, Backbone, register_to_config
+from dinit.models.base import BACKBONES, Backbone, Preset, config_from_fields
 from dinit.models.dit import NORM_EPS, DiTHead
 from dinit.models.layers.blocks import run_block
-from dinit.models.layers.checks import check_divides, check_input, configure
-from dinit.models.layers.embedding import LabelEmbedding, TimeEmbedding, sincos_positions
+from dinit.models.layers.embedding import LabelEmbedding, SinCosPositions, TimeEmbedding
 from dinit.models.layers.init import xavier
 from dinit.models.layers.local_attention import LocalAttention
 from dinit.models.layers.mamba2d import Mamba2d
 from dinit.models.layers.modulation import Modulation, modulate
+from dinit.models.layers.presets import imagenet_presets, tiny_preset
 from dinit.models.layers.transformer import Mlp, PatchEmbed, unpatchify
 
-_IMAGENET = {"image_size": 32, "in_channels": 4, "num_classes": 1000, "learn_sigma": True}
 # XL as published; the widths of the others are chosen for DiT's parameter counts, see the class.
 _SIZES = {
     "S": {"hidden_size": 72, "num_heads": 4},
     "B": {"hidden_size": 144, "num_heads": 8},
     "L": {"hidden_size": 264, "num_heads": 8},
     "XL": {"hidden_size": 320, "num_heads": 16},
-}
-_TINY = {
-    "image_size": 8,
-    "patch_size": 2,
-    "in_channels": 1,
-    "hidden_size": 16,
-    "depth": (1, 1),
-    "channel_mult": (1, 2),
-    "bottom_depth": 1,
-    "num_heads": 2,
-    "window": 2,
-    "num_classes": 10,
 }
 
 
@@ -95,19 +82,6 @@ class SplitUp(nn.Module):
         return self.norm(squares.transpose(2, 3).flatten(1, 4))
 
 
-def _stages(
-    cond_dim: int, num_heads: int, window: int, states: int, dropout: float
-) -> Callable[[int, int], nn.ModuleList]:
-    """What makes the blocks of a stage of one width; every second one has its windows shifted."""
-
-    def stage(width: int, blocks: int) -> nn.ModuleList:
-        return nn.ModuleList(
-            LaMambaBlock(width, cond_dim, num_heads, window, b % 2 == 1, states, dropout) for b in range(blocks)
-        )
-
-    return stage
-
-
 def _check_stages(depth: Sequence[int], channel_mult: Sequence[int]) -> None:
     """ValueError for stages that do not follow each other."""
     if not depth or len(depth) != len(channel_mult) or min(depth) < 1:
@@ -124,8 +98,9 @@ def _check_stages(depth: Sequence[int], channel_mult: Sequence[int]) -> None:
 
 
 @BACKBONES.register("lamamba")
+@config_from_fields
 class LaMamba(Backbone):
-    """LaMamba-Diff (Fu, Chen & Yu 2024); presets S, B, L, XL.
+    """LaMamba-Diff (Fu, Chen & Yu 2024, arXiv:2408.02615); presets S, B, L, XL.
 
     From the paper and the published configuration of XL; no weights to compare with. That configuration fixes
     width 320, stages of 2 blocks at 1, 2, 4, 4 times the width of which the first two end in a halving, 2 blocks
@@ -134,95 +109,93 @@ class LaMamba(Backbone):
     are chosen for parameter counts near DiT's, which the paper calls comparable. Ours as well: the fixed
     sin-cos position table (any size works), norms without weights where they are modulated, and DiT's head.
 
-    image_size: heights and widths must be multiples of patch_size * channel_mult[-1]. in_channels, dropout,
-    learn_sigma: as in DiT. hidden_size: of the first stage, a multiple of 4 and of num_heads. depth: blocks of
-    each stage down; up there is one more. channel_mult: widths of the stages as multiples of hidden_size, each
-    as the one before, or twice that and half the resolution. window: side of the windows of attention, at any
-    resolution; they need not fit the image. states: of the scans. ValueError for sizes that do not fit together.
-
     The condition is as wide as the last stage, (B, 4 * hidden_size) in the presets.
+
+    Args:
+        image_size: height = width it is configured for; heights and widths must be multiples of
+            patch_size * channel_mult[-1].
+        patch_size: pixels on a side of a patch.
+        in_channels: channels of x; 4 for the latents of Stable Diffusion.
+        hidden_size: features of a token in the first stage; a multiple of 4 and of num_heads.
+        depth: blocks of each stage down; up there is one more.
+        channel_mult: widths of the stages as multiples of hidden_size, each as the one before, or twice that and
+            half the resolution.
+        bottom_depth: blocks at the bottom.
+        num_heads: heads of an attention.
+        window: side of the windows of attention in tokens, at any resolution; they need not fit the image.
+        states: of the scans.
+        num_classes: classes; the null label is one more.
+        learn_sigma: in_channels more output channels, for a learned variance.
+        dropout: after attention and in the MLP, in [0, 1).
+
+    Raises:
+        ValueError: sizes that do not fit together.
     """
 
     token_stages: ClassVar[tuple[str, ...]] = ("encoder", "bottom", "decoder")
-    presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "tiny": _TINY,
-        **{name: {**_IMAGENET, **size} for name, size in _SIZES.items()},
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "tiny": tiny_preset(
+            patch_size=2, hidden_size=16, depth=(1, 1), channel_mult=(1, 2), bottom_depth=1, num_heads=2, window=2
+        ),
+        **imagenet_presets(_SIZES),
     }
 
-    @register_to_config
-    def __init__(
-        self,
-        image_size: int = 32,
-        patch_size: int = 1,
-        in_channels: int = 4,
-        hidden_size: int = 320,
-        depth: Sequence[int] = (2, 2, 2, 2),
-        channel_mult: Sequence[int] = (1, 2, 4, 4),
-        bottom_depth: int = 2,
-        num_heads: int = 16,
-        window: int = 8,
-        states: int = 1,
-        num_classes: int = 1000,
-        learn_sigma: bool = False,
-        dropout: float = 0.0,
-    ) -> None:
-        super().__init__()
-        _check_stages(depth, channel_mult)
-        configure(
-            self,
-            image_size=image_size,
-            size_multiple=patch_size * channel_mult[-1],
-            in_channels=in_channels,
-            num_classes=num_classes,
-            learn_sigma=learn_sigma,
-            dropout=dropout,
-            patch_size=patch_size,
-            hidden_size=hidden_size,
-            bottom_depth=bottom_depth,
-            window=window,
-            states=states,
-        )
-        check_divides("LaMamba", "num_heads", num_heads, "hidden_size", hidden_size)
-        check_divides("LaMamba", "4 (of the position table)", 4, "hidden_size", hidden_size)
-        self.patch_size, self.hidden_size = patch_size, hidden_size
-        widths = [hidden_size * multiple for multiple in channel_mult]
-        # Whether a stage works at half the resolution of the one before it.
-        self.halved = [after > before for before, after in zip((1, *channel_mult), channel_mult, strict=False)]
-        stage = _stages(widths[-1], num_heads, window, states, dropout)
-        self.stem = PatchEmbed(in_channels, hidden_size, patch_size)
-        self.stem_norm = nn.LayerNorm(hidden_size)
-        side = image_size // patch_size
-        # Not saved: it is a function of the sizes, and a saved copy could disagree with them.
-        self.register_buffer("positions", sincos_positions(hidden_size, side, side), persistent=False)
-        self.time_embedding = TimeEmbedding(widths[-1])
-        self.label_embedding = LabelEmbedding(num_classes, widths[-1])
-        self._build(stage, widths, depth, bottom_depth)
-        self.head_condition = xavier(nn.Linear(widths[-1], hidden_size))
-        self.head = DiTHead(hidden_size, patch_size * patch_size * self.out_channels)
+    image_size: int = 32
+    patch_size: int = 1
+    in_channels: int = 4
+    hidden_size: int = 320
+    depth: Sequence[int] = (2, 2, 2, 2)
+    channel_mult: Sequence[int] = (1, 2, 4, 4)
+    bottom_depth: int = 2
+    num_heads: int = 16
+    window: int = 8
+    states: int = 1
+    num_classes: int = 1000
+    learn_sigma: bool = False
+    dropout: float = 0.0
 
-    def _build(
-        self, stage: Callable[[int, int], nn.ModuleList], widths: list[int], depth: Sequence[int], bottom_depth: int
-    ) -> None:
-        """The stages on the way down, at the bottom and on the way up. stage(width, blocks) makes one."""
-        self.encoder = nn.ModuleList(stage(*sizes) for sizes in zip(widths, depth, strict=True))
+    def smallest_size(self) -> int:
+        _check_stages(self.depth, self.channel_mult)
+        return self.patch_size * self.channel_mult[-1]
+
+    def build(self) -> None:
+        dim, patch, depth = self.hidden_size, self.patch_size, self.depth
+        self.check_divides("num_heads", self.num_heads, "hidden_size", dim)
+        self.check_divides("4 (of the position table)", 4, "hidden_size", dim)
+        widths = [dim * multiple for multiple in self.channel_mult]
+        # Whether a stage works at half the resolution of the one before it.
+        mults = self.channel_mult
+        self.halved = [after > before for before, after in zip((1, *mults), mults, strict=False)]
         doubled = [width for width, half in zip(widths, self.halved, strict=True) if half]
+        self.stem = PatchEmbed(self.in_channels, dim, patch)
+        self.stem_norm = nn.LayerNorm(dim)
+        self.positions = SinCosPositions(dim, self.image_size // patch)
+        self.time_embedding = TimeEmbedding(widths[-1])
+        self.label_embedding = LabelEmbedding(self.num_classes, widths[-1])
+        self.encoder = nn.ModuleList(self._stage(*sizes) for sizes in zip(widths, depth, strict=True))
         self.downs = nn.ModuleList(MergeDown(width // 2) for width in doubled)
-        self.bottom = stage(widths[-1], bottom_depth)
+        self.bottom = self._stage(widths[-1], self.bottom_depth)
         self.ups = nn.ModuleList(SplitUp(width) for width in reversed(doubled))
         up_stages = zip(reversed(widths), reversed(depth), strict=True)
-        self.decoder = nn.ModuleList(stage(width, blocks + 1) for width, blocks in up_stages)
+        self.decoder = nn.ModuleList(self._stage(width, blocks + 1) for width, blocks in up_stages)
+        self.head_condition = xavier(nn.Linear(widths[-1], dim))
+        self.head = DiTHead(dim, patch * patch * self.out_channels)
 
-    def embed(self, labels: Tensor) -> Tensor:
-        """labels (B,) int64 in 0..num_classes -> (B, 4 * hidden_size in the presets)."""
-        return self.label_embedding(labels)
+    def _stage(self, width: int, blocks: int) -> nn.ModuleList:
+        """Blocks of one width; every second one has its windows shifted."""
+        cond_dim = self.hidden_size * self.channel_mult[-1]
+        return nn.ModuleList(
+            LaMambaBlock(width, cond_dim, self.num_heads, self.window, b % 2 == 1, self.states, self.dropout)
+            for b in range(blocks)
+        )
 
     def forward(self, x: Tensor, noise_label: Tensor, cond: Tensor) -> Tensor:
         """x (B, in_channels, H, W), noise_label (B,) or (1,), cond (B, D) -> (B, out_channels, H, W)."""
-        check_input("LaMamba", x, self.in_channels, self.size_multiple, noise_label, cond)
+        self.check_input(x, noise_label, cond)
         rows, columns = x.shape[2] // self.patch_size, x.shape[3] // self.patch_size
         c = self.time_embedding(noise_label, x.dtype) + cond  # (B, D)
         x = self.stem_norm(self.stem(x))
-        x = x + self.position_table(rows, columns).to(x)
+        x = x + self.positions(rows, columns).to(x)
         downs, ups, skips = iter(self.downs), iter(self.ups), []
         for blocks, half in zip(self.encoder, self.halved, strict=True):
             if half:
@@ -243,10 +216,3 @@ class LaMamba(Backbone):
         for block in blocks:
             x = run_block(self, block, x, c, rows, columns)
         return x
-
-    def position_table(self, rows: int, columns: int) -> Tensor:
-        """(rows * columns, hidden_size): what a LaMamba configured for that many patches would have."""
-        side = self.image_size // self.patch_size
-        if (rows, columns) == (side, side):
-            return self.positions
-        return sincos_positions(self.hidden_size, rows, columns, self.positions.device)

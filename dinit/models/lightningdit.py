@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dinit.models.base import BACKBONES, Backbone, register_to_config
+from dinit.models.base import BACKBONES, Backbone, Preset, config_from_fields
 from dinit.models.layers.blocks import run_block
-from dinit.models.layers.checks import check_divides, check_input, configure
-from dinit.models.layers.embedding import LabelEmbedding, TimeEmbedding, sincos_positions
+from dinit.models.layers.embedding import LabelEmbedding, SinCosPositions, TimeEmbedding
 from dinit.models.layers.init import xavier, zeroed
 from dinit.models.layers.modulation import Modulation, gated, modulate
+from dinit.models.layers.presets import tiny_preset
 from dinit.models.layers.transformer import Mlp, PatchEmbed, unpatchify
 
 NORM_EPS = 1e-6
@@ -32,18 +31,7 @@ _SIZES = {
     "1p6B": ({"hidden_size": 1792, "depth": 28, "num_heads": 28}, (1, 2)),
 }
 # What the published checkpoints switch on; the class's own defaults are a plain DiT.
-_FLAGS = {"use_swiglu": True, "use_rope": True, "use_rmsnorm": True}
-_IMAGENET = {"in_channels": 32, "num_classes": 1000, **_FLAGS}
-_TINY = {
-    "image_size": 8,
-    "patch_size": 2,
-    "in_channels": 1,
-    "hidden_size": 32,
-    "depth": 2,
-    "num_heads": 4,
-    "num_classes": 10,
-    **_FLAGS,
-}
+_PUBLISHED = {"use_swiglu": True, "use_rope": True, "use_rmsnorm": True}
 
 
 def rotary_angles(head_dim: int, rows: int, columns: int, device: torch.device | None = None) -> Tensor:
@@ -153,131 +141,110 @@ class LightningDiTHead(nn.Module):
         return self.linear(modulate(self.norm(x), shift, scale))
 
 
-@dataclass(frozen=True)
-class _Parts:
-    """Makes the layers that a LightningDiT's options choose between. mlp_width: of the kind of MLP that is used."""
-
-    hidden_size: int
-    num_heads: int
-    mlp_width: int
-    dropout: float
-    use_qknorm: bool
-    use_swiglu: bool
-    use_rmsnorm: bool
-    wo_shift: bool
-
-    def norm(self) -> nn.Module:
-        if self.use_rmsnorm:
-            return nn.RMSNorm(self.hidden_size, eps=NORM_EPS)
-        return nn.LayerNorm(self.hidden_size, eps=NORM_EPS, elementwise_affine=False)
-
-    def attention(self) -> RotaryAttention:
-        # The LayerNorm keeps PyTorch's epsilon, 1e-5, here: so does the published one.
-        head_norm = partial(nn.RMSNorm, eps=NORM_EPS) if self.use_rmsnorm else nn.LayerNorm
-        qk_norm = head_norm if self.use_qknorm else None
-        return RotaryAttention(self.hidden_size, self.num_heads, self.dropout, qk_norm)
-
-    def block(self) -> LightningDiTBlock:
-        mlp = (SwiGlu if self.use_swiglu else Mlp)(self.hidden_size, self.mlp_width, self.dropout)
-        norms = (self.norm(), self.norm())
-        return LightningDiTBlock(self.hidden_size, self.attention(), mlp, norms, self.wo_shift)
-
-
 @BACKBONES.register("lightningdit")
+@config_from_fields
 class LightningDiT(Backbone):
-    """DiT with newer transformer parts (Yao et al. 2025); presets S, B, L, XL, 1p0B and 1p6B at their patch sizes.
+    """DiT with rotary positions, SwiGLU and RMSNorm (Yao et al. 2025, arXiv:2501.01423).
 
-    image_size, in_channels, hidden_size, dropout and learn_sigma are as in DiT; where a published model has
-    learn_sigma it throws the second half of the channels away, here they are given. use_qknorm: norms on
-    queries and keys. use_swiglu: SwiGlu instead of a GELU MLP, two thirds as wide. use_rope: rotary positions,
-    beside the position table. use_rmsnorm: RMSNorm with a weight instead of a LayerNorm without one.
-    wo_shift: no shifts in the blocks. ValueError for sizes that do not fit together.
+    Presets S, B, L, XL, 1p0B and 1p6B with their patch sizes. The published models were trained on a noise label in
+    [0, 1], unscaled, that runs the other way (0 noise, 1 data), and on the velocity data - noise. The backbone
+    embeds whatever label it is given.
 
-    The published models were trained on a noise label in [0, 1], unscaled, that runs the other way (0 noise,
-    1 data), and on the velocity data - noise. The backbone embeds whatever label it is given.
+    Args:
+        image_size: height = width it is configured for; others work if they are multiples of patch_size.
+        patch_size: pixels on a side of a patch.
+        in_channels: channels of x; 32 for the latents of its VA-VAE.
+        hidden_size: features of a token; a multiple of 4 and of num_heads.
+        depth: blocks.
+        num_heads: heads of an attention.
+        mlp_ratio: width of a GELU MLP over hidden_size.
+        num_classes: classes; the null label is one more.
+        learn_sigma: in_channels more output channels; published models that have it drop them, here they are kept.
+        use_qknorm: norms on queries and keys.
+        use_swiglu: SwiGlu instead of a GELU MLP, two thirds as wide.
+        use_rope: rotary positions as well as the position table; a head's width is then a multiple of 4.
+        use_rmsnorm: RMSNorm with a weight instead of a LayerNorm without one.
+        wo_shift: no shifts in the modulation of the blocks.
+        dropout: after attention and in the MLP, in [0, 1).
+
+    Raises:
+        ValueError: sizes that do not fit together.
     """
 
     token_stages: ClassVar[tuple[str, ...]] = ("blocks",)
-    presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "tiny": _TINY,
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "tiny": tiny_preset(patch_size=2, hidden_size=32, depth=2, num_heads=4, **_PUBLISHED),
         **{
-            f"{name}/{p}": {**_IMAGENET, **size, "image_size": 16, "patch_size": p}
+            f"{name}/{p}": {
+                "image_size": 16,
+                "in_channels": 32,
+                "num_classes": 1000,
+                "patch_size": p,
+                **_PUBLISHED,
+                **size,
+            }
             for name, (size, patches) in _SIZES.items()
             for p in patches
         },
     }
 
-    @register_to_config
-    def __init__(
-        self,
-        image_size: int = 16,
-        patch_size: int = 1,
-        in_channels: int = 32,
-        hidden_size: int = 768,
-        depth: int = 12,
-        num_heads: int = 12,
-        mlp_ratio: float = 4.0,
-        num_classes: int = 1000,
-        learn_sigma: bool = False,
-        use_qknorm: bool = False,
-        use_swiglu: bool = False,
-        use_rope: bool = False,
-        use_rmsnorm: bool = False,
-        wo_shift: bool = False,
-        dropout: float = 0.0,
-    ) -> None:
-        super().__init__()
-        mlp_width = int(hidden_size * mlp_ratio)
-        mlp_width = int(2 / 3 * mlp_width) if use_swiglu else mlp_width
-        configure(
-            self,
-            image_size=image_size,
-            size_multiple=patch_size,
-            in_channels=in_channels,
-            num_classes=num_classes,
-            learn_sigma=learn_sigma,
-            dropout=dropout,
-            patch_size=patch_size,
-            hidden_size=hidden_size,
-            depth=depth,
-            mlp_width=mlp_width,
-        )
-        check_divides("LightningDiT", "num_heads", num_heads, "hidden_size", hidden_size)
-        check_divides("LightningDiT", "4 (of the position table)", 4, "hidden_size", hidden_size)
-        self.patch_size, self.hidden_size = patch_size, hidden_size
-        self.head_dim, self.use_rope = hidden_size // num_heads, use_rope
-        if use_rope:
-            check_divides("LightningDiT", "4 (of the rotary positions)", 4, "a head's width", self.head_dim)
+    image_size: int = 16
+    patch_size: int = 1
+    in_channels: int = 32
+    hidden_size: int = 768
+    depth: int = 12
+    num_heads: int = 12
+    mlp_ratio: float = 4.0
+    num_classes: int = 1000
+    learn_sigma: bool = False
+    use_qknorm: bool = False
+    use_swiglu: bool = False
+    use_rope: bool = False
+    use_rmsnorm: bool = False
+    wo_shift: bool = False
+    dropout: float = 0.0
 
-        parts = _Parts(hidden_size, num_heads, mlp_width, dropout, use_qknorm, use_swiglu, use_rmsnorm, wo_shift)
-        self.stem = PatchEmbed(in_channels, hidden_size, patch_size)
-        # Not saved: functions of the sizes, and a saved copy could disagree with them.
-        side = image_size // patch_size
-        self.register_buffer("positions", sincos_positions(hidden_size, side, side), persistent=False)
-        self.time_embedding = TimeEmbedding(hidden_size)
-        self.label_embedding = LabelEmbedding(num_classes, hidden_size)
-        self.blocks = nn.ModuleList(parts.block() for _ in range(depth))
-        self.head = LightningDiTHead(hidden_size, patch_size * patch_size * self.out_channels, parts.norm())
+    def smallest_size(self) -> int:
+        return self.patch_size
 
-    def embed(self, labels: Tensor) -> Tensor:
-        """labels (B,) int64 in 0..num_classes -> (B, hidden_size)."""
-        return self.label_embedding(labels)
+    def build(self) -> None:
+        dim, patch = self.hidden_size, self.patch_size
+        self.check_divides("num_heads", self.num_heads, "hidden_size", dim)
+        self.check_divides("4 (of the position table)", 4, "hidden_size", dim)
+        self.head_dim = dim // self.num_heads
+        if self.use_rope:
+            self.check_divides("4 (of the rotary positions)", 4, "a head's width", self.head_dim)
+        self.stem = PatchEmbed(self.in_channels, dim, patch)
+        self.positions = SinCosPositions(dim, self.image_size // patch)
+        self.time_embedding = TimeEmbedding(dim)
+        self.label_embedding = LabelEmbedding(self.num_classes, dim)
+        self.blocks = nn.ModuleList(self._block() for _ in range(self.depth))
+        self.head = LightningDiTHead(dim, patch * patch * self.out_channels, self._norm())
+
+    def _norm(self) -> nn.Module:
+        if self.use_rmsnorm:
+            return nn.RMSNorm(self.hidden_size, eps=NORM_EPS)
+        return nn.LayerNorm(self.hidden_size, eps=NORM_EPS, elementwise_affine=False)
+
+    def _block(self) -> LightningDiTBlock:
+        dim, mlp_width = self.hidden_size, int(self.hidden_size * self.mlp_ratio)
+        mlp_width = int(2 / 3 * mlp_width) if self.use_swiglu else mlp_width
+        self.check_positive(mlp_width=mlp_width)
+        mlp = (SwiGlu if self.use_swiglu else Mlp)(dim, mlp_width, self.dropout)
+        norms = (self._norm(), self._norm())
+        # The LayerNorm keeps PyTorch's epsilon, 1e-5, here: so does the published one.
+        head_norm = partial(nn.RMSNorm, eps=NORM_EPS) if self.use_rmsnorm else nn.LayerNorm
+        attention = RotaryAttention(dim, self.num_heads, self.dropout, head_norm if self.use_qknorm else None)
+        return LightningDiTBlock(dim, attention, mlp, norms, self.wo_shift)
 
     def forward(self, x: Tensor, noise_label: Tensor, cond: Tensor) -> Tensor:
         """x (B, in_channels, H, W), noise_label (B,) or (1,), cond (B, D) -> (B, out_channels, H, W)."""
-        check_input("LightningDiT", x, self.in_channels, self.patch_size, noise_label, cond)
+        self.check_input(x, noise_label, cond)
         rows, columns = x.shape[2] // self.patch_size, x.shape[3] // self.patch_size
         c = self.time_embedding(noise_label, x.dtype) + cond  # (B, D)
         angles = rotary_angles(self.head_dim, rows, columns, x.device) if self.use_rope else None
         x = self.stem(x)
-        x = x + self.position_table(rows, columns).to(x)
+        x = x + self.positions(rows, columns).to(x)
         for block in self.blocks:
             x = run_block(self, block, x, c, angles)
         return unpatchify(self.head(x, c), rows, columns, self.patch_size)
-
-    def position_table(self, rows: int, columns: int) -> Tensor:
-        """(rows * columns, hidden_size): what a LightningDiT configured for that many patches would have."""
-        side = self.image_size // self.patch_size
-        if (rows, columns) == (side, side):
-            return self.positions
-        return sincos_positions(self.hidden_size, rows, columns, self.positions.device)

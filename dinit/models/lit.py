@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dinit.models.base import BACKBONES, Backbone, register_to_config
+from dinit.models.base import BACKBONES, Backbone, Preset, config_from_fields
 from dinit.models.dit import NORM_EPS, DiTHead
 from dinit.models.layers.blocks import run_block
-from dinit.models.layers.checks import check_divides, check_input, configure
-from dinit.models.layers.embedding import LabelEmbedding, TimeEmbedding, sincos_positions
+from dinit.models.layers.embedding import LabelEmbedding, SinCosPositions, TimeEmbedding
 from dinit.models.layers.init import xavier
 from dinit.models.layers.modulation import Modulation, modulate
+from dinit.models.layers.presets import imagenet_presets, tiny_preset
 from dinit.models.layers.transformer import Mlp, PatchEmbed, unpatchify
 
 # Keeps the normaliser of a query away from zero: ReLU may close all of its features.
@@ -25,16 +26,6 @@ _SIZES = {
     "B": {"hidden_size": 768, "depth": 12, "num_heads": 3},
     "L": {"hidden_size": 1024, "depth": 24, "num_heads": 4},
     "XL": {"hidden_size": 1152, "depth": 28, "num_heads": 4},
-}
-_IMAGENET = {"image_size": 32, "in_channels": 4, "patch_size": 2, "num_classes": 1000, "learn_sigma": True}
-_TINY = {
-    "image_size": 8,
-    "patch_size": 2,
-    "in_channels": 1,
-    "hidden_size": 32,
-    "depth": 2,
-    "num_heads": 2,
-    "num_classes": 10,
 }
 
 
@@ -90,8 +81,9 @@ class LiTBlock(nn.Module):
 
 
 @BACKBONES.register("lit")
+@config_from_fields
 class LiT(Backbone):
-    """Linear diffusion transformer (Wang et al. 2025); presets S/2, B/2, L/2, XL/2.
+    """Linear diffusion transformer (Wang et al. 2025, arXiv:2501.12976); presets S/2, B/2, L/2, XL/2.
 
     From the paper; no weights to compare with. DiT's body, sizes and parameter names: all weights of a DiT of
     the same size fit but those of `attention`, which is how the authors start training. The paper fixes the
@@ -99,82 +91,67 @@ class LiT(Backbone):
     the values, has its own weights for every channel, and its result is added before the last Linear of
     attention; 3 heads in B and 4 in L.
 
-    image_size, in_channels, patch_size, hidden_size, dropout, learn_sigma: as in DiT. num_heads: few, each costs
-    N * (hidden_size / num_heads)^2. kernel_size: of the depthwise convolution, odd.
-    ValueError for sizes that do not fit together.
+    Args:
+        image_size: height = width it is configured for; others work if they are multiples of patch_size.
+        patch_size: pixels on a side of a patch.
+        in_channels: channels of x; 4 for the latents of Stable Diffusion.
+        hidden_size: features of a token; a multiple of 4 and of num_heads.
+        depth: blocks.
+        num_heads: few; each costs N * (hidden_size / num_heads)^2 for N tokens.
+        kernel_size: of the depthwise convolution, odd.
+        mlp_ratio: width of the MLP over hidden_size.
+        num_classes: classes; the null label is one more.
+        learn_sigma: in_channels more output channels, for a learned variance.
+        dropout: after attention and in the MLP, in [0, 1).
+
+    Raises:
+        ValueError: sizes that do not fit together.
     """
 
     token_stages: ClassVar[tuple[str, ...]] = ("blocks",)
-    presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "tiny": _TINY,
-        **{f"{name}/2": {**_IMAGENET, **size} for name, size in _SIZES.items()},
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "tiny": tiny_preset(patch_size=2, hidden_size=32, depth=2, num_heads=2),
+        **imagenet_presets(_SIZES, patches=(2,)),
     }
 
-    @register_to_config
-    def __init__(
-        self,
-        image_size: int = 32,
-        patch_size: int = 2,
-        in_channels: int = 4,
-        hidden_size: int = 384,
-        depth: int = 12,
-        num_heads: int = 2,
-        kernel_size: int = 5,
-        mlp_ratio: float = 4.0,
-        num_classes: int = 1000,
-        learn_sigma: bool = False,
-        dropout: float = 0.0,
-    ) -> None:
-        super().__init__()
-        configure(
-            self,
-            image_size=image_size,
-            size_multiple=patch_size,
-            in_channels=in_channels,
-            num_classes=num_classes,
-            learn_sigma=learn_sigma,
-            dropout=dropout,
-            patch_size=patch_size,
-            hidden_size=hidden_size,
-            depth=depth,
-            mlp_width=int(hidden_size * mlp_ratio),
-        )
-        check_divides("LiT", "num_heads", num_heads, "hidden_size", hidden_size)
-        check_divides("LiT", "4 (of the position table)", 4, "hidden_size", hidden_size)
-        if kernel_size < 1 or kernel_size % 2 == 0:
-            raise ValueError(f"LiT: kernel_size must be odd and at least 1 (the paper: 5), got {kernel_size}")
-        self.patch_size = patch_size
-        self.hidden_size = hidden_size
+    image_size: int = 32
+    patch_size: int = 2
+    in_channels: int = 4
+    hidden_size: int = 384
+    depth: int = 12
+    num_heads: int = 2
+    kernel_size: int = 5
+    mlp_ratio: float = 4.0
+    num_classes: int = 1000
+    learn_sigma: bool = False
+    dropout: float = 0.0
 
-        self.stem = PatchEmbed(in_channels, hidden_size, patch_size)
-        side = image_size // patch_size
-        # Not saved: it is a function of the sizes, and a saved copy could disagree with them.
-        self.register_buffer("positions", sincos_positions(hidden_size, side, side), persistent=False)
-        self.time_embedding = TimeEmbedding(hidden_size)
-        self.label_embedding = LabelEmbedding(num_classes, hidden_size)
+    def smallest_size(self) -> int:
+        return self.patch_size
+
+    def build(self) -> None:
+        dim, patch = self.hidden_size, self.patch_size
+        self.check_positive(mlp_width=int(dim * self.mlp_ratio))
+        self.check_divides("num_heads", self.num_heads, "hidden_size", dim)
+        self.check_divides("4 (of the position table)", 4, "hidden_size", dim)
+        if self.kernel_size % 2 == 0:
+            raise ValueError(f"LiT: kernel_size must be odd (the paper: 5), got {self.kernel_size}")
+        self.stem = PatchEmbed(self.in_channels, dim, patch)
+        self.positions = SinCosPositions(dim, self.image_size // patch)
+        self.time_embedding = TimeEmbedding(dim)
+        self.label_embedding = LabelEmbedding(self.num_classes, dim)
         self.blocks = nn.ModuleList(
-            LiTBlock(hidden_size, num_heads, kernel_size, mlp_ratio, dropout) for _ in range(depth)
+            LiTBlock(dim, self.num_heads, self.kernel_size, self.mlp_ratio, self.dropout) for _ in range(self.depth)
         )
-        self.head = DiTHead(hidden_size, patch_size * patch_size * self.out_channels)
-
-    def embed(self, labels: Tensor) -> Tensor:
-        """labels (B,) int64 in 0..num_classes -> (B, hidden_size)."""
-        return self.label_embedding(labels)
+        self.head = DiTHead(dim, patch * patch * self.out_channels)
 
     def forward(self, x: Tensor, noise_label: Tensor, cond: Tensor) -> Tensor:
         """x (B, in_channels, H, W), noise_label (B,) or (1,), cond (B, D) -> (B, out_channels, H, W)."""
-        check_input("LiT", x, self.in_channels, self.patch_size, noise_label, cond)
+        self.check_input(x, noise_label, cond)
         rows, columns = x.shape[2] // self.patch_size, x.shape[3] // self.patch_size
         c = self.time_embedding(noise_label, x.dtype) + cond  # (B, D)
         x = self.stem(x)
-        x = x + self.position_table(rows, columns).to(x)
+        x = x + self.positions(rows, columns).to(x)
         for block in self.blocks:
             x = run_block(self, block, x, c, rows, columns)
         return unpatchify(self.head(x, c), rows, columns, self.patch_size)
-
-    def position_table(self, rows: int, columns: int) -> Tensor:
-        """(rows * columns, hidden_size): what a LiT configured for that many patches would have."""
-        side = self.image_size // self.patch_size
-        if (rows, columns) == (side, side):
-            return self.positions
-        return sincos_positions(self.hidden_size, rows, columns, self.positions.device)

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from dinit.models.base import BACKBONES, Backbone, register_to_config
+from dinit.models.base import BACKBONES, Backbone, Preset, config_from_fields
 from dinit.models.layers.blocks import run_block, run_blocks
-from dinit.models.layers.checks import check_input, configure
 from dinit.models.layers.embedding import LabelEmbedding, TimeEmbedding
 from dinit.models.layers.fir import ConvDown, FIRConvDown, downsampler, upsampler
+from dinit.models.layers.presets import tiny_preset
 from dinit.models.layers.score_unet import (
     FourierEmbedding,
     ScoreBlock,
@@ -86,18 +86,6 @@ _PUBLISHED = {
     "cifar10-ddpmpp": {**_CIFAR, **_DDPMPP},
     "cifar10-ddpmpp-deep": {**_CIFAR, **_DDPMPP, **_DEEP},
 }
-_TINY = {
-    **_VP,
-    "image_size": 8,
-    "in_channels": 1,
-    "channels": 16,
-    "channel_mult": (1, 2),
-    "blocks_per_level": 1,
-    "attention_levels": (1,),
-    "output_pyramid": "skip",
-    "num_classes": 10,
-}
-
 _RESIDUAL_SCALE = 1 / math.sqrt(2)
 
 
@@ -146,108 +134,103 @@ def _input_pyramid(kind: str, in_channels: int, widths: Sequence[int], fir: bool
 
 
 @BACKBONES.register("ncsnpp")
+@config_from_fields
 class NCSNpp(Backbone):
-    """NCSN++ and DDPM++ (Song et al. 2021); the published networks are presets, all of them unconditional.
+    """NCSN++ and DDPM++ (Song et al. 2021, arXiv:2011.13456, appendix H); the published networks are presets.
 
-    Any height and width that are multiples of 2^(levels - 1). channels: width of the stem; channel_mult: each
-    level's multiple of it. blocks_per_level: on the way down; one more on the way up. attention_levels: those
-    (0 is full resolution) with single-head attention; the middle has it in any case. fir: resample by the filter
-    [1, 3, 3, 1] instead of 2x2 means and copies. input_pyramid, output_pyramid: how smaller images join the way
-    down ("none", "skip", "residual") and are summed up on the way up ("none", "skip").
+    All published ones are unconditional. Any height and width that are multiples of 2^(levels - 1).
 
-    embedding: "fourier" takes sigma itself as the noise label, positive; "positional" takes a number such as
-    999 t or a level's index. scale_by_sigma: divide the output by sigma, which makes it a score; positional then
-    takes the index, 0 at sigma_max .. num_scales - 1 at sigma_min, of a geometric sequence of levels.
-    centered: x is in [-1, 1]; else in [0, 1], and the network maps it to [-1, 1] itself.
+    Args:
+        image_size: height = width it is configured for.
+        in_channels: channels of x.
+        channels: channels of the stem, even.
+        channel_mult: channels of each level as a multiple of `channels`.
+        blocks_per_level: on the way down; one more on the way up.
+        attention_levels: those (0 is full resolution) with single-head attention; the middle has it in any case.
+        fir: resample by the filter [1, 3, 3, 1] instead of 2x2 means and copies.
+        input_pyramid: how smaller images join the way down: "none", "skip", "residual".
+        output_pyramid: how outputs at lower resolutions are summed on the way up: "none", "skip".
+        embedding: "fourier" takes sigma itself as the noise label, positive; "positional" takes a number such as
+            999 t or a level's index.
+        scale_by_sigma: divide the output by sigma, which makes it a score; positional then takes the index, 0 at
+            sigma_max .. num_scales - 1 at sigma_min, in a geometric sequence of noise levels.
+        centered: x is in [-1, 1]; else in [0, 1], and the network maps it to [-1, 1] itself.
+        sigma_min: smallest noise level, positive.
+        sigma_max: largest noise level.
+        num_scales: noise levels, at least 2.
+        num_classes: above 0, a label embedding (not in the published networks) is added to that of the time.
+        learn_sigma: in_channels more output channels, for a learned variance.
+        dropout: before the last convolution of a block, in [0, 1).
 
-    num_classes: above 0, a label embedding (not in the published networks) is added to that of the time.
-    learn_sigma: in_channels more output channels for a learned variance. dropout: before the last convolution of
-    a block. ValueError for sizes or choices that do not fit together.
+    Raises:
+        ValueError: sizes or choices that do not fit together.
     """
 
     channels_last: ClassVar[bool] = True
-    presets: ClassVar[dict[str, dict[str, Any]]] = {"tiny": _TINY, **_PUBLISHED}
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "tiny": tiny_preset(
+            **_VP | {"output_pyramid": "skip"},
+            channels=16,
+            channel_mult=(1, 2),
+            blocks_per_level=1,
+            attention_levels=(1,),
+        ),
+        **_PUBLISHED,
+    }
     _keep_in_fp32_modules: ClassVar[list[str]] = ["frequencies"]  # for from_pretrained(torch_dtype=...)
 
-    @register_to_config
-    def __init__(
-        self,
-        image_size: int = 32,
-        in_channels: int = 3,
-        channels: int = 128,
-        channel_mult: Sequence[int] = (1, 2, 2, 2),
-        blocks_per_level: int = 4,
-        attention_levels: Sequence[int] = (1,),
-        fir: bool = True,
-        input_pyramid: Literal["none", "skip", "residual"] = "residual",
-        output_pyramid: Literal["none", "skip"] = "none",
-        embedding: Literal["positional", "fourier"] = "positional",
-        scale_by_sigma: bool = False,
-        centered: bool = True,
-        sigma_min: float = 0.01,
-        sigma_max: float = 50.0,
-        num_scales: int = 1000,
-        num_classes: int = 0,
-        learn_sigma: bool = False,
-        dropout: float = 0.0,
-    ) -> None:
-        super().__init__()
-        configure(
-            self,
-            image_size=image_size,
-            size_multiple=2 ** max(len(channel_mult) - 1, 0),
-            in_channels=in_channels,
-            num_classes=num_classes,
-            learn_sigma=learn_sigma,
-            dropout=dropout,
-            channels=channels,
-            blocks_per_level=blocks_per_level,
-        )
-        widths = check_levels("NCSNpp", channels, channel_mult, attention_levels)
-        _check_choices(input_pyramid, output_pyramid, embedding)
-        _check_sigmas(sigma_min, sigma_max, num_scales)
-        self.centered, self.scale_by_sigma, self.fourier = centered, scale_by_sigma, embedding == "fourier"
+    image_size: int = 32
+    in_channels: int = 3
+    channels: int = 128
+    channel_mult: Sequence[int] = (1, 2, 2, 2)
+    blocks_per_level: int = 4
+    attention_levels: Sequence[int] = (1,)
+    fir: bool = True
+    input_pyramid: Literal["none", "skip", "residual"] = "residual"
+    output_pyramid: Literal["none", "skip"] = "none"
+    embedding: Literal["positional", "fourier"] = "positional"
+    scale_by_sigma: bool = False
+    centered: bool = True
+    sigma_min: float = 0.01
+    sigma_max: float = 50.0
+    num_scales: int = 1000
+    num_classes: int = 0
+    learn_sigma: bool = False
+    dropout: float = 0.0
+
+    def smallest_size(self) -> int:
+        return 2 ** max(len(self.channel_mult) - 1, 0)
+
+    def build(self) -> None:
+        channels, fir = self.channels, self.fir
+        widths = check_levels("NCSNpp", channels, self.channel_mult, self.attention_levels)
+        _check_choices(self.input_pyramid, self.output_pyramid, self.embedding)
+        _check_sigmas(self.sigma_min, self.sigma_max, self.num_scales)
         self.cond_dim = 4 * channels
-        self.log_sigma_max = math.log(sigma_max)
-        self.log_step = math.log(sigma_min / sigma_max) / (num_scales - 1)  # of sigma, from level to level
+        self.log_sigma_max = math.log(self.sigma_max)
+        # Of sigma, from one noise level to the next.
+        self.log_step = math.log(self.sigma_min / self.sigma_max) / (self.num_scales - 1)
 
-        self.stem = nn.Conv2d(in_channels, channels, 3, padding=1)
-        self.time_embedding = _time_embedding(self.fourier, self.cond_dim, channels)
-        self.label_embedding = LabelEmbedding(num_classes, self.cond_dim) if num_classes else None
-        block = _blocks(self.cond_dim, dropout)
+        self.stem = nn.Conv2d(self.in_channels, channels, 3, padding=1)
+        self.time_embedding = _time_embedding(self.embedding == "fourier", self.cond_dim, channels)
+        self.label_embedding = LabelEmbedding(self.num_classes, self.cond_dim) if self.num_classes else None
+        block = _blocks(self.cond_dim, self.dropout)
         self.encoder, self.middle, self.decoder = build_levels(
-            block, channels, widths, blocks_per_level, attention_levels
+            block, channels, widths, self.blocks_per_level, self.attention_levels
         )
-        self._build(block, widths, fir, input_pyramid, output_pyramid)
-
-    def _build(
-        self,
-        block: Callable[..., ScoreBlock],
-        widths: list[int],
-        fir: bool,
-        input_pyramid: str,
-        output_pyramid: str,
-    ) -> None:
-        """What stands between the levels, the pyramids and the heads."""
         self.downs = nn.ModuleList(block(w, w, False, downsampler(fir)) for w in widths[:-1])
         self.ups = nn.ModuleList(block(w, w, False, upsampler(fir)) for w in widths[:0:-1])
-        self.pyramid = _input_pyramid(input_pyramid, self.in_channels, widths, fir)
+        self.pyramid = _input_pyramid(self.input_pyramid, self.in_channels, widths, fir)
         fan_average(self.stem)
         fan_average(self.pyramid)
-        coarse = widths[:0:-1] if output_pyramid == "skip" else []
+        coarse = widths[:0:-1] if self.output_pyramid == "skip" else []
         self.coarse_heads = nn.ModuleList(ScoreHead(w, self.out_channels, _norm) for w in coarse)
         self.enlarge = upsampler(fir)
         self.head = ScoreHead(widths[0], self.out_channels, _norm)
 
-    def embed(self, labels: Tensor) -> Tensor:
-        """labels (B,) int64 in 0..num_classes -> (B, 4 * channels); zeros where num_classes is 0."""
-        if self.label_embedding is None:
-            return self.stem.weight.new_zeros(len(labels), self.cond_dim)
-        return self.label_embedding(labels)
-
     def forward(self, x: Tensor, noise_label: Tensor, cond: Tensor) -> Tensor:
         """x (B, in_channels, H, W), noise_label (B,) or (1,), cond (B, D) -> (B, out_channels, H, W)."""
-        check_input("NCSNpp", x, self.in_channels, self.size_multiple, noise_label, cond)
+        self.check_input(x, noise_label, cond)
         c = self.time_embedding(noise_label, x.dtype) + cond  # (B, D)
         x = x.contiguous(memory_format=torch.channels_last)
         h, skips = self._encode(x if self.centered else 2 * x - 1, c)
@@ -286,7 +269,7 @@ class NCSNpp(Backbone):
     def _sigma(self, noise_label: Tensor) -> Tensor:
         """The noise level that a label stands for, of its shape, float32 at least; fractional indices included."""
         label = noise_label.to(torch.promote_types(noise_label.dtype, torch.float32))
-        return label if self.fourier else (self.log_sigma_max + self.log_step * label).exp()
+        return label if self.embedding == "fourier" else (self.log_sigma_max + self.log_step * label).exp()
 
 
 def _time_embedding(fourier: bool, cond_dim: int, channels: int) -> nn.Module:

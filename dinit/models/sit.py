@@ -2,64 +2,44 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import ClassVar
 
 from torch import Tensor
 
-from dinit.models.base import BACKBONES, register_to_config
-from dinit.models.dit import NORM_EPS, DiT, DiTHead
+from dinit.models.base import BACKBONES, Preset, config_from_fields
+from dinit.models.dit import SIZES, DiT, DiTHead
+from dinit.models.layers.presets import imagenet_presets
 
 
 @BACKBONES.register("sit")
+@config_from_fields
 class SiT(DiT):
-    """DiT for flows (Ma et al. 2024); sizes S to XL, patches 2, 4, 8. Arguments as DiT's, and one more.
+    """DiT as a velocity network, for flows (Ma et al. 2024, arXiv:2401.08740); sizes S to XL, patches 2, 4, 8.
 
-    spare_half: the head makes twice the channels and the second half is dropped. The published 256 px weights
-    are of that shape; their authors switched DiT's learned variance on and did not use it.
-    ValueError for spare_half together with learn_sigma.
+    Arguments are those of `DiT`, and one more.
+
+    Args:
+        spare_half: the head makes twice the channels and the second half is dropped. The published 256 px weights
+            are of that shape; their authors switched DiT's learned variance on and did not use it.
+
+    Raises:
+        ValueError: spare_half together with learn_sigma, or sizes that do not fit together.
     """
 
-    presets: ClassVar[dict[str, dict[str, Any]]] = {
-        name: arguments if name == "tiny" else {**arguments, "learn_sigma": False, "spare_half": True}
-        for name, arguments in DiT.presets.items()
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "tiny": DiT.presets["tiny"],
+        **imagenet_presets(SIZES, patches=(2, 4, 8), learn_sigma=False, spare_half=True),
     }
 
-    @register_to_config
-    def __init__(
-        self,
-        image_size: int = 32,
-        patch_size: int = 2,
-        in_channels: int = 4,
-        hidden_size: int = 384,
-        depth: int = 12,
-        num_heads: int = 6,
-        mlp_ratio: float = 4.0,
-        num_classes: int = 1000,
-        learn_sigma: bool = False,
-        dropout: float = 0.0,
-        freq_shift: float = 0.0,
-        mlp_norm_eps: float = NORM_EPS,
-        spare_half: bool = False,
-    ) -> None:
-        if spare_half and learn_sigma:
+    spare_half: bool = False
+
+    def build(self) -> None:
+        if self.spare_half and self.learn_sigma:
             raise ValueError("SiT: spare_half and learn_sigma both double the head; choose one")
-        # All of DiT's arguments, because diffusers enters those of both constructors into one config.
-        super().__init__(
-            image_size=image_size,
-            patch_size=patch_size,
-            in_channels=in_channels,
-            hidden_size=hidden_size,
-            depth=depth,
-            num_heads=num_heads,
-            mlp_ratio=mlp_ratio,
-            num_classes=num_classes,
-            learn_sigma=learn_sigma,
-            dropout=dropout,
-            freq_shift=freq_shift,
-            mlp_norm_eps=mlp_norm_eps,
-        )
-        if spare_half:
-            self.head = DiTHead(hidden_size, patch_size * patch_size * 2 * in_channels)
+        super().build()
+        if self.spare_half:
+            self.head = DiTHead(self.hidden_size, self.patch_size**2 * 2 * self.in_channels)
 
     def forward(self, x: Tensor, noise_label: Tensor, cond: Tensor) -> Tensor:
         """x (B, in_channels, H, W), noise_label (B,) or (1,), cond (B, D) -> (B, out_channels, H, W)."""

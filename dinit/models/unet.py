@@ -2,33 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dinit.models.base import BACKBONES, Backbone, register_to_config
+from dinit.models.base import BACKBONES, Backbone, Preset, config_from_fields
 from dinit.models.layers.blocks import run_block
-from dinit.models.layers.checks import check_divides, check_input, configure
+from dinit.models.layers.checks import check_divides
 from dinit.models.layers.embedding import LabelEmbedding, TimeEmbedding
 from dinit.models.layers.init import zeroed
 from dinit.models.layers.linear import conv1x1
 from dinit.models.layers.modulation import modulate
+from dinit.models.layers.presets import tiny_preset
 from dinit.models.layers.transformer import Attention
-
-_TINY = {
-    "image_size": 8,
-    "in_channels": 1,
-    "channels": 16,
-    "channel_mult": (1, 2),
-    "blocks_per_level": 1,
-    "attention_resolutions": (4,),
-    "num_groups": 4,
-    "num_heads": 2,
-    "num_classes": 10,
-}
 
 
 class ResBlock(nn.Module):
@@ -95,7 +84,7 @@ class Upsample(nn.Module):
 
 
 class UNetBlock(nn.Module):
-    """A ResBlock, then attention and a doubling of the resolution where asked for."""
+    """A ResBlock, then attention and a doubling of the resolution where there are any."""
 
     def __init__(self, res: ResBlock, attention: SpatialAttention | None, upsample: Upsample | None = None) -> None:
         super().__init__()
@@ -122,78 +111,86 @@ class UNetHead(nn.Module):
 
 
 @BACKBONES.register("unet")
+@config_from_fields
 class UNet(Backbone):
     """Convolutional U-Net with self-attention; residual blocks scaled and shifted by time and label.
 
-    image_size: height = width it is configured for; others work if they are multiples of size_multiple, which
-    is 2^(levels - 1). channels: width of the first level; channel_mult: each level's multiple of it, halving
-    the resolution between levels. blocks_per_level: on the way down; one more on the way up.
-    attention_resolutions: sides of the feature maps, at image_size, that have attention (the bottom is one
-    of them if its side is listed). num_groups, of the group norms, and num_heads divide the widths they act
-    on. dropout: before the last convolution of a block. learn_sigma: in_channels more output channels for a
-    learned variance. ValueError for sizes that do not fit together.
+    The residual block of Ho et al. 2020 (arXiv:2006.11239) with the adaptive group norm of Dhariwal & Nichol 2021
+    (arXiv:2105.05233); small, for data sets of one's own. No published weights.
+
+    Args:
+        image_size: height = width it is configured for; others work if they are multiples of size_multiple, which
+            is 2^(levels - 1).
+        in_channels: channels of x.
+        channels: channels of the first level.
+        channel_mult: channels of each level as a multiple of `channels`; the resolution halves between levels.
+        blocks_per_level: on the way down; one more on the way up.
+        attention_resolutions: sides of the feature maps, at image_size, that have attention (the bottom is one of
+            them if its side is listed).
+        num_groups: of the group norms; divides the channels that they act on.
+        num_heads: heads of an attention; divides the channels that it acts on.
+        num_classes: classes; the null label is one more.
+        learn_sigma: in_channels more output channels, for a learned variance.
+        dropout: before the last convolution of a block, in [0, 1).
+
+    Raises:
+        ValueError: sizes that do not fit together.
     """
 
     channels_last: ClassVar[bool] = True
-    presets: ClassVar[dict[str, dict[str, Any]]] = {"tiny": _TINY}
-
-    @register_to_config
-    def __init__(
-        self,
-        image_size: int = 32,
-        in_channels: int = 3,
-        channels: int = 128,
-        channel_mult: Sequence[int] = (1, 2, 2, 2),
-        blocks_per_level: int = 2,
-        attention_resolutions: Sequence[int] = (16,),
-        num_groups: int = 32,
-        num_heads: int = 4,
-        num_classes: int = 10,
-        learn_sigma: bool = False,
-        dropout: float = 0.0,
-    ) -> None:
-        super().__init__()
-        configure(
-            self,
-            image_size=image_size,
-            size_multiple=2 ** max(len(channel_mult) - 1, 0),
-            in_channels=in_channels,
-            num_classes=num_classes,
-            learn_sigma=learn_sigma,
-            dropout=dropout,
-            channels=channels,
-            blocks_per_level=blocks_per_level,
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "tiny": tiny_preset(
+            channels=16,
+            channel_mult=(1, 2),
+            blocks_per_level=1,
+            attention_resolutions=(4,),
+            num_groups=4,
+            num_heads=2,
         )
-        sides = [image_size >> level for level in range(len(channel_mult))]
-        widths = [channels * multiple for multiple in channel_mult]
-        _check_levels(sides, widths, attention_resolutions, num_heads)
-        check_divides("UNet", "num_groups", num_groups, "channels", channels)
-        cond_dim = 4 * channels
+    }
+
+    image_size: int = 32
+    in_channels: int = 3
+    channels: int = 128
+    channel_mult: Sequence[int] = (1, 2, 2, 2)
+    blocks_per_level: int = 2
+    attention_resolutions: Sequence[int] = (16,)
+    num_groups: int = 32
+    num_heads: int = 4
+    num_classes: int = 10
+    learn_sigma: bool = False
+    dropout: float = 0.0
+
+    def smallest_size(self) -> int:
+        return 2 ** max(len(self.channel_mult) - 1, 0)
+
+    def build(self) -> None:
+        sides = [self.image_size >> level for level in range(len(self.channel_mult))]
+        widths = [self.channels * multiple for multiple in self.channel_mult]
+        _check_levels(sides, widths, self.attention_resolutions, self.num_heads)
+        self.check_divides("num_groups", self.num_groups, "channels", self.channels)
+        cond_dim = 4 * self.channels
 
         def block(in_width: int, level: int, up: bool = False) -> UNetBlock:
-            width, attend = widths[level], sides[level] in attention_resolutions
+            width, attend = widths[level], sides[level] in self.attention_resolutions
             return UNetBlock(
-                ResBlock(in_width, width, cond_dim, num_groups, dropout),
-                SpatialAttention(width, num_heads, num_groups) if attend else None,
+                ResBlock(in_width, width, cond_dim, self.num_groups, self.dropout),
+                SpatialAttention(width, self.num_heads, self.num_groups) if attend else None,
                 Upsample(width) if up else None,
             )
 
-        self.stem = nn.Conv2d(in_channels, channels, 3, padding=1)
+        self.stem = nn.Conv2d(self.in_channels, self.channels, 3, padding=1)
         self.time_embedding = TimeEmbedding(cond_dim)
-        self.label_embedding = LabelEmbedding(num_classes, cond_dim)
-        self.encoder, skips = _build_encoder(block, widths, channels, blocks_per_level)
+        self.label_embedding = LabelEmbedding(self.num_classes, cond_dim)
+        self.encoder, skips = _build_encoder(block, widths, self.channels, self.blocks_per_level)
         bottom = len(widths) - 1
         self.middle = nn.ModuleList(block(widths[bottom], bottom) for _ in range(2))
-        self.decoder = _build_decoder(block, widths, skips, blocks_per_level)
-        self.head = UNetHead(widths[0], self.out_channels, num_groups)
-
-    def embed(self, labels: Tensor) -> Tensor:
-        """labels (B,) int64 in 0..num_classes -> (B, 4 * channels)."""
-        return self.label_embedding(labels)
+        self.decoder = _build_decoder(block, widths, skips, self.blocks_per_level)
+        self.head = UNetHead(widths[0], self.out_channels, self.num_groups)
 
     def forward(self, x: Tensor, noise_label: Tensor, cond: Tensor) -> Tensor:
         """x (B, in_channels, H, W), noise_label (B,) or (1,), cond (B, D) -> (B, out_channels, H, W)."""
-        check_input("UNet", x, self.in_channels, self.size_multiple, noise_label, cond)
+        self.check_input(x, noise_label, cond)
         c = self.time_embedding(noise_label, x.dtype) + cond  # (B, D)
         x = self.stem(x.contiguous(memory_format=torch.channels_last))
         skips = [x]

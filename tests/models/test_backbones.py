@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
+from reference import null_labels
 from torch import Tensor, nn
 
-from dinit.models.base import BACKBONES, Backbone
+from dinit.models.base import BACKBONES, Backbone, config_from_fields
+from dinit.models.dit import DiT
 
 NAMES = BACKBONES.names()
 
@@ -90,7 +95,7 @@ def test_null_label_is_the_last_row_and_labels_out_of_range_have_none(name: str)
     tables = [module.weight for module in model.modules() if isinstance(module, nn.Embedding)]
     assert all(len(table) == model.num_classes + 1 for table in tables)
     expected = torch.cat([table[-1] for table in tables])
-    torch.testing.assert_close(model.embed(model.null_labels(2)), expected.expand(2, -1), rtol=0, atol=0)
+    torch.testing.assert_close(model.embed(null_labels(model, 2)), expected.expand(2, -1), rtol=0, atol=0)
     with pytest.raises(IndexError):
         model.embed(torch.tensor([model.num_classes + 1]))
 
@@ -101,7 +106,7 @@ def test_unconditional_has_the_null_embedding_alone(name: str) -> None:
     model = tiny(name, num_classes=0)
     x, noise_label, labels = inputs(model)
     assert labels.tolist() == [0, 0, 0]
-    cond = model.embed(model.null_labels(3))
+    cond = model.embed(null_labels(model, 3))
     assert (cond == cond[:1]).all()
     assert model(x, noise_label, cond).isfinite().all()
 
@@ -122,14 +127,14 @@ def test_learned_variance_doubles_the_output(name: str) -> None:
 def test_other_sizes_that_fit(name: str) -> None:
     model = tiny(name)
     x = torch.randn(2, model.in_channels, 4 * model.size_multiple, 2 * model.size_multiple)
-    out = model(x, torch.tensor([3.0]), model.embed(model.null_labels(2)))
+    out = model(x, torch.tensor([3.0]), model.embed(null_labels(model, 2)))
     assert out.shape == (2, model.out_channels, *x.shape[2:])
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_wrong_inputs_are_refused(name: str) -> None:
     model = tiny(name)
-    cond = model.embed(model.null_labels(2))
+    cond = model.embed(null_labels(model, 2))
     with pytest.raises(ValueError, match=r"\(B, 1, H, W\), got \(2, 3, 8, 8\)"):
         model(torch.zeros(2, 3, 8, 8), torch.zeros(1), cond)
     with pytest.raises(ValueError, match=f"multiples of {model.size_multiple}, got 8 x 9"):
@@ -273,3 +278,41 @@ def test_loads_in_half_precision(name: str, tmp_path: Path) -> None:
     x, noise_label, labels = inputs(model)
     expected = model.to(torch.bfloat16)(x.bfloat16(), noise_label, model.embed(labels))
     assert torch.equal(loaded(x.bfloat16(), noise_label, loaded.embed(labels)), expected)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_config_holds_every_argument(name: str, tmp_path: Path) -> None:
+    model = tiny(name, dropout=0.25)
+    arguments = list(inspect.signature(type(model)).parameters)
+    config = {key: value for key, value in json.loads(model.to_json_string()).items() if not key.startswith("_")}
+    assert sorted(config) == sorted(arguments)
+    assert config["dropout"] == 0.25
+    again = type(model).from_config(model.config)
+    assert json.loads(again.to_json_string()) == json.loads(model.to_json_string())
+
+
+def test_fields_of_a_subclass_follow_those_of_its_base() -> None:
+    @config_from_fields
+    class Wider(DiT):
+        factor: int = 2
+
+        def build(self) -> None:
+            self.hidden_size = self.hidden_size * self.factor
+            super().build()
+
+    assert list(inspect.signature(Wider).parameters) == [*inspect.signature(DiT).parameters, "factor"]
+    model = Wider(16, depth=1, hidden_size=24)
+    assert (model.image_size, model.hidden_size, model.stem.proj.out_channels) == (16, 48, 48)
+    assert (model.config.hidden_size, model.config.factor) == (24, 2)  # the config keeps what was given
+    with pytest.raises(TypeError, match="deepth"):
+        Wider(deepth=3)
+    with pytest.raises(ValueError, match="Wider: factor must be at least 1, got 0"):
+        Wider(factor=0)
+
+
+def test_preset_with_an_unknown_argument_is_refused_at_its_definition() -> None:
+    with pytest.raises(TypeError, match="preset 'XL' has 'deepth'; did you mean 'depth'"):
+
+        @config_from_fields
+        class Misspelt(DiT):
+            presets: ClassVar = {"XL": {"deepth": 3}}

@@ -63,7 +63,7 @@ def test_dit_presets_have_the_published_size(name: str) -> None:
     with torch.device("meta"):
         model = DiT.preset(name)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    assert (trainable, trainable + model.positions.numel()) == DIT_COUNTS[name]
+    assert (trainable, trainable + model.positions.table.numel()) == DIT_COUNTS[name]
 
 
 @pytest.mark.parametrize("name", sorted(LIGHTNINGDIT_COUNTS))
@@ -71,7 +71,7 @@ def test_lightningdit_presets_have_the_published_size(name: str) -> None:
     with torch.device("meta"):
         model = LightningDiT.preset(name)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    assert (trainable, trainable + model.positions.numel()) == LIGHTNINGDIT_COUNTS[name]
+    assert (trainable, trainable + model.positions.table.numel()) == LIGHTNINGDIT_COUNTS[name]
 
 
 @pytest.mark.parametrize(("cls", "counts"), [(DiC, DIC_COUNTS), (DiCo, DICO_COUNTS)])
@@ -233,7 +233,7 @@ def test_position_table_encodes_column_then_row() -> None:
             expected = torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())])
             torch.testing.assert_close(table[row, column], expected, rtol=1e-6, atol=1e-7)
     model = DiT.preset("tiny")
-    assert torch.equal(model.position_table(2, 3), sincos_positions(32, 2, 3))
+    assert torch.equal(model.positions(2, 3), sincos_positions(32, 2, 3))
 
 
 def test_fresh_unet_blocks_are_the_identity() -> None:
@@ -317,7 +317,7 @@ def test_unet_attention_reaches_across_the_image() -> None:
         (DiCo, {"depth": (1, 1, 0, 1, 1)}, "five positive numbers"),
         (UNet, {"channels": 18}, "num_groups must divide channels, got num_groups = 4 and channels = 18"),
         (UNet, {"num_heads": 3}, "num_heads must divide"),
-        (UNet, {"num_heads": 0}, "num_heads must divide"),
+        (UNet, {"num_heads": 0}, "num_heads must be at least 1, got 0"),
         (UNet, {"channel_mult": ()}, "positive widths"),
         (UNet, {"channel_mult": (1, 0)}, "positive widths"),
         (UNet, {"attention_resolutions": (5,)}, r"sides \[8, 4\], got \[5\]"),

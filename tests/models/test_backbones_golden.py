@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from reference import GOLDEN, Reference, references, relative_error
+from reference import GOLDEN, Reference, null_labels, references, relative_error
 from torch import Tensor
 
 from dinit.checkpoints.keymap import load_mapped, map_keys
 from dinit.checkpoints.layouts import LAYOUTS
 from dinit.models.base import Backbone
 from dinit.models.dic import DiCBlock
+from dinit.models.layers.embedding import SinCosPositions
 from dinit.models.lightningdit import rotary_angles
 
 # Classes that are no backbone, or have other inputs or outputs, and the test file that covers them.
@@ -39,7 +40,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def predict(model: Backbone, x: Tensor, t: Tensor, labels: Tensor | None, channels: int) -> Tensor:
     """Our output, without the half that LightningDiT computes and throws away under learn_sigma."""
-    labels = model.null_labels(len(x)) if labels is None else labels
+    labels = null_labels(model, len(x)) if labels is None else labels
     return model(x, t, model.embed(labels))[:, :channels]
 
 
@@ -65,7 +66,7 @@ def test_guided_with_the_null_label(golden: Reference) -> None:
         pytest.skip("its guidance scale follows a schedule: test_diffit.py")
     model, given = golden.build(), golden.tensors
     x = given["in.cfg_x"][:1].repeat(2, 1, 1, 1)
-    labels = torch.cat([given["in.cfg_y"][:1], model.null_labels(1)])
+    labels = torch.cat([given["in.cfg_y"][:1], null_labels(model, 1)])
     out = predict(model, x, given["in.cfg_t"], labels, given["out.cfg"].shape[1])
     # The published guidance acts on the first three channels only.
     conditional, null = out[:1, :3], out[1:, :3]
@@ -115,9 +116,9 @@ def test_arguments_are_told_from_the_tensors(golden: Reference) -> None:
 
 def test_position_table_is_the_published_one(golden: Reference) -> None:
     positions = getattr(golden.build(), "positions", None)
-    if "pos_embed" not in golden.state or positions is None:
+    if "pos_embed" not in golden.state or not isinstance(positions, SinCosPositions):
         pytest.skip("this family has no fixed position table")
-    torch.testing.assert_close(positions, golden.state["pos_embed"][0], rtol=0, atol=0)
+    torch.testing.assert_close(positions.table, golden.state["pos_embed"][0], rtol=0, atol=0)
 
 
 def test_rotary_table_is_the_published_one(golden: Reference) -> None:

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from reference import GOLDEN, Reference, relative_error
+from reference import GOLDEN, Reference, null_labels, relative_error
 from torch import Tensor, nn
 
 from dinit.checkpoints.layouts import LAYOUTS
@@ -36,7 +36,7 @@ def test_latent_presets_have_the_published_size(name: str) -> None:
     with torch.device("meta"):
         model = DiffiT.preset(name)
     trainable = sum(p.numel() for p in model.parameters())
-    assert (trainable, trainable + model.positions.numel()) == COUNTS[name]
+    assert (trainable, trainable + model.positions.table.numel()) == COUNTS[name]
 
 
 def test_every_published_preset_is_counted() -> None:
@@ -48,7 +48,7 @@ def test_published_guidance_follows_a_power_of_cosine() -> None:
     """The 256 px sampler's scale at step n is 1 + (scale - 1) (1 - cos(pi (1 - n / 1000)^4)) / 2."""
     file = Reference(GOLDEN / "diffit_latent.safetensors")
     model, given = file.build(), file.tensors
-    x, labels = given["in.cfg_x"][:1].repeat(2, 1, 1, 1), torch.cat([given["in.cfg_y"][:1], model.null_labels(1)])
+    x, labels = given["in.cfg_x"][:1].repeat(2, 1, 1, 1), torch.cat([given["in.cfg_y"][:1], null_labels(model, 1)])
     out = model(x, given["in.cfg_t"], model.embed(labels))
     step = given["in.cfg_t"][0].item()
     ramp = (1 - math.cos(math.pi * (1 - step / 1000) ** 4)) / 2
@@ -173,8 +173,8 @@ def test_res_block_is_convolution_then_attention_in_windows() -> None:
 def test_unet_without_classes_has_no_label_table() -> None:
     model = DiffiTUNet.preset("tiny", num_classes=0)
     assert not any(isinstance(module, nn.Embedding) for module in model.modules())
-    assert torch.equal(model.embed(model.null_labels(3)), torch.zeros(3, 64))
-    assert model.double().embed(model.null_labels(1)).dtype == torch.float64
+    assert torch.equal(model.embed(null_labels(model, 3)), torch.zeros(3, 64))
+    assert model.double().embed(null_labels(model, 1)).dtype == torch.float64
 
 
 @torch.no_grad()

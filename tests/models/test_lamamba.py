@@ -159,7 +159,7 @@ def test_unet_goes_down_and_up_with_added_skips() -> None:
     x, label = torch.randn(2, 1, 4, 8, dtype=torch.float64), torch.tensor([5.0, 7.0], dtype=torch.float64)
     cond = model.embed(torch.tensor([1, 2]))
     c = model.time_embedding(label, x.dtype) + cond
-    h = model.stem_norm(model.stem(x)) + model.position_table(4, 8)
+    h = model.stem_norm(model.stem(x)) + model.positions(4, 8)
     first = model.encoder[0][0](h, c, 4, 8)
     second = model.encoder[1][0](model.downs[0](first, 4, 8), c, 2, 4)
     third = model.encoder[2][0](second, c, 2, 4)

@@ -136,10 +136,10 @@ def test_takes_the_weights_of_a_dit_but_those_of_attention() -> None:
     ("options", "message"),
     [
         ({"num_heads": 3}, "num_heads must divide hidden_size, got num_heads = 3 and hidden_size = 32"),
-        ({"num_heads": 0}, "num_heads must divide"),
+        ({"num_heads": 0}, "num_heads must be at least 1, got 0"),
         ({"hidden_size": 18}, "position table"),
-        ({"kernel_size": 4}, "kernel_size must be odd and at least 1 .the paper: 5., got 4"),
-        ({"kernel_size": -1}, "kernel_size must be odd"),
+        ({"kernel_size": 4}, "kernel_size must be odd .the paper: 5., got 4"),
+        ({"kernel_size": -1}, "kernel_size must be at least 1, got -1"),
         ({"depth": 0}, "depth must be at least 1, got 0"),
         ({"patch_size": 3}, "image_size must be a multiple of 3, got 8"),
     ],

@@ -13,7 +13,7 @@ import dinit
 from dinit import DiTT  # error expected
 from dinit.data import Digits, Digit  # error expected
 from dinit.diffusion import Epsilon, LinearFlow, VPDiscrete
-from dinit.models import DiCo, DiT
+from dinit.models import ADMClassifier, DiCo, DiT, SiT
 from dinit.samplers import DDIM, Heun, Karras, Sampler
 from dinit.samplers import DDMI  # error expected
 from dinit.samplers import CFG as FromTheWrongPlace  # error expected
@@ -34,6 +34,8 @@ Epsilon(scale=2.0)  # error expected
 DiT(hiden_size=64)  # error expected
 DiT(depth="two")  # error expected
 DiCo(class_count=10)  # error expected
+SiT(spare_hlf=True)  # error expected
+ADMClassifier(channel="many")  # error expected
 Digits(splt="test")  # error expected
 EMA(decai=0.9)  # error expected
 

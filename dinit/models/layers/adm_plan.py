@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
 
 from torch import nn
 
@@ -21,6 +22,9 @@ from dinit.models.layers.adm_blocks import (
     SpatialAttention,
 )
 from dinit.models.layers.checks import check_divides
+
+if TYPE_CHECKING:
+    from dinit.models.base import Network
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,12 @@ class ADMPlan:
     resampling: Resampling
     scale_shift: bool
     dropout: float
+
+    @classmethod
+    def of(cls, network: Network, num_heads: int) -> ADMPlan:
+        """Plan of a network that has these arguments as its fields."""
+        shared = {f.name: getattr(network, f.name) for f in fields(cls) if f.name not in ("name", "num_heads")}
+        return cls(name=type(network).__name__, num_heads=num_heads, **shared)
 
     def __post_init__(self) -> None:
         if not self.channel_mult:

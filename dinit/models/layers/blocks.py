@@ -11,10 +11,10 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from dinit.models.base import Backbone
+    from dinit.models.base import Network
 
 
-def run_block(model: Backbone, block: nn.Module, x: Tensor, *args: Any) -> Tensor:
+def run_block(model: Network, block: nn.Module, x: Tensor, *args: Any) -> Tensor:
     """block(x, *args); recomputed in the backward pass after `model.enable_gradient_checkpointing()`.
 
     Where the model has a `block_hook`, what that makes of it: see Backbone.
@@ -25,14 +25,14 @@ def run_block(model: Backbone, block: nn.Module, x: Tensor, *args: Any) -> Tenso
     return _run(model, block, x, *args)
 
 
-def _run(model: Backbone, block: nn.Module, x: Tensor, *args: Any) -> Tensor:
+def _run(model: Network, block: nn.Module, x: Tensor, *args: Any) -> Tensor:
     if model.gradient_checkpointing and torch.is_grad_enabled():
         checkpoint: Any = model._gradient_checkpointing_func  # set by diffusers' ModelMixin
         return checkpoint(block, x, *args)
     return block(x, *args)
 
 
-def run_blocks(model: Backbone, blocks: Iterable[nn.Module], x: Tensor, c: Tensor) -> Tensor:
+def run_blocks(model: Network, blocks: Iterable[nn.Module], x: Tensor, c: Tensor) -> Tensor:
     """Every block in turn: x <- block(x, c)."""
     for block in blocks:
         x = run_block(model, block, x, c)

@@ -73,3 +73,27 @@ def sincos_positions(dim: int, height: int, width: int, device: torch.device | N
     columns = encode(width)[None, :, :].expand(height, width, dim // 2)
     rows = encode(height)[:, None, :].expand(height, width, dim // 2)
     return torch.cat([columns, rows], dim=-1).reshape(height * width, dim).float()
+
+
+class SinCosPositions(nn.Module):
+    """Position table of `sincos_positions`, kept for one number of patches and computed for others.
+
+    It is not saved: it is a function of the sizes, and a saved copy could disagree with them.
+
+    Args:
+        dim: features of a token, a multiple of 4.
+        side: patches on a side of the square image that the table is kept for.
+    """
+
+    table: Tensor
+
+    def __init__(self, dim: int, side: int) -> None:
+        super().__init__()
+        self.dim, self.side = dim, side
+        self.register_buffer("table", sincos_positions(dim, side, side), persistent=False)
+
+    def forward(self, rows: int, columns: int) -> Tensor:
+        """Table of rows * columns patches, (rows * columns, dim)."""
+        if rows == columns == self.side:
+            return self.table
+        return sincos_positions(self.dim, rows, columns, self.table.device)

@@ -17,7 +17,7 @@ from dinit.models.layers.linear import conv1x1
 from dinit.models.layers.transformer import Attention
 
 if TYPE_CHECKING:
-    from dinit.models.base import Backbone
+    from dinit.models.base import Network
 
 Norm = Callable[[int], nn.GroupNorm]
 
@@ -173,7 +173,7 @@ def build_levels(
     return encoder, middle, decoder
 
 
-def encode(model: Backbone, blocks: Any, x: Tensor, c: Tensor, skips: list[Tensor]) -> Tensor:
+def encode(model: Network, blocks: Any, x: Tensor, c: Tensor, skips: list[Tensor]) -> Tensor:
     """An encoder level's blocks in turn; what each makes goes to skips."""
     for block in blocks:
         x = run_block(model, block, x, c)
@@ -181,7 +181,7 @@ def encode(model: Backbone, blocks: Any, x: Tensor, c: Tensor, skips: list[Tenso
     return x
 
 
-def decode(model: Backbone, blocks: Any, x: Tensor, c: Tensor, skips: list[Tensor]) -> Tensor:
+def decode(model: Network, blocks: Any, x: Tensor, c: Tensor, skips: list[Tensor]) -> Tensor:
     """A decoder level's blocks in turn, each joined by the newest of skips."""
     for block in blocks:
         x = run_block(model, block, torch.cat([x, skips.pop()], dim=1), c)

@@ -158,7 +158,7 @@ def _load(backbone: Any, recognised: Recognised, checkpoint: Checkpoint) -> None
         raise ValueError(
             f"{checkpoint.path}, read as {recognised.name} ({recognised.evidence}): {error}"
         ) from error
-    stored, own = state.get("pos_embed"), dict(backbone.named_buffers()).get("positions")
+    stored, own = state.get("pos_embed"), dict(backbone.named_buffers()).get("positions.table")
     if stored is not None and own is not None:
         table = stored.reshape(own.shape) if stored.numel() == own.numel() else None
         if table is None or float((table.to(own) - own).abs().max()) > _TABLE_TOLERANCE:
