@@ -12,12 +12,15 @@ from dinit.cli.console import console
 Run = Annotated[Path, typer.Argument(help="Folder of a run.", show_default=False)]
 To = Annotated[Path, typer.Option("--to", help="Folder of the new pipeline.", show_default=False)]
 Metric = Annotated[
-    str, typer.Option(help="What to lower: loss, a metric as fid, or module:function of a pipeline to a number.")
+    str,
+    typer.Option(
+        help="What to minimise: loss, a metric such as fid, or module:function, from a pipeline to a number."
+    ),
 ]
-Of = Annotated[str, typer.Option("--of", help="Which weights: ema or raw (of checkpoints), or snapshots.")]
-Samples = Annotated[int, typer.Option(help="Images that each evaluation measures.")]
-Evaluations = Annotated[int, typer.Option(help="Combinations to try.")]
-Seed = Annotated[int, typer.Option(help="Of the search.")]
+Of = Annotated[str, typer.Option("--of", help="Which weights: ema or raw of the checkpoints, or snapshots.")]
+Samples = Annotated[int, typer.Option(help="Number of images per evaluation.")]
+Evaluations = Annotated[int, typer.Option(help="Number of combinations to try.")]
+Seed = Annotated[int, typer.Option(help="Random seed of the search.")]
 
 
 def combine(

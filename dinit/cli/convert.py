@@ -12,32 +12,54 @@ from dinit.cli.options import Overwrite, quiet
 from dinit.specs import parse_spec, parse_value
 
 _SPEC = "NAME[:KEY=VALUE,…]"
-_UNTOLD = "What the weights do not tell"
+_GIVEN = "What cannot be inferred from the weights"
 
 Source = Annotated[
     Path,
-    typer.Argument(help="A .pt, .pth, .ckpt, .bin or .safetensors, or a folder of diffusers.", show_default=False),
+    typer.Argument(
+        help="Weights: a .pt, .pth, .ckpt, .bin or .safetensors file, or a folder of diffusers.", show_default=False
+    ),
 ]
-To = Annotated[Path, typer.Option("--to", help="Folder of the pipeline.", show_default=False)]
+To = Annotated[Path, typer.Option("--to", help="Folder of the new pipeline.", show_default=False)]
 LayoutOption = Annotated[
-    str | None, typer.Option("--layout", help="Whose they are, such as sit.", rich_help_panel=_UNTOLD)
+    str | None, typer.Option("--layout", help="Layout of the weights, such as sit.", rich_help_panel=_GIVEN)
 ]
 WeightsOption = Annotated[
-    str | None, typer.Option("--weights", help="ema or model [default: ema if any].", rich_help_panel=_UNTOLD)
+    str | None,
+    typer.Option(
+        "--weights",
+        help="Which weights: ema or model [default: ema, where the file has it].",
+        rich_help_panel=_GIVEN,
+    ),
 ]
 Options = Annotated[
     list[str] | None,
-    typer.Option("--option", metavar="KEY=VALUE", help="Of the backbone, as num_heads=6.", rich_help_panel=_UNTOLD),
+    typer.Option(
+        "--option",
+        metavar="KEY=VALUE",
+        help="Option of the backbone, such as num_heads=6. Can be repeated.",
+        rich_help_panel=_GIVEN,
+    ),
 ]
 ProcessOption = Annotated[
-    str | None, typer.Option("--process", metavar=_SPEC, help="If not the published.", rich_help_panel=_UNTOLD)
+    str | None,
+    typer.Option(
+        "--process", metavar=_SPEC, help="Noise process, where it is not the published one.", rich_help_panel=_GIVEN
+    ),
 ]
 ParameterizationOption = Annotated[
-    str | None, typer.Option("--parameterization", metavar=_SPEC, help="The same.", rich_help_panel=_UNTOLD)
+    str | None,
+    typer.Option(
+        "--parameterization",
+        metavar=_SPEC,
+        help="Parameterization, where it is not the published one.",
+        rich_help_panel=_GIVEN,
+    ),
 ]
-Vae = Annotated[str | None, typer.Option("--vae", help="AutoencoderKL to put in: a folder or hub id.")]
+Vae = Annotated[str | None, typer.Option("--vae", help="AutoencoderKL of the pipeline: a folder or a Hub id.")]
 Sha256 = Annotated[
-    str | None, typer.Option("--sha256", help="What the file must have, checked before it is opened.")
+    str | None,
+    typer.Option("--sha256", help="SHA-256 that the file must have; it is checked before the file is opened."),
 ]
 
 
@@ -53,9 +75,10 @@ def convert(
     sha256: Sha256 = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Make a pipeline of published weights: DiT, SiT, ADM, score_sde, diffusers and others.
+    """Convert published weights to a pipeline: DiT, SiT, ADM, score_sde, diffusers and others.
 
-    Family and size are told from the tensors. Nothing in a file is ever run.
+    Layout and size are detected from the names and shapes of the tensors, and the evidence is printed. No code in
+    a file is ever run.
     """
     options = parse_options(option or [])
     specs = {

@@ -9,10 +9,12 @@ import typer
 
 from dinit.cli.console import console
 
-Run = Annotated[Path, typer.Argument(help="Folder of a run trained with ema.widths.", show_default=False)]
-Width = Annotated[float, typer.Option("--sigma-rel", help="Relative width, such as 0.08.", show_default=False)]
+Run = Annotated[Path, typer.Argument(help="Folder of a run that was trained with ema.widths.", show_default=False)]
+Width = Annotated[
+    float, typer.Option("--sigma-rel", help="Relative width of the EMA, such as 0.08.", show_default=False)
+]
 To = Annotated[Path, typer.Option("--to", help="Folder of the new pipeline.", show_default=False)]
-Step = Annotated[int | None, typer.Option("--step", help="As it was after this step [default: the last].")]
+Step = Annotated[int | None, typer.Option("--step", help="Training step of the EMA [default: the last].")]
 
 
 def ema(run: Run, sigma_rel: Width, to: To, step: Step = None) -> None:

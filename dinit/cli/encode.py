@@ -12,25 +12,31 @@ from dinit.cli.console import console
 from dinit.cli.options import Device, quiet
 from dinit.specs import parse_spec
 
-_RUN = "How it runs"
+_RUN = "Execution"
 
 Autoencoder = Annotated[
-    str, typer.Argument(help="An AutoencoderKL: a folder, a pipeline's folder, or a hub id.", show_default=False)
+    str, typer.Argument(help="AutoencoderKL: a folder, a pipeline's folder, or a Hub id.", show_default=False)
 ]
 Data = Annotated[
     str,
     typer.Option(
-        metavar="NAME[:KEY=VALUE,…]", help="The images, as folder:path=photos,size=256.", show_default=False
+        metavar="NAME[:KEY=VALUE,…]", help="Images, such as folder:path=photos,size=256.", show_default=False
     ),
 ]
-Out = Annotated[Path, typer.Option(help="Folder for the latents; one that was begun goes on.", show_default=False)]
-Flips = Annotated[bool, typer.Option("--flips", help="Encode mirrored images as a second copy.")]
-Store = Annotated[str, typer.Option(help="float32, float16 or bfloat16, of the stored numbers.")]
-Measure = Annotated[int, typer.Option(help="Images to measure the reconstruction on, evenly spread; 0 for none.")]
-Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16, of the autoencoder.", rich_help_panel=_RUN)]
-ShardSize = Annotated[int, typer.Option(help="Images a file.", rich_help_panel=_RUN)]
-BatchSize = Annotated[int, typer.Option(help="Images at once.", rich_help_panel=_RUN)]
-Workers = Annotated[int, typer.Option(help="Processes that read images.", rich_help_panel=_RUN)]
+Out = Annotated[
+    Path, typer.Option(help="Folder for the latents. An interrupted run in it is resumed.", show_default=False)
+]
+Flips = Annotated[bool, typer.Option("--flips", help="Also encode the mirrored images.")]
+Store = Annotated[str, typer.Option(help="Data type of the stored latents: float32, float16 or bfloat16.")]
+Measure = Annotated[
+    int, typer.Option(help="Number of images on which the reconstruction is measured; 0 disables it.")
+]
+Dtype = Annotated[
+    str, typer.Option(help="Data type of the autoencoder: float32, bfloat16 or float16.", rich_help_panel=_RUN)
+]
+ShardSize = Annotated[int, typer.Option(help="Images per file.", rich_help_panel=_RUN)]
+BatchSize = Annotated[int, typer.Option(help="Images per batch.", rich_help_panel=_RUN)]
+Workers = Annotated[int, typer.Option(help="Number of processes that read images.", rich_help_panel=_RUN)]
 
 
 def encode(
@@ -46,9 +52,9 @@ def encode(
     dtype: Dtype = "float32",
     device: Device = "auto",
 ) -> None:
-    """Encode a data set to latents, once; train on them with `data: {name: latents, path: FOLDER}`.
+    """Encode a data set to latents once, to train on them with `data: {name: latents, path: FOLDER}`.
 
-    What was stopped goes on. Several processes: torchrun --nproc_per_node 8 -m dinit.cli encode ...
+    An interrupted run is resumed. With several processes: torchrun --nproc_per_node 8 -m dinit.cli encode ...
     """
     spec = parse_spec(data)
     quiet()
@@ -58,7 +64,7 @@ def encode(
     options = Options(flips, shard_size, batch_size, measure, store, dtype, workers)
     made = run(autoencoder, spec, out, options, device)
     if os.environ.get("RANK", "0") != "0":
-        return  # one of several processes speaks
+        return  # the main process prints
     copies = ", and mirrored" if flips else ""
     quality = ""
     if made.psnr is not None:

@@ -10,17 +10,17 @@ import typer
 from dinit.cli.console import console
 from dinit.cli.options import (
     BatchSize,
+    CallFlags,
     Device,
     Dtype,
     Grid,
     GuidanceOption,
+    Opening,
     Overwrite,
     SamplerOption,
     SamplerOptions,
     Seed,
     Steps,
-    call_options,
-    load,
     parse_spec,
     torch_device,
 )
@@ -32,60 +32,73 @@ What = Annotated[
     str,
     typer.Argument(
         metavar="WHAT",
-        help="A pipeline (shipped name, folder or hub id), or images made before: a folder of pictures, a .npz; "
-        "with --during-training the folder of a run.",
+        help="Pipeline (shipped name, folder or Hub id), or existing images: a folder of pictures or a .npz. "
+        "With --during-training, the folder of a run.",
         show_default=False,
     ),
 ]
 NumSamples = Annotated[
     int | None,
-    typer.Option(help="Images to generate, of all classes; 1000, or as the run's recipe says.", show_default=False),
+    typer.Option(
+        help="Number of images to generate [default: 1000, or that of the run's recipe].", show_default=False
+    ),
 ]
 Data = Annotated[
     str | None,
     typer.Option(
         metavar=_SPEC,
-        help="Data set to compare with; else the recipe's, or digits.",
+        help="Data set to compare with [default: the recipe's, or digits].",
         rich_help_panel=_MEASURE,
     ),
 ]
 Reference = Annotated[
     Path | None,
     typer.Option(
-        help="Statistics in place of a data set: of dinit stats, or ADM's .npz.", rich_help_panel=_MEASURE
+        help="Reference statistics in place of a data set: of `dinit stats`, or ADM's .npz.",
+        rich_help_panel=_MEASURE,
     ),
 ]
 ProtocolName = Annotated[
     str | None,
     typer.Option(
         "--protocol",
-        help="digits, glyphs, torch-fidelity, adm or clean; else that of the features.",
+        help="Protocol: digits, glyphs, torch-fidelity, adm or clean [default: that of the features].",
         rich_help_panel=_MEASURE,
     ),
 ]
 Features = Annotated[
     str | None,
     typer.Option(
-        metavar=_SPEC, help="Feature extractor; else the protocol's or the data's.", rich_help_panel=_MEASURE
+        metavar=_SPEC,
+        help="Feature extractor [default: that of the protocol or the data].",
+        rich_help_panel=_MEASURE,
     ),
 ]
 Metrics = Annotated[
     str | None,
     typer.Option(
-        help="Names out of dinit list metrics with commas between, or all; else the usual six.",
+        help="Names of `dinit list metrics`, separated by commas, or all [default: six of them].",
         rich_help_panel=_MEASURE,
     ),
 ]
 Bootstrap = Annotated[
-    int, typer.Option(help="Resamplings for 95 % intervals, 20 or more.", rich_help_panel=_MEASURE)
+    int,
+    typer.Option(
+        help="Bootstrap samples for 95 % intervals, at least 20; 0 disables them.", rich_help_panel=_MEASURE
+    ),
 ]
-Curve = Annotated[bool, typer.Option("--curve", help="FID against N, and at N = ∞.", rich_help_panel=_MEASURE)]
+Curve = Annotated[
+    bool,
+    typer.Option(
+        "--curve", help="Also report FID against the number of images, and its limit.", rich_help_panel=_MEASURE
+    ),
+]
 DuringTraining = Annotated[
     bool,
-    typer.Option("--during-training", help="Measure each new checkpoint of a run, until it has its pipeline."),
+    typer.Option("--during-training", help="Evaluate each new checkpoint of a run until it ends."),
 ]
-JsonOut = Annotated[Path | None, typer.Option("--json", help="Where to write the report, .json.")]
-HtmlOut = Annotated[Path | None, typer.Option("--html", help="Where to write it as one page, .html.")]
+JsonOut = Annotated[Path | None, typer.Option("--json", help="File for the report, .json.")]
+HtmlOut = Annotated[Path | None, typer.Option("--html", help="File for the report as a page, .html.")]
 
 
 def evaluate(
@@ -112,7 +125,7 @@ def evaluate(
     during_training: DuringTraining = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Measure a pipeline, or images made before, against real images, and real against real beside them."""
+    """Evaluate a pipeline or existing images against real images, with real images as the baseline."""
     _check_targets(json, html, overwrite)
     how = _how(data, reference, protocol, features, metrics, bootstrap, curve)
     if during_training:
@@ -130,10 +143,10 @@ def evaluate(
     else:
         from dinit.pipelines.evaluate import evaluate as run
 
-        pipe = load(what, device, dtype)
-        own = pipe.defaults.get("sampler")
-        options = call_options(sampler, sampler_option, steps, grid, guidance, default_sampler=own)
-        report = run(pipe, 1000 if num_samples is None else num_samples, batch_size=batch_size, **how, **options)
+        pipe = Opening(what, device, dtype).open()
+        flags = CallFlags(sampler, sampler_option or (), steps, grid, guidance or (), seed, batch_size)
+        options = flags.options(pipe.defaults.get("sampler"))
+        report = run(pipe, 1000 if num_samples is None else num_samples, **how, **options)
     console.print(report.table())
 
 
@@ -156,7 +169,7 @@ def _how(
 ) -> dict[str, Any]:
     """What the options say of the measuring, as `dinit.pipelines.evaluate.evaluate` takes it."""
     if data is not None and reference is not None:
-        raise ValueError("--data and --reference both say what to compare with; leave one out")
+        raise ValueError("--data and --reference contradict each other; give one of them")
     from dinit.evaluation.evaluate import ReportOptions
     from dinit.evaluation.metrics.base import DEFAULT_METRICS, METRICS
 
@@ -175,7 +188,7 @@ def _how(
 
 def _refuse_call(*options: Any) -> None:
     if any(option for option in options):
-        raise ValueError("images that are there already are not sampled: leave the options of the call out")
+        raise ValueError("--sampler, --steps, --grid and --guidance cannot be used with existing images")
 
 
 def _watch(run: Path, how: dict[str, Any]) -> None:

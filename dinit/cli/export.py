@@ -8,18 +8,20 @@ from typing import Annotated
 import typer
 
 from dinit.cli.console import console
-from dinit.cli.options import Name, Overwrite, load
+from dinit.cli.options import Name, Opening, Overwrite
 
 FormatOption = Annotated[
     str,
-    typer.Option("--format", help="dit or sit: a .pt of that repository; diffusers: a folder.", show_default=False),
+    typer.Option(
+        "--format", help="dit or sit: a .pt file of that repository; diffusers: a folder.", show_default=False
+    ),
 ]
-To = Annotated[Path, typer.Option("--to", help="The file or folder to write.", show_default=False)]
+To = Annotated[Path, typer.Option("--to", help="File or folder to write.", show_default=False)]
 
 
 def export(name: Name, format: FormatOption, to: To, overwrite: Overwrite = False) -> None:
     """Write a pipeline's weights as another program reads them."""
-    pipe = load(name, "cpu", "float32")
+    pipe = Opening(name, "cpu").open()
     from dinit.pipelines.weights.export import export as run
 
     console.print(f"{name} as {format} → {run(pipe, to, format, overwrite)}", markup=False, highlight=False)

@@ -3,69 +3,62 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dinit.cli.console import console
-from dinit.cli.generate_set import (
-    ClassOrder,
-    Group,
-    LabelsFrom,
-    Pack,
-    check_set_options,
-    is_set_folder,
-    labels_of_set,
-    make_set,
-)
+from dinit.cli.generate_set import ClassOrder, Group, LabelsFrom, Pack, generate_into_folder, is_set_folder
+from dinit.cli.labels import ImageOptions
 from dinit.cli.options import (
     BatchSize,
+    CallFlags,
     Device,
     Dtype,
     Grid,
     GuidanceOption,
     Name,
+    Opening,
     Overwrite,
     SamplerOption,
     SamplerOptions,
     Seed,
     Steps,
-    call_options,
-    load,
 )
 
 if TYPE_CHECKING:
     from dinit.pipelines.call import Call
     from dinit.pipelines.generate import Generated, Pipeline
 
-_FEW_CLASSES = 20  # so many are drawn where none is named
-_WHAT = "What"
+_WHAT = "Images"
 
 Classes = Annotated[
     list[str] | None,
-    typer.Option(help="Numbers or names, 0,1,2 or all; may be repeated.", rich_help_panel=_WHAT),
+    typer.Option(help="Class numbers or names, such as 0,1,2, or all. Can be repeated.", rich_help_panel=_WHAT),
 ]
-PerClass = Annotated[int, typer.Option(help="Images of each class.", rich_help_panel=_WHAT)]
+PerClass = Annotated[int, typer.Option(help="Number of images of each class.", rich_help_panel=_WHAT)]
 Labels = Annotated[
-    str | None, typer.Option(help="In place of --classes: one label an image, 3,1,4.", rich_help_panel=_WHAT)
+    str | None,
+    typer.Option(help="In place of --classes: one label per image, such as 3,1,4.", rich_help_panel=_WHAT),
 ]
 NumImages = Annotated[
     int | None,
     typer.Option(
-        help="Images without a class, in place of --classes; in a set, of all classes in turn.",
+        help="In place of --classes: number of unconditional images; in a set, of all classes in turn.",
         rich_help_panel=_WHAT,
     ),
 ]
 Out = Annotated[
     Path | None,
-    typer.Option(help="Contact sheet, .png [default: samples.png, unless --out-dir]; or a folder for a set."),
+    typer.Option(
+        help="Contact sheet, .png [default: samples.png, unless --out-dir is given]; or a folder for a set."
+    ),
 ]
-OutDir = Annotated[Path | None, typer.Option(help="A folder of single PNGs with manifest.json.")]
+OutDir = Annotated[Path | None, typer.Option(help="Folder for one PNG per image, with a manifest.json.")]
 TrajectoryOut = Annotated[
-    Path | None, typer.Option("--trajectory", help="Animation of x0 over the steps, .gif or .webp.")
+    Path | None,
+    typer.Option("--trajectory", help="Animation of the posterior mean over the steps, .gif or .webp."),
 ]
 
 
@@ -93,82 +86,31 @@ def generate(
     group: Group = None,
     pack: Pack = True,
 ) -> None:
-    """Generate images: a labelled contact sheet, single PNGs, an animation; or a large set of them.
+    """Generate images: a labelled contact sheet, single PNGs, an animation, or a large set.
 
-    Every PNG carries what made it; `dinit replay` makes it again.
+    Every PNG records the call that made it, and `dinit replay` makes it again.
 
-    With a folder as --out, a set of any size: image k has seed and class by k, so that any number of processes
-    (accelerate launch -m dinit.cli generate ...), stopped and started again, make the same files.
+    With a folder as --out the images are a set of any size. Seed and class of image k depend on k alone, so that
+    any number of processes (accelerate launch -m dinit.cli generate ...), stopped and started again, write the
+    same files.
     """
+    opening = Opening(name, device, dtype)
+    images = ImageOptions(classes, per_class, labels, num_images, labels_from, class_order)
+    flags = CallFlags(sampler, sampler_option or (), steps, grid, guidance or (), seed, batch_size)
+    flags.check()
     if out is not None and is_set_folder(out):
-        check_set_options(out_dir, trajectory, overwrite, labels, labels_from, num_images)
-        given = {"sampler": sampler, "sampler_options": sampler_option, "steps": steps, "grid": grid}
-        wanted = {**given, "guidance": guidance}
-        sources = (classes, per_class, labels, num_images, labels_from)
-        choose = partial(_choose_labels_of_set, sources=sources, order=class_order, seed=seed)
-        make_set(name, out, choose, num_images, wanted, seed, batch_size, (device, dtype), group, pack)
+        if out_dir or trajectory or overwrite:
+            raise ValueError("a set of images has no --out-dir, --trajectory or --overwrite; leave them out")
+        generate_into_folder(opening, out, images, flags, group, pack)
         return
+    if labels_from is not None:
+        raise ValueError("--labels-from is for a set of images: give a folder as --out")
     if out is None and out_dir is None:
         out = Path("samples.png")
     _check_targets(out, out_dir, trajectory, overwrite)
-    options = call_options(sampler, sampler_option if sampler else None, steps, grid, guidance)
-    pipe = load(name, device, dtype)
-    if sampler is None and sampler_option:
-        own = pipe.defaults.get("sampler")
-        options |= call_options(None, sampler_option, None, None, None, default_sampler=own)
-    chosen = choose_labels(pipe, classes, per_class, labels, num_images)
-    call = pipe.prepare(chosen, num_images=num_images, seed=seed, batch_size=batch_size, **options)
-    _make(pipe, call, out, out_dir, trajectory)
-
-
-def choose_labels(
-    pipe: Pipeline, classes: Sequence[str] | None, per_class: int, labels: str | None, num_images: int | None
-) -> list[str | int] | None:
-    """The label of every image, class by class; None is unconditional. ValueError for options that conflict."""
-    given = [
-        option
-        for option, value in {"--classes": classes, "--labels": labels, "--num-images": num_images}.items()
-        if value
-    ]
-    if len(given) > 1:
-        raise ValueError(f"{' and '.join(given)} contradict each other; give one of them")
-    if per_class < 1:
-        raise ValueError(f"--per-class must be at least 1, got {per_class}")
-    count = pipe.backbone.num_classes
-    if num_images is not None or (count == 0 and not given):
-        return None
-    if labels is not None:
-        return list(split_names([labels], pipe.class_names))
-    if not classes and count > _FEW_CLASSES:
-        raise ValueError(f"this pipeline has {count} classes: name some with --classes, or ask for all")
-    names: list[str | int] = [*split_names(classes or ["all"], pipe.class_names)]
-    if names == ["all"]:
-        names = list(range(count))
-    return [name for name in names for _ in range(per_class)]
-
-
-def _choose_labels_of_set(
-    pipe: Pipeline,
-    sources: tuple[Sequence[str] | None, int, str | None, int | None, Path | None],
-    order: str,
-    seed: int,
-) -> Sequence[str | int | None] | None:
-    """The label of every image of a set; None is unconditional. sources: as `generate` takes them."""
-    classes, per_class, labels, num_images, labels_from = sources
-    if labels_from is None and num_images is None:
-        return choose_labels(pipe, classes, per_class, labels, None)
-    names = [] if not classes or list(classes) == ["all"] else split_names(classes, pipe.class_names)
-    return labels_of_set(pipe, num_images, names, labels_from, order, seed)
-
-
-def split_names(given: Sequence[str], class_names: Sequence[str] | None) -> list[str]:
-    """Names between commas; a text that is itself the name of a class is left whole. ValueError for blanks."""
-    names: list[str] = []
-    for text in given:
-        names += [text] if text in (class_names or ()) else [part.strip() for part in text.split(",")]
-    if not all(names):
-        raise ValueError(f"labels are numbers or names between commas, as in 0,1,2; got {', '.join(given)!r}")
-    return names
+    pipe = opening.open()
+    options = flags.options(pipe.defaults.get("sampler"))
+    _make(pipe, pipe.prepare(images.of_call(pipe), seed=seed, **options), out, out_dir, trajectory)
 
 
 def _check_targets(out: Path | None, out_dir: Path | None, trajectory: Path | None, overwrite: bool) -> None:

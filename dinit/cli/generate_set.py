@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dinit.cli.console import console
-from dinit.cli.options import call_options, load
+from dinit.cli.labels import ImageOptions
+from dinit.cli.options import CallFlags, Opening
 
 if TYPE_CHECKING:
-    from dinit.pipelines.generate import Pipeline
     from dinit.pipelines.outputs.sets import MadeSet, Progress
 
 _SETS = "Sets of images (--out FOLDER)"
@@ -23,96 +24,62 @@ _EVERY = 10.0  # seconds between lines where no bar can be drawn
 
 LabelsFrom = Annotated[
     Path | None,
-    typer.Option(help="One label an image: .npy, .npz (arr_1) or lines of text.", rich_help_panel=_SETS),
+    typer.Option(help="File with one label per image: .npy, .npz (arr_1) or lines of text.", rich_help_panel=_SETS),
 ]
 ClassOrder = Annotated[
-    str, typer.Option(help="balanced (in turn), random, or none, with --num-images.", rich_help_panel=_SETS)
+    str,
+    typer.Option(
+        help="With --num-images: balanced takes the classes in turn, random draws them, none is unconditional.",
+        rich_help_panel=_SETS,
+    ),
 ]
 Group = Annotated[
     int | None,
     typer.Option(
-        help="Images the network is asked about at once; the set depends on it in the last bit.",
+        help="Images that the network evaluates together. The last bits of the images depend on it.",
         rich_help_panel=_SETS,
     ),
 ]
-Pack = Annotated[bool, typer.Option("--pack/--no-pack", help="Write ADM's .npz of all too.", rich_help_panel=_SETS)]
+Pack = Annotated[
+    bool,
+    typer.Option("--pack/--no-pack", help="Also write all images as one .npz, as ADM does.", rich_help_panel=_SETS),
+]
 
 
 def is_set_folder(out: Path | None) -> bool:
-    """Whether --out asks for a set: a folder, or a name without a suffix."""
+    """Whether --out is the folder of a set: a folder, or a name without a suffix."""
     return out is not None and (out.is_dir() or out.suffix == "")
 
 
-def check_set_options(
-    out_dir: Path | None,
-    trajectory: Path | None,
-    overwrite: bool,
-    labels: str | None,
-    labels_from: Path | None,
-    num_images: int | None,
+def generate_into_folder(
+    opening: Opening, out: Path, images: ImageOptions, flags: CallFlags, group: int | None, make_pack: bool
 ) -> None:
-    """ValueError for options that a set has not, or that contradict each other."""
-    if out_dir or trajectory or overwrite:
-        raise ValueError("a set of images has no --out-dir, --trajectory or --overwrite; leave them out")
-    if labels and (labels_from or num_images):
-        raise ValueError("--labels contradicts --labels-from and --num-images; give one of them")
+    """Generates a set and reports it. Exit code 128 + the signal's number for a set that was stopped.
 
-
-def make_set(
-    name: str,
-    out: Path,
-    choose: Callable[[Pipeline], Sequence[str | int | None] | None],
-    num_images: int | None,
-    options: dict[str, Any],
-    seed: int,
-    batch_size: int | None,
-    place: tuple[str, str],
-    group: int | None,
-    make_pack: bool,
-) -> None:
-    """Runs the call and says what came of it. Exit code 128 + the signal's number for a set that was stopped.
-
-    choose: the label of every image; None leaves all without a class. options: as `call_options` takes them.
-    place: device and dtype.
+    Args:
+        opening: the pipeline and where it runs; 'auto' is each process's own device.
+        out: the set's folder.
+        images: the labels.
+        flags: the call.
+        group: images that the network evaluates together; None is the usual number.
+        make_pack: whether to write the .npz of all images.
     """
     from dinit.pipelines.launch import launched_processes
     from dinit.pipelines.outputs.sets import GROUP, generate_set
 
-    device, dtype = place
     with launched_processes() as state:
-        if device == "auto" and state.num_processes > 1:
-            device = str(state.device)
-        pipe = load(name, device, dtype)
-        options.setdefault("default_sampler", pipe.defaults.get("sampler"))
-        labels = choose(pipe)
-        planned = call_options(**options)
-        count = num_images if labels is None else None
-        call = pipe.prepare(labels, num_images=count, seed=seed, batch_size=batch_size, **planned)
-        speaks = state.is_main_process
-        with _show(enabled=speaks) as show, _signals() as caught:
+        if opening.device == "auto" and state.num_processes > 1:
+            opening = replace(opening, device=str(state.device))
+        pipe = opening.open()
+        labels = images.of_set(pipe, flags.seed)
+        call = pipe.prepare(labels, seed=flags.seed, **flags.options(pipe.defaults.get("sampler")))
+        is_main = state.is_main_process
+        with _show(enabled=is_main) as show, _signals() as caught:
             made = generate_set(pipe, call, out, group or GROUP, make_pack, show, stop=lambda: bool(caught))
-    if speaks:
+    if is_main:
         _report(made, stopped=bool(caught))
     if caught:
         raise typer.Exit(128 + caught[0])
-
-
-def labels_of_set(
-    pipe: Pipeline, count: int | None, classes: Sequence[str], labels_from: Path | None, order: str, seed: int
-) -> list[int | str | None] | None:
-    """The label of every image of a set. classes: to take from; none are all. None is without classes."""
-    from dinit.pipelines.outputs.set_files import read_labels
-    from dinit.pipelines.outputs.sets import class_of
-
-    if labels_from is not None:
-        listed = read_labels(labels_from)
-        if count is not None and count > len(listed):
-            raise ValueError(f"--num-images {count} is more than the {len(listed)} labels of {labels_from}")
-        return list(listed[:count])
-    assert count is not None, "the caller gives one of the two"
-    chosen: Sequence[Any] = classes or range(pipe.backbone.num_classes)
-    labels = [class_of(k, chosen, order, seed) for k in range(count)]
-    return None if None in labels else list(labels)
 
 
 def _report(made: MadeSet, stopped: bool) -> None:

@@ -13,12 +13,12 @@ from rich.table import Table
 
 from dinit.cli.console import console
 
-What = Annotated[str, typer.Argument(help="A pipeline's name, folder or hub id; or a picture.", show_default=False)]
+What = Annotated[str, typer.Argument(help="Pipeline: name, folder or Hub id; or an image.", show_default=False)]
 MODEL_CARD = "README.md"
 
 
 def info(what: What) -> None:
-    """Show what a pipeline is made of, or what made a picture."""
+    """Show the parts of a pipeline, or the call that made an image."""
     path = Path(what)
     if path.suffix.lower() in (".png", ".json") or (path / "manifest.json").is_file():
         _picture(path)

@@ -32,13 +32,13 @@ KINDS = (*_REGISTRIES, _PIPELINES)
 
 Kind = Annotated[
     str | None,
-    typer.Argument(help=f"One of {', '.join(KINDS)}; all where none is given.", show_default=False),
+    typer.Argument(help=f"One of {', '.join(KINDS)}. Default: all.", show_default=False),
 ]
-Names = Annotated[bool, typer.Option("--names", help="Names alone, one a line.")]
+Names = Annotated[bool, typer.Option("--names", help="Print the names only, one per line.")]
 
 
 def list_registries(kind: Kind = None, names: Names = False) -> None:
-    """List what there is to choose from, one line each."""
+    """List the registered classes and the shipped pipelines, one line each."""
     if kind is not None and kind not in KINDS:
         raise ValueError(f"unknown kind {kind!r}{suggest(kind, list(KINDS))}")
     from dinit.compat import ensure_torchvision

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -10,82 +11,153 @@ import typer
 from dinit.specs import parse_spec
 
 if TYPE_CHECKING:
+    from dinit.pipelines.call import SamplingOptions
     from dinit.pipelines.generate import Pipeline
 
 _SPEC = "NAME[:KEY=VALUE,…]"
 _CALL = "Call"
 
-Name = Annotated[str, typer.Argument(help="A shipped pipeline, a folder, or a hub id.", show_default=False)]
+Name = Annotated[
+    str,
+    typer.Argument(help="The pipeline: the name of a shipped one, a folder, or a Hub id.", show_default=False),
+]
 SamplerOption = Annotated[
     str | None,
-    typer.Option("--sampler", metavar=_SPEC, help="Such as ddim or ddim:eta=0.5.", rich_help_panel=_CALL),
+    typer.Option(
+        "--sampler",
+        metavar=_SPEC,
+        help="Sampler with its options, such as ddim or ddim:eta=0.5. Default: the pipeline's.",
+        rich_help_panel=_CALL,
+    ),
 ]
 SamplerOptions = Annotated[
     list[str] | None,
-    typer.Option("--sampler-option", metavar="KEY=VALUE", help="One option more.", rich_help_panel=_CALL),
+    typer.Option(
+        "--sampler-option",
+        metavar="KEY=VALUE",
+        help="One more option of the sampler. Can be repeated.",
+        rich_help_panel=_CALL,
+    ),
 ]
-Steps = Annotated[int | None, typer.Option(help="Network levels, at least 1.", rich_help_panel=_CALL)]
-Grid = Annotated[str | None, typer.Option(metavar=_SPEC, help="Where the steps fall.", rich_help_panel=_CALL)]
+Steps = Annotated[
+    int | None,
+    typer.Option(help="Number of sampling steps, at least 1. Default: the pipeline's.", rich_help_panel=_CALL),
+]
+Grid = Annotated[
+    str | None,
+    typer.Option(metavar=_SPEC, help="Time grid, such as karras. Default: the usual one.", rich_help_panel=_CALL),
+]
 GuidanceOption = Annotated[
     list[str] | None,
     typer.Option(
-        "--guidance", metavar=_SPEC, help="Such as cfg:scale=2; may be repeated; none.", rich_help_panel=_CALL
+        "--guidance",
+        metavar=_SPEC,
+        help="Guidance, such as cfg:scale=2 or the CFG scale alone. Can be repeated: the last is outermost. "
+        "'none' disables the pipeline's default.",
+        rich_help_panel=_CALL,
     ),
 ]
-Seed = Annotated[int, typer.Option(help="Image k depends on the seed and k.", rich_help_panel=_CALL)]
-BatchSize = Annotated[
-    int | None, typer.Option(help="Images at once; they do not depend on it.", rich_help_panel=_CALL)
+Seed = Annotated[
+    int, typer.Option(help="Random seed. Image k depends on the seed and on k alone.", rich_help_panel=_CALL)
 ]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.", rich_help_panel=_CALL)]
-Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16, of the network.", rich_help_panel=_CALL)]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that are there already.")]
+BatchSize = Annotated[
+    int | None,
+    typer.Option(help="Images per batch. It changes speed and memory, not the images.", rich_help_panel=_CALL),
+]
+Device = Annotated[str, typer.Option(help="Device: auto, cpu, cuda, cuda:1 or mps.", rich_help_panel=_CALL)]
+Dtype = Annotated[
+    str,
+    typer.Option(help="Data type of the network: float32, bfloat16 or float16.", rich_help_panel=_CALL),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")]
 
 DTYPES = ("float32", "bfloat16", "float16")
 
 
-def call_options(
-    sampler: str | None,
-    sampler_options: Sequence[str] | None,
-    steps: int | None,
-    grid: str | None,
-    guidance: Sequence[str] | None,
-    default_sampler: Any = None,
-) -> dict[str, Any]:
-    """The options as Pipeline.prepare takes them; what was not given is left out.
+@dataclass(frozen=True)
+class CallFlags:
+    """The options of a command that describe a pipeline's call, as they were typed; None is not given.
 
-    default_sampler: the pipeline's own, which --sampler-option alone changes.
+    Attributes:
+        sampler: name with options.
+        sampler_options: further 'key=value' of the sampler, or of the pipeline's own where sampler is None.
+        steps: number of sampling steps.
+        grid: name with options.
+        guidance: each a name with options or the scale of CFG; 'none' alone is no guidance.
+        seed: of all images.
+        batch_size: images at once.
     """
-    options: dict[str, Any] = {}
-    if sampler is not None:
-        options["sampler"] = parse_spec(sampler, sampler_options or ())
-    elif sampler_options:
-        own = dict(default_sampler) if isinstance(default_sampler, Mapping) else {"name": default_sampler}
-        if not own.get("name"):
-            raise ValueError("--sampler-option needs --sampler: this pipeline has no default")
-        options["sampler"] = {**own, **parse_spec(own["name"], sampler_options)}
-    if grid is not None:
-        options["grid"] = parse_spec(grid)
-    if steps is not None:
-        options["steps"] = steps
-    if guidance:
-        options["guidance"] = [] if list(guidance) == ["none"] else [parse_spec(one) for one in guidance]
-    return options
+
+    sampler: str | None = None
+    sampler_options: Sequence[str] = ()
+    steps: int | None = None
+    grid: str | None = None
+    guidance: Sequence[str] = ()
+    seed: int = 0
+    batch_size: int | None = None
+
+    def options(self, default_sampler: Any = None) -> SamplingOptions:
+        """What of sampler, steps, grid, guidance and batch_size was given, as a pipeline's call takes it.
+
+        Args:
+            default_sampler: the pipeline's own, which sampler_options alone change.
+
+        Raises:
+            ValueError: text that does not read NAME:KEY=VALUE; sampler_options without any sampler.
+        """
+        options: SamplingOptions = {}
+        if self.sampler is not None:
+            options["sampler"] = parse_spec(self.sampler, self.sampler_options)
+        elif self.sampler_options:
+            own = dict(default_sampler) if isinstance(default_sampler, Mapping) else {"name": default_sampler}
+            if not own.get("name"):
+                raise ValueError("--sampler-option needs --sampler: this pipeline has no default")
+            options["sampler"] = {**own, **parse_spec(own["name"], self.sampler_options)}
+        if self.grid is not None:
+            options["grid"] = parse_spec(self.grid)
+        if self.steps is not None:
+            options["steps"] = self.steps
+        if self.guidance:
+            none = list(self.guidance) == ["none"]
+            options["guidance"] = [] if none else [_guidance(one) for one in self.guidance]
+        if self.batch_size is not None:
+            options["batch_size"] = self.batch_size
+        return options
+
+    def check(self) -> None:
+        """ValueError for text of another form; before a pipeline is opened."""
+        self.options(default_sampler={"name": "any"})
 
 
-def load(name: str, device: str, dtype: str) -> Pipeline:
-    """The pipeline on its device, without diffusers' progress bars. ValueError for an unknown device or dtype."""
-    import torch
+def _guidance(text: str) -> dict[str, Any] | float:
+    try:
+        return float(text)
+    except ValueError:
+        return parse_spec(text)
 
-    from dinit.pipelines.generate import Pipeline
-    from dinit.registry import suggest
 
-    if dtype not in DTYPES:
-        raise ValueError(f"unknown dtype {dtype!r}{suggest(dtype, list(DTYPES))}")
-    place = torch_device(device)
-    quiet()
-    pipe = Pipeline.from_pretrained(name, device=place, dtype=getattr(torch, dtype))
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+@dataclass(frozen=True)
+class Opening:
+    """Which pipeline a command opens, where, and in which dtype, as they were typed."""
+
+    name: str
+    device: str = "auto"
+    dtype: str = "float32"
+
+    def open(self) -> Pipeline:
+        """The pipeline, without diffusers' progress bars. ValueError for an unknown device or dtype."""
+        import torch
+
+        from dinit.pipelines.generate import Pipeline
+        from dinit.registry import suggest
+
+        if self.dtype not in DTYPES:
+            raise ValueError(f"unknown dtype {self.dtype!r}{suggest(self.dtype, list(DTYPES))}")
+        device = torch_device(self.device)
+        quiet()
+        pipe = Pipeline.from_pretrained(self.name, device=device, dtype=getattr(torch, self.dtype))
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
 
 
 def quiet() -> None:

@@ -10,19 +10,18 @@ import typer
 from dinit.cli.console import console
 from dinit.cli.options import quiet
 
-Picture = Annotated[
-    Path, typer.Argument(help="A PNG, a folder of PNGs, or a set, that dinit wrote.", show_default=False)
-]
+Picture = Annotated[Path, typer.Argument(help="PNG, folder of PNGs, or set that dinit wrote.", show_default=False)]
 PipelineOption = Annotated[
-    str | None, typer.Option("--pipeline", help="Where the pipeline is, if not where the manifest says.")
+    str | None,
+    typer.Option("--pipeline", help="The pipeline, where it is not at the place that the manifest records."),
 ]
-Tolerance = Annotated[int, typer.Option(min=0, max=255, help="Levels of 255 that still count as the same.")]
+Tolerance = Annotated[int, typer.Option(min=0, max=255, help="Largest difference of 255 that counts as the same.")]
 
 
 def replay(path: Picture, pipeline: PipelineOption = None, tolerance: Tolerance = 0) -> None:
-    """Make a picture again from its manifest and say whether it is the same (exit code 0) or not (1).
+    """Generate an image again from its manifest and compare: exit code 0 if it is the same, 1 if not.
 
-    Of a set, four groups of images are made again, from the first to the last; or the one image that is given.
+    Of a set, four groups of images are generated again, from the first to the last; or the one image that is given.
     """
     from dinit.pipelines.outputs.replay import replay as run
 
@@ -30,11 +29,11 @@ def replay(path: Picture, pipeline: PipelineOption = None, tolerance: Tolerance 
     result = run(path, pipeline, tolerance)
     for note in result.notes:
         console.print(f"  {note}", markup=False, highlight=False)
-    difference = f"largest difference {result.max_abs_diff} of 255 levels in {result.pictures} comparisons"
+    difference = f"largest difference {result.max_abs_diff} of 255 in {result.pictures} comparisons"
     if result.same:
         console.print(f"[green]the same[/green]: {path}, {difference}")
         return
     console.print(f"[red]different[/red]: {path}, {difference}")
     if result.max_abs_diff == 1:
-        console.print("One level is rounding on another machine; --tolerance 1 accepts it.")
+        console.print("A difference of 1 is rounding on another machine; --tolerance 1 accepts it.")
     raise typer.Exit(1)

@@ -18,11 +18,12 @@ What = Annotated[
         show_default=False,
     ),
 ]
-Out = Annotated[Path, typer.Option("--out", help="The file to write, .npz.")]
+Out = Annotated[Path, typer.Option("--out", help="File to write, .npz.")]
 ProtocolName = Annotated[
     str | None,
     typer.Option(
-        "--protocol", help="digits, glyphs, torch-fidelity, adm, clean [default: of the data's features]."
+        "--protocol",
+        help="Protocol: digits, glyphs, torch-fidelity, adm or clean [default: that of the data's features].",
     ),
 ]
 Features = Annotated[
@@ -38,7 +39,7 @@ def stats(
     device: Device = "auto",
     overwrite: Overwrite = False,
 ) -> None:
-    """Statistics of real images in a file, for `dinit evaluate --reference`."""
+    """Write the feature statistics of real images to a file, for `dinit evaluate --reference`."""
     from dinit.pipelines.outputs.targets import check_target
 
     check_target(out, overwrite, ("npz",))

@@ -15,31 +15,32 @@ from dinit.cli.console import console, show_error
 if TYPE_CHECKING:
     from dinit.training.recipe.model import Recipe
 
-RecipeFile = Annotated[Path | None, typer.Argument(metavar="[RECIPE]", help="A recipe, .yaml.", show_default=False)]
+RecipeFile = Annotated[Path | None, typer.Argument(metavar="[RECIPE]", help="Recipe, .yaml.", show_default=False)]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY.PATH=VALUE]…", help="Values in place of the recipe's.")
+    list[str] | None, typer.Argument(metavar="[KEY.PATH=VALUE]…", help="Values that replace the recipe's.")
 ]
-Out = Annotated[Path | None, typer.Option(help="Folder of the run [default: runs/ and the recipe's name].")]
+Out = Annotated[Path | None, typer.Option(help="Folder of the run [default: runs/NAME of the recipe].")]
 InitFrom = Annotated[
     str | None,
     typer.Option(
-        "--init-from", help="Fine-tune this pipeline: a shipped one, a folder, or a hub id.", show_default=False
+        "--init-from", help="Pipeline to fine-tune: a shipped one, a folder, or a Hub id.", show_default=False
     ),
 ]
 Data = Annotated[
     str | None,
     typer.Option(
         metavar="FOLDER|NAME[:KEY=VALUE,…]",
-        help="Images, a sub-folder a class, or a data set such as glyphs:size=32; in place of the recipe's.",
+        help="Images in one sub-folder per class, or a data set such as glyphs:size=32. Replaces the recipe's.",
         show_default=False,
     ),
 ]
-Profiled = Annotated[bool, typer.Option("--profile", help="Show where the time of a step goes, at the end.")]
+Profiled = Annotated[bool, typer.Option("--profile", help="At the end, print how the time of a step is spent.")]
 DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Try a few steps, a checkpoint and previews; say what the run will take.")
+    bool,
+    typer.Option("--dry-run", help="Run a few steps, a checkpoint and previews, and print what the run will need."),
 ]
 NoResume = Annotated[
-    bool, typer.Option("--no-resume", help="Start from the beginning where a run could be resumed.")
+    bool, typer.Option("--no-resume", help="Start from the beginning where the run could be resumed.")
 ]
 
 
@@ -72,10 +73,10 @@ def train(
     profile: Profiled = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Train the pipeline that a recipe describes. A run that was stopped goes on where it was.
+    """Train the pipeline that a recipe describes. An interrupted run is resumed.
 
-    With --init-from training starts from a pipeline, for the classes of the data; the recipe may be left out then.
-    SIGTERM and Ctrl-C end it after the step in hand, once all is saved; the exit code is then 128 + the signal's.
+    With --init-from, training starts from a pipeline, for the classes of the data, and the recipe may be left out.
+    SIGTERM and Ctrl-C end the run after the current step, with a checkpoint; the exit code is 128 + the signal's.
     """
     if recipe is not None and "=" in recipe.name and not recipe.exists():
         recipe, overrides = None, [str(recipe), *(overrides or ())]  # a value, where no recipe was given

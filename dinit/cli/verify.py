@@ -9,12 +9,14 @@ import typer
 from dinit.cli.console import console
 
 Samplers = Annotated[
-    list[str] | None, typer.Option("--sampler", help="Only this one; may be repeated.", show_default=False)
+    list[str] | None,
+    typer.Option("--sampler", help="Check this sampler only. Can be repeated.", show_default=False),
 ]
 Processes = Annotated[
-    list[str] | None, typer.Option("--process", help="On this process only; may be repeated.", show_default=False)
+    list[str] | None,
+    typer.Option("--process", help="Check on this noise process only. Can be repeated.", show_default=False),
 ]
-Quick = Annotated[bool, typer.Option("--quick", help="Fewer steps and samples, wider tolerances.")]
+Quick = Annotated[bool, typer.Option("--quick", help="Use fewer steps and samples, and wider tolerances.")]
 
 
 def verify(sampler: Samplers = None, process: Processes = None, quick: Quick = False) -> None:

@@ -51,22 +51,27 @@ Seeds = int | Sequence[int] | Tensor
 Generators = torch.Generator | Sequence[torch.Generator]
 
 
-class CallOptions(TypedDict, total=False):
-    """The keywords of a pipeline's call that decide the images; `Pipeline.__call__` says what each means."""
+class SamplingOptions(TypedDict, total=False):
+    """The keywords of a pipeline's call that say how to sample; `Pipeline.__call__` says what each means."""
 
-    num_images: int | None
     sampler: SamplerLike | None
     steps: int | None
     grid: GridLike | None
     guidance: GuidanceLike | Sequence[GuidanceLike] | Default | None
-    seed: Seeds | None
-    start_index: int
     batch_size: int | None
-    class_labels: Labels
     guidance_scale: float | None
     num_inference_steps: int | None
-    generator: Generators | None
     eta: float | None
+
+
+class CallOptions(SamplingOptions, total=False):
+    """The keywords of a pipeline's call that decide the images."""
+
+    num_images: int | None
+    seed: Seeds | None
+    start_index: int
+    class_labels: Labels
+    generator: Generators | None
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 from torch import Tensor
@@ -22,6 +22,9 @@ from dinit.evaluation.reports.report import Report
 from dinit.evaluation.samples import read_samples
 from dinit.pipelines.loading import locate, shipped
 from dinit.training.recipe.file import load_recipe
+
+if TYPE_CHECKING:
+    from dinit.pipelines.call import SamplingOptions
 
 RECIPE = "recipe.yaml"
 _IMAGES_PER_CALL = 1000  # of a pipeline: 50,000 float images at once would not fit in memory
@@ -50,7 +53,7 @@ def evaluate(
     output: str | Path | None = None,
     page: str | Path | None = None,
     cuda: bool | None = None,
-    **call: Any,
+    **call: Unpack[SamplingOptions],
 ) -> Report:
     """Generates num_samples images, as many of every class, and measures them against the data set.
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from dinit.cli import main
 from dinit.cli.listing import KINDS
-from dinit.cli.options import call_options, parse_spec
+from dinit.cli.options import CallFlags, parse_spec
 from dinit.models.base import BACKBONES
 from dinit.pipelines.generate import Pipeline
 from dinit.pipelines.outputs.manifest import read_manifest
@@ -215,6 +215,7 @@ def test_specs() -> None:
     assert spec == {
         "name": "cfg", "scale": 4, "range": [0.1, 0.9], "low": float("-inf"), "to_end": True, "tiny": 1e-3
     }  # fmt: skip
-    assert call_options(None, None, None, None, ["none"]) == {"guidance": []}
-    assert call_options(None, None, None, None, None) == {}
+    assert CallFlags(guidance=["none"]).options() == {"guidance": []}
+    assert CallFlags(guidance=["4", "cads"]).options() == {"guidance": [4.0, {"name": "cads"}]}
+    assert CallFlags().options() == {}
     assert json.dumps(spec)

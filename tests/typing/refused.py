@@ -56,7 +56,7 @@ pipe.denoiser(label=[3])  # error expected
 recipe = load_recipe("recipe.yaml")
 dinit.train(recipe, output="runs/digits")  # error expected
 dinit.train("recipe.yaml", out="runs/digits")  # error expected
-dinit.evaluate(pipe, samples=1000)  # error expected, not yet
+dinit.evaluate(pipe, samples=1000)  # error expected
 dinit.evalute(pipe)  # error expected
 dinit.list_samplers(patern="*2m*")  # error expected
 Heun().iterate(pipe.denoiser(), torch.zeros(1, 1, 8, 8), stepz=18)  # error expected
