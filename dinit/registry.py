@@ -67,6 +67,7 @@ class Registry(Generic[T]):
         self._entries: dict[str, T] = {}
         self._known: dict[str, tuple[str, Mapping[str, Any]]] = {}  # key of a name or alias -> (name, its options)
         self._special: dict[str, str] = {}
+        self._unlisted: set[str] = set()
         self._loaded = False
 
     def register(
@@ -75,6 +76,7 @@ class Registry(Generic[T]):
         *,
         aliases: Sequence[str] | Mapping[str, Mapping[str, Any]] = (),
         special_case_of: str | None = None,
+        listed: bool = True,
     ) -> Callable[[Entry], Entry]:
         """Decorator: enter the class or function under `name`.
 
@@ -83,6 +85,8 @@ class Registry(Generic[T]):
             aliases: other names that people write for it; a mapping where an alias stands for options as well:
                 {"dpm2-a": {"solver": "dpm-2"}}. Spelling variants need none, see the class.
             special_case_of: the entry that this one equals at its default options, if there is one.
+            listed: whether `names` and iteration have it. An entry that is not listed can be created by name, from
+                a record of a call, once its module is imported, which may lie outside the registry's package.
 
         Raises:
             ValueError: a name or an alias is taken.
@@ -97,6 +101,8 @@ class Registry(Generic[T]):
                 self._known[_key(one)] = (name, options)
             self._entries[name] = entry  # type: ignore[assignment]
             entry.registry_name = name  # type: ignore[attr-defined]
+            if not listed:
+                self._unlisted.add(name)
             if special_case_of is not None:
                 self._special[name] = special_case_of
             return entry
@@ -106,7 +112,8 @@ class Registry(Generic[T]):
     def names(self, pattern: str = "*") -> list[str]:
         """All names, sorted; with a pattern, those that match it: `names("*2m*")`, with `*`, `?` and `[...]`."""
         self._load()
-        return [name for name in sorted(self._entries) if _matches(name, pattern)]
+        listed = self._entries.keys() - self._unlisted
+        return [name for name in sorted(listed) if _matches(name, pattern)]
 
     def presets(self, pattern: str = "*") -> list[str]:
         """Published sizes that `create` takes, as 'DiT-XL/2', in the order of the entries' own tables."""

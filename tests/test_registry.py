@@ -233,3 +233,18 @@ def test_old_option_names_are_read_and_warned_of_once(renamed: Registry[type]) -
 def test_an_option_under_both_names_is_refused(renamed: Registry[type]) -> None:
     with pytest.raises(ValueError, match="'levels' is the old name of 'order'; give 'order' alone"):
         renamed.create("one", levels=3, order=3)
+
+
+def test_an_entry_that_is_not_listed_is_created_by_name() -> None:
+    registry = Registry("thing", "dinit.samplers")
+    registry._loaded = True
+
+    class Thing:
+        pass
+
+    registry.register("listed")(type("Listed", (), {}))
+    registry.register("record-only", listed=False)(Thing)
+    assert registry.names() == list(registry) == ["listed"]
+    assert len(registry) == 1
+    assert isinstance(registry.create("record-only"), Thing)
+    assert "record-only" in registry

@@ -15,11 +15,7 @@ import torch
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
-from dinit.checkpoints.interop.scheduler_sampler import (
-    SchedulerGrid,
-    SchedulerSampler,
-    sampler_from_diffusers,
-)
+from dinit.checkpoints.interop.scheduler_sampler import SchedulerSampler, sampler_from_diffusers
 from dinit.registry import Registry, suggest
 from dinit.samplers import GRIDS, SAMPLERS, Sampler, TimeGrid
 from dinit.samplers.grids.base import Times
@@ -395,17 +391,9 @@ def _integer(what: str, value: Any) -> int:
 
 def _create(registry: Registry[Any], kind: type, spec: Any) -> Any:
     """The registry's object. ValueError where it is no `kind`."""
-    value = _of_diffusers(kind, spec) or registry.create(from_spec(spec))
+    value = registry.create(from_spec(spec))
     if not isinstance(value, kind):
         raise ValueError(
             f"{registry.kind} must be a {kind.__name__}, a name, or a mapping with options; got {value!r}"
         )
     return value
-
-
-def _of_diffusers(kind: type, spec: Any) -> Any:
-    """The sampler, or the grid, of a diffusers scheduler from its record; None where the spec is none."""
-    made = {Sampler: SchedulerSampler, TimeGrid: SchedulerGrid}.get(kind)
-    if made is None or not isinstance(spec, Mapping) or spec.get("name") != made.registry_name:
-        return None
-    return made(**{key: from_spec(value) for key, value in spec.items() if key != "name"})

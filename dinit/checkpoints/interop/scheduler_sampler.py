@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,10 +16,10 @@ from dinit.diffusion import Condition, Denoised, Denoiser, Parameterization, Pro
 from dinit.diffusion.condition import SupportsNormal
 from dinit.diffusion.discrete import BetaChain
 from dinit.diffusion.parameterization import X0, Epsilon, V, check_pair
-from dinit.samplers import Sampler, Step, TimeGrid
+from dinit.samplers import GRIDS, SAMPLERS, Sampler, Step, TimeGrid
 from dinit.samplers.base import Claims, StepDenoiser, StepNoise
 
-NAME = "diffusers"  # in the record of a call, where a registered sampler or grid has its own
+NAME = "diffusers"  # in the record of a call; not listed, as a sampler of this name needs a scheduler
 _TREE = "DPMSolverSDEScheduler"  # draws from a Brownian tree, by a generator of its own
 KNOWN = tuple(name for name in SCHEDULERS if name != _TREE)
 PREDICTIONS = {"epsilon": Epsilon(), "sample": X0(), "v_prediction": V()}
@@ -50,14 +50,13 @@ def sampler_from_diffusers(scheduler: Any, options: Mapping[str, Any] | None = N
     return SchedulerSampler(name, config, options or {})
 
 
+@GRIDS.register(NAME, listed=False)
 @dataclass(frozen=True)
 class SchedulerGrid(TimeGrid):
     """The times at which a diffusers scheduler starts its steps, for the samplers of dinit.
 
     scheduler: the name of its class. config: what it is made of. ValueError on a path that is not the scheduler's.
     """
-
-    registry_name: ClassVar[str] = NAME
 
     scheduler: str
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -66,6 +65,7 @@ class SchedulerGrid(TimeGrid):
         return SchedulerSampler(self.scheduler, self.config).run(process, steps).times
 
 
+@SAMPLERS.register(NAME, listed=False)
 @dataclass(frozen=True)
 class SchedulerSampler(Sampler):
     """A diffusers scheduler by class name and config, which every run makes for itself.
@@ -76,8 +76,6 @@ class SchedulerSampler(Sampler):
     source. The schedule and the prediction type are compared with the denoiser's before the network is asked.
     scheduler: see KNOWN. options: further arguments of the scheduler's step. ValueError for what is not covered.
     """
-
-    registry_name: ClassVar[str] = NAME
 
     scheduler: str
     config: Mapping[str, Any] = field(default_factory=dict)
