@@ -52,6 +52,7 @@ from dinit.pipelines.call import (
 )
 from dinit.pipelines.callbacks import Callback, StepCallback, Trajectory, step_callback
 from dinit.pipelines.diffusers_folder import is_diffusers_folder, read_diffusers_folder
+from dinit.pipelines.hub import CARD, CUSTOM_PIPELINE, CUSTOM_PIPELINE_TEXT, card_text
 from dinit.pipelines.loading import check_folder, locate
 from dinit.pipelines.outputs.sheets import OUTPUT_TYPES, OutputType, convert
 from dinit.registry import suggest
@@ -181,6 +182,9 @@ class Pipeline(DiffusionPipeline):
         if class_names is not None and len(class_names) != backbone.num_classes:
             raise ValueError(f"{len(class_names)} class names for a backbone of {backbone.num_classes} classes")
         BackboneDenoiser(backbone, self._process, self._parameterization, t_max)  # refuses a singular pair
+        align(
+            part for part in (backbone, vae) if part is not None
+        )  # so that a loaded network's bits are the saved's
         self.register_modules(backbone=backbone, vae=vae)
         self.register_to_config(
             process=self._process.to_config(),
@@ -282,9 +286,26 @@ class Pipeline(DiffusionPipeline):
             if given.pop("null_label", None) is not None:
                 raise ValueError("null_label is for folders of diffusers; a dinit pipeline knows its null class")
             pipeline = super().from_pretrained(folder, **{**given, **dtype_option(dtype), "use_safetensors": True})
-        align(part for part in pipeline.components.values() if part is not None)
         pipeline.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
         return pipeline.to(device=device, dtype=dtype)
+
+    def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
+        """Writes the pipeline's folder, as diffusers does, with a card for the Hub where it has none.
+
+        Besides `Pipeline.from_pretrained(folder)`, diffusers' own entry opens it, by the folder's pipeline.py:
+        `DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder, trust_remote_code=True)`.
+
+        Args:
+            save_directory: the folder, which is made.
+            args: as in diffusers.
+            kwargs: as in diffusers.
+        """
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / CUSTOM_PIPELINE).write_text(CUSTOM_PIPELINE_TEXT)
+        if not (folder / CARD).exists():
+            (folder / CARD).write_text(card_text(type(self.backbone).__name__, self.num_classes))
+        super().save_pretrained(save_directory, *args, **kwargs)
 
     def to(self, *args: Any, **kwargs: Any) -> Pipeline:
         """Moves the networks to a device and converts them to a dtype, as in diffusers.

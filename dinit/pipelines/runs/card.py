@@ -14,6 +14,8 @@ from pathlib import Path
 from dinit.evaluation.reports.report import Report, Row
 from dinit.files import whole_folder, write_atomically
 from dinit.pipelines.evaluate import evaluate
+from dinit.pipelines.hub import front_matter
+from dinit.pipelines.loading import BACKBONE, read_json
 from dinit.training.recipe.file import load_recipe
 
 _FIGURES = ("class_accuracy", "fid", "kid", "precision", "recall", "inception_score")
@@ -50,11 +52,7 @@ def card(name: str, pipeline: Path, reports: dict[str, Report]) -> str:
     rows.append(_cells("real (train split)", first.real))
     size = sum(file.stat().st_size for file in pipeline.rglob("*.safetensors"))
     lines = [
-        "---",
-        "library_name: dinit",
-        "license: apache-2.0",
-        "tags: [diffusion, class-conditional]",
-        "---",
+        *front_matter(read_json(pipeline / BACKBONE / "config.json")["num_classes"], license="apache-2.0"),
         f"# {name}",
         "",
         "```python",
