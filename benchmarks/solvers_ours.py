@@ -14,8 +14,10 @@ from torch import Tensor
 from dinit.diffusion import Process
 from dinit.samplers import SAMPLERS, Sampler, TimeGrid
 from dinit.samplers.base import End, plan
-from dinit.samplers.grids.base import Karras, LogSNR, Uniform
+from dinit.samplers.grids.karras import Karras
+from dinit.samplers.grids.log_snr import LogSNR
 from dinit.samplers.grids.shifted import Shifted
+from dinit.samplers.grids.uniform import Uniform
 from dinit.samplers.multistep.adams import AdamsBashforth, ExponentialAB
 from dinit.samplers.multistep.deis import DEIS
 from dinit.samplers.multistep.dpm_solver import DPMpp3M

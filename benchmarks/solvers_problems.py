@@ -15,7 +15,8 @@ from dinit.diffusion import Denoiser, Process
 from dinit.diffusion.continuous import EDM, LinearFlow
 from dinit.diffusion.discrete import VPDiscrete
 from dinit.models.analytic import MixtureDenoiser
-from dinit.samplers.grids.base import LogSNR, Uniform
+from dinit.samplers.grids.log_snr import LogSNR
+from dinit.samplers.grids.uniform import Uniform
 from dinit.samplers.multistep.adams import ExponentialAB
 
 F64 = torch.float64

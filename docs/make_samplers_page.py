@@ -19,7 +19,7 @@ import torch
 from dinit.diffusion import PROCESSES
 from dinit.registry import Registry
 from dinit.samplers import GRIDS, SAMPLERS, Sampler, compare
-from dinit.samplers.grids.base import default_grid
+from dinit.samplers.grids.default import default_grid
 from dinit.samplers.guidance import GUIDANCES
 
 DOCS = Path(__file__).parent

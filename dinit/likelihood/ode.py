@@ -25,7 +25,8 @@ from dinit.diffusion import Condition, Denoised, Denoiser, RunContext, Scales
 from dinit.diffusion.condition import SupportsNormal
 from dinit.registry import suggest
 from dinit.samplers.base import plan
-from dinit.samplers.grids.base import LogSNR, TimeGrid
+from dinit.samplers.grids.base import TimeGrid
+from dinit.samplers.grids.log_snr import LogSNR
 from dinit.samplers.multistep.ode_variables import STRAIGHT, TIME, ODEVariable
 from dinit.samplers.noise import NoiseSource
 from dinit.samplers.ode.runge_kutta import MIDPOINT, RK4_CLASSIC, TRAPEZOID, Tableau, combined

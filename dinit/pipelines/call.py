@@ -18,7 +18,7 @@ from torch import Tensor
 from dinit.checkpoints.interop.scheduler_sampler import SchedulerSampler, sampler_from_diffusers
 from dinit.registry import Registry, suggest
 from dinit.samplers import GRIDS, SAMPLERS, Sampler, TimeGrid
-from dinit.samplers.grids.base import Times
+from dinit.samplers.grids.times import Times
 from dinit.samplers.guidance import GUIDANCES, Guidance
 from dinit.samplers.guidance.cfg import CFG
 

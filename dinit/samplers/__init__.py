@@ -15,20 +15,20 @@ if TYPE_CHECKING:
     from dinit.samplers.comparison import Comparison as Comparison
     from dinit.samplers.comparison import compare as compare
     from dinit.samplers.grids.base import GRIDS as GRIDS
-    from dinit.samplers.grids.base import Karras as Karras
-    from dinit.samplers.grids.base import LogSNR as LogSNR
     from dinit.samplers.grids.base import TimeGrid as TimeGrid
-    from dinit.samplers.grids.base import Times as Times
-    from dinit.samplers.grids.base import Timesteps as Timesteps
-    from dinit.samplers.grids.base import Uniform as Uniform
-    from dinit.samplers.grids.noise_level import AlignYourSteps as AlignYourSteps
-    from dinit.samplers.grids.noise_level import Exponential as Exponential
-    from dinit.samplers.grids.noise_level import Polyexponential as Polyexponential
-    from dinit.samplers.grids.noise_level import Quadratic as Quadratic
-    from dinit.samplers.grids.noise_level import Searched as Searched
-    from dinit.samplers.grids.noise_level import VPInSigma as VPInSigma
+    from dinit.samplers.grids.karras import Karras as Karras
+    from dinit.samplers.grids.log_snr import Exponential as Exponential
+    from dinit.samplers.grids.log_snr import LogSNR as LogSNR
+    from dinit.samplers.grids.log_snr import Polyexponential as Polyexponential
+    from dinit.samplers.grids.published import AlignYourSteps as AlignYourSteps
+    from dinit.samplers.grids.published import VPInSigma as VPInSigma
     from dinit.samplers.grids.respacing import Respaced as Respaced
     from dinit.samplers.grids.shifted import Shifted as Shifted
+    from dinit.samplers.grids.times import Searched as Searched
+    from dinit.samplers.grids.times import Times as Times
+    from dinit.samplers.grids.timesteps import Timesteps as Timesteps
+    from dinit.samplers.grids.uniform import Quadratic as Quadratic
+    from dinit.samplers.grids.uniform import Uniform as Uniform
     from dinit.samplers.inversion.bdia import BDIADDIM as BDIADDIM
     from dinit.samplers.inversion.bdia import BDIAEDM as BDIAEDM
     from dinit.samplers.inversion.edict import EDICT as EDICT

@@ -16,7 +16,8 @@ from dinit.diffusion import Condition, Denoised, Denoiser, Process, RunContext, 
 from dinit.diffusion.condition import SupportsNormal
 from dinit.registry import Registry
 from dinit.samplers._names import advise
-from dinit.samplers.grids.base import GRIDS, TimeGrid, default_grid
+from dinit.samplers.grids.base import GRIDS, TimeGrid
+from dinit.samplers.grids.default import default_grid
 from dinit.samplers.noise import NoiseSource
 
 if TYPE_CHECKING:

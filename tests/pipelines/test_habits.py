@@ -22,7 +22,7 @@ from dinit.models.base import Backbone
 from dinit.pipelines.call import DEFAULT
 from dinit.pipelines.generate import KEYWORDS, Generated, LoadOptions, OutputOptions, Pipeline
 from dinit.samplers import DDIM, SAMPLERS, Heun
-from dinit.samplers.grids.base import Karras
+from dinit.samplers.grids.karras import Karras
 from dinit.samplers.guidance import CFG, ClipX0
 
 TRAINED: Any = diffusers.DDPMScheduler(

@@ -9,8 +9,8 @@ from torch import Tensor
 from dinit.diffusion import Process
 from dinit.diffusion.discrete import VPDiscrete
 from dinit.samplers import Sampler
-from dinit.samplers.grids.base import Timesteps
 from dinit.samplers.grids.respacing import Respaced
+from dinit.samplers.grids.timesteps import Timesteps
 from dinit.samplers.inversion.invert import DDIMInverse, ascend
 from dinit.samplers.ode.ddim import DDIM
 

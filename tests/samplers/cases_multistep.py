@@ -13,7 +13,9 @@ from dinit.diffusion import Condition, Denoised, Scales, WrappedDenoiser
 from dinit.diffusion.continuous import EDM
 from dinit.diffusion.discrete import VPDiscrete
 from dinit.samplers import Sampler
-from dinit.samplers.grids.base import Karras, LogSNR, Timesteps
+from dinit.samplers.grids.karras import Karras
+from dinit.samplers.grids.log_snr import LogSNR
+from dinit.samplers.grids.timesteps import Timesteps
 from dinit.samplers.multistep.adams import AdamsBashforth, ExponentialAB
 from dinit.samplers.multistep.deis import DEIS
 from dinit.samplers.multistep.dpm_solver import DPMpp2S, DPMpp3M, DPMSolver1, DPMSolver2, DPMSolver3

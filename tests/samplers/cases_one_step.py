@@ -14,7 +14,7 @@ from dinit.diffusion.continuous import EDM, GVP, VP, LinearFlow
 from dinit.diffusion.discrete import VPDiscrete
 from dinit.samplers import RecordedNoise, Sampler
 from dinit.samplers.base import StepDenoiser, StepNoise
-from dinit.samplers.grids.base import Karras
+from dinit.samplers.grids.karras import Karras
 from dinit.samplers.ode.edm import DPM2, EDMEuler, EDMHeun
 from dinit.samplers.ode.euler import Euler, Heun
 from dinit.samplers.ode.flow_solvers import FlowHeun

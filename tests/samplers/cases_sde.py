@@ -13,7 +13,8 @@ from torch import Tensor
 from dinit.diffusion.continuous import EDM, GVP, VP, LinearFlow
 from dinit.diffusion.discrete import VPDiscrete
 from dinit.samplers import Sampler
-from dinit.samplers.grids.base import Karras, LogSNR
+from dinit.samplers.grids.karras import Karras
+from dinit.samplers.grids.log_snr import LogSNR
 from dinit.samplers.ode.ddim import DDIM
 from dinit.samplers.sde.ancestral import Ancestral
 from dinit.samplers.sde.dpmpp_sde import DPMpp2MSDE, DPMpp3MSDE, DPMppSDE

@@ -18,8 +18,12 @@ from dinit.diffusion.continuous import EDM, VP, LinearFlow, SubVP
 from dinit.diffusion.discrete import VPDiscrete
 from dinit.models.analytic import MixtureDenoiser
 from dinit.samplers import GRIDS, SAMPLERS, NoiseSource, RecordedNoise, Sampler
-from dinit.samplers.grids.base import Karras, LogSNR, Times, Timesteps, Uniform
+from dinit.samplers.grids.karras import Karras
+from dinit.samplers.grids.log_snr import LogSNR
 from dinit.samplers.grids.respacing import Respaced
+from dinit.samplers.grids.times import Times
+from dinit.samplers.grids.timesteps import Timesteps
+from dinit.samplers.grids.uniform import Uniform
 from dinit.samplers.guidance import GUIDANCES, apply_guidance
 from dinit.samplers.guidance.cads import CADS
 from dinit.samplers.guidance.cfg import CFG

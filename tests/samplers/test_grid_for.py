@@ -13,8 +13,11 @@ from dinit.evaluation.features.digits_classifier import SHIPPED, load_classifier
 from dinit.models.analytic import GaussianDenoiser
 from dinit.samplers import SAMPLERS
 from dinit.samplers.comparison import compare
-from dinit.samplers.grids.base import Karras, LogSNR, Uniform, default_grid
+from dinit.samplers.grids.default import default_grid
+from dinit.samplers.grids.karras import Karras
+from dinit.samplers.grids.log_snr import LogSNR
 from dinit.samplers.grids.shifted import Shifted
+from dinit.samplers.grids.uniform import Uniform
 from dinit.samplers.inversion.bdia import BDIAEDM
 from dinit.samplers.inversion.invert import invert
 from dinit.samplers.ode.edm import EDMHeun

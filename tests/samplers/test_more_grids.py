@@ -13,15 +13,11 @@ from dinit.diffusion.continuous import EDM, GVP, VP, LinearFlow
 from dinit.diffusion.discrete import VPDiscrete
 from dinit.models.analytic import GaussianDenoiser
 from dinit.samplers import GRIDS
-from dinit.samplers.grids.base import Karras, LogSNR, Times
-from dinit.samplers.grids.noise_level import (
-    ALIGNED,
-    AlignYourSteps,
-    Exponential,
-    Polyexponential,
-    Quadratic,
-    VPInSigma,
-)
+from dinit.samplers.grids.karras import Karras
+from dinit.samplers.grids.log_snr import Exponential, LogSNR, Polyexponential
+from dinit.samplers.grids.published import ALIGNED, AlignYourSteps, VPInSigma
+from dinit.samplers.grids.times import Times
+from dinit.samplers.grids.uniform import Quadratic
 from dinit.samplers.ode.ddim import DDIM
 from dinit.samplers.ode.euler import Euler
 from dinit.samplers.search.timesteps import Evolution, search_timesteps
@@ -58,7 +54,7 @@ def test_spacing_by_hand() -> None:
     alpha = torch.exp(
         -torch.linspace(1, 1e-3, 7, dtype=F64).square() * 19.9 / 4 - torch.linspace(1, 1e-3, 7) * 0.05
     )
-    assert torch.allclose(VPInSigma().levels(7), (1 - alpha**2).sqrt() / alpha, rtol=1e-6)
+    assert torch.allclose(VPInSigma().noise_levels(7), (1 - alpha**2).sqrt() / alpha, rtol=1e-6)
     assert torch.allclose(VPInSigma().times(VP(), 7, 1e-3, 1.0), torch.linspace(1, 1e-3, 7, dtype=F64), atol=1e-9)
 
 
@@ -72,11 +68,13 @@ def test_published_tables_are_met_on_their_own_range() -> None:
     for name, table in ALIGNED.items():
         edm = EDM(table[-1], table[0])
         grid = AlignYourSteps(name)  # type: ignore[arg-type]
-        assert torch.allclose(grid.levels(11), torch.tensor(table, dtype=F64), rtol=1e-12)
-        assert torch.allclose(table[0] * grid.times(edm, 11, edm.t_min, 1.0), grid.levels(11), rtol=1e-10)
+        assert torch.allclose(grid.noise_levels(11), torch.tensor(table, dtype=F64), rtol=1e-12)
+        assert torch.allclose(table[0] * grid.times(edm, 11, edm.t_min, 1.0), grid.noise_levels(11), rtol=1e-10)
         # 21 levels: the table, and geometric means between.
-        assert torch.allclose(grid.levels(21)[::2], grid.levels(11), rtol=1e-12)
-        assert torch.allclose(grid.levels(21)[1::2] ** 2, grid.levels(11)[1:] * grid.levels(11)[:-1], rtol=1e-10)
+        assert torch.allclose(grid.noise_levels(21)[::2], grid.noise_levels(11), rtol=1e-12)
+        assert torch.allclose(
+            grid.noise_levels(21)[1::2] ** 2, grid.noise_levels(11)[1:] * grid.noise_levels(11)[:-1], rtol=1e-10
+        )
     chain = VPDiscrete("scaled-linear")
     levels = chain.scales(AlignYourSteps().times(chain, 11, chain.t_min, 1.0)).noise_level
     assert torch.allclose(levels, torch.tensor(ALIGNED["sd1.5"], dtype=F64), rtol=0.02)

@@ -22,9 +22,11 @@ from dinit.diffusion import Denoised
 from dinit.diffusion.continuous import EDM, GVP, VE, VP, LinearFlow, SubVP
 from dinit.diffusion.discrete import VPDiscrete
 from dinit.diffusion.process import Process
-from dinit.samplers.grids.base import Karras, LogSNR, Timesteps
-from dinit.samplers.grids.noise_level import Exponential, Polyexponential, VPInSigma
+from dinit.samplers.grids.karras import Karras
+from dinit.samplers.grids.log_snr import Exponential, LogSNR, Polyexponential
+from dinit.samplers.grids.published import VPInSigma
 from dinit.samplers.grids.respacing import Respaced
+from dinit.samplers.grids.timesteps import Timesteps
 from dinit.samplers.guidance.cfg import CFG
 from dinit.samplers.guidance.clip import ClipX0
 from dinit.samplers.multistep.dpmpp import DPMpp2M
@@ -139,7 +141,7 @@ def guided_diffusion_tables(golden: Golden) -> Pairs:
     for key, theirs in golden.under("sched.space_timesteps/").items():
         total, sections = key.split("/")
         grid = Respaced(sections)
-        levels = grid.levels(int(total[1:]), grid.length or 0)
+        levels = grid.timesteps(int(total[1:]), grid.length or 0)
         pairs.append((torch.tensor(levels), theirs))
     for key, theirs in golden.under("sched.betas/").items():
         schedule, total = key.split("/")

@@ -10,8 +10,8 @@ import torch
 from dinit.diffusion import PROCESSES
 from dinit.diffusion.continuous import LinearFlow
 from dinit.samplers import GRIDS
-from dinit.samplers.grids.base import Uniform
 from dinit.samplers.grids.shifted import Shifted
+from dinit.samplers.grids.uniform import Uniform
 
 F64 = torch.float64
 

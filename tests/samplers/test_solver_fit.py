@@ -12,7 +12,8 @@ from dinit.diffusion.continuous import EDM, VP, LinearFlow
 from dinit.diffusion.process import Process
 from dinit.models.analytic import MixtureDenoiser
 from dinit.samplers import SAMPLERS
-from dinit.samplers.grids.base import LogSNR, Times
+from dinit.samplers.grids.log_snr import LogSNR
+from dinit.samplers.grids.times import Times
 from dinit.samplers.multistep.adams import ExponentialAB
 from dinit.samplers.multistep.exponential_weights import exponential_form, weights
 from dinit.samplers.multistep.rules import Corrector, Extrapolate

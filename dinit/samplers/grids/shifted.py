@@ -1,4 +1,4 @@
-"""The shifted grid of flow models, for every process. grids.py has the usual ones and the contract."""
+"""The shifted grid of flow models, for every process. Esser et al. 2024 (Stable Diffusion 3)."""
 
 from __future__ import annotations
 
@@ -18,11 +18,19 @@ class Shifted(TimeGrid):
     """sigma / (alpha + sigma) is shift v / (1 + (shift - 1) v), v equally spaced. Esser et al. 2024, Sec. 5.3.2.
 
     u = sigma / (alpha + sigma) is the time of the straight path (1 - u) x0 + u eps, on which any process is once
-    divided by alpha + sigma, so the same rule serves them all; on the flow process u is t. shift: positive; above 1
-    it crowds the noisy levels, 1 leaves v as it is. end: 'open' leaves v = 0 out, as pipelines of flow models do
-    (v = 1, ..., 1 / steps), and never goes below t_min; 't_min' spaces v down to t_min. first: a run
-    starts at the lower of it and t_max. A little below 1 it gives multistep solvers a finite first log-SNR to
-    extrapolate from on paths without signal at t = 1, where the state hardly differs: diffusers does so.
+    divided by alpha + sigma, so the same rule serves them all; on the flow process u is t.
+    Source: arXiv:2403.03206.
+
+    Args:
+        shift: positive; above 1 there are more steps at high noise, 1 leaves v as it is.
+        end: 'open' leaves v = 0 out, as pipelines of flow models do (v = 1, ..., 1 / steps), and never goes below
+            t_min; 't_min' spaces v down to t_min.
+        first: a run starts at the lower of it and t_max; in (0, 1]. A little below 1 it gives multistep solvers a
+            finite first log-SNR to extrapolate from on paths without signal at t = 1, where the state hardly
+            differs: diffusers does so.
+
+    Raises:
+        ValueError: a number outside its range, or another end.
     """
 
     shift: float = 3.0

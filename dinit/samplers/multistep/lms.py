@@ -8,7 +8,8 @@ from typing import ClassVar
 
 from dinit.diffusion import Process
 from dinit.samplers.base import SAMPLERS, Claims
-from dinit.samplers.grids.base import TimeGrid, noise_level_grid
+from dinit.samplers.grids.base import TimeGrid
+from dinit.samplers.grids.default import noise_level_grid
 from dinit.samplers.multistep.exponential_weights import check_order, choice
 from dinit.samplers.multistep.rules import Extrapolate, WarmUp
 from dinit.samplers.multistep.unified import MultistepSampler, RuleSchedule

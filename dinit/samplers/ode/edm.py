@@ -16,7 +16,8 @@ from torch import Tensor
 
 from dinit.diffusion import Denoiser, Process, Scales
 from dinit.samplers.base import SAMPLERS, Claims, Sampler, StepDenoiser, StepNoise
-from dinit.samplers.grids.base import TimeGrid, noise_level_grid
+from dinit.samplers.grids.base import TimeGrid
+from dinit.samplers.grids.default import noise_level_grid
 from dinit.samplers.multistep.ode_variables import NOISE_LEVEL, STRAIGHT, TIME, ODEVariable, noise_level_or_straight
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dinit.diffusion import Denoiser
-from dinit.samplers.grids.base import Times
+from dinit.samplers.grids.times import Times
 from dinit.samplers.multistep.rules import Extrapolate
 from dinit.samplers.multistep.unified import Unified
 

@@ -22,8 +22,12 @@ from torch import Tensor
 
 from dinit.diffusion import Denoiser
 from dinit.files import write_atomically
-from dinit.samplers.grids.base import Karras, LogSNR, TimeGrid, Times, Uniform
+from dinit.samplers.grids.base import TimeGrid
+from dinit.samplers.grids.karras import Karras
+from dinit.samplers.grids.log_snr import LogSNR
 from dinit.samplers.grids.shifted import Shifted
+from dinit.samplers.grids.times import Times
+from dinit.samplers.grids.uniform import Uniform
 from dinit.samplers.multistep.adams import ExponentialAB
 from dinit.samplers.multistep.exponential_weights import Prediction, Variable
 from dinit.samplers.multistep.rules import Corrector, Extrapolate, rule_from_config
@@ -44,7 +48,14 @@ SPACE: tuple[tuple[Prediction, Variable], ...] = (
 
 @dataclass(frozen=True)
 class Found:
-    """What a search found: a sampler, its times, and its RMS error to the reference beside the best start's."""
+    """What a search found.
+
+    Args:
+        sampler: the schedule.
+        grid: its times.
+        error: RMS distance to the reference run.
+        start_error: that of the best of the schedules that the search began with.
+    """
 
     sampler: Unified
     grid: Times
@@ -70,14 +81,20 @@ class Found:
 
 @dataclass(frozen=True)
 class SolverSearch:
-    """`solver-search`: an evolutionary search over schedules. Liu et al. 2023 (USF, S³), their space.
+    """An evolutionary search over schedules of solver steps. Liu et al. 2023 (USF, S³), their space.
 
-    population, generations: schedules kept, and rounds in which as many again are bred from them. fit:
-    least-squares steps on the numbers of the best one and the fits - 1 best that it began with, each of about four
-    runs a level; 0 leaves them as they were found. It gains most. Noises should be many: a sample between two
-    modes that is not among them may end in the wrong one. seed: of the search's own choices; the same seed and
-    problem give the same schedule. reference_steps: of the run that is aimed at. cache: a folder in which results
-    are kept as JSON and found again, or None.
+    Args:
+        population: schedules kept, at least 2.
+        generations: rounds in which as many again are bred from them; at least 0.
+        fit: least-squares steps on the numbers of the best schedule, each of about four runs a step of the sampler;
+            0 leaves the numbers as they were found. It gains most.
+        fits: schedules that are fitted, the best one and the best of those that the search began with; at least 1.
+        seed: of the search's own choices; the same seed and problem give the same schedule.
+        reference_steps: steps of the run that the schedule should end near to, at least 2.
+        cache: a folder in which results are kept as JSON and found again, or None.
+
+    Raises:
+        ValueError: a number below its least.
     """
 
     population: int = 16
@@ -96,10 +113,21 @@ class SolverSearch:
     def find(
         self, denoiser: Denoiser, nfe: int, noise: Tensor, labels: Tensor | None = None, key: str = ""
     ) -> Found:
-        """The best schedule of `nfe` evaluations for these noises, (B, C, H, W).
+        """The best schedule of `nfe` evaluations for some initial noises.
 
-        key: names the denoiser in the cache: change it when the weights change. ValueError for nfe < 2, or a cache
-        without a key.
+        Args:
+            denoiser: what is sampled from.
+            nfe: network evaluations an image, at least 2.
+            noise: (B, C, H, W), initial noises. B should be large: a sample between two modes that is not among
+                them may end in the wrong one.
+            labels: (B,) class numbers; None for no condition.
+            key: names the denoiser in the cache: change it when the weights change.
+
+        Returns:
+            The sampler, its times and its error.
+
+        Raises:
+            ValueError: nfe < 2, or a cache without a key.
         """
         if nfe < 2:
             raise ValueError(f"solver-search: nfe must be at least 2 (one step and the posterior mean), got {nfe}")

@@ -1,7 +1,7 @@
 """Times searched for one denoiser, sampler and step count by evolution. Li et al. 2023 (AutoDiffusion).
 
-AutoDiffusion searches the subset of a chain's levels that a metric likes best; here the times are real numbers and
-the metric is any function of samples. The grid "searched" reads what was found.
+AutoDiffusion searches the subset of a chain's time steps that minimises a metric; here the times are real numbers
+and the metric is any function of samples. The grid "searched" reads what was found.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor
 from dinit.diffusion import Denoiser, Process
 from dinit.files import write_atomically
 from dinit.samplers.base import SAMPLERS, Sampler, plan
-from dinit.samplers.grids.base import Times
+from dinit.samplers.grids.times import Times
 
 STARTS = ("uniform", "log-snr", "karras", "quadratic", "align-your-steps")
 
@@ -30,10 +30,17 @@ Metric = Callable[[Tensor], float]
 
 @dataclass(frozen=True)
 class Evolution:
-    """The settings of the search. population: candidates a generation; parents: the best, which are kept.
+    """Settings of an evolutionary search over times.
 
-    generations: after the first. mutation: the chance that a time of a child is moved. seed: of all randomness.
-    ValueError for counts below 1, fewer than 2 parents, or parents that fill the population.
+    Args:
+        population: candidates in a generation; more than `parents`.
+        parents: the best of a generation, which are kept; at least 2.
+        generations: after the first; at least 0.
+        mutation: probability that a time of a child is moved, in (0, 1].
+        seed: of all randomness.
+
+    Raises:
+        ValueError: a number outside its range.
     """
 
     population: int = 16
@@ -64,16 +71,29 @@ def search_timesteps(
     cache: str | Path | None = None,
     **options: Any,
 ) -> Times:
-    """The times, `steps` of them, whose samples from `noise` have the lowest metric among those tried.
+    """The times whose samples have the lowest metric among those tried. Li et al. 2023 (AutoDiffusion).
 
-    metric: of the samples (B, C, H, W) to a number, lower is better; a candidate that gives NaN is dropped.
-    noise, labels, options: as `Sampler.sample`, the same for every candidate. Registered grids (STARTS) are
-    among the first candidates, so that the result is never worse than the best of them on this noise; score it
-    on another. The last time lies between theirs.
-    cache: a JSON file. Where it holds the result of the same search it is read and nothing is run; it is
-    written, whole or not at all, otherwise. The key has the settings and the noise, not the denoiser's weights
-    or what the metric computes: give each its own file.
-    ValueError for steps < 3 (there is nothing to move), or a cache that holds another search.
+    Registered grids (STARTS) are among the first candidates, so that the result is never worse than the best of
+    them on this noise; score it on another. The last time lies between theirs. Source: arXiv:2309.10438.
+
+    Args:
+        denoiser: what the samples are drawn from.
+        sampler: a Sampler, or the name of one.
+        steps: the number of times, at least 3.
+        metric: of the samples (B, C, H, W) to a number, lower is better; a candidate that gives NaN is dropped.
+        noise: (B, C, H, W), the initial noise of every candidate.
+        labels: (B,) class numbers; None for no condition.
+        evolution: settings of the search.
+        cache: a JSON file. Where it holds the result of the same search it is read and nothing is run; it is
+            written, whole or not at all, otherwise. The key has the settings and the noise, not the denoiser's
+            weights or what the metric computes: give each its own file.
+        **options: of `Sampler.sample`.
+
+    Returns:
+        A grid of `steps` times.
+
+    Raises:
+        ValueError: steps < 3 (there is nothing to move), or a cache that holds another search.
     """
     if steps < 3:
         raise ValueError(f"a search moves the times between two fixed ends: steps must be at least 3, got {steps}")

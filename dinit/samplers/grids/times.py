@@ -1,0 +1,68 @@
+"""Times given one by one, in the call or in a file."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dinit.diffusion import Process
+from dinit.samplers.grids.base import GRIDS, TimeGrid
+
+
+@GRIDS.register("times")
+@dataclass(frozen=True)
+class Times(TimeGrid):
+    """Times given one by one: decreasing numbers in [0, 1], all but the last with sigma > 0.
+
+    Args:
+        values: the times.
+    """
+
+    values: tuple[float, ...]
+
+    @property
+    def length(self) -> int:
+        return len(self.values)
+
+    def times(self, process: Process, steps: int, t_min: float, t_max: float) -> Tensor:
+        if steps != len(self.values):
+            raise ValueError(f"this grid has {len(self.values)} times, got steps = {steps}")
+        return torch.tensor(self.values, dtype=torch.float64)
+
+
+@GRIDS.register("searched")
+@dataclass(frozen=True)
+class Searched(TimeGrid):
+    """Times that `search_timesteps` found and cached. Li et al. 2023 (AutoDiffusion).
+
+    Source: arXiv:2309.10438.
+
+    Args:
+        path: of the cache, a JSON file. It is read on first use.
+
+    Raises:
+        FileNotFoundError: from `times` and `values`, where there is no such file.
+        ValueError: from `times` and `values`, where the file is not such a cache.
+    """
+
+    path: str
+
+    @cached_property
+    def values(self) -> tuple[float, ...]:
+        """The times, decreasing."""
+        found = json.loads(Path(self.path).read_text())
+        if not (isinstance(found, dict) and isinstance(found.get("times"), list)):
+            raise ValueError(f"{self.path} holds no searched times: make it with search_timesteps(..., cache=path)")
+        return tuple(float(t) for t in found["times"])
+
+    @property
+    def length(self) -> int:
+        return len(self.values)
+
+    def times(self, process: Process, steps: int, t_min: float, t_max: float) -> Tensor:
+        return Times(self.values).times(process, steps, t_min, t_max)
