@@ -1,6 +1,6 @@
 """Docstrings of public names: each parameter under Args, each exception raised under Raises, nothing that is gone.
 
-`python tests/test_docstrings.py` prints what is missing and the list of names for NOT_YET.
+`python tests/test_docstrings.py` prints what is missing and takes names that are complete off the list NOT_YET.
 """
 
 from __future__ import annotations
@@ -168,7 +168,6 @@ dinit.pipelines.Converted
 dinit.pipelines.Trajectory.__call__
 dinit.pipelines.Trajectory.frames
 dinit.samplers.AdamsBashforth
-dinit.samplers.AlignYourSteps
 dinit.samplers.Ancestral
 dinit.samplers.BDIADDIM
 dinit.samplers.BDIAEDM
@@ -190,25 +189,19 @@ dinit.samplers.EDMEuler
 dinit.samplers.EDMHeun
 dinit.samplers.ERSDE
 dinit.samplers.EulerMaruyama
-dinit.samplers.Evolution
 dinit.samplers.ExponentialAB
 dinit.samplers.FlowSDE
 dinit.samplers.Inversion
-dinit.samplers.Karras
 dinit.samplers.LMS
-dinit.samplers.LogSNR
 dinit.samplers.NoiseSource
 dinit.samplers.NoiseSource.from_seed
 dinit.samplers.NoiseSource.normal
 dinit.samplers.PNDM
-dinit.samplers.Polyexponential
 dinit.samplers.PredictorCorrector
 dinit.samplers.RK4
 dinit.samplers.RK45
 dinit.samplers.RecordedNoise
 dinit.samplers.RecordedNoise.normal
-dinit.samplers.Respaced
-dinit.samplers.Respaced.levels
 dinit.samplers.Restart
 dinit.samplers.SASolver
 dinit.samplers.Sampler.check
@@ -217,17 +210,9 @@ dinit.samplers.Sampler.init
 dinit.samplers.Sampler.inner_times
 dinit.samplers.Sampler.iterate
 dinit.samplers.Sampler.step
-dinit.samplers.Searched
-dinit.samplers.Shifted
-dinit.samplers.SolverSearch
-dinit.samplers.SolverSearch.find
 dinit.samplers.Step
-dinit.samplers.TimeGrid.times
-dinit.samplers.Times
-dinit.samplers.Timesteps
 dinit.samplers.UniPC
 dinit.samplers.UniPC.rule
-dinit.samplers.VPInSigma
 dinit.samplers.compare
 dinit.samplers.guidance.APG
 dinit.samplers.guidance.Autoguidance
@@ -248,7 +233,6 @@ dinit.samplers.guidance.NoiseDamped
 dinit.samplers.guidance.PowerCosine
 dinit.samplers.guidance.ScaleSchedule.scale_at
 dinit.samplers.guidance.apply_guidance
-dinit.samplers.search_timesteps
 dinit.training.Contrastive
 dinit.training.Direction
 dinit.training.DiscriminatorRecipe
@@ -483,6 +467,10 @@ def test_enough_is_checked() -> None:
 
 
 if __name__ == "__main__":
-    for name, wrong in incomplete().items():
+    found = incomplete()
+    for name, wrong in found.items():
         print(f"{name}: {'; '.join(wrong)}")
-    print(*sorted(incomplete()), sep="\n")
+    left = [name for name in NOT_YET.split() if name in found]
+    here = Path(__file__)
+    text = here.read_text(encoding="utf-8").replace(NOT_YET, "\n".join(["", *left, ""]), 1)
+    here.write_text(text, encoding="utf-8")
