@@ -46,7 +46,7 @@ def noise(batch: int = 4, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(batch, 1, 3, 3, generator=torch.Generator().manual_seed(1)).to(dtype)
 
 
-@pytest.fixture(params=SAMPLERS.names())
+@pytest.fixture(params=[*SAMPLERS.names(), "pndm:start=prk"])
 def sampler(request: pytest.FixtureRequest) -> Sampler:
     return SAMPLERS.create(request.param)
 
@@ -161,7 +161,7 @@ def test_the_loop_reads_no_tensor_back(sampler: Sampler, guidance: str) -> None:
         "classifier": {"classifier": lambda x, label: x.flatten(1)[:, :2]},
         "discriminator": {"discriminator": lambda x, k, labels: x.flatten(1).sum(1) * k.alpha},
         "autoguidance": {"weak": mixture()},
-        "noise-damped": {"base": mixture(), "until": 0.0},
+        "noise-damped": {"base": mixture(), "max_log_snr": 0.0},
     }
     nested = [CADS(0.3, 0.9), CFG(2.0)]
     spec = nested if guidance == "nested" else {"name": guidance, **options.get(guidance, {})}

@@ -197,7 +197,6 @@ class SingleStep(Rule):
         known = [t]
         for fraction in self.stages:
             at = form.between(process, t, s, fraction)
-            _ = at.floats  # read back here, so that the loop does not
             stages = (*stages, (at, _from_two(form, process, at, known, "exact")))
             known.append(at)
         return StepUpdates(stages, _from_two(form, process, s, known, self.variant))

@@ -98,7 +98,10 @@ class MultistepSampler(Sampler):
     def init(self, denoiser: Denoiser, points: list[Scales], total: int) -> MultistepState:
         if len(points) < 2:
             return MultistepState(())
-        return MultistepState(self.coefficients(denoiser.process, points, total == len(points)))
+        steps = self.coefficients(denoiser.process, points, total == len(points))
+        for at in (at for step in steps for at, _ in step.stages):
+            _ = at.floats  # read back here, so that the loop does not
+        return MultistepState(steps)
 
     def step(
         self, denoise: StepDenoiser, x_t: Tensor, t: Scales, s: Scales, state: MultistepState, noise: StepNoise
