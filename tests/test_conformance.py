@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 
 import pytest
+from rich.console import Console
 
 from dinit.conformance import (
+    Check,
+    ConformanceReport,
     check_distribution,
     check_grids,
     check_order,
@@ -32,10 +36,37 @@ def test_every_registered_sampler_passes(place: int) -> None:
     assert any(c.status == "pass" for c in report.checks)
 
 
-def test_report_tells_a_failure() -> None:
+def rendered(report: ConformanceReport) -> str:
+    console = Console(width=160, record=True, file=io.StringIO())
+    console.print(report.table())
+    return console.export_text()
+
+
+def test_report_of_a_right_sampler() -> None:
     report = verify(["euler"], quick=True)
     assert report.passed
+    assert report.failures == []
     assert report.table().row_count == len(PROCESSES)
+    assert "FAIL" not in rendered(report)
+
+
+def test_report_tells_a_failure() -> None:
+    """One wrong check among right ones: the report fails, names it, and shows its figure."""
+    wrong, figure = check_order(SlowVelocity(), VP)
+    assert not wrong
+    checks = (
+        Check("euler", "vp", "order", "pass", "order 1.00/1"),
+        Check("slow", "vp", "order", "FAIL", figure),
+        Check("slow", "vp", "pairs", "refused", "singular at t = 1"),
+    )
+    report = ConformanceReport(checks)
+    assert not report.passed
+    assert report.failures == [checks[1]]
+    shown = rendered(report)
+    assert f"FAIL: {figure}" in shown
+    assert "refused: singular at t = 1" in shown
+    assert shown.count("FAIL") == 1
+    assert not ConformanceReport(()).passed  # nothing was checked
 
 
 def test_unknown_sampler_suggests_the_nearest() -> None:
