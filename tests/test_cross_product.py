@@ -59,7 +59,7 @@ def test_every_backbone_can_be_made_tiny() -> None:
         assert sum(p.numel() for p in tiny(name).parameters()) < 500_000
 
 
-# Guidances that need a second model, and those that return more than x0, with the samplers that use it. Nothing else
+# Guidances that need a second model; those that return more than x0, with the samplers that use it. Nothing else
 # is refused: a change that makes more combinations refuse fails here.
 NEEDS_A_MODEL = {"autoguidance", "classifier", "discriminator"}
 NEEDS_A_SAMPLER = {"cfg++": {"ddim"}}
