@@ -96,6 +96,22 @@ def only_writer(folder: Path) -> Iterator[None]:
         yield
 
 
+def is_held(folder: Path) -> bool:
+    """Whether another process holds the folder by `only_writer`. True where that cannot be known."""
+    try:
+        import fcntl
+    except ImportError:
+        return True
+    if not (folder / LOCK).exists():
+        return False
+    with open(folder / LOCK, "a", encoding="utf-8") as stream:
+        try:
+            fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
+
+
 def is_leftover(path: Path) -> bool:
     """Whether this is a temporary file or folder of a run that was killed."""
     return path.name.startswith(_PREFIX) and path.name.endswith(_SUFFIX)

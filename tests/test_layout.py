@@ -151,7 +151,7 @@ def test_bare_name_is_refused(name: str) -> None:
     if not (root / name).exists():
         pytest.skip("not a checkout: the links stand at its root")
     done = subprocess.run(
-        [sys.executable, "-c", f"import {name}"], cwd=root, capture_output=True, text=True, check=False
+        [sys.executable, "-c", f"import {name}"], cwd=root, capture_output=True, text=True, check=False, timeout=120
     )
     assert done.returncode != 0
     assert f"import dinit.{name}, not {name}" in done.stderr
@@ -160,7 +160,7 @@ def test_bare_name_is_refused(name: str) -> None:
 @pytest.mark.parametrize("module", ["dinit", "dinit.cli"])
 def test_import_is_light(module: str) -> None:
     code = f"import {module}, sys; print(*(m for m in ('torch', 'diffusers', 'numpy', 'PIL') if m in sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
     assert done.stdout.strip() == ""
 
 
@@ -189,5 +189,5 @@ assert not torch.cuda.is_initialized()
 exec(compile("torch.cuda.is_available()", "/dinit/probe.py", "exec"))
 print(touched)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
     assert done.stdout.strip() == "['is_available from /dinit/probe.py']"  # the probe alone

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from dinit.data import ImageData, sample_key
 
 _MEMORY_LIMIT = 256 << 20  # bytes: data sets up to this size are held as one tensor
-_PATIENCE = 1800  # seconds for a batch, after which the processes that read the data count as hanging
+PATIENCE = 1800  # seconds for a batch, after which the processes that read the data count as hanging
 _DEATHS = 3  # of the reading processes, without a batch between, that end a run
 
 
@@ -69,7 +69,8 @@ def _loaded(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches by worker processes. Workers that die are started again at the batch that is due.
 
-    RuntimeError where they die three times without having given a batch.
+    RuntimeError where they die three times without having given a batch, TimeoutError where they give none for
+    half an hour.
     """
     given = deaths = 0
     while True:
@@ -78,7 +79,7 @@ def _loaded(
             batch_sampler=_Positions(share, first_step, last_step, given),  # type: ignore[arg-type]
             num_workers=workers,
             pin_memory=torch.cuda.is_available(),
-            timeout=_PATIENCE if workers else 0,
+            timeout=PATIENCE if workers else 0,
             generator=torch.Generator(),  # of its own: a run that starts it again draws no more than another
         )
         source = _start(loader)
@@ -89,13 +90,9 @@ def _loaded(
             return
         except (RuntimeError, OSError, EOFError) as error:
             ends = [worker.sentinel for worker in getattr(source, "_workers", ())]
+            if is_late(error):
+                raise late(PATIENCE) from error
             # A killed process's connections break a moment before it counts as dead.
-            if "timed out after" in str(error):
-                raise RuntimeError(
-                    f"the processes that read the data gave no batch for {_PATIENCE / 60:.0f} minutes: is the "
-                    f"disk or "
-                    "network behind the data set reachable? The same command goes on from the last checkpoint"
-                ) from error
             if not ends or not wait(ends, timeout=1.0):
                 raise  # an error of the data, not of the process that read it
             deaths += 1
@@ -105,6 +102,20 @@ def _loaded(
                     "memory, shared memory too? Try training.workers=0"
                 ) from error
             warnings.warn(f"a process that reads the data died; they are started again ({error})", stacklevel=2)
+
+
+def is_late(error: Exception) -> bool:
+    """Whether a DataLoader says that its workers gave no batch within its `timeout`."""
+    return isinstance(error, RuntimeError) and "timed out after" in str(error)
+
+
+def late(seconds: float) -> TimeoutError:
+    """What to say then."""
+    return TimeoutError(
+        f"the processes that read the data gave no batch for {seconds / 60:.0f} minutes: is the disk or network "
+        "behind the data set reachable? The same command goes on from what is on the disk; workers=0 reads without "
+        "them"
+    )
 
 
 def _start(loader: DataLoader[tuple[Tensor, int]]) -> Iterator[tuple[Tensor, Tensor]]:

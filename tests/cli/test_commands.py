@@ -60,7 +60,7 @@ except SystemExit as stopped:
 heavy = {"torch", "diffusers", "numpy", "PIL", "yaml", "pydantic"} & set(sys.modules)
 assert not heavy, heavy
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
     for command in ("generate", "train", "evaluate", "list", "info", "verify", "replay", "convert", "export"):
         assert command in done.stdout

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import random
+import threading
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,12 +15,14 @@ import torch
 
 from dinit.data.digits import Digits
 from dinit.evaluation.reports.report import Report
+from dinit.files import only_writer
 from dinit.pipelines.evaluate import evaluate
 from dinit.pipelines.runs.watch import Evaluations, read_evaluations, untouched_randomness, watch
 from dinit.pipelines.train import train
 from dinit.training import Recipe, parse_recipe
 from dinit.training.recipe.file import RecipeError
 from dinit.training.run.checkpoint import load_checkpoint
+from dinit.training.run.folder import write_recipe
 from dinit.training.run.log import read_losses
 
 TINY = """\
@@ -86,6 +92,30 @@ def test_a_run_is_watched_from_beside_it(runs: tuple[Path, Path]) -> None:
     assert dict(watch(plain, num_samples=40, device="cpu")) == {}  # done already
     with pytest.raises(ValueError, match="is not a recipe"):
         next(watch(plain / "checkpoints"))
+
+
+def _hold(folder: Path, held: Any, end: Any) -> None:
+    with only_writer(folder):
+        held.set()
+        end.wait(60)
+
+
+def test_watching_a_run_that_nobody_trains_ends(tmp_path: Path) -> None:
+    write_recipe(tmp_path, tiny(MEASURED))
+    context = multiprocessing.get_context("fork")
+    held, end = context.Event(), context.Event()
+    child = context.Process(target=_hold, args=(tmp_path, held, end))
+    child.start()
+    try:
+        assert held.wait(30)
+        began = time.monotonic()
+        threading.Timer(1.0, end.set).start()  # until then a process trains
+        with pytest.raises(TimeoutError, match="no process trains into it; start `dinit train` again"):
+            next(watch(tmp_path, poll_seconds=0.01, patience_seconds=0.1, device="cpu"))
+        assert time.monotonic() - began >= 1.0
+    finally:
+        child.kill()
+        child.join(30)
 
 
 def test_a_run_that_goes_back_measures_anew(runs: tuple[Path, Path], tmp_path: Path) -> None:

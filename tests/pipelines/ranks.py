@@ -42,6 +42,16 @@ def join(children: Iterable[BaseProcess], seconds: float = LIMIT) -> None:
     assert not late, f"processes {late} had not ended after {seconds:.0f} s"
 
 
+def wait_for(reached: Callable[[], bool], children: Iterable[BaseProcess] = (), seconds: float = LIMIT) -> None:
+    """Waits until `reached`. AssertionError where a child has ended before that, or after `seconds`."""
+    children, latest = list(children), time.monotonic() + seconds
+    while not reached():
+        ended = [child.exitcode for child in children if not child.is_alive()]
+        assert not ended or reached(), f"processes ended with exit codes {ended} before what was waited for"
+        assert time.monotonic() < latest, f"what was waited for had not come after {seconds:.0f} s"
+        time.sleep(0.005)
+
+
 def kill(children: list[BaseProcess]) -> None:
     """SIGKILL to all of them."""
     for child in children:

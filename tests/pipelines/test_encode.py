@@ -138,8 +138,11 @@ def test_killed_and_restarted_encoding_is_the_uninterrupted_one(autoencoder: Pat
         child = context.Process(target=_encode_in_child, args=(str(autoencoder), str(folder)))
         before = len(list(folder.glob("latents-*")))
         child.start()
-        while child.is_alive() and len(list(folder.glob("latents-*"))) < before + 3:
-            time.sleep(0.002)
+        ranks.wait_for(
+            lambda child=child, before=before: (
+                not child.is_alive() or len(list(folder.glob("latents-*"))) >= before + 3
+            )
+        )
         time.sleep(chance.uniform(0, 0.03))
         if child.is_alive():
             os.kill(child.pid or 0, signal.SIGKILL)
@@ -268,7 +271,6 @@ def test_two_processes_make_what_one_makes(autoencoder: Path, tmp_path: Path) ->
     children = [context.Process(target=_encode_as_one_of_two, args=arguments) for arguments in given]
     for child in children:
         child.start()
-    for child in children:
-        child.join(timeout=200)
+    ranks.join(children)
     assert [child.exitcode for child in children] == [0, 0]
     assert contents(tmp_path / "one") == contents(tmp_path / "two")

@@ -219,7 +219,8 @@ except OSError as error:
 """
 
     def attempt() -> str:
-        return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+        command = [sys.executable, "-c", program]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=200).stdout
 
     with only_writer(tmp_path):
         assert "another process is writing into" in attempt()
@@ -302,9 +303,7 @@ def test_three_kills_of_two_processes(pipeline_folder: Path, tmp_path: Path) -> 
     for attempt in range(3):
         children = ranks.start(2, _share, str(pipeline_folder), count, str(folder), 8)
         target = 150 * attempt + chance.randint(20, 140)
-        while len(list(folder.rglob("0*.png"))) < target:
-            time.sleep(0.005)
-            assert all(child.is_alive() for child in children), "the run ended before it could be killed"
+        ranks.wait_for(lambda target=target: len(list(folder.rglob("0*.png"))) >= target, children)
         time.sleep(chance.uniform(0, 0.05))
         ranks.kill(children)
         for path in folder.rglob("0*.png"):

@@ -124,8 +124,12 @@ def killed_run(folder: Path, kills: int, seed: int) -> None:
             assert child.exitcode == 0
             return
         target = min(reached + chance.randint(0, max(60 // kills - 3, 1)), 45)  # well before the end
-        while child.is_alive() and (not (folder / "losses.jsonl").exists() or len(losses(folder)) < max(target, 1)):
-            time.sleep(0.002)
+        log = folder / "losses.jsonl"
+        ranks.wait_for(
+            lambda child=child, log=log, target=target: (
+                not child.is_alive() or (log.exists() and len(losses(folder)) >= max(target, 1))
+            )
+        )
         time.sleep(chance.uniform(0, 0.03))
         assert child.pid is not None
         os.kill(child.pid, signal.SIGKILL)

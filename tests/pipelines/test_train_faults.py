@@ -193,8 +193,7 @@ def test_a_worker_that_dies_is_started_again(tmp_path: Path) -> None:
     before, killed = set(_children()), []
 
     def strike() -> None:
-        while len(losses(tmp_path / "run")) < 5:
-            time.sleep(0.01)
+        ranks.wait_for(lambda: len(losses(tmp_path / "run")) >= 5)
         killed.extend(set(_children()) - before)
         for pid in killed:
             os.kill(pid, signal.SIGKILL)
@@ -222,9 +221,7 @@ def test_five_faults_in_two_processes(tmp_path: Path) -> None:
     for fault in ("all", "one", "told", "all", "one"):
         children = ranks.start(2, _train_many, str(folder))
         target = len(losses(folder)) + chance.randint(1, 12)
-        while len(losses(folder)) < target:
-            time.sleep(0.005)
-            assert all(child.is_alive() for child in children)
+        ranks.wait_for(lambda target=target: len(losses(folder)) >= target, children)
         time.sleep(chance.uniform(0, 0.05))
         if fault == "told":
             os.kill(children[chance.randint(0, 1)].pid or 0, signal.SIGTERM)

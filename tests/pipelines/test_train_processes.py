@@ -55,6 +55,10 @@ def losses(folder: Path) -> list[float]:
     return [loss for _, loss in read_losses(folder / "losses.jsonl")]
 
 
+def reached(folder: Path, step: int) -> bool:
+    return (folder / "losses.jsonl").exists() and len(losses(folder)) >= step
+
+
 def checkpoint(folder: Path, step: int) -> dict[str, dict[str, torch.Tensor]]:
     (path,) = [path for path in list_checkpoints(folder / "checkpoints") if path.name == f"step-{step:08d}"]
     names = ("raw", "ema", "optimizer", "powers")
@@ -96,9 +100,7 @@ def test_a_run_goes_on_with_another_number_of_processes(alone: Path, tmp_path: P
     folder = tmp_path / "run"
     for processes, sharding, until in ((2, "fsdp2", 12), (1, "fsdp2", 31)):
         children = ranks.start(processes, _train, str(folder), f"training.sharding={sharding}")
-        while not (folder / "losses.jsonl").exists() or len(losses(folder)) < until:
-            assert all(child.is_alive() for child in children)
-            time.sleep(0.005)
+        ranks.wait_for(lambda until=until: reached(folder, until), children)
         ranks.kill(children)
     finish(2, folder, "training.sharding=fsdp2")
     torch.testing.assert_close(torch.tensor(losses(folder)), torch.tensor(losses(alone)), rtol=1e-4, atol=0)
@@ -115,8 +117,7 @@ def _train_told(folder: str, codes: str) -> None:
 def test_all_processes_end_after_the_same_step_when_one_is_told(alone: Path, tmp_path: Path) -> None:
     folder, codes = tmp_path / "run", tmp_path / "code"
     children = ranks.start(2, _train_told, str(folder), str(codes))
-    while not (folder / "losses.jsonl").exists() or len(losses(folder)) < 13:
-        time.sleep(0.005)
+    ranks.wait_for(lambda: reached(folder, 13), children)
     os.kill(children[1].pid or 0, signal.SIGTERM)  # not the one that writes
     ranks.join(children)
     said = {(tmp_path / f"code-{rank}").read_text() for rank in (0, 1)}
@@ -231,8 +232,7 @@ def _wait_in_vain(report: str) -> None:
                 if state.is_main_process:
                     torch.distributed.all_reduce(torch.ones(3), async_op=True)
                     raise ValueError("of the first process")
-                while not Path(report).exists():
-                    time.sleep(0.05)
+                ranks.wait_for(Path(report).exists)
         except ValueError:
             said = [str(warning.message) for warning in caught if "do not answer" in str(warning.message)]
             Path(report).write_text(json.dumps([time.monotonic() - began, said, bool(PartialState._shared_state)]))

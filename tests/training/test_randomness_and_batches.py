@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import numpy as np
@@ -51,6 +52,22 @@ def test_processes_and_parts_split_one_global_batch() -> None:
     for step in range(5):
         pieces = [ranks[rank][3 * step + part] for part in range(3) for rank in range(2)]
         assert torch.equal(torch.cat(pieces), whole[step])
+
+
+class _Slow(InMemory):
+    """Images that come late."""
+
+    def sample(self, index: int, key: int) -> tuple[Tensor, int]:
+        time.sleep(4)
+        return super().sample(index, key)
+
+
+def test_readers_that_give_nothing_are_not_waited_for_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dinit.training.batches.PATIENCE", 1)
+    slow = dataset(horizontal_flip=True)
+    slow.__class__ = _Slow
+    with pytest.raises(TimeoutError, match="is the disk or network behind the data set reachable"):
+        next(batches(slow, 7, Share(4), 1, 2, workers=1))
 
 
 def test_indivisible_batch_is_refused() -> None:

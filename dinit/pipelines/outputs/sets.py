@@ -265,11 +265,9 @@ class _Watch:
                 return False
             if time.monotonic() - since > _PATIENCE:
                 raise TimeoutError(
-                    f"{self.total - done} images of {self.folder} are other processes' share, and none has "
-                    f"come for "
-                    f"{_PATIENCE / 60:.0f} minutes: one of them has died or hangs. End what is left of them "
-                    f"and start "
-                    "the same command again; it makes only the images that are missing"
+                    f"{self.total - done} images of {self.folder} are other processes' share, and none has come "
+                    f"for {_PATIENCE / 60:.0f} minutes: one of them has died or hangs. End what is left of them "
+                    "and start the same command again; it makes only the images that are missing"
                 )
             time.sleep(0.2)
             before, done = done, self.look(now=True)

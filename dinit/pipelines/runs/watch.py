@@ -17,7 +17,7 @@ from dinit.evaluation.evaluate import Evaluator
 from dinit.evaluation.metrics.base import DEFAULT_METRICS
 from dinit.evaluation.protocols import PROTOCOLS
 from dinit.evaluation.reports.report import Report
-from dinit.files import write_atomically
+from dinit.files import is_held, write_atomically
 from dinit.pipelines.evaluate import draw_labels, generate
 from dinit.pipelines.generate import Pipeline
 from dinit.pipelines.runs.output import make_pipeline
@@ -114,21 +114,39 @@ def untouched_randomness() -> Iterator[None]:
 
 
 def watch(
-    run: str | Path, *, poll_seconds: float = 10.0, device: str | None = None, **options: Any
+    run: str | Path,
+    *,
+    poll_seconds: float = 10.0,
+    patience_seconds: float = 3600.0,
+    device: str | None = None,
+    **options: Any,
 ) -> Iterator[tuple[int, Report]]:
     """Measures each new checkpoint of a run as (step, report), from another process, until the run has its
     pipeline.
 
     The newest checkpoint is taken each time: where measuring takes longer than the run needs for the next one,
-    those between are left out, as are steps that are in evaluations.jsonl. device: None is a GPU if there is one.
-    options: num_samples and those of `Evaluator`, in place of what the recipe's section `evaluation` says. ValueError
-    for a folder without a run.
+    those between are left out, as are steps that are in evaluations.jsonl.
+
+    Args:
+        run: The run's folder.
+        poll_seconds: Between looks at the folder.
+        patience_seconds: How long to wait for a checkpoint of a run that no process trains.
+        device: None is a GPU if there is one.
+        options: num_samples and those of `Evaluator`, in place of what the recipe's section `evaluation` says.
+
+    Yields:
+        A step and its report.
+
+    Raises:
+        ValueError: For a folder without a run.
+        TimeoutError: No process trains the run any more, and it has no pipeline.
     """
     run = Path(run)
     recipe = read_recipe(run)
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     evaluations = Evaluations.of(recipe, run, **{"cuda": place.type == "cuda", **options})
     done = {line["step"] for line in read_evaluations(run)}
+    since = time.monotonic()  # the last sign of life
     while True:
         finished = (run / "pipeline" / "training.json").is_file()
         checkpoint = _newest(run, done)
@@ -136,10 +154,18 @@ def watch(
             done.add(checkpoint.step)
             pipeline = pipeline_of(recipe, checkpoint, place)
             yield checkpoint.step, evaluations.measure(pipeline, checkpoint.step)
+            since = time.monotonic()
         elif finished:
             return
-        else:
+        elif time.monotonic() - since < patience_seconds:
             time.sleep(poll_seconds)
+        elif is_held(run):
+            since = time.monotonic()
+        else:
+            raise TimeoutError(
+                f"{run} has no pipeline, no new checkpoint for {patience_seconds / 60:.0f} minutes, and no process "
+                "trains into it; start `dinit train` again, which goes on from the last checkpoint, and then watch"
+            )
 
 
 def _newest(run: Path, done: set[int]) -> Checkpoint | None:

@@ -39,6 +39,7 @@ from dinit.pipelines.launch import launched_processes
 from dinit.pipelines.outputs.manifest import versions, weights_sha256
 from dinit.pipelines.outputs.targets import check_folder_target
 from dinit.registry import suggest
+from dinit.training.batches import PATIENCE, is_late, late
 
 _EVERY = 10.0  # seconds between lines of progress where there is no terminal
 
@@ -230,6 +231,7 @@ class _Run:
             batch_sampler=[batch for shard in shards for batch in self._batches(shard)],
             num_workers=self.options.workers if shards else 0,
             pin_memory=self.device.type == "cuda",
+            timeout=PATIENCE if shards and self.options.workers else 0,
         )
 
     @torch.no_grad()
@@ -238,7 +240,7 @@ class _Run:
         copies = {"": [], "_flipped": []} if self.plan.flips else {"": []}
         figures = [torch.empty(2, 0)]
         for batch in self._batches(shard):
-            images = next(source).to(self.device, non_blocking=True)
+            images = _next(source).to(self.device, non_blocking=True)
             for suffix, made in copies.items():
                 made.append(self._posterior(images.flip(-1) if suffix else images))
             rows = [row for row, image in enumerate(batch) if self.plan.is_measured(image)]
@@ -269,6 +271,15 @@ class _Run:
         z = mean.to(self.device, self.codec.vae.dtype)
         decoded = self.codec.vae.decode(z).sample.float()
         return torch.stack([psnr(images, decoded), ssim(images, decoded)]).cpu()
+
+
+def _next(source: Iterator[Tensor]) -> Tensor:
+    try:
+        return next(source)
+    except RuntimeError as error:
+        if is_late(error):
+            raise late(PATIENCE) from error
+        raise
 
 
 class _Images(Dataset[Tensor]):
