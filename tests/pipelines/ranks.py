@@ -14,7 +14,12 @@ from typing import Any
 LIMIT = 200.0  # seconds for processes to end by themselves
 STARTED: list[BaseProcess] = []  # all that tests have started: conftest.py ends what is left of them
 
-_PRELOAD = ["dinit.pipelines.train", "dinit.pipelines.outputs.sets", "dinit.training.recipe.checks"]
+_PRELOAD = [
+    "dinit.pipelines.train",
+    "dinit.pipelines.outputs.sets",
+    "dinit.pipelines.weights.encode",
+    "dinit.training.recipe.checks",
+]
 
 
 def start(processes: int, function: Callable[..., Any], *arguments: Any) -> list[BaseProcess]:
