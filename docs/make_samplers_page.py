@@ -94,6 +94,8 @@ def sampler_section(name: str) -> str:
     facts = (
         f"{kind(sampler)}, order {sampler.claims().order}, {cost(sampler)} NFE a step. {reference(SAMPLERS[name])}"
     )
+    if special := SAMPLERS.special_case_of(name):
+        facts += f". At its defaults it equals [`{special}`](#{special})"
     parts = [f"### {name}", f"```math\n{FORMULAS[name]}\n```", f"*{facts}*", paragraphs(SAMPLERS[name])]
     grid = sampler.grid_for(PROCESS)
     if grid != default_grid(PROCESS):

@@ -58,7 +58,13 @@ def list_registries(kind: Kind = None, names: Names = False) -> None:
 def _registry(kind: str) -> dict[str, str]:
     module, attribute = _REGISTRIES[kind]
     registry: Registry[Any] = getattr(importlib.import_module(module), attribute)
-    return {name: registry.summary(name) for name in registry}
+    return {name: registry.summary(name) + _special(registry, name) for name in registry}
+
+
+def _special(registry: Registry[Any], name: str) -> str:
+    """Which entry this one equals at its defaults, if any."""
+    special = registry.special_case_of(name)
+    return "" if special is None else f" (special case: equals {special} at its defaults)"
 
 
 def _pipelines() -> dict[str, str]:
