@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypedDict, Unpack, cast, overload
+from typing import Any, Literal, Unpack, cast, overload
 
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from torch import Tensor
 
-from dinit.checkpoints.interop.scheduler_run import build
-from dinit.checkpoints.interop.scheduler_sampler import SchedulerSampler
-from dinit.checkpoints.interop.training_scheduler import training_scheduler
 from dinit.compat import dtype_option
 from dinit.diffusion import (
     PARAMETERIZATIONS,
@@ -27,7 +23,7 @@ from dinit.diffusion import (
 )
 from dinit.models.base import BACKBONES
 from dinit.models.codec import AutoencoderKLCodec, Codec, IdentityCodec, align
-from dinit.pipelines.advice import CALL, LOADING, unknown_attribute, unknown_keywords
+from dinit.pipelines.advice import CALL, unknown_attribute, unknown_keywords
 from dinit.pipelines.call import (
     DEFAULT,
     DEFAULT_BATCH,
@@ -51,21 +47,20 @@ from dinit.pipelines.call import (
     whole_number,
 )
 from dinit.pipelines.callbacks import Callback, StepCallback, Trajectory, step_callback
+from dinit.pipelines.defaults import CallDefaults, check_defaults
 from dinit.pipelines.diffusers_folder import is_diffusers_folder, read_diffusers_folder
+from dinit.pipelines.diffusers_methods import DiffusersMethods
 from dinit.pipelines.hub import CARD, CUSTOM_PIPELINE, CUSTOM_PIPELINE_TEXT, card_text
-from dinit.pipelines.loading import check_folder, locate
+from dinit.pipelines.loading import LoadOptions, check_folder, load_options, locate
 from dinit.pipelines.outputs.sheets import OUTPUT_TYPES, OutputType, convert
 from dinit.registry import suggest
-from dinit.samplers import NoiseSource, Sampler, Step, TimeGrid
+from dinit.samplers import NoiseSource, Step
 from dinit.samplers.guidance import Guidance, apply_guidance
 
 __all__ = ["Generated", "LoadOptions", "OutputOptions", "Pipeline", "Trajectory"]
 
-# What from_pretrained hands to the download of a hub repository, and not to diffusers' loading.
-_HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision")
 # Attributes that diffusers' own methods assign.
 _OF_DIFFUSERS = ("backbone", "vae", "hf_device_map", "quantization_config")
-_REHEARSED_STEPS = 20
 
 
 @dataclass
@@ -90,43 +85,7 @@ class OutputOptions(CallOptions, total=False):
     callback_on_step_end: Callback | None
 
 
-class LoadOptions(TypedDict, total=False):
-    """Keywords of `Pipeline.from_pretrained`.
-
-    Components and settings in place of the saved ones (see Pipeline), and what diffusers' downloading and loading
-    take. null_label is for folders of diffusers.
-    """
-
-    backbone: Any
-    vae: Any
-    process: Any
-    parameterization: Any
-    class_names: Sequence[str] | None
-    t_max: float
-    defaults: Mapping[str, Any]
-    vae_reference: str | None
-    pixel_range: Sequence[float]
-    latent_normalization: Mapping[str, Any] | None
-    compile: bool | Mapping[str, Any]
-    null_label: int | None
-    torch_dtype: torch.dtype | None
-    cache_dir: str | Path | None
-    force_download: bool
-    local_files_only: bool
-    token: str | bool | None
-    revision: str | None
-    variant: str | None
-    use_safetensors: bool
-    device_map: str | None
-    max_memory: Mapping[Any, Any] | None
-    offload_folder: str | Path | None
-    offload_state_dict: bool | None
-    low_cpu_mem_usage: bool
-    quantization_config: Any
-    disable_mmap: bool
-
-
-class Pipeline(DiffusionPipeline):
+class Pipeline(CallDefaults, DiffusersMethods, DiffusionPipeline):
     """Generates images: any sampler, any guidance, on one trained network.
 
     Saved, it is a diffusers folder: model_index.json with all of the plain values, backbone/, and vae/ where
@@ -178,7 +137,7 @@ class Pipeline(DiffusionPipeline):
             raise ValueError("a pipeline needs process= and parameterization=, e.g. {'name': 'vp-discrete'}")
         self._process: Process = PROCESSES.create(process)
         self._parameterization: Parameterization = PARAMETERIZATIONS.create(parameterization)
-        self._defaults = _check_defaults(defaults or {})
+        self._defaults = check_defaults(defaults or {})
         if class_names is not None and len(class_names) != backbone.num_classes:
             raise ValueError(f"{len(class_names)} class names for a backbone of {backbone.num_classes} classes")
         BackboneDenoiser(backbone, self._process, self._parameterization, t_max)  # refuses a singular pair
@@ -264,20 +223,7 @@ class Pipeline(DiffusionPipeline):
             ValueError: a keyword that is none of these; a missing, unexpected or mis-shaped tensor, by its name.
             FileNotFoundError: nothing is there; it says where was looked.
         """
-        known = ("device", "dtype", *LoadOptions.__annotations__)
-        if unknown := [name for name in options if name not in known]:
-            raise unknown_keywords("from_pretrained", unknown, known, LOADING)
-        given: dict[str, Any] = dict(options)
-        if dtype is None:
-            dtype = given.get("torch_dtype")
-        elif given.get("torch_dtype", dtype) != dtype:
-            raise ValueError(f"dtype = {dtype} and torch_dtype = {given['torch_dtype']} differ; give one of them")
-        given.pop("torch_dtype", None)
-        if dtype is not None and not isinstance(dtype, torch.dtype):
-            raise ValueError(f"dtype must be a torch.dtype such as torch.bfloat16, got {dtype!r}")
-        if not given.pop("use_safetensors", True):
-            raise ValueError("use_safetensors=False is not covered: pickled weights can run code when opened")
-        hub = {key: given.pop(key) for key in _HUB_OPTIONS if key in given}
+        given, hub, dtype = load_options(options, dtype)
         folder = locate(pretrained_model_name_or_path, **hub)
         if is_diffusers_folder(folder):
             pipeline = cls(**read_diffusers_folder(folder, given | ({} if dtype is None else {"dtype": dtype})))
@@ -306,24 +252,6 @@ class Pipeline(DiffusionPipeline):
         if not (folder / CARD).exists():
             (folder / CARD).write_text(card_text(type(self.backbone).__name__, self.num_classes))
         super().save_pretrained(save_directory, *args, **kwargs)
-
-    def to(self, *args: Any, **kwargs: Any) -> Pipeline:
-        """Moves the networks to a device and converts them to a dtype, as in diffusers.
-
-        Args:
-            args: device, dtype, or both in this order.
-            kwargs: device=, dtype=, silence_dtype_warnings=.
-        """
-        dtypes = [one for one in (*args, kwargs.pop("dtype", None)) if isinstance(one, torch.dtype)]
-        rest = [one for one in args if not isinstance(one, torch.dtype) and one is not None]
-        for dtype in dtypes:
-            for part in self.components.values():
-                # Not part.to, which warns of modules to be kept in float32 even where a model names none.
-                if part is not None:
-                    torch.nn.Module.to(part, dtype=dtype)
-        if rest or kwargs.get("device") is not None:
-            super().to(*rest, **kwargs)
-        return self
 
     @property
     def process(self) -> Process:
@@ -355,84 +283,6 @@ class Pipeline(DiffusionPipeline):
         """Height = width of the images, in pixels. ValueError where an autoencoder is needed and not there."""
         return self.backbone.image_size * self.codec.downscale
 
-    @property
-    def defaults(self) -> dict[str, Any]:
-        """What a call uses for what it does not name: sampler, steps, grid, guidance, as they were given."""
-        return dict(self._defaults)
-
-    @property
-    def sampler(self) -> Sampler | None:
-        """The default sampler. Assign one as `__call__` takes it, or None for no default."""
-        return None if "sampler" not in self._defaults else make_sampler(self._defaults["sampler"])
-
-    @sampler.setter
-    def sampler(self, value: SamplerLike | None) -> None:
-        sampler = None if value is None else make_sampler(value)
-        if sampler is not None:
-            self._check_sampler(sampler)
-        self._set_default("sampler", sampler)
-
-    @property
-    def steps(self) -> int | None:
-        """The default number of sampling steps. Assign a number, or None for no default."""
-        return self._defaults.get("steps")
-
-    @steps.setter
-    def steps(self, value: int | None) -> None:
-        self._set_default("steps", None if value is None else whole_number("steps", value))
-
-    @property
-    def grid(self) -> TimeGrid | None:
-        """The default time grid. Assign one as `__call__` takes it, or None for the usual one."""
-        return None if "grid" not in self._defaults else make_grid(self._defaults["grid"])
-
-    @grid.setter
-    def grid(self, value: GridLike | None) -> None:
-        self._set_default("grid", None if value is None else make_grid(value))
-
-    @property
-    def guidance(self) -> tuple[Guidance, ...]:
-        """The default guidance. Assign it as `__call__` takes it; None and [] are none."""
-        return make_guidance(self._defaults.get("guidance"))
-
-    @guidance.setter
-    def guidance(self, value: GuidanceLike | Sequence[GuidanceLike] | None) -> None:
-        self._set_default("guidance", make_guidance(value))
-
-    @property
-    def scheduler(self) -> Any:
-        """A diffusers scheduler with the schedule and the prediction type that the backbone was trained on.
-
-        `pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)` makes that scheduler the
-        default sampler, as `pipe.sampler = ` does, and its samples are those of diffusers' own loop. Unlike there
-        it is refused where it is on another schedule, or expects another prediction, than the backbone.
-
-        Raises:
-            ValueError: diffusers has no scheduler for what the backbone was trained on.
-        """
-        sampler = self.sampler
-        if isinstance(sampler, SchedulerSampler):
-            return build(sampler.scheduler, sampler.config)
-        return training_scheduler(self.process, self.parameterization, self.denoiser().learns_variance)
-
-    @scheduler.setter
-    def scheduler(self, value: Any) -> None:
-        if isinstance(value, (str, Mapping, Sampler)):
-            raise ValueError(f"scheduler must be a diffusers scheduler; see pipe.sampler; got {value!r}")
-        self.sampler = value
-
-    def _set_default(self, key: str, value: Any) -> None:
-        others = {name: one for name, one in self._defaults.items() if name != key}
-        self._defaults = others if value is None else {**others, key: to_spec(value)}
-        self.register_to_config(defaults=to_spec(self._defaults))
-
-    def _check_sampler(self, sampler: Sampler) -> None:
-        """ValueError where it cannot sample this backbone; the network is not evaluated."""
-        steps = min(_REHEARSED_STEPS, self.process.num_steps)
-        grid = sampler.own_grid or sampler.grid_for(self.process)
-        call = self.prepare(0 if self.num_classes else None, sampler=sampler, steps=steps, grid=grid, guidance=None)
-        self.check(call)
-
     def _plain(self, key: str) -> Any:
         config: Any = self.config
         return config[key]
@@ -456,35 +306,6 @@ class Pipeline(DiffusionPipeline):
         if self._plain("vae_reference") is not None:
             return None
         return IdentityCodec(self.backbone.in_channels, *self._plain("pixel_range"))
-
-    def enable_vae_slicing(self) -> None:
-        """Decodes one image at a time, which needs less memory. ValueError for a pipeline without autoencoder."""
-        self._need_vae("enable_vae_slicing").enable_slicing()
-
-    def disable_vae_slicing(self) -> None:
-        """Decodes a batch at once again. ValueError for a pipeline without autoencoder."""
-        self._need_vae("disable_vae_slicing").disable_slicing()
-
-    def enable_vae_tiling(self) -> None:
-        """Decodes in tiles, which needs less memory. ValueError for a pipeline without autoencoder."""
-        self._need_vae("enable_vae_tiling").enable_tiling()
-
-    def disable_vae_tiling(self) -> None:
-        """Decodes without tiles again. ValueError for a pipeline without autoencoder."""
-        self._need_vae("disable_vae_tiling").disable_tiling()
-
-    def _need_vae(self, what: str) -> Any:
-        if self.vae is None:
-            raise ValueError(f"{what} is for pipelines with an autoencoder, and this one has none: leave it out")
-        return self.vae
-
-    def enable_attention_slicing(self, slice_size: str | int | None = "auto") -> None:
-        """Has no effect, and warns: attention is torch's, which needs no slicing."""
-        _warn_no_effect("enable_attention_slicing")
-
-    def enable_xformers_memory_efficient_attention(self, attention_op: Any = None) -> None:
-        """Has no effect, and warns: attention is torch's, which is memory-efficient."""
-        _warn_no_effect("enable_xformers_memory_efficient_attention")
 
     def denoiser(self, labels: Labels = None) -> Denoiser:
         """The network read as the posterior mean; with labels (numbers or names), conditioned on them."""
@@ -697,30 +518,8 @@ def _either(name: str, value: Any, other: str, given: Any) -> Any:
     return given if value is None else value
 
 
-def _warn_no_effect(method: str) -> None:
-    warnings.warn(
-        f"{method} has no effect: attention is torch's scaled_dot_product_attention, which is memory-efficient",
-        UserWarning,
-        stacklevel=3,
-    )
-
-
 def _with_null(labels: Sequence[int | None], num_classes: int) -> Tensor:
     return torch.tensor([num_classes if label is None else label for label in labels], dtype=torch.int64)
-
-
-def _check_defaults(defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """The defaults without empty ones. ValueError for unknown keys or values that cannot be made."""
-    for key in defaults:
-        if key not in DEFAULT_KEYS:
-            raise ValueError(f"unknown pipeline default {key!r}{suggest(str(key), list(DEFAULT_KEYS))}")
-    given = {key: value for key, value in defaults.items() if value is not None}
-    if "sampler" in given:
-        make_sampler(given["sampler"])
-    make_guidance(given.get("guidance"))
-    if "steps" in given:
-        whole_number("steps", given["steps"])
-    return given
 
 
 @contextmanager

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from dinit.checkpoints.locating import INDEX, PICKLES, SHIPPED, locate, read_json, shipped
 from dinit.models.base import BACKBONES, Backbone
+from dinit.pipelines.advice import LOADING, unknown_keywords
 from dinit.registry import suggest
 
-__all__ = ["BACKBONE", "INDEX", "SHIPPED", "check_folder", "locate", "read_json", "shipped"]
+__all__ = [
+    "BACKBONE",
+    "INDEX",
+    "SHIPPED",
+    "LoadOptions",
+    "check_folder",
+    "load_options",
+    "locate",
+    "read_json",
+    "shipped",
+]
 
 BACKBONE = "backbone"
 _WEIGHTS = "diffusion_pytorch_model"
@@ -114,3 +125,75 @@ def weight_files(folder: Path) -> list[Path]:
 def _some(names: Sequence[str]) -> str:
     """The first few names."""
     return ", ".join(names[:4]) + (f", and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+# What from_pretrained hands to the download of a hub repository, and not to diffusers' loading.
+_HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision")
+
+
+class LoadOptions(TypedDict, total=False):
+    """Keywords of `Pipeline.from_pretrained`.
+
+    Components and settings in place of the saved ones (see Pipeline), and what diffusers' downloading and loading
+    take. null_label is for folders of diffusers.
+    """
+
+    backbone: Any
+    vae: Any
+    process: Any
+    parameterization: Any
+    class_names: Sequence[str] | None
+    t_max: float
+    defaults: Mapping[str, Any]
+    vae_reference: str | None
+    pixel_range: Sequence[float]
+    latent_normalization: Mapping[str, Any] | None
+    compile: bool | Mapping[str, Any]
+    null_label: int | None
+    torch_dtype: torch.dtype | None
+    cache_dir: str | Path | None
+    force_download: bool
+    local_files_only: bool
+    token: str | bool | None
+    revision: str | None
+    variant: str | None
+    use_safetensors: bool
+    device_map: str | None
+    max_memory: Mapping[Any, Any] | None
+    offload_folder: str | Path | None
+    offload_state_dict: bool | None
+    low_cpu_mem_usage: bool
+    quantization_config: Any
+    disable_mmap: bool
+
+
+def load_options(
+    options: Mapping[str, Any], dtype: torch.dtype | None
+) -> tuple[dict[str, Any], dict[str, Any], torch.dtype | None]:
+    """Keywords of `Pipeline.from_pretrained`, checked.
+
+    Args:
+        options: those of LoadOptions.
+        dtype: as given; None is torch_dtype's.
+
+    Returns:
+        What is left for the loading, what the download takes, and the dtype.
+
+    Raises:
+        ValueError: an unknown keyword, with the nearest one; two dtypes; pickled weights.
+    """
+    known = ("device", "dtype", *LoadOptions.__annotations__)
+    if unknown := [name for name in options if name not in known]:
+        raise unknown_keywords("from_pretrained", unknown, known, LOADING)
+    given: dict[str, Any] = dict(options)
+    if dtype is None:
+        dtype = given.get("torch_dtype")
+    elif given.get("torch_dtype", dtype) != dtype:
+        raise ValueError(f"dtype = {dtype} and torch_dtype = {given['torch_dtype']} differ; give one of them")
+    given.pop("torch_dtype", None)
+    if dtype is not None and not isinstance(dtype, torch.dtype):
+        raise ValueError(f"dtype must be a torch.dtype such as torch.bfloat16, got {dtype!r}")
+    if not given.pop("use_safetensors", True):
+        raise ValueError("use_safetensors=False is not covered: pickled weights can run code when opened")
+    hub = {key: given.pop(key) for key in _HUB_OPTIONS if key in given}
+    return given, hub, dtype
