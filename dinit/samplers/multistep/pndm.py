@@ -14,7 +14,8 @@ from dinit.samplers.base import SAMPLERS, Claims
 from dinit.samplers.grids.base import TimeGrid
 from dinit.samplers.grids.default import noise_level_grid
 from dinit.samplers.multistep.exponential_weights import choice, form_at, weights
-from dinit.samplers.multistep.rules import LinearUpdate, Pseudo, SingleStep
+from dinit.samplers.multistep.linear_update import LinearUpdate
+from dinit.samplers.multistep.rules import Pseudo, SingleStep
 from dinit.samplers.multistep.unified import MultistepSampler, RuleSchedule, StepCoefficients
 
 PSEUDO = Pseudo("eps", 4, variable="t")

@@ -12,24 +12,21 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, asdict, dataclass, replace
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal
 
-from torch import Tensor
-
-from dinit.diffusion import Denoised, Process, Scales
+from dinit.diffusion import Process, Scales
 from dinit.registry import suggest
 from dinit.samplers.multistep.exponential_weights import (
-    DDIM_FORM,
     ExponentialForm,
     Prediction,
     Variable,
     Variant,
     check_order,
     choice,
-    ddim_weights,
     form_at,
     weights,
 )
+from dinit.samplers.multistep.linear_update import LinearUpdate, Stages, StepUpdates, ddim_update
 
 WarmUp = Literal["lower-order", "corrected", "single-step"]
 """How the first steps of a run, which lack evaluations, are taken.
@@ -38,50 +35,6 @@ WarmUp = Literal["lower-order", "corrected", "single-step"]
 corrected by the evaluation at their end at no cost; order 3 at most. 'single-step': besides, the first step is one
 of three evaluations (Lu et al. 2022, DPM-Solver-3); order 4 at most.
 """
-
-
-class Evaluation(NamedTuple):
-    """A past evaluation and the (corrected) state that the trajectory went on from there."""
-
-    denoised: Denoised
-    state: Tensor
-
-
-class LinearUpdate(NamedTuple):
-    """x = state_weight * state + sum_j weights[j] * F_j.
-
-    Attributes:
-        form: How F is read from an evaluation.
-        state_weight: Weight of the state.
-        weights: Weights of F, one for each of `evaluations`.
-        steps_back: How many evaluations ago the state is taken from; 0 is the newest.
-        evaluations: Which evaluations take part, counted back from the newest.
-    """
-
-    form: ExponentialForm
-    state_weight: float
-    weights: list[float]
-    steps_back: int
-    evaluations: tuple[int, ...]
-
-    def apply(self, state: Tensor, past: Sequence[Evaluation]) -> Tensor:
-        """x, (B, C, H, W), from a state and the evaluations so far, the newest first."""
-        x = self.state_weight * state
-        for j, w in zip(self.evaluations, self.weights, strict=True):
-            x = x + w * self.form.ode.slope(past[j].denoised)
-        return x
-
-
-Stages = tuple[tuple[Scales, LinearUpdate], ...]
-"""The inner evaluations of a step: the scales of each, and the update that leads there."""
-
-
-class StepUpdates(NamedTuple):
-    """How one step is taken: inner evaluations, the way to s, and the same again once s is evaluated (or None)."""
-
-    stages: Stages
-    advance: LinearUpdate
-    correction: LinearUpdate | None = None
 
 
 @dataclass(frozen=True)
@@ -375,11 +328,6 @@ class Pseudo(HistoryRule):
 
 
 RULES: dict[str, type[Rule]] = {rule.registry_name: rule for rule in (Extrapolate, SingleStep, Pseudo)}
-
-
-def ddim_update(t: Scales, s: Scales, steps_back: int = 0) -> LinearUpdate:
-    """DDIM's step from the state at t, `steps_back` evaluations ago, to s."""
-    return LinearUpdate(DDIM_FORM, *ddim_weights(t, s), steps_back, (0,))
 
 
 def lower_at_the_end(rules: Sequence[Rule], tail: bool, to: int = 1) -> list[Rule]:

@@ -16,17 +16,8 @@ from torch import Tensor
 from dinit.diffusion import Denoiser, Process, Scales
 from dinit.samplers.base import SAMPLERS, Claims, Sampler, StepDenoiser, StepNoise
 from dinit.samplers.multistep.exponential_weights import choice
-from dinit.samplers.multistep.rules import (
-    Corrector,
-    Evaluation,
-    Extrapolate,
-    HistoryRule,
-    LinearUpdate,
-    Rule,
-    Stages,
-    WarmUp,
-    rule_from_config,
-)
+from dinit.samplers.multistep.linear_update import Evaluation, LinearUpdate, Stages
+from dinit.samplers.multistep.rules import Corrector, Extrapolate, HistoryRule, Rule, WarmUp, rule_from_config
 
 
 class StepCoefficients(NamedTuple):

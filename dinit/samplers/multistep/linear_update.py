@@ -1,0 +1,60 @@
+"""Linear updates: a step of an exponential or multistep solver as a weighted sum of a state and past evaluations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+from dinit.diffusion import Denoised, Scales
+from dinit.samplers.multistep.exponential_weights import DDIM_FORM, ExponentialForm, ddim_weights
+
+
+class Evaluation(NamedTuple):
+    """A past evaluation and the (corrected) state that the trajectory went on from there."""
+
+    denoised: Denoised
+    state: Tensor
+
+
+class LinearUpdate(NamedTuple):
+    """x = state_weight * state + sum_j weights[j] * F_j.
+
+    Attributes:
+        form: How F is read from an evaluation.
+        state_weight: Weight of the state.
+        weights: Weights of F, one for each of `evaluations`.
+        steps_back: How many evaluations ago the state is taken from; 0 is the newest.
+        evaluations: Which evaluations take part, counted back from the newest.
+    """
+
+    form: ExponentialForm
+    state_weight: float
+    weights: list[float]
+    steps_back: int
+    evaluations: tuple[int, ...]
+
+    def apply(self, state: Tensor, past: Sequence[Evaluation]) -> Tensor:
+        """x, (B, C, H, W), from a state and the evaluations so far, the newest first."""
+        x = self.state_weight * state
+        for j, w in zip(self.evaluations, self.weights, strict=True):
+            x = x + w * self.form.ode.slope(past[j].denoised)
+        return x
+
+
+Stages = tuple[tuple[Scales, LinearUpdate], ...]
+"""The inner evaluations of a step: the scales of each, and the update that leads there."""
+
+
+class StepUpdates(NamedTuple):
+    """How one step is taken: inner evaluations, the way to s, and the same again once s is evaluated (or None)."""
+
+    stages: Stages
+    advance: LinearUpdate
+    correction: LinearUpdate | None = None
+
+
+def ddim_update(t: Scales, s: Scales, steps_back: int = 0) -> LinearUpdate:
+    """DDIM's step from the state at t, `steps_back` evaluations ago, to s."""
+    return LinearUpdate(DDIM_FORM, *ddim_weights(t, s), steps_back, (0,))
