@@ -1,4 +1,4 @@
-"""Linear updates: a step of an exponential or multistep solver as a weighted sum of a state and past evaluations."""
+"""Linear updates: a step of a multistep solver as a weighted sum of a state and of past evaluations."""
 
 from __future__ import annotations
 
