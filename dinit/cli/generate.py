@@ -103,8 +103,14 @@ def generate(
             raise ValueError("a set of images has no --out-dir, --trajectory or --overwrite; leave them out")
         generate_into_folder(opening, out, images, flags, group, pack)
         return
-    if labels_from is not None:
-        raise ValueError("--labels-from is for a set of images: give a folder as --out")
+    ignored = {
+        "--labels-from": labels_from,
+        "--class-order": class_order != "balanced",
+        "--group": group,
+        "--no-pack": not pack,
+    }
+    if given := [name for name, value in ignored.items() if value]:
+        raise ValueError(f"{', '.join(given)}: for a set of images only; give a folder as --out, or leave it out")
     if out is None and out_dir is None:
         out = Path("samples.png")
     _check_targets(out, out_dir, trajectory, overwrite)

@@ -135,6 +135,9 @@ MISTAKES = {
     "below a file": (["--out", "taken.png/a.png"], "cannot be written"),
     "there already": (["--out", "taken.png"], "--overwrite"),
     "folder not empty": (["--out-dir", "."], "not empty"),
+    "class order of a sheet": (["--class-order", "random"], "--class-order: for a set of images only"),
+    "group and pack of a sheet": (["--group", "4", "--no-pack"], "--group, --no-pack: for a set of images only"),
+    "labels of a sheet": (["--labels-from", "l.npy"], "--labels-from: for a set of images only"),
 }
 
 
