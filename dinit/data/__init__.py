@@ -1,4 +1,4 @@
-"""Data sets of images, and the order in which training reads them."""
+"""Image data sets, and the order in which training reads them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images in a numpy file."""
+"""Images in a numpy file, .npz or .npy."""
 
 from __future__ import annotations
 
@@ -22,10 +22,18 @@ _WANTED = "wanted: a .npz with 'images', perhaps 'labels' (or arr_0, arr_1), or 
 class NpzImages(InMemory):
     """Images in a .npz file ('images' or 'arr_0', and 'labels' or 'arr_1') or a .npy file (images alone).
 
-    Images are (N, H, W, C), (N, C, H, W) or grey (N, H, W), square; uint8, or float within [-1, 1].
-    layout: "nhwc" or "nchw", needed only where the shape reads both ways. Without labels the set is
-    unconditional (num_classes 0). num_classes: where it is more than the largest label + 1.
-    Pickled contents are never read. ValueError for anything else.
+    Images are (N, H, W, C), (N, C, H, W) or grey (N, H, W), square; uint8, or float within [-1, 1]. Without labels
+    the set is unconditional (num_classes 0). Pickled contents are never read.
+
+    Args:
+        path: the file.
+        layout: "nhwc" or "nchw"; needed only where the shape reads both ways.
+        num_classes: number of classes; by default the largest label + 1.
+        class_names: one for each class; by default the numbers.
+        horizontal_flip: see `ImageData.sample`.
+
+    Raises:
+        ValueError: a file that cannot be read or holds something else, or labels that do not fit the classes.
     """
 
     def __init__(
@@ -117,7 +125,7 @@ def check_labels(labels: NDArray, count: int) -> NDArray[np.int64]:
 
 
 def label_names(seen: int, num_classes: int | None, class_names: Sequence[str] | None) -> tuple[str, ...]:
-    """The class names, by default the numbers. seen: the largest label + 1."""
+    """Class names, by default the numbers; ValueError where they do not fit. seen: the largest label + 1."""
     total = len(class_names) if class_names is not None else num_classes if num_classes is not None else seen
     if num_classes is not None and num_classes != total:
         raise ValueError(f"num_classes is {num_classes}, but there are {total} class_names")

@@ -1,4 +1,4 @@
-"""What every data set is: images in [-1, 1] with integer labels, and an identity to write in a manifest."""
+"""Image data sets: the base class, images in [-1, 1] with integer labels and a fingerprint for manifests."""
 
 from __future__ import annotations
 
@@ -19,12 +19,16 @@ DATASETS: Registry[type[ImageData]] = Registry("data set", "dinit.data")
 
 
 class ImageData(Dataset[tuple[Tensor, int]]):
-    """Base class, map-style. A subclass sets the attributes and gives `image` and `fingerprint`.
+    """Base class of data sets, map-style. A subclass sets the attributes and implements `image` and `fingerprint`.
 
-    labels: (N,) int64, 0 .. num_classes - 1. num_classes: 0 is unconditional, and then every label is 0.
-    class_names: one a class. image_size: height = width. channels: 1 or 3 (or what the file has).
-    horizontal_flip: whether `sample` mirrors about half of the images.
-    features: the feature extractor that judges such images unless another is asked for.
+    Attributes:
+        labels: (N,) int64, 0 .. num_classes - 1.
+        num_classes: number of classes; 0 is unconditional, and then every label is 0.
+        class_names: one for each class.
+        image_size: height = width in pixels.
+        channels: 1 or 3 (or what the file has).
+        horizontal_flip: whether `sample` mirrors about half of the images.
+        features: name of the feature extractor for metrics on such images, by default.
     """
 
     labels: NDArray[np.int64]
@@ -36,38 +40,59 @@ class ImageData(Dataset[tuple[Tensor, int]]):
     features: str = "inception-v3"
 
     def image(self, index: int) -> Tensor:
-        """(C, H, W) float32 in [-1, 1], without augmentation."""
+        """Image at an index, (C, H, W) float32 in [-1, 1], without augmentation."""
         raise NotImplementedError
 
     def fingerprint(self) -> str:
-        """Hexadecimal hash of the contents and of the options that change them."""
+        """Hexadecimal hash of the contents and of the options that change the images."""
         raise NotImplementedError
 
     @property
     def augments(self) -> bool:
-        """Whether `sample` with a key can give anything else than `image`."""
+        """Whether `sample` with a key can differ from `image`."""
         return self.horizontal_flip
 
     @property
     def picture_channels(self) -> int:
-        """Channels of the pictures that a network trained on this makes."""
+        """Channels of the pictures that a network trained on this data generates."""
         return self.channels
 
     def pipeline_parts(self) -> dict[str, Any]:
-        """Further arguments of the Pipeline of a network that was trained on this; none for pixels."""
+        """Further arguments of the Pipeline of a network trained on this data; none for pixels."""
         return {}
 
     def indices(self, seed: int, start: int, count: int) -> list[int]:
-        """Which images the samples start .. start + count - 1 of a run are; every epoch reads each image once.
+        """Data-set indices of the samples start .. start + count - 1 of a run; every epoch reads each image once.
 
-        A pure function, so that a run resumes at any position. ValueError for a negative start or count.
+        A pure function, so that a run resumes at any position.
+
+        Args:
+            seed: of the run.
+            start: position of the first sample, counted over all epochs.
+            count: number of samples.
+
+        Returns:
+            `count` indices.
+
+        Raises:
+            ValueError: a negative start or count.
         """
         return sample_indices(seed, start, count, len(self))
 
     def sample(self, index: int, key: int | None = None) -> tuple[Tensor, int]:
-        """Image (C, H, W) float32 in [-1, 1] and label. `key` decides the augmentation; None is without.
+        """Image and label, augmented by a key.
 
-        A pure function: the same (index, key) is the same tensor in every process. IndexError past the end.
+        A pure function: the same (index, key) gives the same tensor in every process.
+
+        Args:
+            index: 0 .. N - 1.
+            key: decides the augmentation; None is without augmentation.
+
+        Returns:
+            Image (C, H, W) float32 in [-1, 1], and its label.
+
+        Raises:
+            IndexError: an index past the end.
         """
         if not 0 <= index < len(self):
             raise IndexError(f"index must be in 0 .. {len(self) - 1}, got {index}")
@@ -83,13 +108,13 @@ class ImageData(Dataset[tuple[Tensor, int]]):
         return len(self.labels)
 
     def uint8_images(self, indices: list[int] | None = None) -> Tensor:
-        """The images as metrics want them, (N, C, H, W) uint8; all of them, or those at `indices`."""
+        """Images for metrics, (N, C, H, W) uint8; all of them, or those at `indices`."""
         chosen = range(len(self)) if indices is None else indices
         return torch.stack([to_uint8(self.image(int(i))) for i in chosen])
 
 
 class InMemory(ImageData):
-    """A data set held in one array, (N, C, H, W), uint8 in 0 .. 255 or float in [-1, 1]."""
+    """Data set held in one array (N, C, H, W), uint8 in 0 .. 255 or float in [-1, 1]."""
 
     def __init__(
         self, images: NDArray, labels: NDArray[np.int64], class_names: tuple[str, ...], horizontal_flip: bool

@@ -1,4 +1,4 @@
-"""The embedded default: real handwritten digits that come with scikit-learn, so nothing is downloaded."""
+"""Digits: the default data set, real handwritten digits that scikit-learn ships, so nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -11,15 +11,20 @@ from dinit.data.order import stratified
 
 SPLITS = ("train", "test", "all")
 _TEST_SHARE = 0.2
-_SPLIT_SEED = 0  # part of the data set's definition: figures in model cards rest on it
+_SPLIT_SEED = 0  # part of the data set's definition: scores in model cards depend on it
 
 
 @DATASETS.register("digits")
 class Digits(InMemory):
     """1,797 handwritten digits, 8×8, grey, ten classes (scikit-learn's copy of the UCI optdigits test set).
 
-    split: "train" (80 % of each class), "test" (the rest; the same images in every run), or "all".
-    Pixel values 0 .. 16 become [-1, 1] exactly. ValueError for another split.
+    Pixel values 0 .. 16 become [-1, 1] exactly.
+
+    Args:
+        split: "train" (80 % of each class), "test" (the rest; the same images in every run), or "all".
+
+    Raises:
+        ValueError: another split.
     """
 
     features = "digits-classifier"

@@ -1,4 +1,4 @@
-"""A folder of images, one sub-folder a class."""
+"""Image folders: one sub-folder for each class."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _HASHED_BYTES = 1 << 16
 
 
 class CorruptImages(ValueError):
-    """Images that cannot be read. `problems` is a list of (path, reason)."""
+    """Images that cannot be read; `problems` is a list of (path, reason)."""
 
     def __init__(self, problems: list[tuple[Path, str]]) -> None:
         self.problems = problems
@@ -37,9 +37,17 @@ class ImageFolder(ImageData):
 
     Classes are the sub-folders' names, sorted; images deeper inside belong to their top sub-folder. Hidden
     files and files that are not images by their suffix are skipped.
-    size: height = width. channels: 3 (RGB) or 1 (grey). horizontal_flip: see ImageData.sample.
-    check: decode every image once now and raise CorruptImages (a ValueError) naming all that are broken.
-    ValueError for a folder of another layout, size < 1 or channels other than 1 and 3.
+
+    Args:
+        path: the folder.
+        size: height = width in pixels, at least 1.
+        channels: 3 (RGB) or 1 (grey).
+        horizontal_flip: see `ImageData.sample`.
+        check: decode every image once in the constructor.
+
+    Raises:
+        ValueError: a folder of another layout, or a size or channels that are not accepted; with `check`,
+            CorruptImages (a ValueError) with the paths of all broken files.
     """
 
     def __init__(
@@ -74,7 +82,11 @@ class ImageFolder(ImageData):
         return from_uint8(torch.from_numpy(pixels))
 
     def verify(self) -> None:
-        """Decodes every image, on several threads. Raises one CorruptImages that names each broken file."""
+        """Decode every image, on several threads.
+
+        Raises:
+            CorruptImages: one error with the paths of all broken files.
+        """
         with ThreadPoolExecutor() as pool:
             found = pool.map(self._problem, self.files)
             problems = [(file, reason) for file, reason in zip(self.files, found, strict=True) if reason]
@@ -84,7 +96,7 @@ class ImageFolder(ImageData):
     def fingerprint(self) -> str:
         """Hash of the options and of each file's name, size, and first and last 64 KiB.
 
-        Not of all bytes: a manifest must not cost an hour on a large set.
+        Not of all bytes: hashing those of a large set takes an hour.
         """
         options = f"{self.image_size} {self.channels} {self.horizontal_flip}"
         digest = hashlib.sha256(options.encode())
@@ -96,13 +108,13 @@ class ImageFolder(ImageData):
     def _problem(self, file: Path) -> str | None:
         try:
             read_image(file, self.image_size, self.channels)
-        except Exception as error:  # Pillow's plugins raise many kinds; whatever it is, the file is named
+        except Exception as error:  # Pillow's plugins raise many kinds; the message names the file in any case
             return reason(error)
         return None
 
 
 def class_folders(root: Path) -> list[Path]:
-    """The class folders, sorted by name. ValueError where `root` is not a folder or has no sub-folders."""
+    """Class folders, sorted by name. ValueError where `root` is not a folder or has no sub-folders."""
     if not root.is_dir():
         what = "is a file" if root.exists() else "does not exist"
         raise ValueError(f"{root} {what}; {_LAYOUT}")
@@ -137,7 +149,7 @@ def hash_ends(digest: Any, file: Path) -> None:
 
 
 def reason(error: Exception) -> str:
-    """Why an image cannot be read, in words."""
+    """Why an image cannot be read, for an error message."""
     if isinstance(error, Image.UnidentifiedImageError):
         return "not an image in any format Pillow knows"
     return str(error) or type(error).__name__

@@ -1,4 +1,4 @@
-"""Letters and digits in colour whose every cause is known: pictures without end, and nothing is downloaded."""
+"""Glyphs: procedurally rendered letters and digits in colour, unlimited in number, with known factors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dinit.data.glyphs_raster import blend, coverage, font_file, texture
 from dinit.data.order import hash_words, mix
 from dinit.data.pixels import from_uint8
 
-SPLITS = {"train": 50_000, "test": 10_000}  # and how many images they have unless told otherwise
+SPLITS = {"train": 50_000, "test": 10_000}  # number of images by default
 SIZES = (32, 64)
 FONTS = (
     "DejaVuSans",
@@ -33,26 +33,32 @@ FONTS = (
     "cmtt10",
 )
 DIGITS, CAPITALS = "0123456789", "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-# Small letters that are not a capital's shape at another scale: with them, size is no longer told from class.
+# Small letters whose shape is not that of a capital at another scale, so that size and class stay independent.
 SMALL = "abdefghijmnqrty"
 CHARACTERS = {"digits": DIGITS, "capitals": CAPITALS, "digits+capitals": DIGITS + CAPITALS}
 CHARACTERS["digits+letters"] = DIGITS + CAPITALS + SMALL
 
 INK, _INK_CHROMA, _GROUND_CHROMA = 128, 110, 16  # bytes: the mean of red, green and blue, and the swing about it
-_DARK, _LEVELS = 16, 48  # the ground's mean: 16 .. 63 or 192 .. 239, ever far from the ink's 128
+_DARK, _SHADES = 16, 48  # the ground's mean: 16 .. 63 or 192 .. 239, always far from the ink's 128
 _BLOCK = 4096
 _GOLDEN = 0x9E3779B97F4A7C15
-_VERSION = "glyphs 1"  # part of the fingerprint: to be raised when the same factors give other pixels
+_VERSION = "glyphs 1"  # part of the fingerprint: raise it when the same factors give other pixels
 
 
 @dataclass(frozen=True)
 class Factors:
-    """What an image was made of. Arrays of shape (N,), or for one image the numbers themselves.
+    """Factors that a glyph image was rendered from: arrays of shape (N,), or the numbers of one image.
 
-    label: index into class_names. font: index into `Glyphs.fonts`. hue, background_hue: whole degrees 0 .. 359 in
-    the plane across grey, 0 is red. background: mean byte of the ground, 16 .. 63 (dark) or 192 .. 239 (light).
-    rotation: degrees counter-clockwise, -15 .. 15 in halves. scale: height of an 'H' as a share of the side,
-    52/128 .. 72/128. x, y: centre right of and below the image's, as a share of the side, -8/128 .. 8/128.
+    Attributes:
+        label: index into class_names.
+        font: index into `Glyphs.fonts`.
+        hue: of the ink, whole degrees 0 .. 359 in the plane across grey; 0 is red.
+        background_hue: of the ground, as hue.
+        background: mean byte of the ground, 16 .. 63 (dark) or 192 .. 239 (light).
+        rotation: degrees counter-clockwise, -15 .. 15 in halves.
+        scale: height of an 'H' as a share of the image's side, 52/128 .. 72/128.
+        x: centre to the right of the image's centre, as a share of the side, -8/128 .. 8/128.
+        y: centre below the image's centre, as x.
     """
 
     label: NDArray[np.int64]
@@ -81,12 +87,20 @@ def palette(mean: int, chroma: int, hue: int) -> NDArray[np.int32]:
 class Glyphs(ImageData):
     """Coloured letters and digits in ten fonts, RGB, rendered on the fly; every factor of each image is known.
 
-    split: "train" or "test", which share no image. size: 32 or 64. count: how many; image i is the same whatever
-    the count, 50,000 and 10,000 by default. characters: "digits", "capitals", "digits+capitals",
-    "digits+letters", or the characters themselves; one class each, and label i is i modulo the classes.
-    fonts: names of matplotlib's font files. seed: another one gives other images.
     Image i is a function of (seed, split, i) in integer arithmetic: the same bytes on every machine that has the
-    same outlines, which `fingerprint` hashes. ValueError for what is not accepted.
+    same outlines, which `fingerprint` hashes.
+
+    Args:
+        split: "train" or "test", which share no image.
+        size: height = width, 32 or 64 pixels.
+        count: number of images, 50,000 (train) and 10,000 (test) by default; image i does not depend on it.
+        characters: "digits", "capitals", "digits+capitals", "digits+letters", or the characters in one string;
+            one class each, and the label of image i is i modulo the number of classes.
+        fonts: names of matplotlib's font files.
+        seed: another one gives other images.
+
+    Raises:
+        ValueError: arguments that are not accepted.
     """
 
     channels = 3
@@ -117,17 +131,21 @@ class Glyphs(ImageData):
         self._blocks: dict[int, Factors] = {}
 
     def factors(self, index: int) -> Factors:
-        """What image `index` is made of, as numbers. IndexError past the end."""
+        """Factors of the image at `index`, as numbers.
+
+        Raises:
+            IndexError: an index past the end.
+        """
         if not 0 <= index < len(self):
             raise IndexError(f"index must be in 0 .. {len(self) - 1}, got {index}")
         block, row = divmod(index, _BLOCK)
-        if block not in self._blocks:  # drawn together: one at a time, the draws take as long as the picture
+        if block not in self._blocks:  # drawn together: drawn one by one, they take as long as rendering
             start = block * _BLOCK
             self._blocks[block] = self.factor_arrays(range(start, min(start + _BLOCK, len(self))))
         return self._blocks[block][row]
 
     def factor_arrays(self, indices: Sequence[int] | None = None) -> Factors:
-        """What the images at `indices` are made of, all by default, as arrays (N,)."""
+        """Factors of the images at `indices`, all by default, as arrays (N,)."""
         chosen = np.arange(len(self)) if indices is None else np.asarray(indices, dtype=np.int64)
         keys = mix(np.uint64(self._key) + (chosen.astype(np.uint64) + np.uint64(1)) * np.uint64(_GOLDEN))
         words = mix(keys[:, None] + np.arange(1, 9, dtype=np.uint64) * np.uint64(_GOLDEN)) >> np.uint64(32)
@@ -136,13 +154,13 @@ class Glyphs(ImageData):
             """Uniform in 0 .. values - 1: 32 bits, multiplied and shifted."""
             return ((words[:, column] * np.uint64(values)) >> np.uint64(32)).astype(np.int64)
 
-        level = draw(3, 2 * _LEVELS)
+        shade = draw(3, 2 * _SHADES)
         return Factors(
             label=chosen % self.num_classes,
             font=draw(0, len(self.fonts)),
             hue=draw(1, 360),
             background_hue=draw(2, 360),
-            background=np.where(level < _LEVELS, _DARK + level, 255 - _DARK - (level - _LEVELS)),
+            background=np.where(shade < _SHADES, _DARK + shade, 255 - _DARK - (shade - _SHADES)),
             rotation=draw(4, 61) / 2 - 15.0,
             scale=(52 + draw(5, 21)) / 128,
             x=(draw(6, 17) - 8) / 128,
@@ -150,7 +168,7 @@ class Glyphs(ImageData):
         )
 
     def render(self, factors: Factors) -> NDArray[np.uint8]:
-        """The picture of one image's factors, of these or of any other making: (3, size, size) uint8."""
+        """Image of any factors of one image, (3, size, size) uint8."""
         size = self.image_size
         glyph = texture(self.fonts[int(factors.font)], self.class_names[int(factors.label)], size)
         shift = (round(8 * size * float(factors.x)), round(8 * size * float(factors.y)))
@@ -171,8 +189,8 @@ class Glyphs(ImageData):
         return torch.from_numpy(images)
 
     def fingerprint(self) -> str:
-        said = (_VERSION, self.split, self.image_size, len(self), self.seed, self.class_names, self.fonts)
-        digest = hashlib.sha256(repr(said).encode())
+        options = (_VERSION, self.split, self.image_size, len(self), self.seed, self.class_names, self.fonts)
+        digest = hashlib.sha256(repr(options).encode())
         for font in self.fonts:
             for character in self.class_names:
                 digest.update(texture(font, character, self.image_size).tobytes())

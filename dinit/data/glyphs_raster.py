@@ -1,7 +1,7 @@
-"""From a font file to a small picture of one character, in arithmetic that gives the same bytes everywhere.
+"""Glyph rasteriser: small pictures of characters from font outlines, the same bytes on every machine.
 
-A font rasteriser changes its antialiasing and hinting from version to version, so none is used. Outlines come out
-of the font file as numbers; a sample is inside where its winding number is not 0; all that follows is integers.
+Font rasterisers change their antialiasing and hinting from version to version, so none is used. Outlines are read
+from the font file as numbers; a sample is inside where its winding number is not 0; the rest is integer arithmetic.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 REACH = 1.0  # a texture shows [-REACH, REACH] in both directions, in units of the font's height of 'H'
-_SAMPLES = 4  # to a texel along each axis
+_SAMPLES = 4  # of a texel along each axis
 _WINDOW = 16  # samples along each axis under a texel's mean: the pixel of an image, at the middle scale
-_PER_LEVEL = 4  # samples to one of the 64 levels of a texel
+_PER_STEP = 4  # samples to one of the 64 grey steps of a texel
 _SEGMENTS = 8  # straight pieces a curve; on an 'O' they err by 0.15 of a sample
 _SHIFT = 16  # positions in a texture are in 1/65,536 of a texel
 _WEIGHT = 8  # bits of a bilinear weight along one axis
@@ -29,7 +29,7 @@ COVERAGE_BITS = 6 + 2 * _WEIGHT  # a covered pixel has 1 << COVERAGE_BITS
 
 @contextmanager
 def _quiet_head() -> Iterator[None]:
-    """Computer Modern's files are dated before 1970, in fontTools' reading, and it warns each time."""
+    """Silences fontTools, which warns at each of Computer Modern's files that its date is before 1970."""
     log = logging.getLogger("fontTools.ttLib.tables._h_e_a_d")
     level = log.level
     log.setLevel(logging.ERROR)
@@ -40,7 +40,7 @@ def _quiet_head() -> Iterator[None]:
 
 
 def font_file(name: str) -> Path:
-    """matplotlib's file of the font, such as 'DejaVuSans'. ValueError for a name that it does not ship."""
+    """Font file of matplotlib by its name, such as 'DejaVuSans'. ValueError for one that it does not ship."""
     import matplotlib  # here: it takes half a second
 
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
@@ -99,7 +99,7 @@ def _edges(glyphs: Any, glyph: str) -> NDArray[np.float64]:
 
 
 def inside(edges: NDArray[np.float64], x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Which of the points (x, y) lie inside, (len(y), len(x)). x: rising, evenly spaced; y: in any order.
+    """Whether points (x, y) lie inside the outline, (len(y), len(x)). x: rising, evenly spaced; y: in any order.
 
     The rule of TrueType: a point is inside where the outline winds about it, whatever the direction.
     """
@@ -113,7 +113,7 @@ def inside(edges: NDArray[np.float64], x: NDArray[np.float64], y: NDArray[np.flo
 
 @lru_cache(maxsize=4096)
 def texture(font: str, character: str, size: int) -> NDArray[np.uint8]:
-    """The character, centred by its bounding box: (4·size, 4·size) of 0 .. 64, how much of a pixel is covered.
+    """Texture of a character, centred by its bounding box: (4·size, 4·size) of 0 .. 64, the share covered.
 
     size: of the images it is for; 2·size texels to the height of 'H'. A texel is the mean over a pixel's width at
     the middle scale, so that an image samples it with no further smoothing. The border is 0. Read-only.
@@ -137,14 +137,14 @@ def texture(font: str, character: str, size: int) -> NDArray[np.uint8]:
     counts = _window_sums(inside(edges, middle[0] + x, middle[1] - y))
     found = np.zeros((side, side), dtype=np.uint8)
     found[side // 2 - tall : side // 2 + tall, side // 2 - wide : side // 2 + wide] = (
-        counts + _PER_LEVEL // 2
-    ) // _PER_LEVEL
+        counts + _PER_STEP // 2
+    ) // _PER_STEP
     found.flags.writeable = False
     return found
 
 
 def _window_sums(dots: NDArray[np.bool_]) -> NDArray[np.int32]:
-    """How many samples are inside, of the window about each texel."""
+    """Number of samples inside, in the window about each texel."""
     pad = (_WINDOW - _SAMPLES) // 2
     total = np.pad(np.pad(dots, pad).cumsum(0, dtype=np.int32).cumsum(1, dtype=np.int32), ((1, 0), (1, 0)))
     across = total[:, _WINDOW::_SAMPLES] - total[:, :-_WINDOW:_SAMPLES]
@@ -154,10 +154,10 @@ def _window_sums(dots: NDArray[np.bool_]) -> NDArray[np.int32]:
 def coverage(
     glyph: NDArray[np.uint8], size: int, cap_height: float, rotation: float, shift: tuple[int, int]
 ) -> NDArray[np.int32]:
-    """How much of each pixel the glyph covers, (size, size) of 0 .. 1 << COVERAGE_BITS.
+    """Coverage of each pixel by the glyph, (size, size) of 0 .. 1 << COVERAGE_BITS.
 
     cap_height: of an 'H', in pixels. rotation: degrees, counter-clockwise. shift: right and down, in eighths of a
-    pixel. Bilinear, in integers: only the two entries of the turn are rounded, to 1/65,536.
+    pixel. Bilinear, in integers: only the two entries of the rotation are rounded, to 1/65,536.
     """
     side = 4 * size
     rate = 2 * size / cap_height / 8 * (1 << _SHIFT)  # 1/65,536 texels to an eighth of a pixel
@@ -171,7 +171,7 @@ def coverage(
     start = (v >> _SHIFT) * side + (u >> _SHIFT)
     one = (1 << _WEIGHT) - 1
     right, down = (u >> (_SHIFT - _WEIGHT)) & one, (v >> (_SHIFT - _WEIGHT)) & one
-    # Four views, each begun at one of the neighbours: one gather apiece and no index arithmetic.
+    # Four views, each starting at one of the neighbours: one gather each and no index arithmetic.
     flat = glyph.reshape(-1)
     a, b, c, d = (flat[k:].take(start).astype(np.int32) for k in (0, 1, side, side + 1))
     upper, lower = (a << _WEIGHT) + (b - a) * right, (c << _WEIGHT) + (d - c) * right

@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face `datasets` library: a folder it saved, a folder it reads, or one of the hub."""
+"""Hugging Face data sets: a folder that the `datasets` library saved or can read, or a name on the hub."""
 
 from __future__ import annotations
 
@@ -23,12 +23,24 @@ _SAVED, _SAVED_SPLITS = "state.json", "dataset_dict.json"  # what Dataset.save_t
 
 @DATASETS.register("hf")
 class HuggingFace(ImageData):
-    """A data set of the `datasets` library: what save_to_disk wrote, or a folder or hub name for load_dataset.
+    """Data set of the `datasets` library: a folder of save_to_disk, or a folder or hub name for load_dataset.
 
-    split, config: as load_dataset takes them. image: the column of images. label: the column of classes: numbers,
-    words, or a ClassLabel, whose names are kept; null is unconditional. size, channels: as for `folder`.
-    class_names: as for `webdataset`. Needs the extra: pip install 'dinit[datasets]'.
-    ValueError where that is not installed, or the data set, the split or a column is not there.
+    Needs the extra: pip install 'dinit[datasets]'.
+
+    Args:
+        path: the folder or name.
+        size: height = width in pixels, at least 1.
+        split: as for load_dataset.
+        image: name of the column of images.
+        label: name of the column of classes: numbers, words, or a ClassLabel, whose names are kept; None is
+            unconditional.
+        channels: 3 (RGB) or 1 (grey).
+        config: name of the data set's configuration, as for load_dataset.
+        class_names: names in the order of their numbers; by default those of the ClassLabel, or the words sorted.
+        horizontal_flip: see `ImageData.sample`.
+
+    Raises:
+        ValueError: the library is not installed, or the data set, the split or a column does not exist.
     """
 
     def __init__(
@@ -84,7 +96,7 @@ class HuggingFace(ImageData):
 
 
 def _library() -> Any:
-    """The `datasets` package, imported when first needed. ValueError where it is not installed."""
+    """The `datasets` package, imported at its first use. ValueError where it is not installed."""
     try:
         import datasets  # pyright: ignore[reportMissingImports]
     except ImportError as error:
@@ -96,7 +108,7 @@ def _library() -> Any:
 
 
 def _open(library: Any, path: str, split: str, config: str | None) -> Any:
-    """The table of one split. ValueError, with the reason, where there is none."""
+    """Table of one split. ValueError, with the reason, where there is none."""
     folder = Path(path)
     if (folder / _SAVED_SPLITS).is_file() or (folder / _SAVED).is_file():
         try:
@@ -107,7 +119,7 @@ def _open(library: Any, path: str, split: str, config: str | None) -> Any:
             if split not in saved:
                 raise ValueError(f"{path} has the splits {', '.join(saved)}; got split {split!r}")
             return saved[split]
-        if split not in ("train", str(saved.split)):  # "train" is what a single table is called where nobody says
+        if split not in ("train", str(saved.split)):  # "train" is the name of a single table without one
             raise ValueError(f"{path} is a single table, of split {saved.split}, and has no split {split!r}")
         return saved
     try:

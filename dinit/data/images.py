@@ -1,4 +1,4 @@
-"""From an image file of any kind to a square of 8-bit pixels."""
+"""Image decoding: an image file of any format to a square of 8-bit pixels."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def readable_suffixes() -> set[str]:
 
 
 def check_shape(size: int, channels: int) -> None:
-    """ValueError unless these are a side in pixels and channels that `prepare` makes."""
+    """ValueError unless size is a positive number of pixels and channels 1 or 3."""
     if isinstance(size, bool) or not isinstance(size, int) or size < 1:
         raise ValueError(f"size must be a whole number of pixels >= 1, got {size!r}")
     if channels not in (1, 3):
@@ -50,7 +50,7 @@ def prepare(image: Image.Image, size: int, channels: int) -> NDArray[np.uint8]:
 
 
 def to_8_bit(image: Image.Image) -> Image.Image:
-    """The same picture with 8 bits a channel and no transparency. ValueError for float pixels."""
+    """Picture with 8 bits a channel and no transparency. ValueError for float pixels."""
     if image.mode == "F":
         raise ValueError("32-bit float pixels have no agreed range; save the image with 8 or 16 bits a channel")
     if image.mode.startswith("I"):  # "I;16" and its byte orders; "I" is how Pillow opens a 16-bit PGM
@@ -66,7 +66,7 @@ def to_8_bit(image: Image.Image) -> Image.Image:
 
 
 def square(image: Image.Image, size: int) -> Image.Image:
-    """The central square, scaled to size × size antialiased, as Dhariwal & Nichol 2021 prepare ImageNet.
+    """Central square, scaled to size × size with antialiasing, as Dhariwal & Nichol 2021 prepare ImageNet.
 
     Halved with a box filter while at least twice too large, then scaled (bicubic) so that the short side
     fits, then cropped. Small images are enlarged.

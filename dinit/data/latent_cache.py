@@ -1,8 +1,8 @@
-"""The folder of latents that `dinit encode` writes: which files there are, and what they say of themselves.
+"""Latent cache: the files in the folder that `dinit encode` writes.
 
-plan.json: what is being made, written first. latents-00000.safetensors and so on: whole shards, each with its own
-measurements. vae/: the autoencoder. manifest.json: everything above in one, written last; a folder without it is
-unfinished.
+plan.json: what is being encoded, written first. latents-00000.safetensors and so on: whole shards, each with its
+own measurements. vae/: the autoencoder. manifest.json: everything above in one file, written last; a folder without
+it is unfinished.
 """
 
 from __future__ import annotations
@@ -27,17 +27,30 @@ FORMAT = 1
 PLAN, MANIFEST, AUTOENCODER = "plan.json", "manifest.json", "vae"
 STORED = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _FACTS = "dinit"  # the key of a shard's metadata
-_FREE = ("data", "autoencoder.name")  # how things are called does not change the latents; their hashes do
+_FREE = ("data", "autoencoder.name")  # names do not change the latents; hashes of the contents do
 _MAKE = "make it with `dinit encode AUTOENCODER --data NAME --out FOLDER`"
 
 
 @dataclass(frozen=True)
 class CachePlan:
-    """What a cache holds, known before the first image is encoded.
+    """Plan of a cache: everything that is known before the first image is encoded.
 
-    data: the data set's spec; data_fingerprint, features: as it says. autoencoder: name, weights (SHA-256) and its
-    own scale and shift. latent_shape: (C, h, w). flips: mirrored images are encoded too. network_dtype: of the
-    autoencoder while it ran. dtype: of the stored numbers. measured: images that the reconstruction is measured on.
+    Attributes:
+        data: the data set's spec.
+        data_fingerprint: of the data set.
+        features: name of the data set's feature extractor.
+        images: how many.
+        image_channels: of the images.
+        image_size: height = width of the images.
+        num_classes: of the data set.
+        class_names: of the data set.
+        autoencoder: its name, weights (SHA-256), and its own scale and shift.
+        latent_shape: (C, h, w).
+        flips: whether mirrored images are encoded too.
+        network_dtype: of the autoencoder while it runs.
+        dtype: of the stored numbers.
+        shard_size: images of a shard.
+        measured: number of images that the reconstruction is measured on.
     """
 
     data: dict[str, Any]
@@ -58,11 +71,11 @@ class CachePlan:
 
     @property
     def shards(self) -> int:
-        """How many there are."""
+        """Number of shards."""
         return -(-self.images // self.shard_size)
 
     def bounds(self, shard: int) -> tuple[int, int]:
-        """The images of a shard: from the first up to, and without, the second."""
+        """First image of a shard, and one past its last."""
         first = shard * self.shard_size
         return first, min(first + self.shard_size, self.images)
 
@@ -75,34 +88,41 @@ class CachePlan:
         return hashlib.sha256(json.dumps(_flat(self), sort_keys=True).encode()).hexdigest()
 
     def differences(self, other: CachePlan) -> list[str]:
-        """'key: this here, that there' of everything that makes other shards."""
+        """'key: that there, this now' for everything that changes the shards and differs."""
         ours, theirs = _flat(self), _flat(other)
         keys = sorted(ours.keys() | theirs.keys())
         return [f"{k}: {theirs.get(k)!r} there, {ours.get(k)!r} now" for k in keys if ours.get(k) != theirs.get(k)]
 
     @classmethod
-    def from_json(cls, said: Mapping[str, Any], where: Path) -> CachePlan:
-        """ValueError for another format or other keys. What else `said` has is skipped."""
-        if said.get("format") != FORMAT:
-            raise ValueError(f"{where} is of format {said.get('format')!r}, this version reads {FORMAT}; {_MAKE}")
+    def from_json(cls, content: Mapping[str, Any], where: Path) -> CachePlan:
+        """Plan from what `to_json` gave, skipping further keys. ValueError for another format or missing keys."""
+        if content.get("format") != FORMAT:
+            found = content.get("format")
+            raise ValueError(f"{where} is of format {found!r}, this version reads {FORMAT}; {_MAKE}")
         names = [field.name for field in dataclasses.fields(cls)]
-        missing = [name for name in names if name not in said]
+        missing = [name for name in names if name not in content]
         if missing:
             raise ValueError(f"{where} is damaged: it has no {', '.join(missing)}; {_MAKE}")
-        tuples = {key: tuple(said[key]) for key in ("class_names", "latent_shape")}
-        return cls(**{**{name: said[name] for name in names}, **tuples})
+        tuples = {key: tuple(content[key]) for key in ("class_names", "latent_shape")}
+        return cls(**{**{name: content[name] for name in names}, **tuples})
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Plain values for JSON, and the format's number."""
         return {"format": FORMAT, **json.loads(json.dumps(asdict(self)))}
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Sums over a shard or a cache, in float64. numbers: of one channel, of all copies.
+    """Sums over a shard or a cache, in float64.
 
-    mean, square, variance: sums of the posterior mean, its square, and the posterior variance; (C,) each.
-    reconstructed: images behind psnr and ssim, which are sums as well.
+    Attributes:
+        numbers: how many numbers of each channel were summed, mirrored copies included.
+        mean: sum of the posterior mean, (C,).
+        square: sum of its square, (C,).
+        variance: sum of the posterior variance, (C,).
+        reconstructed: number of images that psnr and ssim are sums over.
+        psnr: sum of the PSNR in dB.
+        ssim: sum of the SSIM.
     """
 
     numbers: int
@@ -115,7 +135,7 @@ class Measured:
 
     @classmethod
     def of(cls, means: Sequence[Tensor], stds: Sequence[Tensor], psnr: Tensor, ssim: Tensor) -> Measured:
-        """Of copies (N, C, h, w), and of figures (k,)."""
+        """Sums of posteriors (N, C, h, w), one tensor for each copy, and of PSNR and SSIM (k,)."""
         m, s = (torch.cat(list(parts)).double() for parts in (means, stds))
 
         def total(x: Tensor) -> tuple[float, ...]:
@@ -142,13 +162,13 @@ class Measured:
         )
 
     @classmethod
-    def from_json(cls, said: Mapping[str, Any]) -> Measured:
-        """From what `asdict` gave, through JSON."""
-        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in said.items()}
+    def from_json(cls, content: Mapping[str, Any]) -> Measured:
+        """Sums from what `asdict` gave, through JSON."""
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
         return cls(**values)
 
     def normalisation(self, sampled: bool) -> tuple[list[float], list[float]]:
-        """Mean and standard deviation of each channel of z: of draws mean + std · noise, or of the means alone."""
+        """Mean and standard deviation of each channel of z, drawn (mean + std · noise) or as the mean alone."""
         mean = [total / self.numbers for total in self.mean]
         spread = [total / self.numbers - m * m for total, m in zip(self.square, mean, strict=True)]
         if sampled:
@@ -157,12 +177,12 @@ class Measured:
 
 
 def shard_file(folder: Path, shard: int) -> Path:
-    """Where a shard lies."""
+    """File of a shard."""
     return folder / f"latents-{shard:05d}.safetensors"
 
 
 def write_shard(folder: Path, plan: CachePlan, shard: int, tensors: dict[str, Tensor], measured: Measured) -> None:
-    """Writes a shard, whole or not at all. tensors: mean, std (and both _flipped), (n, C, h, w); labels (n,)."""
+    """Write a shard, whole or not at all. tensors: mean, std (and both _flipped), (n, C, h, w); labels (n,)."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
@@ -173,18 +193,18 @@ def write_shard(folder: Path, plan: CachePlan, shard: int, tensors: dict[str, Te
         "sha256": digest.hexdigest(),
         "measured": asdict(measured),
     }
-    # Under one key: safetensors writes several in no order of their own, and the same shard is to be the same file.
+    # Under one key: safetensors writes several in no fixed order, and the same shard has to be the same file.
     write_atomically(shard_file(folder, shard), save(tensors, {_FACTS: json.dumps(facts)}))
 
 
 def is_whole(folder: Path, plan: CachePlan, shard: int) -> bool:
-    """Whether the shard is there. ValueError where the file that is there is damaged or another cache's."""
+    """Whether the shard exists. ValueError where its file is damaged or of another cache."""
     path = shard_file(folder, shard)
     return path.exists() and bool(read_shard_facts(path, plan, shard))
 
 
 def read_shard_facts(path: Path, plan: CachePlan, shard: int) -> dict[str, Any]:
-    """What a shard says of itself, its tensors left alone. ValueError unless it is whole and of this plan."""
+    """Metadata of a shard, read without its tensors. ValueError unless it is whole and of this plan."""
     first, last = plan.bounds(shard)
     shape = [last - first, *plan.latent_shape]
     names = ["mean", "std", *(["mean_flipped", "std_flipped"] if plan.flips else [])]
@@ -203,7 +223,7 @@ def read_shard_facts(path: Path, plan: CachePlan, shard: int) -> dict[str, Any]:
 
 
 def finish(folder: Path, plan: CachePlan, versions: Mapping[str, str]) -> Measured:
-    """Writes the manifest of a cache whose shards are all there. Returns what was measured over all of them."""
+    """Write the manifest of a cache that has all its shards. Returns the sums over all of them."""
     facts = [read_shard_facts(shard_file(folder, shard), plan, shard) for shard in range(plan.shards)]
     measured = Measured.together([Measured.from_json(one["measured"]) for one in facts])
     shards = []
@@ -230,7 +250,7 @@ def finish(folder: Path, plan: CachePlan, versions: Mapping[str, str]) -> Measur
 
 
 def read_manifest(folder: Path) -> tuple[CachePlan, Measured, dict[str, Any]]:
-    """The plan, the sums and everything else of a finished cache. ValueError, with what to do, for any other."""
+    """Plan, sums and whole manifest of a finished cache. ValueError, with what to do, for any other folder."""
     if not folder.is_dir():
         raise ValueError(f"{folder} {'is a file' if folder.exists() else 'does not exist'}; {_MAKE}")
     if not (folder / MANIFEST).is_file():
@@ -241,30 +261,30 @@ def read_manifest(folder: Path) -> tuple[CachePlan, Measured, dict[str, Any]]:
                 f"{folder} is unfinished: {there} of {plan.shards} shards; run the same `dinit encode` again"
             )
         raise ValueError(f"{folder} has no {MANIFEST}, so it is no cache of latents; {_MAKE}")
-    said = _read(folder / MANIFEST)
-    plan = CachePlan.from_json(said, folder / MANIFEST)
+    manifest = _read(folder / MANIFEST)
+    plan = CachePlan.from_json(manifest, folder / MANIFEST)
     try:
-        return plan, Measured.from_json(said["sums"]), said
+        return plan, Measured.from_json(manifest["sums"]), manifest
     except (KeyError, TypeError) as error:
         raise ValueError(f"{folder / MANIFEST} is damaged: {error}; {_MAKE}") from error
 
 
 def read_plan(folder: Path) -> CachePlan:
-    """The plan of a cache that was begun. ValueError where it cannot be read."""
+    """Plan of an unfinished cache. ValueError where it cannot be read."""
     return CachePlan.from_json(_read(folder / PLAN), folder / PLAN)
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        said = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read ({error}); {_MAKE}") from error
-    if not isinstance(said, dict):
-        raise ValueError(f"{path} must hold a JSON object, got {type(said).__name__}; {_MAKE}")
-    return said
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold a JSON object, got {type(content).__name__}; {_MAKE}")
+    return content
 
 
 def _flat(plan: CachePlan) -> dict[str, Any]:
-    said = plan.to_json()
-    nested = {f"autoencoder.{key}": value for key, value in said.pop("autoencoder").items()}
-    return {key: value for key, value in {**said, **nested}.items() if key not in _FREE}
+    content = plan.to_json()
+    nested = {f"autoencoder.{key}": value for key, value in content.pop("autoencoder").items()}
+    return {key: value for key, value in {**content, **nested}.items() if key not in _FREE}

@@ -1,4 +1,4 @@
-"""Latents that `dinit encode` stored: training reads them with no autoencoder in memory."""
+"""Latent data set: what `dinit encode` stored, read in training without an autoencoder in memory."""
 
 from __future__ import annotations
 
@@ -17,20 +17,28 @@ from dinit.data.base import DATASETS, ImageData
 from dinit.data.latent_cache import AUTOENCODER, read_manifest, read_shard_facts, shard_file
 from dinit.data.order import hash_words
 
-_NOISE = 2  # keeps the noise's words apart from those of the flip
-_SMALLEST = 1e-8  # a channel that spreads less than this is constant
+_NOISE = 2  # separates the noise's hash words from those of the flip
+_SMALLEST = 1e-8  # a channel with a smaller standard deviation is constant
 
 
 @DATASETS.register("latents")
 class Latents(ImageData):
-    """Latents of an AutoencoderKL in a folder that `dinit encode` wrote. channels, image_size: of the latents.
+    """Latents of an AutoencoderKL in a folder that `dinit encode` wrote.
 
-    sample: training draws z = mean + std · noise, the noise keyed by the sample, as LDM does; False takes the
-    mean. normalization: "measured" subtracts each channel's mean and divides by its standard deviation, both over
-    the encoded data set (LightningDiT, Yao et al. 2025); "autoencoder" applies the autoencoder's own scale and
-    shift, as published latent models want it. horizontal_flip: half of the draws are of the mirrored image; by
-    default where mirrored images were encoded. ValueError for a folder that is no finished cache, or flips that it
-    does not have.
+    The attributes channels and image_size are those of the latents.
+
+    Args:
+        path: the folder.
+        sample: training draws z = mean + std · noise, the noise keyed by the sample, as LDM does; False takes the
+            mean.
+        normalization: "measured" subtracts each channel's mean and divides by its standard deviation, both over
+            the encoded data set (LightningDiT, Yao et al. 2025); "autoencoder" applies the autoencoder's own scale
+            and shift, which published latent models expect.
+        horizontal_flip: half of the draws are of the mirrored image; by default where mirrored images were encoded.
+
+    Raises:
+        ValueError: a folder that is no finished cache, flips that it does not have, or, with "measured", a channel
+            that is constant.
     """
 
     def __init__(
@@ -73,47 +81,68 @@ class Latents(ImageData):
         return self.plan.image_channels
 
     def posterior(self, index: int, flipped: bool = False) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of z, (C, h, w) float32, as stored. flipped: of the mirrored image."""
+        """Mean and standard deviation of z, as stored.
+
+        Args:
+            index: 0 .. N - 1.
+            flipped: of the mirrored image.
+
+        Returns:
+            Two tensors (C, h, w), float32.
+        """
         shard, row = divmod(index, self.plan.shard_size)
         file, suffix = self._open(shard), "_flipped" if flipped else ""
         mean, std = (file.get_slice(name + suffix)[row] for name in ("mean", "std"))
         return mean.float(), std.float()
 
     def image(self, index: int) -> Tensor:
-        """(C, h, w) float32: the posterior's mean, normalised."""
+        """Mean of the posterior at an index, normalised, (C, h, w) float32."""
         return (self.posterior(index)[0] - self._shift) * self._scale
 
     def sample(self, index: int, key: int | None = None) -> tuple[Tensor, int]:
-        """Latent (C, h, w) and label. key: decides flip and noise; None is the mean of the image as it is."""
+        """Latent and label, drawn by a key.
+
+        Args:
+            index: 0 .. N - 1.
+            key: decides flip and noise; None is the mean of the unflipped image.
+
+        Returns:
+            Latent (C, h, w) float32, normalised, and its label.
+
+        Raises:
+            IndexError: an index past the end.
+        """
         if not 0 <= index < len(self):
             raise IndexError(f"index must be in 0 .. {len(self) - 1}, got {index}")
         flipped = self.horizontal_flip and key is not None and bool(hash_words(key, index) & 1)
         z, std = self.posterior(index, flipped)
         if self.sampled and key is not None:
-            generator = torch.Generator().manual_seed(hash_words(key, index, _NOISE) >> 1)  # it takes a signed word
+            generator = torch.Generator().manual_seed(
+                hash_words(key, index, _NOISE) >> 1
+            )  # manual_seed takes a signed word
             z = z + std * torch.randn(z.shape, generator=generator)
         return (z - self._shift) * self._scale, int(self.labels[index])
 
     def uint8_images(self, indices: list[int] | None = None) -> Tensor:
-        """ValueError: there are no pixels here."""
+        """Not available: a ValueError with the data set to use, as there are no pixels here."""
         raise ValueError(f"latents have no pixels; measure against the images they were made of, {self.plan.data}")
 
     def fingerprint(self) -> str:
-        """From the manifest, which has the hash of every shard."""
+        """Hash of the manifest's plan and of the shards' hashes, and of the options."""
         hashes = [shard["sha256"] for shard in self._manifest["shards"]]
         options = [self.sampled, self.normalization, self.horizontal_flip]
-        said = json.dumps([self.plan.identity(), hashes, options])
-        return hashlib.sha256(said.encode()).hexdigest()[:32]
+        text = json.dumps([self.plan.identity(), hashes, options])
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
 
     def pipeline_parts(self) -> dict[str, Any]:
-        """The autoencoder, read now, and the normalisation: what a pipeline needs to decode such latents."""
+        """Autoencoder and normalisation that a pipeline needs to decode such latents."""
         from dinit.models.codec import open_autoencoder
 
         measured = {"mean": self._mean, "std": self._std} if self.normalization == "measured" else None
         return {"vae": open_autoencoder(self.folder / AUTOENCODER), "latent_normalization": measured}
 
     def _shift_and_scale(self) -> tuple[Tensor, Tensor]:
-        """(C, 1, 1) each: the latent is (z - shift) · scale. As AutoencoderKLCodec reads the same numbers."""
+        """(C, 1, 1) each: the latent is (z - shift) · scale, as in AutoencoderKLCodec."""
         own = self.plan.autoencoder
         if self.normalization == "measured":
             shift, scale = self._mean, [1 / std for std in self._std]
@@ -132,11 +161,11 @@ class Latents(ImageData):
         return self._files[shard]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_files": {}}  # mapped files do not travel to a worker; it opens its own
+        return {**self.__dict__, "_files": {}}  # a worker opens the mapped files itself
 
 
 def source_of(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """The spec of the images behind a data set: where it is of latents, those that were encoded; else itself."""
+    """Spec of the images behind a data set: of latents, the images that were encoded; else the spec itself."""
     if spec["name"] != "latents":
         return dict(spec)
     return dict(read_manifest(Path(spec["path"]))[0].data)

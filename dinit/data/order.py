@@ -1,7 +1,7 @@
-"""Which image is read when: pure functions of (seed, position), so that a resumed run reads on exactly.
+"""Sample order: which image is read when, as pure functions of (seed, position), so that a run resumes exactly.
 
-Nothing here is drawn from a generator with a state to save. The k-th sample of a run, counted from 0 over all
-epochs, is known from the seed and k alone, on every platform and with every number of workers.
+No generator has a state to save. The k-th sample of a run, counted from 0 over all epochs, is known from the seed
+and k alone, on every platform and with every number of workers.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: the increment of SplitMix64
 
 
 def mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """SplitMix64's output function, a bijection of 64-bit words. Steele, Lea & Flood 2014. Any shape.
+    """Output function of SplitMix64, a bijection of 64-bit words. Steele, Lea & Flood 2014. Any shape.
 
     numpy's and torch's own generators may change their streams between versions; this one cannot.
     """
@@ -28,7 +28,7 @@ def mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def hash_words(*words: int) -> int:
-    """One 64-bit word out of several integers (taken modulo 2^64); their order matters."""
+    """Hash of several integers (modulo 2^64) to one 64-bit word; their order matters."""
     state = 0
     for word in words:
         state = (state + _GOLDEN) & _WORD
@@ -38,9 +38,18 @@ def hash_words(*words: int) -> int:
 
 @lru_cache(maxsize=4)
 def epoch_order(seed: int, epoch: int, n: int) -> NDArray[np.int64]:
-    """The permutation of 0 .. n - 1 in which epoch `epoch` reads n samples. (n,) int64, read-only.
+    """Permutation of 0 .. n - 1 in which one epoch reads n samples.
 
-    ValueError for n < 1 or a negative epoch.
+    Args:
+        seed: of the run.
+        epoch: from 0.
+        n: number of samples.
+
+    Returns:
+        (n,) int64, read-only.
+
+    Raises:
+        ValueError: n < 1 or a negative epoch.
     """
     if n < 1 or epoch < 0:
         raise ValueError(f"an epoch's order needs n >= 1 samples and epoch >= 0, got n={n}, epoch={epoch}")
@@ -55,15 +64,26 @@ def sample_indices(seed: int, start: int, count: int, n: int) -> list[int]:
     """Data-set indices of the samples start .. start + count - 1 of a run over n images.
 
     Sample k is entry k % n of epoch k // n, so each epoch reads every image once.
-    ValueError for n < 1, or a negative start or count.
+
+    Args:
+        seed: of the run.
+        start: position of the first sample, counted over all epochs.
+        count: number of samples.
+        n: images of the data set.
+
+    Returns:
+        `count` indices in 0 .. n - 1.
+
+    Raises:
+        ValueError: n < 1, or a negative start or count.
     """
     return read_positions(lambda epoch: epoch_order(seed, epoch, n), start, count, n)
 
 
 def read_positions(order: Callable[[int], NDArray[np.int64]], start: int, count: int, n: int) -> list[int]:
-    """What stands at start .. start + count - 1 where epoch after epoch is read. order: of an epoch, (n,).
+    """Indices at positions start .. start + count - 1 of consecutive epochs. order: that of an epoch, (n,).
 
-    ValueError as `sample_indices`.
+    ValueError for a negative start or count.
     """
     if start < 0 or count < 0:
         raise ValueError(f"start and count must be >= 0, got start={start}, count={count}")
@@ -75,12 +95,17 @@ def read_positions(order: Callable[[int], NDArray[np.int64]], start: int, count:
 
 
 def sample_key(seed: int, position: int) -> int:
-    """The augmentation key of a run's sample `position`, for `ImageData.sample(index, key)`."""
+    """Augmentation key of one sample of a run, for `ImageData.sample(index, key)`.
+
+    Args:
+        seed: of the run.
+        position: of the sample, counted over all epochs.
+    """
     return hash_words(seed, position, 1)  # the 1 keeps it apart from epoch_order's words
 
 
 def stratified(labels: NDArray[np.int64], share: float, seed: int) -> NDArray[np.bool_]:
-    """Marks round(share · count) samples of each class, by the seed. labels: (N,). Returns (N,)."""
+    """Mask (N,) of round(share · count) samples of each class, drawn by the seed. labels: (N,)."""
     marked = np.zeros(len(labels), dtype=bool)
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)

@@ -1,4 +1,4 @@
-"""Between bytes (0 .. 255) and the network's range ([-1, 1])."""
+"""Pixel ranges: conversion between bytes (0 .. 255) and the network's range ([-1, 1])."""
 
 from __future__ import annotations
 
@@ -7,16 +7,33 @@ from torch import Tensor
 
 
 def from_uint8(images: Tensor) -> Tensor:
-    """uint8 in 0 .. 255, any shape -> float32 in [-1, 1]. ValueError for another dtype."""
+    """Pixels from bytes to the network's range.
+
+    Args:
+        images: uint8 in 0 .. 255, any shape.
+
+    Returns:
+        float32 in [-1, 1], the same shape.
+
+    Raises:
+        ValueError: another dtype.
+    """
     if images.dtype != torch.uint8:
         raise ValueError(f"pixels must be uint8 in 0 .. 255, got {images.dtype}")
     return images.to(torch.float32) / 127.5 - 1.0
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """Float in [-1, 1], any shape -> the nearest of 0 .. 255, uint8. Values outside are clipped.
+    """Pixels from the network's range to the nearest bytes; undoes `from_uint8` exactly.
 
-    Undoes `from_uint8` exactly. ValueError for integer images and for NaN or infinity, which no byte can say.
+    Args:
+        images: float in [-1, 1], any shape; values outside are clipped.
+
+    Returns:
+        uint8 in 0 .. 255, the same shape.
+
+    Raises:
+        ValueError: integer images, NaN or infinity.
     """
     if not images.is_floating_point():
         raise ValueError(f"images must be float in [-1, 1], got {images.dtype}")

@@ -1,7 +1,7 @@
-"""Where the samples lie inside a tar: read from its headers once, and kept, so that any can be read alone.
+"""Tar index: byte offsets of the samples inside a tar, read from its headers once and kept in a file.
 
-WebDataset's convention: members that follow each other and share their name up to the first dot of its last part
-are one sample, and what comes after that dot is a part's kind (0001.jpg, 0001.cls).
+WebDataset's convention: consecutive members that share their file name up to the first dot are one sample, and what
+follows that dot is the kind of the part (0001.jpg, 0001.cls).
 """
 
 from __future__ import annotations
@@ -23,9 +23,14 @@ _FORMAT = 1
 
 @dataclass(frozen=True)
 class TarIndex:
-    """One entry a sample, in the tar's order. offsets, lengths: where its image's bytes begin, how many they are.
+    """Index of a tar, one entry for each sample in the tar's order.
 
-    cls, json: what its .cls and .json hold, as text, or None.
+    Attributes:
+        keys: names of the samples.
+        offsets: first byte of the image.
+        lengths: bytes of the image.
+        cls: text of the .cls, or None.
+        json: text of the .json, or None.
     """
 
     keys: list[str]
@@ -36,27 +41,27 @@ class TarIndex:
 
 
 def read_index(tar: Path) -> TarIndex:
-    """The index beside the tar, if it is of the tar as it is now; else read from its headers, and kept there.
+    """Index of a tar: from TAR.dinit-index.json if that matches the tar as it is now, else from its headers.
 
-    It is kept as TAR.dinit-index.json; where that folder cannot be written, for this process alone. ValueError for
-    a tar that is damaged, packed, or has no images.
+    A new index is written to that file where the folder can be written. ValueError for a tar that is damaged,
+    compressed, or has no images.
     """
     stamp = _stamp(tar)
-    beside = tar.with_name(tar.name + SUFFIX)
+    file = tar.with_name(tar.name + SUFFIX)
     try:
-        kept = json.loads(beside.read_text(encoding="utf-8"))
+        kept = json.loads(file.read_text(encoding="utf-8"))
         if kept.pop("stamp") == stamp:
             return TarIndex(**kept)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        pass  # none, or not ours: it is made again
+        pass  # missing or damaged: it is made again
     index = make_index(tar)
-    with suppress(OSError):  # a folder that we may only read
-        write_atomically(beside, json.dumps({"stamp": stamp, **asdict(index)}))
+    with suppress(OSError):  # a read-only folder
+        write_atomically(file, json.dumps({"stamp": stamp, **asdict(index)}))
     return index
 
 
 def make_index(tar: Path) -> TarIndex:
-    """Reads all headers. ValueError for a tar that is damaged, packed, or has no images."""
+    """Index from all headers of a tar. ValueError for one that is damaged, compressed, or has no images."""
     keys, offsets, lengths, cls, meta = [], [], [], [], []
     for key, parts in _samples(tar):
         images = [kind for kind in parts if kind in IMAGES]
@@ -74,7 +79,7 @@ def make_index(tar: Path) -> TarIndex:
         meta.append(_text(tar, key, parts.get("json")))
     if not keys:
         raise ValueError(
-            f"{tar} has no images; wanted: members such as 0001.jpg beside 0001.cls ({', '.join(IMAGES)})"
+            f"{tar} has no images; wanted: members such as 0001.jpg and 0001.cls ({', '.join(IMAGES)})"
         )
     return TarIndex(keys, offsets, lengths, cls, meta)
 
@@ -83,7 +88,7 @@ def _samples(tar: Path) -> Iterator[tuple[str, Mapping[str, tuple[int, int]]]]:
     """(key, {kind: (offset, length)}) of each group of members. ValueError names the tar and what is wrong."""
     key, parts, seen = None, {}, set[str]()
     try:
-        with tarfile.open(tar, "r:") as archive:  # "r:": packed archives cannot be read from the middle
+        with tarfile.open(tar, "r:") as archive:  # "r:": compressed archives cannot be read from the middle
             for member in archive:
                 if not member.isreg():
                     continue
@@ -124,7 +129,7 @@ def _check_end(archive: tarfile.TarFile, tar: Path) -> None:
 
 
 def _text(tar: Path, key: str, place: tuple[int, int] | None) -> str | None:
-    """A part's contents. ValueError where they are no text."""
+    """Text of a part. ValueError where it is not text."""
     if place is None:
         return None
     with tar.open("rb") as stream:
@@ -136,7 +141,7 @@ def _text(tar: Path, key: str, place: tuple[int, int] | None) -> str | None:
 
 
 def _stamp(tar: Path) -> list[int]:
-    """What changes when the tar does. ValueError where there is none."""
+    """Size and time of the tar, by which its index is valid. ValueError where there is no tar."""
     try:
         facts = tar.stat()
     except OSError as error:

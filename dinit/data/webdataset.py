@@ -1,10 +1,9 @@
-"""WebDataset's tars as a map-style data set: any sample by its place, in an order that keeps to a few tars.
+"""WebDataset tars as a map-style data set: samples by index, in an order that reads few tars at a time.
 
-Not streamed through the `webdataset` package: its order comes from buffers that fill as a run goes, so that a run
-cannot go on exactly where it was, and it changes with the number of processes and workers. Here an index of each
-tar is read once, and the sample at any position of a run is known from the seed alone: a resumed run seeks to it.
-Processes share each batch by rows, so that every sample is read by one of them. What sequential reading is for is
-kept: while a window of tars is being read, nothing is read from any other.
+Not streamed through the `webdataset` package: its order depends on shuffle buffers and on the numbers of processes
+and workers, so a run cannot resume exactly. Here an index of each tar is read once, and the sample at any position
+of a run is known from the seed alone. Processes share each batch by rows, so that every sample is read by one of
+them. Reading stays local: while a window of tars is read, nothing is read from any other.
 """
 
 from __future__ import annotations
@@ -33,21 +32,31 @@ from dinit.data.pixels import from_uint8
 from dinit.data.tar_index import TarIndex, read_index
 
 _WANTED = "wanted: a folder of .tar files, one .tar, a pattern such as train-*.tar, or train-{000..009}.tar"
-_FIELDS = ("label", "cls")  # of a .json, where no other is named
+_FIELDS = ("label", "cls")  # of a .json, by default
 _OPEN = 64  # tars held open at once
-_TARS, _SAMPLES = 3, 4  # keep the words of the two shuffles apart
+_TARS, _SAMPLES = 3, 4  # separate the hash words of the two shuffles
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
 @DATASETS.register("webdataset")
 class WebDataset(ImageData):
-    """Images in WebDataset's tars (jpg, png, webp beside .cls or .json), indexed once, read by place.
+    """Images in WebDataset's tars (jpg, png, webp with .cls or .json), indexed once and read by offset.
 
-    path: a folder, a .tar, a pattern, or braces such as train-{000..009}.tar. size, channels: as for `folder`.
-    label: "cls" is the .cls part, "none" is unconditional, any other word a field of the .json; by default .cls, or
-    the .json's "label" or "cls", or unconditional where samples have neither. Numbers are classes, words are class
-    names. num_classes, class_names: as for `npz`. window: tars that an epoch reads at a time, shuffled together.
-    ValueError for tars that are damaged or packed, and where only some samples have a label.
+    Args:
+        path: a folder, a .tar, a pattern, or braces such as train-{000..009}.tar.
+        size: height = width in pixels, at least 1.
+        channels: 3 (RGB) or 1 (grey).
+        label: "cls" is the .cls part, "none" is unconditional, any other word a field of the .json; by default
+            .cls, or the .json's "label" or "cls", or unconditional where samples have neither. Numbers are classes,
+            words are class names.
+        num_classes: number of classes; by default the largest label + 1, or the number of names.
+        class_names: names in the order of their numbers; by default the numbers, or the words sorted.
+        horizontal_flip: see `ImageData.sample`.
+        window: tars that an epoch reads at a time, shuffled together.
+
+    Raises:
+        ValueError: tars that are missing, damaged or compressed, labels that only some samples have or that do not
+            fit the classes, or other arguments that are not accepted.
     """
 
     def __init__(
@@ -89,11 +98,11 @@ class WebDataset(ImageData):
         return from_uint8(torch.from_numpy(pixels))
 
     def indices(self, seed: int, start: int, count: int) -> list[int]:
-        """As ImageData's, in an order that reads from `window` tars at a time."""
+        """Arguments and return value as in `ImageData.indices`; the order reads from `window` tars at a time."""
         return read_positions(lambda epoch: self._order(seed, epoch), start, count, len(self))
 
     def _order(self, seed: int, epoch: int) -> NDArray[np.int64]:
-        """The last two epochs' orders are kept: a batch may lie across their border."""
+        """Order of an epoch; the last two are kept, as a batch may span two epochs."""
         if (seed, epoch) not in self._orders:
             while len(self._orders) > 1:
                 del self._orders[next(iter(self._orders))]
@@ -116,13 +125,13 @@ class WebDataset(ImageData):
         return tar, index - int(self._firsts[tar])
 
     def _bytes(self, tar: int, row: int) -> bytes:
-        """An image's file. ValueError where the tar is shorter than its index says."""
+        """Bytes of an image. ValueError where the tar is shorter than in its index."""
         offset, length = self._indexes[tar].offsets[row], self._indexes[tar].lengths[row]
         if not hasattr(os, "pread"):
             with self.tars[tar].open("rb") as file:
                 file.seek(offset)
                 found = file.read(length)
-        else:  # no seek, so that workers may share a file that was opened before they were
+        else:  # no seek, so that workers may share a file opened before they were started
             if tar not in self._files:
                 if len(self._files) >= _OPEN:
                     self._files.pop(next(iter(self._files))).close()
@@ -133,7 +142,7 @@ class WebDataset(ImageData):
         return found
 
     def _read_labels(self, label: str | None) -> list[Any] | None:
-        """The label of every sample, in order; None for no labels. ValueError where only some have one."""
+        """Label of every sample, in order; None for no labels. ValueError where only some have one."""
         if label == "none":
             return None
         for field in (None, *_FIELDS) if label is None else (None if label == "cls" else label,):
@@ -155,11 +164,11 @@ class WebDataset(ImageData):
         return None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_files": {}}  # open files do not travel to a worker; it opens its own
+        return {**self.__dict__, "_files": {}}  # a worker opens the files itself
 
 
 def windowed_order(seed: int, epoch: int, counts: Sequence[int], window: int) -> NDArray[np.int64]:
-    """The order in which an epoch reads the samples of several tars: `window` tars at a time, shuffled together.
+    """Order in which an epoch reads the samples of several tars: `window` tars at a time, shuffled together.
 
     counts: samples of each tar. The tars, and what each window holds, change from epoch to epoch. (sum(counts),).
     """
@@ -173,7 +182,7 @@ def windowed_order(seed: int, epoch: int, counts: Sequence[int], window: int) ->
 
 
 def find_tars(path: str) -> list[Path]:
-    """The tars that a folder, a file, a pattern or braces mean, in order. ValueError where there are none."""
+    """Tars that a folder, a file, a pattern or braces match, in order. ValueError where there are none."""
     if Path(path).is_dir():
         found = sorted(Path(path).glob("*.tar"))
     else:
@@ -183,10 +192,10 @@ def find_tars(path: str) -> list[Path]:
         ]
     if not found:
         raise ValueError(f"{path} has no tars; {_WANTED}")
-    lost = [tar for tar in found if not tar.is_file()]
-    if lost:
-        more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
-        raise ValueError(f"{lost[0]}{more} does not exist; {_WANTED}")
+    missing = [tar for tar in found if not tar.is_file()]
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise ValueError(f"{missing[0]}{more} does not exist; {_WANTED}")
     return found
 
 
@@ -209,7 +218,7 @@ def expand(pattern: str) -> list[str]:
 def read_names(
     found: list[Any], num_classes: int | None, class_names: Sequence[str] | None
 ) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    """Labels and class names of what stands for a class: whole numbers all, or words all. ValueError otherwise."""
+    """Labels (N,) and class names from values that are all whole numbers or all words. ValueError otherwise."""
     numbers = [_number(one) for one in found]
     if None not in numbers:
         labels = check_labels(np.array(numbers, dtype=np.int64), len(numbers))
@@ -220,8 +229,8 @@ def read_names(
     names = sorted(set(found)) if class_names is None else list(class_names)
     unknown = sorted(set(found) - set(names))
     if unknown or (num_classes is not None and num_classes != len(names)):
-        told = f"{unknown[0]!r} is not among the class_names" if unknown else f"num_classes is {num_classes}"
-        raise ValueError(f"{told}, and the samples name {len(set(found))} classes; change the one or leave it out")
+        what = f"{unknown[0]!r} is not among the class_names" if unknown else f"num_classes is {num_classes}"
+        raise ValueError(f"{what}, and the samples have {len(set(found))} classes; correct it or leave it out")
     places = {name: place for place, name in enumerate(names)}
     return np.array([places[one] for one in found], dtype=np.int64), tuple(names)
 
@@ -233,14 +242,14 @@ def _number(value: Any) -> int | None:
 
 
 def _value(tar: Path, index: TarIndex, row: int, field: str | None) -> Any:
-    """What stands for a sample's class: its .cls, or a field of its .json; None where it has neither."""
+    """Value of a sample's class: its .cls, or a field of its .json; None where it has neither."""
     if field is None:
         return index.cls[row] or None
     text = index.json[row]
     if text is None:
         return None
     try:
-        said = json.loads(text)
+        content = json.loads(text)
     except ValueError as error:
-        raise ValueError(f"the .json of sample {index.keys[row]!r} of {tar} is none: {error}") from error
-    return said.get(field) if isinstance(said, dict) else None
+        raise ValueError(f"the .json of sample {index.keys[row]!r} of {tar} is not JSON: {error}") from error
+    return content.get(field) if isinstance(content, dict) else None

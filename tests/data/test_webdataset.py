@@ -203,7 +203,7 @@ def test_samples_that_cannot_be_used_are_named(tmp_path: Path) -> None:
         ([a, ("a.jpg", picture(1, "jpeg"))], r"sample 'a' of .*t.tar has .*images \(png, jpg\)"),
         ([a, b, ("a.cls", b"0")], r"sample 'a' of .* do not follow each other"),
         ([a, ("a.cls", b"\xff\xfe\x00")], "label of sample 'a' of .* is no text"),
-        ([a, ("a.json", b"{")], r"\.json of sample 'a' of .* is none"),
+        ([a, ("a.json", b"{")], r"\.json of sample 'a' of .* is not JSON"),
         ([a, ("a.cls", b"0"), b, ("b.cls", b"dog")], "all be whole numbers, or all names.*'dog'"),
         ([a, ("a.cls", b"-1")], "labels must be >= 0"),
     ]
