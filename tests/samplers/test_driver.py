@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from score_sde_loop import ScoreSDE
 from torch import Tensor
 
 from dinit.diffusion import PROCESSES, Denoised, Denoiser
@@ -32,7 +33,6 @@ from dinit.samplers.ode.ddim import DDIM
 from dinit.samplers.ode.euler import Euler, Heun
 from dinit.samplers.sde.ddpm import DDPM
 from dinit.samplers.sde.predictor_corrector import PredictorCorrector
-from dinit.samplers.sde.score_sde import ScoreSDE
 
 F64 = torch.float64
 

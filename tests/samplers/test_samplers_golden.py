@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from golden import CASES, TOLERANCES, Golden, LearnedRange, Levels, Pairs, covers, error
+from score_sde_loop import ScoreSDE
 from torch import Tensor
 
 from dinit.diffusion import Denoised
@@ -34,7 +35,6 @@ from dinit.samplers.ode.ddim import DDIM
 from dinit.samplers.ode.euler import Euler, Heun
 from dinit.samplers.ode.flow import FlowEuler
 from dinit.samplers.sde.ddpm import DDPM, ancestral_transition
-from dinit.samplers.sde.score_sde import ScoreSDE
 
 # Published runs whose reference does something that dinit does not reproduce, and why.
 NOT_COVERED = {

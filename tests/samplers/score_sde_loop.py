@@ -1,7 +1,7 @@
-"""The predictor–corrector loop of Song et al. 2021 as its published code runs it, to reproduce its figures.
+"""Predictor-corrector loop of score_sde, as its published code runs it, for comparison with recorded runs.
 
-It is not in the registry: its Langevin step averages norms over the batch, so that an image depends on its
-neighbours, and its time step is 1/N instead of the grid's. For new work use `PredictorCorrector`.
+dinit itself has `PredictorCorrector` in its place: the published Langevin step averages norms over the batch, so
+that an image depends on its neighbours, and the published time step is 1/N, whatever the grid is.
 """
 
 from __future__ import annotations
@@ -22,14 +22,22 @@ from dinit.samplers.base import Claims, Sampler, StepDenoiser, StepNoise
 
 @dataclass(frozen=True)
 class ScoreSDE(Sampler):
-    """The published loop: corrector, then predictor, at each of N times from 1 to eps, with a step of 1/N.
+    """Published loop: corrector, then predictor, at each of N times from 1 to eps, with a step of 1/N.
 
     Run it as `sampler.sample(denoiser, noise, grid=sampler.times(), end="state")`.
 
-    process: VP, SubVP or VE, of the denoiser. num_scales: N. predictor: 'ancestral' is for VE; VP's is
-    DDPM('fixed-large') on VPDiscrete. corrector: 'langevin' or 'annealed' with snr, corrector_steps times; not
-    on SubVP, which has no table of alphas. denoise: the last state is its predictor's mean. probability_flow:
-    the ODE in place of the SDE. ValueError for pairings the published code does not have.
+    Args:
+        process: The denoiser's process.
+        num_scales: N, the number of times.
+        predictor: 'ancestral' is for VE only; VP's is DDPM('fixed-large') on VPDiscrete.
+        corrector: 'none' on SubVP, which has no table of alphas.
+        snr: Signal-to-noise ratio of a Langevin move.
+        corrector_steps: Langevin moves at each time.
+        denoise: Whether the last state is the predictor's mean, without noise.
+        probability_flow: Whether the predictor solves the probability-flow ODE in place of the SDE.
+
+    Raises:
+        ValueError: A pairing that the published code does not have.
     """
 
     process: VP | SubVP | VE
@@ -79,40 +87,40 @@ class ScoreSDE(Sampler):
         self, denoise: StepDenoiser, x_t: Tensor, t: Scales, s: Scales, state: Any, noise: StepNoise
     ) -> tuple[Tensor, Any]:
         x = x_t
-        level = int(t.floats.time * (self.num_scales - 1))
+        index = int(t.floats.time * (self.num_scales - 1))
         for j in range(self._moves):
             score, z = denoise(x, t).score, noise(j, x)
-            size = self._langevin_size(score, z, t, level)
+            size = self._langevin_size(score, z, t, index)
             x = x + size * score + (2 * size).sqrt() * z
         if self.predictor == "none":
             return x, None
-        mean, variance = self._predict(denoise(x, t), t, level)
+        mean, variance = self._predict(denoise(x, t), t, index)
         if self.denoise and s.floats.time == 0:
             return mean, None
         return mean + variance.sqrt() * noise(self._moves, x), None
 
-    def _langevin_size(self, score: Tensor, z: Tensor, t: Scales, level: int) -> Tensor:
-        alpha = 1 - self._table[level] if isinstance(self.process, VP) else torch.ones_like(t.time)
+    def _langevin_size(self, score: Tensor, z: Tensor, t: Scales, index: int) -> Tensor:
+        alpha = 1 - self._table[index] if isinstance(self.process, VP) else torch.ones_like(t.time)
         if self.corrector == "annealed":
             return 2 * alpha * (self.snr * t.sigma) ** 2
         norms = [v.flatten(1).norm(dim=1).mean() for v in (z, score)]
         return 2 * alpha * (self.snr * norms[0] / norms[1]) ** 2
 
-    def _predict(self, d: Denoised, t: Scales, level: int) -> tuple[Tensor, Tensor]:
+    def _predict(self, d: Denoised, t: Scales, index: int) -> tuple[Tensor, Tensor]:
         """Mean and variance of the next state."""
-        drift, variance = self._forward(t, level)
+        drift, variance = self._forward(t, index)
         if self.predictor == "ancestral":
-            return d.x_t + variance * d.score, variance * (1 - variance / self._table[level] ** 2)
+            return d.x_t + variance * d.score, variance * (1 - variance / self._table[index] ** 2)
         if self.probability_flow:
             return (1 - drift) * d.x_t + variance / 2 * d.score, torch.zeros_like(variance)
         return (1 - drift) * d.x_t + variance * d.score, variance
 
-    def _forward(self, t: Scales, level: int) -> tuple[Tensor, Tensor]:
+    def _forward(self, t: Scales, index: int) -> tuple[Tensor, Tensor]:
         """The forward step's drift, as a factor on x, and its variance."""
         if self.predictor == "euler-maruyama" or isinstance(self.process, SubVP):
             return t.d_alpha / t.alpha / self.num_scales, diffusion_squared(t) / self.num_scales
-        value = self._table[level]
+        value = self._table[index]
         if isinstance(self.process, VP):
             return (1 - value).sqrt() - 1, value
-        before = self._table[level - 1] if level else torch.zeros_like(value)
+        before = self._table[index - 1] if index else torch.zeros_like(value)
         return torch.zeros_like(value), value**2 - before**2
