@@ -1,7 +1,7 @@
-"""Writes docs/samplers.md and its pictures from the registries: `python docs/make_samplers_page.py`.
+"""Page of samplers: docs/samplers.md and its pictures, written from the registries and the classes' docstrings.
 
-Everything on the page but the formulas (formulas.toml) is read from the registered classes; `--text` leaves the
-pictures as they are.
+`python docs/make_samplers_page.py` writes it; `--text` leaves the pictures as they are. The formula of a sampler is
+the paragraph `Formula: $...$` of its class's docstring.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from dinit.samplers.guidance import GUIDANCES
 DOCS = Path(__file__).parent
 PAGE = DOCS / "samplers.md"
 IMAGES = DOCS / "images"
+# Formulas that have not moved into their classes yet.
 FORMULAS = tomllib.loads((DOCS / "formulas.toml").read_text(encoding="utf-8"))
 PIPELINE, NFE, SEED = "digits-dico", 20, 1
 PROCESS = PROCESSES.create({"name": "vp-discrete", "schedule": "cosine"})  # the pipeline's
@@ -32,6 +33,10 @@ _WHO = r"[A-Z][\w-]+(?:(?:, [A-Z][\w-]+)* (?:&|and) [A-Z][\w-]+| et al\.)?"
 _WHERE = r"(?:, (?:Eq\.|Algorithm|Section|Sec\.|Appendix|Table) [\w.]*\w)?"
 _CITATION = re.compile(rf"({_WHO} [12]\d{{3}}(?: \([^)]*\))?{_WHERE})")
 _CODE = re.compile(r"k-diffusion|guided-diffusion|diffusers")
+_ARXIV = re.compile(r"arXiv:(\d{4}\.\d{5})")
+_FORMULA = re.compile(r"^Formula: \$([^$]+)\$\.?$", re.MULTILINE)
+_SECTION = re.compile(r"^(Args|Attributes|Raises|Returns):$")
+_OPTION = re.compile(r"^ {4}(\w+): ", re.MULTILINE)
 
 _HEAD = f"""# Samplers, grids, guidance, processes
 
@@ -84,9 +89,35 @@ def cost(sampler: Sampler) -> str:
     return f"≥ {claims.nfe_per_step}" if claims.cost_depends_on == "state" else str(claims.nfe_per_step)
 
 
-def paragraphs(entry: Any) -> str:
-    """A docstring as the page has it: asterisks are products there, not emphasis."""
-    return (inspect.getdoc(entry) or "").replace("*", r"\*")
+def formula(entry: type) -> str:
+    """The LaTeX of the paragraph `Formula: $...$` in a class's own docstring, on one line, without the dollars.
+
+    Raises:
+        ValueError: the docstring has no such paragraph.
+    """
+    own = inspect.cleandoc(vars(entry).get("__doc__") or "")
+    found = _FORMULA.search(own)
+    if found is None:
+        raise ValueError(f"the docstring of {entry.__name__} has no paragraph 'Formula: $...$' after its summary")
+    return " ".join(found[1].split())
+
+
+def paragraphs(entry: Any) -> list[str]:
+    """The text of a docstring as the page has it: without the formula and the errors, options as a list."""
+    kept = []
+    for block in _FORMULA.sub("", inspect.getdoc(entry) or "").strip().split("\n\n"):
+        heading, _, rest = block.partition("\n")
+        section = _SECTION.match(heading)
+        if section is None:
+            kept.append(block.strip())
+        elif section[1] in ("Args", "Attributes"):
+            kept.append(_OPTION.sub(r"- `\1`: ", rest).replace("\n        ", "\n  "))
+    return [_as_markdown(block) for block in kept if block]
+
+
+def _as_markdown(text: str) -> str:
+    """Asterisks are products, not emphasis, and arXiv's numbers are links."""
+    return _ARXIV.sub(r"[arXiv:\1](https://arxiv.org/abs/\1)", text.replace("*", r"\*"))
 
 
 def sampler_section(name: str) -> str:
@@ -96,7 +127,8 @@ def sampler_section(name: str) -> str:
     )
     if special := SAMPLERS.special_case_of(name):
         facts += f". At its defaults it equals [`{special}`](#{special})"
-    parts = [f"### {name}", f"```math\n{FORMULAS[name]}\n```", f"*{facts}*", paragraphs(SAMPLERS[name])]
+    latex = FORMULAS[name] if name in FORMULAS else formula(SAMPLERS[name])
+    parts = [f"### {name}", f"```math\n{latex}\n```", f"*{facts}*", *paragraphs(SAMPLERS[name])]
     grid = sampler.grid_for(PROCESS)
     if grid != default_grid(PROCESS):
         parts.append(f"Where no grid is named it runs on `{grid.registry_name}` here, as in the picture.")  # type: ignore[attr-defined]
