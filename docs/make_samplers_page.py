@@ -109,14 +109,16 @@ def paragraphs(entry: Any) -> list[str]:
         heading, _, rest = block.partition("\n")
         section = _SECTION.match(heading)
         if section is None:
-            kept.append(block.strip())
+            kept.append(block.strip("\n"))
         elif section[1] in ("Args", "Attributes"):
             kept.append(_OPTION.sub(r"- `\1`: ", rest).replace("\n        ", "\n  "))
     return [_as_markdown(block) for block in kept if block]
 
 
 def _as_markdown(text: str) -> str:
-    """Asterisks are products, not emphasis, and arXiv's numbers are links."""
+    """Asterisks are products, not emphasis, and arXiv's numbers are links; indented text is code, as it is."""
+    if text.startswith("    "):
+        return text
     return _ARXIV.sub(r"[arXiv:\1](https://arxiv.org/abs/\1)", text.replace("*", r"\*"))
 
 

@@ -150,7 +150,6 @@ dinit.pipelines.Call.from_config
 dinit.pipelines.Converted
 dinit.pipelines.Trajectory.__call__
 dinit.pipelines.Trajectory.frames
-dinit.samplers.AdamsBashforth
 dinit.samplers.Ancestral
 dinit.samplers.BDIADDIM
 dinit.samplers.BDIAEDM
@@ -158,12 +157,9 @@ dinit.samplers.Comparison
 dinit.samplers.DDIM
 dinit.samplers.DDIMInverse
 dinit.samplers.DDPM
-dinit.samplers.DEIS
 dinit.samplers.DPM2
 dinit.samplers.DPMAdaptive
-dinit.samplers.DPMpp2M
 dinit.samplers.DPMpp2MSDE
-dinit.samplers.DPMpp3M
 dinit.samplers.DPMpp3MSDE
 dinit.samplers.DPMppSDE
 dinit.samplers.Description
@@ -172,14 +168,11 @@ dinit.samplers.EDMEuler
 dinit.samplers.EDMHeun
 dinit.samplers.ERSDE
 dinit.samplers.EulerMaruyama
-dinit.samplers.ExponentialAB
 dinit.samplers.FlowSDE
 dinit.samplers.Inversion
-dinit.samplers.LMS
 dinit.samplers.NoiseSource
 dinit.samplers.NoiseSource.from_seed
 dinit.samplers.NoiseSource.normal
-dinit.samplers.PNDM
 dinit.samplers.PredictorCorrector
 dinit.samplers.RK4
 dinit.samplers.RK45
@@ -194,8 +187,6 @@ dinit.samplers.Sampler.inner_times
 dinit.samplers.Sampler.iterate
 dinit.samplers.Sampler.step
 dinit.samplers.Step
-dinit.samplers.UniPC
-dinit.samplers.UniPC.rule
 dinit.samplers.compare
 dinit.samplers.guidance.APG
 dinit.samplers.guidance.Autoguidance

@@ -1,1 +1,1 @@
-"""Exponential and multistep solvers: all are schedules of rules, whose coefficients are computed before a run."""
+"""Exponential and multistep solvers of the probability-flow ODE."""

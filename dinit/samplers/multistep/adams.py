@@ -1,4 +1,4 @@
-"""Adams-Bashforth methods on the probability-flow ODE, plain and exponential, in every reading of the network."""
+"""Adams-Bashforth methods on the probability-flow ODE, plain and exponential, in any prediction of the network."""
 
 from __future__ import annotations
 
@@ -15,11 +15,27 @@ from dinit.samplers.multistep.unified import MultistepSampler, RuleSchedule
 @SAMPLERS.register("ab")
 @dataclass(frozen=True)
 class AdamsBashforth(MultistepSampler):
-    """Plain Adams-Bashforth: the prediction extrapolated in its own variable. Bashforth & Adams 1883.
+    r"""Plain Adams-Bashforth: the last slopes extrapolated in their own variable. Bashforth & Adams 1883.
 
-    prediction: 'path-velocity' integrates dx/dt in t; 'velocity' that of the straight path to which any path can be
-    scaled, which on the linear one is the same; 'eps' in sigma / alpha; 'x0' in alpha / sigma; 'v' in the angle.
-    order: evaluations extrapolated, 1 to 4. warm_up: see `WarmUp`; 'lower-order' is the textbook's.
+    Formula: $y_s = y_t + \int_{u_t}^{u_s} P(u)\,du,\quad P \text{ the polynomial through the last slopes } dy/du$
+
+    y = x / rho is the rescaled state and u the variable in which the prediction is its slope, dy/du; the weights
+    are those of steps of unequal length. `prediction` chooses rho and u:
+
+        'path-velocity'   rho = 1                u = t
+        'velocity'        rho = alpha + sigma    u = sigma / (alpha + sigma), the straight path
+        'eps'             rho = alpha            u = sigma / alpha
+        'x0'              rho = sigma            u = alpha / sigma
+        'v'               rho = |(alpha, sigma)| u = atan(sigma / alpha), the angle
+
+    Args:
+        order: Evaluations extrapolated, 1 to 4.
+        prediction: The network's output that is extrapolated.
+        warm_up: How the first steps, which lack evaluations, are taken: 'corrected' (again with the evaluation at
+            their end), 'lower-order' (the textbook's) or 'single-step'; see `rules.WarmUp`.
+
+    Raises:
+        ValueError: An option out of its range.
     """
 
     renamed_options: ClassVar[Mapping[str, str]] = {"levels": "order"}
@@ -37,7 +53,7 @@ class AdamsBashforth(MultistepSampler):
 
     @property
     def rule(self) -> Extrapolate:
-        """What every step follows."""
+        """The rule of every step."""
         return Extrapolate(self.prediction, self.order, variable="own")
 
     def schedule_for(self, steps: int, tail: bool) -> RuleSchedule:
@@ -47,11 +63,27 @@ class AdamsBashforth(MultistepSampler):
 @SAMPLERS.register("eab", special_case_of="dpmpp-3m")
 @dataclass(frozen=True)
 class ExponentialAB(MultistepSampler):
-    """Exponential Adams-Bashforth: exact in the linear part, the prediction extrapolated in half the log-SNR.
+    r"""Exponential Adams-Bashforth: exact in the linear part, the prediction extrapolated in half the log-SNR.
 
-    Lu et al. 2022 (DPM-Solver: 'eps'; DPM-Solver++: 'x0') with exact integrals, Zhang & Chen 2023 (DEIS). 'v' turns
-    the state by the angle between signal and noise; 'velocity' moves it on the straight path.
-    order: evaluations extrapolated, 1 to 4. warm_up: see `WarmUp`. max_step_ratio: see `Extrapolate`.
+    Formula: $x_s = \frac{\rho_s}{\rho_t} x_t + \rho_s \int_{\lambda_t}^{\lambda_s}
+        P(\lambda)\,\frac{du}{d\lambda}\, d\lambda,\quad P \text{ the polynomial through the last predictions},\
+        \lambda = \log(\alpha / \sigma)$
+
+    rho and u belong to the prediction as in `AdamsBashforth`: sigma and e^lambda for 'x0', which makes it
+    DPM-Solver++ (Lu et al. 2022, arXiv:2211.01095) with exact integrals, alpha and e^-lambda for 'eps', DPM-Solver
+    (Lu et al. 2022, arXiv:2206.00927) and DEIS (Zhang & Chen 2023, arXiv:2204.13902). 'v' turns the state by the
+    angle between signal and noise; 'velocity' moves it along the straight path.
+
+    Args:
+        order: Evaluations extrapolated, 1 to 4.
+        prediction: The network's output that is extrapolated.
+        warm_up: How the first steps, which lack evaluations, are taken: 'corrected' (again with the evaluation at
+            their end), 'lower-order' (the published codes') or 'single-step'; see `rules.WarmUp`.
+        max_step_ratio: A step longer than this times the one before it, in half the log-SNR, extrapolates over two
+            evaluations at most, as higher polynomials go astray there. Positive.
+
+    Raises:
+        ValueError: An option out of its range.
     """
 
     renamed_options: ClassVar[Mapping[str, str]] = {"levels": "order", "reach": "max_step_ratio"}
@@ -74,7 +106,7 @@ class ExponentialAB(MultistepSampler):
 
     @property
     def rule(self) -> Extrapolate:
-        """What every step follows."""
+        """The rule of every step."""
         return Extrapolate(self.prediction, self.order, max_step_ratio=self.max_step_ratio)
 
     def schedule_for(self, steps: int, tail: bool) -> RuleSchedule:

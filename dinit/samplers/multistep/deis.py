@@ -15,11 +15,27 @@ from dinit.samplers.multistep.unified import MultistepSampler, RuleSchedule
 @SAMPLERS.register("deis")
 @dataclass(frozen=True)
 class DEIS(MultistepSampler):
-    """DEIS-AB: a polynomial through the last evaluations of eps, in t (tAB), sigma / alpha or half the log-SNR.
+    r"""DEIS-AB: a polynomial through the last eps in t, sigma / alpha or half the log-SNR. Zhang & Chen 2023.
 
-    Zhang & Chen 2023; the third is what diffusers' DEIS does. order: evaluations extrapolated, 1 (DDIM) to 4; the
-    paper's tABn has n + 1. warm_up: see `WarmUp`; 'lower-order' is the paper's. lower_order_final: the last
-    steps with orders ..., 2, 1 in runs of fewer than 15 steps, as in diffusers.
+    Formula: $\frac{x_s}{\alpha_s} = \frac{x_t}{\alpha_t} + \int_{u_t}^{u_s} P\,du,\quad u =
+        \frac{\sigma}{\alpha},\quad P \text{ the polynomial through the last } \varepsilon \text{ in } t,\ u \text{
+        or } \lambda$
+
+    d(x / alpha) = eps du is the whole ODE, so only eps is approximated: with the nodes t_j and the Lagrange
+    polynomials L_j of the chosen variable, x_s / alpha_s = x_t / alpha_t + sum_j eps_j w_j, w_j the integral of
+    L_j du from u_t to u_s, computed before the run. Source: arXiv:2204.13902.
+
+    Args:
+        order: Evaluations extrapolated, 1 (DDIM) to 4; the paper's tABn has n + 1.
+        variable: What the polynomial is taken in: 't' (the paper's tAB), 'rho' (sigma / alpha, its rhoAB) or
+            'log-rho' (half the log-SNR, as diffusers' DEISMultistepScheduler has it).
+        warm_up: How the first steps, which lack evaluations, are taken: 'corrected' (again with the evaluation at
+            their end), 'lower-order' (the paper's) or 'single-step'; see `rules.WarmUp`.
+        lower_order_final: Whether the last steps have the orders ..., 2, 1 in runs of fewer than 15 steps, as in
+            diffusers.
+
+    Raises:
+        ValueError: An option out of its range.
     """
 
     renamed_options: ClassVar[Mapping[str, str]] = {"levels": "order"}
@@ -38,7 +54,7 @@ class DEIS(MultistepSampler):
 
     @property
     def rule(self) -> Extrapolate:
-        """What every step follows."""
+        """The rule of every step."""
         variables: dict[str, Variable] = {"t": "t", "rho": "own", "log-rho": "log-snr"}
         return Extrapolate("eps", self.order, variable=variables[self.variable])
 

@@ -1,4 +1,4 @@
-"""DPM-Solver++, the multistep solver of second order in half the log-SNR. Lu et al. 2022 (DPM-Solver++)."""
+"""DPM-Solver++(2M), the multistep solver of second order in half the log-SNR. Lu et al. 2022 (DPM-Solver++)."""
 
 from __future__ import annotations
 
@@ -17,14 +17,23 @@ History = tuple[Tensor, Tensor]
 @SAMPLERS.register("dpmpp-2m", aliases=("dpm-solver++", "dpm-solver++(2m)", "k-dpmpp-2m"))
 @dataclass(frozen=True)
 class DPMpp2M(Sampler):
-    """DPM-Solver++(2M): exact in the linear part, the posterior mean extrapolated in half the log-SNR.
+    r"""DPM-Solver++(2M): exact in the linear part, the posterior mean extrapolated in half the log-SNR.
 
-    Lu et al. 2022, Algorithm 2, for any path. The first step is of first order, and so is a step that starts at
-    or follows alpha = 0 or ends at sigma = 0, where the log-SNR is infinite: that is the limit of the formula.
+    Formula: $x_s = \frac{\sigma_s}{\sigma_t} x_t + \alpha_s (1 - e^{-h})\left(x_0 + \frac{h}{2h'}(x_0 -
+        x_0')\right)$
 
-    variant: how the slope of the posterior mean is weighed, 'midpoint' (the paper's) or 'heun' (the integral
-    of its line, without further approximation); both are of order 2. order: 2, or 1 for DPM-Solver++(1),
-    which is DDIM.
+    h is the rise of lambda = log(alpha / sigma) over the step, h' and x0' those of the step before. Lu et al.
+    2022, Algorithm 2, arXiv:2211.01095, for any path. The first step is of first order, and so is a step that
+    starts at or follows alpha = 0 or ends at sigma = 0, where the log-SNR is infinite: that is the limit of the
+    formula.
+
+    Args:
+        variant: Weight of the slope (x0 - x0') / h': alpha_s (1 - e^-h) h / 2 for 'midpoint' (the paper's),
+            alpha_s (h - 1 + e^-h) for 'heun' (the exact integral of the line). Both are of order 2.
+        order: 2, or 1 for DPM-Solver++(1), which is DDIM.
+
+    Raises:
+        ValueError: Another variant or order.
     """
 
     renamed_options: ClassVar[Mapping[str, str]] = {"levels": "order"}

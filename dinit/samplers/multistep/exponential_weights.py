@@ -2,11 +2,11 @@
 
 Between two times the probability-flow ODE is an integral of a prediction F of the network,
 
-    x_s / rho_s = x_t / rho_t + ∫ F du,
+    x_s / rho_s = x_t / rho_t + integral of F du from u_t to u_s,
 
 with F, rho and u from the table in ode_variables.py. This is exact: only F is approximated, by a polynomial
-through its past values. The variable of the polynomial is the solver's second choice: u itself ("own": plain
-Adams-Bashforth), half the log-SNR ("log-snr": exponential integrators), or t (DEIS's tAB). Lu et al. 2022
+through its past values. The variable of the polynomial is the solver's second choice: u itself ('own': plain
+Adams-Bashforth), half the log-SNR ('log-snr': exponential integrators), or t (DEIS's tAB). Lu et al. 2022
 (DPM-Solver, DPM-Solver++) for eps and x0; Zhang & Chen 2023 (DEIS) for t.
 """
 
@@ -54,7 +54,15 @@ NODES = 48
 
 
 def choice(owner: str, **options: tuple[object, object]) -> None:
-    """ValueError unless each option's value is among its Literal's; an option is (value, Literal)."""
+    """Check that each option has one of the values of its Literal.
+
+    Args:
+        owner: Begins the message.
+        **options: Option name to (value, Literal).
+
+    Raises:
+        ValueError: A value is not among them.
+    """
     for name, (value, kind) in options.items():
         if value not in get_args(kind):
             raise ValueError(
@@ -63,14 +71,22 @@ def choice(owner: str, **options: tuple[object, object]) -> None:
 
 
 def check_order(owner: str, order: int) -> None:
-    """ValueError unless order is 1 to 4."""
+    """Check the order of a multistep method.
+
+    Args:
+        owner: Begins the message.
+        order: Evaluations extrapolated.
+
+    Raises:
+        ValueError: The order is not 1, 2, 3 or 4.
+    """
     if isinstance(order, bool) or order not in (1, 2, 3, 4):
         raise ValueError(f"{owner}: order must be 1, 2, 3 or 4; got {order!r}")
 
 
 @dataclass(frozen=True)
 class ExponentialForm:
-    """How one step reads the network, and the variable in which it extrapolates what it read.
+    """The prediction that a step extrapolates, and the variable that it extrapolates it in.
 
     Attributes:
         ode: The change of variables; `ode.slope` is F, `ode.scale` rho and `ode.value` u.
@@ -137,15 +153,24 @@ def weights(
     variant: Variant = "exact",
     differences: Sequence[float] = (),
 ) -> tuple[float, list[float]]:
-    """(gain, w) with x_s = gain x_t + sum_j w_j F_j, F known at the nodes; exact for F polynomial of their number.
+    """Weights of a step, (gain, w): x_s = gain x_t + sum_j w_j F_j, exact for polynomials F through the nodes.
 
-    variant: what stands in place of the exact integral of the polynomial's powers. 'midpoint': with two nodes,
-    the line at the middle of the step (DPM-Solver-2, DPM-Solver++(2M), UniPC's B2). 'bh1': the same with UniPC's
-    B1. 'taylor': besides, with three nodes half of the quadratic term, as in the published DPM-Solver++(3M), which
-    weighs half the second derivative as if it were all of it, and so is of order 2. 'pseudo': Adams-Bashforth's
-    fractions of the whole integral, whatever the steps (PNDM).
-    differences: factors on the terms of Newton's form of the polynomial, from the first divided difference on; 1
-    where none is given.
+    Args:
+        form: F, rho, u and the variable of the polynomial.
+        process: The noise process.
+        t: Start of the step.
+        s: End of the step.
+        nodes: Where F is known, the newest first.
+        variant: What stands in place of the exact integral of the polynomial's powers. 'midpoint': with two nodes,
+            the line at the middle of the step (DPM-Solver-2, DPM-Solver++(2M), UniPC's B2). 'bh1': the same with
+            UniPC's B1. 'taylor': 'midpoint', and with three nodes half of the quadratic term, as in the published
+            DPM-Solver++(3M), which is of order 2 as it weighs half the second derivative as if it were all of it.
+            'pseudo': Adams-Bashforth's fractions of the whole integral, whatever the steps (PNDM).
+        differences: Factors on the terms of Newton's form of the polynomial, from the first divided difference on;
+            1 where none is given.
+
+    Returns:
+        The factor rho_s / rho_t on x_t, and one weight for each node.
     """
     start, end = form.place(t), form.place(s)
     rho_t, rho_s = float(form.ode.scale(t)), float(form.ode.scale(s))

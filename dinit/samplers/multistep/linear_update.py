@@ -12,7 +12,12 @@ from dinit.samplers.multistep.exponential_weights import DDIM_FORM, ExponentialF
 
 
 class Evaluation(NamedTuple):
-    """A past evaluation and the (corrected) state that the trajectory went on from there."""
+    """A past evaluation of the network.
+
+    Attributes:
+        denoised: What the denoiser returned.
+        state: The state that the trajectory continued from; after a correction, the corrected one.
+    """
 
     denoised: Denoised
     state: Tensor
@@ -48,7 +53,13 @@ Stages = tuple[tuple[Scales, LinearUpdate], ...]
 
 
 class StepUpdates(NamedTuple):
-    """How one step is taken: inner evaluations, the way to s, and the same again once s is evaluated (or None)."""
+    """One step: its inner evaluations, the update to s, and its correction.
+
+    Attributes:
+        stages: Inner evaluations.
+        advance: The update to s.
+        correction: The update to s again, once s is evaluated; None: no correction.
+    """
 
     stages: Stages
     advance: LinearUpdate

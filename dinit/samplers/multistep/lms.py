@@ -1,4 +1,4 @@
-"""Linear multistep in sigma / alpha, the solver that k-diffusion calls LMS."""
+"""LMS: linear multistep in sigma / alpha, as in k-diffusion."""
 
 from __future__ import annotations
 
@@ -18,11 +18,23 @@ from dinit.samplers.multistep.unified import MultistepSampler, RuleSchedule
 @SAMPLERS.register("lms", aliases=("k-lms",))
 @dataclass(frozen=True)
 class LMS(MultistepSampler):
-    """Adams-Bashforth on d(x / alpha) = eps d(sigma / alpha), weights for unequal steps. k-diffusion; no paper.
+    r"""Linear multistep in the noise level: Adams-Bashforth with weights for unequal steps. k-diffusion; no paper.
 
-    order: evaluations extrapolated, 1 (DDIM) to 4. warm_up: see `WarmUp`; 'lower-order' is k-diffusion's,
-    and at few evaluations better than 'corrected', which has order 3. Theirs takes the last step, to sigma = 0,
-    with all of them; so does this one with end='state' on times to 0.
+    Formula: $\frac{x_s}{\alpha_s} = \frac{x_t}{\alpha_t} + \int_{u_t}^{u_s} P(u)\,du,\quad u =
+        \frac{\sigma}{\alpha},\quad P \text{ the polynomial in } u \text{ through the last } \varepsilon$
+
+    The ODE is d(x / alpha) = eps du. With the nodes u_j and their Lagrange polynomials L_j the step is x_s /
+    alpha_s = x_t / alpha_t + sum_j eps_j w_j, w_j the integral of L_j(u) from u_t to u_s.
+
+    With end='state' on times down to 0 the last step uses all evaluations, as in k-diffusion.
+
+    Args:
+        order: Evaluations extrapolated, 1 (DDIM) to 4.
+        warm_up: How the first steps, which lack evaluations, are taken: 'lower-order' (k-diffusion's, and the
+            better one at few evaluations), 'corrected' (for order 3) or 'single-step'; see `rules.WarmUp`.
+
+    Raises:
+        ValueError: An option out of its range.
     """
 
     renamed_options: ClassVar[Mapping[str, str]] = {"levels": "order"}
@@ -42,7 +54,7 @@ class LMS(MultistepSampler):
 
     @property
     def rule(self) -> Extrapolate:
-        """What every step follows."""
+        """The rule of every step."""
         return Extrapolate("eps", self.order, variable="own")
 
     def schedule_for(self, steps: int, tail: bool) -> RuleSchedule:

@@ -102,5 +102,5 @@ ANGLE = ODEVariable(
 
 
 def noise_level_or_straight(t: Scales) -> ODEVariable:
-    """NOISE_LEVEL, and STRAIGHT for a step that starts where the noise level is infinite."""
+    """NOISE_LEVEL, or STRAIGHT for a step that starts where the noise level is infinite."""
     return STRAIGHT if t.floats.alpha == 0 else NOISE_LEVEL

@@ -1,4 +1,4 @@
-"""Pseudo numerical methods: classical weights on eps, moved by DDIM's step. Liu et al. 2022; Zhang & Chen 2023."""
+"""PNDM and iPNDM: classical weights on past eps, in DDIM's step. Liu et al. 2022; Zhang & Chen 2023."""
 
 from __future__ import annotations
 
@@ -25,9 +25,13 @@ TRAPEZOID = SingleStep("eps", (1.0,), variable="t", variant="midpoint")
 @SAMPLERS.register("ipndm")
 @dataclass(frozen=True)
 class IPNDM(MultistepSampler):
-    """iPNDM: Adams-Bashforth's weights for equal steps on past eps, DDIM's step. Zhang & Chen 2023.
+    r"""iPNDM: Adams-Bashforth's weights for equal steps on past eps, in DDIM's step. Zhang & Chen 2023.
 
-    Orders 1, 2, 3, 4 as evaluations come in. Of order 2, as the weights know nothing of the step's own integral.
+    Formula: $\frac{x_s}{\alpha_s} = \frac{x_t}{\alpha_t} + (u_s - u_t)\, \tfrac{1}{24}(55\varepsilon_0 -
+        59\varepsilon_1 + 37\varepsilon_2 - 9\varepsilon_3),\quad u = \frac{\sigma}{\alpha}$
+
+    eps_0 is the newest evaluation. The first steps have the weights of orders 1, 2 and 3. The run is of order 2,
+    as the weights do not depend on the lengths of the steps. Source: arXiv:2204.13902.
     """
 
     def claims(self) -> Claims:
@@ -40,10 +44,19 @@ class IPNDM(MultistepSampler):
 @SAMPLERS.register("pndm", aliases=("plms",))
 @dataclass(frozen=True)
 class PNDM(MultistepSampler):
-    """PNDM: iPNDM's weights after a better start. Liu et al. 2022.
+    r"""PNDM: iPNDM's weights after a better start. Liu et al. 2022.
 
-    start: 'plms', a first step of two evaluations, the trapezoid's; 'prk', three steps of pseudo Runge-Kutta with
-    four evaluations each (the paper's F-PNDM). Of order 2, as iPNDM.
+    Formula: $\frac{x_s}{\alpha_s} = \frac{x_t}{\alpha_t} + (u_s - u_t)\, \tfrac{1}{24}(55\varepsilon_0 -
+        59\varepsilon_1 + 37\varepsilon_2 - 9\varepsilon_3),\quad u = \frac{\sigma}{\alpha}$
+
+    eps_0 is the newest evaluation. The run is of order 2, as iPNDM's is. Source: arXiv:2202.09778.
+
+    Args:
+        start: 'plms', one trapezoidal step of two evaluations, then weights of rising order; 'prk', three steps of
+            pseudo Runge-Kutta with four evaluations each (the paper's F-PNDM).
+
+    Raises:
+        ValueError: Another start.
     """
 
     start: Literal["plms", "prk"] = "plms"
@@ -73,7 +86,16 @@ class PNDM(MultistepSampler):
 
 
 def runge_kutta(process: Process, t: Scales, s: Scales) -> StepCoefficients:
-    """One step of the classical Runge-Kutta weights, its middle in t. Liu et al. 2022 (PNDM)."""
+    """One step of the classical Runge-Kutta weights, with its middle in t. Liu et al. 2022 (PNDM).
+
+    Args:
+        process: The noise process.
+        t: Start of the step.
+        s: End of the step.
+
+    Raises:
+        ValueError: sigma is 0 at s, where the step evaluates eps.
+    """
     form = form_at("eps", "t", t, s, (t,))
     if form is None:
         raise ValueError(f"PNDM's Runge-Kutta step evaluates at its end, t = {s.floats.time:g}, where sigma is 0")

@@ -31,15 +31,15 @@ from dinit.samplers.multistep.linear_update import LinearUpdate, Stages, StepUpd
 WarmUp = Literal["lower-order", "corrected", "single-step"]
 """How the first steps of a run, which lack evaluations, are taken.
 
-'lower-order': over the evaluations that there are; the run then has order 2 at most. 'corrected': the same, and
-corrected by the evaluation at their end at no cost; order 3 at most. 'single-step': besides, the first step is one
-of three evaluations (Lu et al. 2022, DPM-Solver-3); order 4 at most.
+'lower-order': with the evaluations that there are; the run then has order 2 at most. 'corrected': each of them is
+then taken again with the evaluation at its end, at no cost; order 3 at most. 'single-step': as 'corrected', but the
+first step is one of three evaluations (Lu et al. 2022, DPM-Solver-3); order 4 at most.
 """
 
 
 @dataclass(frozen=True)
 class Corrector:
-    """The evaluation at a step's end, which the next step makes anyway, corrects the step. Zhao et al. 2023 (UniC).
+    """Correction of a step by the evaluation at its end, which the next step makes anyway. Zhao et al. 2023 (UniC).
 
     Args:
         variant: What stands in place of the exact integral: see `exponential_weights.weights`.
@@ -116,7 +116,7 @@ class SingleStep(Rule):
         variant: What stands in place of the last exact integral: see `exponential_weights.weights`.
 
     Raises:
-        ValueError: an option out of range.
+        ValueError: An option out of range.
     """
 
     registry_name = "single-step"
@@ -166,7 +166,7 @@ def _from_two(
 
 @dataclass(frozen=True)
 class HistoryRule(Rule):
-    """What `Extrapolate` and `Pseudo` share: past evaluations, a corrector, a start with fewer of them."""
+    """Base of the rules that use past evaluations: `Extrapolate` and `Pseudo`."""
 
     prediction: Prediction = "x0"
     order: int = 3
@@ -266,7 +266,7 @@ class Extrapolate(HistoryRule):
             evaluation carries.
 
     Raises:
-        ValueError: an option out of range.
+        ValueError: An option out of range.
     """
 
     registry_name = "extrapolate"
@@ -331,12 +331,15 @@ RULES: dict[str, type[Rule]] = {rule.registry_name: rule for rule in (Extrapolat
 
 
 def lower_at_the_end(rules: Sequence[Rule], tail: bool, to: int = 1) -> list[Rule]:
-    """The last rules with orders 1, 2, 3, ... counted from the end, for stability. Lu et al. 2022 (DPM-Solver++).
+    """Rules whose last ones have the orders ..., 3, 2, 1, for stability. Lu et al. 2022 (DPM-Solver++).
 
     Args:
         rules: One a step.
         tail: Whether a posterior mean follows, which is itself a last step, of order 1.
         to: The order of the last rule.
+
+    Returns:
+        As many rules; those without an order stay as they are.
     """
     least = [len(rules) - i + to - 1 + tail for i in range(len(rules))]
     return [
@@ -351,8 +354,11 @@ def rule_from_config(config: Mapping[str, Any]) -> Rule:
     A mapping without a name has the flat fields of files written before rules had types: prediction, order,
     corrector, variable, variant, corrector_variant, span, stages, reach, differences.
 
+    Args:
+        config: The mapping, as `Rule.to_config` writes it.
+
     Raises:
-        ValueError: an unknown name or field, or a value out of range.
+        ValueError: An unknown name or field, or a value out of its range.
     """
     given = dict(config) if "name" in config else _from_flat(dict(config))
     name = given.pop("name")

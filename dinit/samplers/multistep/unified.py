@@ -116,14 +116,19 @@ class MultistepSampler(Sampler):
 @SAMPLERS.register("unified")
 @dataclass(frozen=True)
 class Unified(MultistepSampler):
-    """Any schedule of rules, one a step; the last is repeated for the steps that follow. Liu et al. 2023 (USF).
+    r"""Any schedule of rules, one a step; the last is repeated for the steps that follow. Liu et al. 2023 (USF).
+
+    Formula: $x_s = \frac{\rho_s}{\rho_t} x_t + \rho_s \int_{u_t}^{u_s} P_i\,du,\quad P_i \text{ the polynomial of
+        step } i \text{: its order, prediction, variable and corrector are free}$
+
+    rho and u belong to the prediction, as in `AdamsBashforth`. Source: arXiv:2312.07243.
 
     Args:
         schedule: Rules (`Extrapolate`, `SingleStep`, `Pseudo`), or mappings that `rule_from_config` reads.
-        warm_up: How the first steps, which lack evaluations, are taken: see `WarmUp`.
+        warm_up: How the first steps, which lack evaluations, are taken: see `rules.WarmUp`.
 
     Raises:
-        ValueError: no rule, or one that cannot be read.
+        ValueError: No rule, or one that cannot be read.
     """
 
     schedule: tuple[Rule, ...] = (Extrapolate(corrector=Corrector(), max_step_ratio=2.0),)

@@ -17,13 +17,29 @@ _VARIANTS: dict[str, Literal["bh1", "midpoint", "exact"]] = {"bh1": "bh1", "bh2"
 @SAMPLERS.register("unipc")
 @dataclass(frozen=True)
 class UniPC(MultistepSampler):
-    """UniP-p with UniC-p: order p + 1 for one evaluation a step. Zhao et al. 2023.
+    r"""UniPC: UniP-p with UniC-p, order p + 1 for one evaluation a step. Zhao et al. 2023.
 
-    order: p, evaluations extrapolated, 1 to 4. prediction: 'x0' or 'eps'. b: their function B(h), which enters
-    only where their small linear system is replaced by 1/2 (the predictor of p = 2 and the corrector of p = 1):
-    'bh1' is h, 'bh2' exp(h) - 1; 'exact' solves the system there too. uncorrected: steps, counted from 0, without
-    the corrector (diffusers' disable_corrector). lower_order_final: the last steps with orders ..., 2, 1, as in the
-    published code.
+    Formula: $x_s = \frac{\rho_s}{\rho_t} x_t + \rho_s \int_{\lambda_t}^{\lambda_s}
+        P(\lambda)\,\frac{du}{d\lambda}\, d\lambda;\quad \text{corrected by the same with the evaluation at } s
+        \text{ as one more node of } P$
+
+    P is the polynomial in lambda = log(alpha / sigma) through the last p predictions; rho and u are sigma and
+    e^lambda for 'x0', alpha and e^-lambda for 'eps'. The network is evaluated at the predicted x_s, as the start
+    of the next step; that step then starts from the corrected x_s. Source: arXiv:2302.04867.
+
+    Args:
+        order: p, evaluations extrapolated, 1 to 4.
+        prediction: The network's output that is extrapolated.
+        b: The paper's function B(h). It enters only where its small linear system is replaced by 1/2, in the
+            predictor of p = 2 and the corrector of p = 1: 'bh1' is h, 'bh2' is exp(h) - 1; 'exact' solves the
+            system there too.
+        uncorrected: Steps, counted from 0, without the corrector (diffusers' disable_corrector).
+        lower_order_final: Whether the last steps have the orders ..., 2, 1, as in the published code.
+        warm_up: How the first steps, which lack evaluations, are taken: 'corrected' (again with the evaluation at
+            their end), 'lower-order' (the published code's) or 'single-step'; see `rules.WarmUp`.
+
+    Raises:
+        ValueError: An option out of its range.
     """
 
     renamed_options: ClassVar[Mapping[str, str]] = {"levels": "order"}
@@ -48,7 +64,11 @@ class UniPC(MultistepSampler):
         return Claims(self.rule().claimed_order(self.warm_up))
 
     def rule(self, corrected: bool = True) -> Extrapolate:
-        """What a step follows."""
+        """The rule that a step follows.
+
+        Args:
+            corrected: Whether the step is corrected.
+        """
         variant = _VARIANTS[self.b]
         corrector = Corrector(variant, start_only=not corrected)
         return Extrapolate(self.prediction, self.order, corrector=corrector, variant=variant)
