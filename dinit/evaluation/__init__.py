@@ -1,4 +1,4 @@
-"""How good are the samples: feature extractors, metrics, reports with their protocol."""
+"""Evaluation of samples: feature extractors, metrics, protocols and reports."""
 
 from __future__ import annotations
 

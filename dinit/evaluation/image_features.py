@@ -1,4 +1,4 @@
-"""A set of images and what was extracted from it, once, for all metrics."""
+"""Image features: one pass of an extractor over a set of images, shared by all metrics."""
 
 from __future__ import annotations
 
@@ -18,21 +18,27 @@ _BATCH = 64
 
 
 class ImageSource(Protocol):
-    """Images that need not be in memory at once. A tensor (N, C, H, W) is one."""
+    """Images that need not be in memory at once; a tensor (N, C, H, W) is one."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, rows: Any, /) -> Tensor:
-        """rows: a slice or a list of indices. Returns (n, C, H, W) uint8."""
+        """Images at `rows`, a slice or a list of indices, as (n, C, H, W) uint8."""
         ...
 
 
 @dataclass(frozen=True)
 class ImageFeatures:
-    """What metrics know of a set; what it cannot give is None. A reference may be statistics alone.
+    """Features of a set of images; None for what it does not have. A reference may be statistics alone.
 
-    images: `count` of them. labels: (N,) int64. pooled: (N, D) float64. logits: (N, classes) float64.
-    statistics: the Gaussian of the pooled features, where the set is known by it. spatial: that of the map.
+    Attributes:
+        count: number of images.
+        images: the images themselves.
+        labels: (N,) int64.
+        pooled: (N, D) float64.
+        logits: (N, classes) float64.
+        statistics: Gaussian of the pooled features, where the set came with it.
+        spatial: Gaussian of the spatial features.
     """
 
     count: int
@@ -45,7 +51,7 @@ class ImageFeatures:
 
     @cached_property
     def gaussian(self) -> Gaussian | None:
-        """The Gaussian of the pooled features: the one that came with the set, else computed from them."""
+        """Gaussian of the pooled features: the one that came with the set, else computed from them."""
         if self.statistics is not None or self.pooled is None:
             return self.statistics
         return gaussian_of(self.pooled)
@@ -68,9 +74,18 @@ def extract(
     cuda: bool | None = None,
     batch_size: int = _BATCH,
 ) -> ImageFeatures:
-    """One pass of the extractor over the images. cuda: None is a GPU if there is one.
+    """Features of a set of images, by one pass of the extractor.
 
-    ValueError for images that the extractor cannot read, and for features that are not finite.
+    Args:
+        images: (N, C, H, W) uint8.
+        extractor: gives the features.
+        labels: (N,) int64, kept with the features.
+        spatial: whether to gather the statistics of spatial features, where the extractor has them.
+        cuda: whether to run on a GPU; None is a GPU if there is one.
+        batch_size: images of one call.
+
+    Raises:
+        ValueError: images that the extractor cannot read, or features that are not finite.
     """
     device = torch.device("cuda" if (torch.cuda.is_available() if cuda is None else cuda) else "cpu")
     network = extractor.network(device, spatial)
@@ -95,7 +110,7 @@ def extract(
 
 
 def spread_out(images: ImageSource, count: int = 1000) -> Tensor:
-    """At most `count` images, evenly spread over the set, as one tensor."""
+    """At most `count` images, evenly spaced over the set, as one tensor."""
     rows = np.unique(np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(np.int64))
     return images[rows.tolist()]
 
@@ -104,7 +119,5 @@ def _numbers(found: Tensor, start: int) -> NDArray[np.float64]:
     values = found.double().cpu().numpy()
     if not np.isfinite(values).all():
         row = start + int(np.flatnonzero(~np.isfinite(values).all(axis=1))[0])
-        raise ValueError(
-            f"the features of image {row} are not finite; the extractor's weights or dtype are at fault"
-        )
+        raise ValueError(f"the features of image {row} are not finite; check the extractor's weights and dtype")
     return values

@@ -1,4 +1,4 @@
-"""Named protocols: what has to be fixed so that a score means the same as in another paper."""
+"""Named protocols: the settings that scores of different papers must share to be comparable."""
 
 from __future__ import annotations
 
@@ -13,10 +13,17 @@ CUSTOM = "custom"
 
 @dataclass(frozen=True)
 class NamedProtocol:
-    """features: the extractor, which fixes the resize. labels: how classes are drawn for a pipeline, "balanced" (as
-    many of each as can be) or "random" (uniformly, by the seed). isc_split_size: images of a split of the Inception
-    score in the order they come, None: torch-fidelity's 10 shuffled splits. samples: what published figures are on;
-    0: none are. source: whose protocol it is.
+    """Protocol under a name, by which scores are measured.
+
+    Attributes:
+        name: as `protocol=` takes it.
+        features: name of the extractor, which fixes the resize.
+        source: where the protocol comes from.
+        labels: how classes are drawn for a pipeline: "balanced" (equal counts, up to one) or "random" (uniformly,
+            by the seed).
+        isc_split_size: images of a split of the Inception score, unshuffled; None is torch-fidelity's 10 shuffled
+            splits.
+        samples: number of samples that published scores are measured on; 0 where none are published.
     """
 
     name: str
@@ -27,7 +34,13 @@ class NamedProtocol:
     samples: int = 0
 
     def settings(self, counts: Sequence[int], samples: int, seed: int) -> Settings:
-        """counts: images of every set whose features are at hand. samples: of the model's set."""
+        """Settings of the metrics for sets of these sizes.
+
+        Args:
+            counts: images of every set that has features.
+            samples: images of the model's set.
+            seed: of subsets and shuffles.
+        """
         usual = Settings.for_counts(counts, seed)
         if self.isc_split_size is None:
             return usual
@@ -50,14 +63,14 @@ PROTOCOLS = {
 
 
 def named_protocol(name: str) -> NamedProtocol:
-    """The protocol of that name. ValueError for an unknown one, with the nearest."""
+    """Protocol by its name. ValueError for an unknown one, with the nearest."""
     if name not in PROTOCOLS:
         raise ValueError(f"unknown protocol {name!r}{suggest(name, list(PROTOCOLS))}")
     return PROTOCOLS[name]
 
 
 def choose_protocol(name: str | None, features: str | None, data_features: str | None) -> NamedProtocol:
-    """The protocol asked for; else the first that uses the features asked for, else those of the data set.
+    """Protocol by its name, else the first that uses the features given, else those of the data set.
 
     Features that no protocol uses give a protocol named 'custom'. ValueError where name and features contradict.
     """
@@ -65,10 +78,10 @@ def choose_protocol(name: str | None, features: str | None, data_features: str |
         found = named_protocol(name)
         if features not in (None, found.features):
             raise ValueError(
-                f"the protocol {name!r} uses the features {found.features!r}, and {features!r} were asked for; "
-                "leave one of the two out"
+                f"the protocol {name!r} uses the features {found.features!r}, got {features!r}; leave one of the "
+                "two out"
             )
         return found
     wanted = features or data_features or "inception-v3"
     found = next((one for one in PROTOCOLS.values() if one.features == wanted), None)
-    return found or NamedProtocol(CUSTOM, wanted, "features of your own")
+    return found or NamedProtocol(CUSTOM, wanted, "given features")

@@ -1,4 +1,4 @@
-"""Real images of a data set, in two sets that share none: one to compare with, one to be measured as a model is."""
+"""Real images of a data set in two disjoint sets: the reference, and the baseline that is measured like samples."""
 
 from __future__ import annotations
 
@@ -18,9 +18,19 @@ from dinit.data.order import stratified
 
 @dataclass(frozen=True)
 class RealImages:
-    """Two disjoint sets of real images: `train` for the real row, `test` to compare with. (N, C, H, W).
+    """Two disjoint sets of real images, (N, C, H, W) uint8.
 
-    all_train: gives every training image, which may be many more than `train`.
+    Attributes:
+        train: images of the real row of a report.
+        train_labels: their classes, (N,) int64.
+        test: images of the reference set.
+        test_labels: their classes, (N,) int64.
+        name: of the data set.
+        reference: description of the reference set for reports, with its fingerprint.
+        class_names: of the data set.
+        num_classes: of the data set.
+        features: name of its feature extractor.
+        all_train: gives every training image, which may be many more than `train`.
     """
 
     train: Tensor
@@ -38,9 +48,10 @@ class RealImages:
 def real_images(
     dataset: str | Mapping[str, Any] | ImageData, count: int | None = None, seed: int = 0
 ) -> RealImages:
-    """The data set's own train and test splits where it has them, otherwise two halves of every class.
+    """Train and test splits of a data set where it has them, otherwise two halves of every class.
 
-    count: how many of the train images, drawn by `seed`; all by default, in the data set's own order.
+    count: number of train images, drawn by `seed`; all by default, in the data set's own order. ValueError for a
+    data set given with a split.
     """
     options = {"name": dataset} if isinstance(dataset, str) else dataset
     if isinstance(options, Mapping) and "split" in _options_of(options):

@@ -1,6 +1,4 @@
-"""Reference statistics in a file: of one's own data, with what they were made by, or as the ADM evaluator has
-them.
-"""
+"""Reference statistics in a file: of `dinit stats`, with their protocol, or as the ADM evaluator has them."""
 
 from __future__ import annotations
 
@@ -31,13 +29,13 @@ from dinit.files import write_atomically
 
 FORMAT = 1
 _ROWS = 10_000  # images whose features are kept, for KID, precision and recall: as many as ADM's references hold
-_PICTURES = 256  # images kept for pages and for the search after what is uneven
+_PICTURES = 256  # images kept for pages and for sanity checks
 _MEAN, _COVARIANCE = ("mu", "sigma"), ("mu_s", "sigma_s")
 _UNREADABLE = (OSError, ValueError, EOFError, KeyError, TypeError, zipfile.BadZipFile, zlib.error)
 
 
 class DataImages:
-    """A data set as an `ImageSource`: its images are made when asked for."""
+    """Data set as an `ImageSource`, which makes its images on demand."""
 
     def __init__(self, data: ImageData) -> None:
         self.data = data
@@ -58,10 +56,21 @@ def make_statistics(
     about: Mapping[str, Any],
     cuda: bool | None = None,
 ) -> bytes:
-    """The file's content. about: dataset, fingerprint and class_names of the images.
+    """Content of a file of reference statistics.
 
-    Beside the statistics it holds the features of up to 10,000 images, and the Fréchet distance between two halves
-    of the set, which no model can be asked to beat. ValueError for fewer than 8 images.
+    It also holds the features of up to 10,000 images, and the Fréchet distance between two halves of the set, which
+    is the best that a model can reach.
+
+    Args:
+        images: (N, C, H, W) uint8, at least 8.
+        labels: (N,) int64, or None.
+        extractor: gives the features.
+        protocol: of the extractor.
+        about: dataset, fingerprint and class_names of the images.
+        cuda: see `extract`.
+
+    Raises:
+        ValueError: fewer than 8 images.
     """
     if len(images) < 8:
         raise ValueError(f"statistics need at least 8 images, got {len(images)}")
@@ -101,13 +110,13 @@ def make_statistics(
 
 
 def write_statistics(path: Path, content: bytes) -> None:
-    """Writes what `make_statistics` gave, whole or not at all."""
+    """Write what `make_statistics` gave, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, content)
 
 
 def content_hash(arrays: Mapping[str, NDArray]) -> str:
-    """SHA-256 over names, shapes and bytes of the arrays; the start of it."""
+    """First 32 digits of the SHA-256 over names, shapes and bytes of the arrays."""
     digest = hashlib.sha256()
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])
@@ -118,7 +127,13 @@ def content_hash(arrays: Mapping[str, NDArray]) -> str:
 
 @dataclass(frozen=True)
 class Reference:
-    """What a file of statistics holds. meta: empty for files of other programs."""
+    """Reference statistics that were read from a file.
+
+    Attributes:
+        path: the file.
+        arrays: its arrays by name.
+        meta: data set, protocol and hashes; empty for files of other programs.
+    """
 
     path: Path
     arrays: Mapping[str, NDArray]
@@ -126,22 +141,22 @@ class Reference:
 
     @property
     def features(self) -> str | None:
-        """The extractor that it was made with; None where the file does not say."""
+        """Name of the extractor that it was made with; None where the file has no such entry."""
         return self.meta.get("features")
 
     @property
     def dataset(self) -> str:
-        """The data set's name, or the file's."""
+        """Name of the data set, or of the file."""
         return str(self.meta.get("dataset", self.path.name))
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Of the data set, where the file says them."""
+        """Class names of the data set; empty where the file has none."""
         return tuple(self.meta.get("class_names", ()))
 
     @cached_property
     def description(self) -> str:
-        """For reports: the name and a hash of the content."""
+        """Name and hash of the content, for reports."""
         if self.meta:
             return f"{self.dataset}, {self.path.name}, {self.meta['content'][:16]}"
         digest = hashlib.sha256()
@@ -153,7 +168,16 @@ class Reference:
     def featured(
         self, protocol: NamedProtocol, extractor: Extractor, cuda: bool | None = None
     ) -> tuple[ImageFeatures, tuple[str, ...]]:
-        """The reference as metrics read it, and notes. ValueError where it was made by other features."""
+        """Features of the reference for metrics, and notes for the report.
+
+        Args:
+            protocol: of the evaluation.
+            extractor: extracts features where the file holds images.
+            cuda: whether to run it on a GPU; None is a GPU if there is one.
+
+        Raises:
+            ValueError: statistics of other features, weights or another resize.
+        """
         self._check(protocol, extractor)
         statistics, spatial = self._gaussian(*_MEAN), self._gaussian(*_COVARIANCE)
         if self.meta:
@@ -193,9 +217,13 @@ class Reference:
 
 
 def load_reference(path: str | Path) -> Reference:
-    """Reads what `dinit stats` wrote, or an ADM reference: arr_0, or mu and sigma, or both (.npz, never unpickled).
+    """Reference statistics from a file of `dinit stats`, or an ADM reference: arr_0, or mu and sigma, or both.
 
-    ValueError for another file, or one whose content is not what its hash says.
+    Args:
+        path: a .npz; pickled contents are never read.
+
+    Raises:
+        ValueError: another file, or one whose content does not match its hash.
     """
     path = Path(path)
     try:

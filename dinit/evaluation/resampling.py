@@ -1,4 +1,4 @@
-"""How far a figure may be trusted: intervals by resampling, and the bias of FID against the number of samples."""
+"""Confidence intervals of scores by resampling, and the bias of FID against the number of samples."""
 
 from __future__ import annotations
 
@@ -23,12 +23,11 @@ MIN_RESAMPLINGS = 20
 
 
 def intervals(inputs: MetricInputs, metrics: Sequence[str], resamplings: int) -> dict[str, float]:
-    """95 % intervals of the samples' figures as `NAME_low` and `NAME_high`; what has none is left out.
+    """95 % intervals of the samples' scores as `NAME_low` and `NAME_high`; metrics without one are left out.
 
-    FID and Inception score: the spread over resamplings with replacement (Efron 1979), laid around the figure
-    itself, since a resampling has copies and so a bias of its own that the figure has not. Shares (precision,
-    recall, class accuracy): Wilson's interval. KID has its spread over subsets. The reference is taken as it is.
-    ValueError for fewer than 20 resamplings.
+    FID and Inception score: the spread over resamplings with replacement (Efron 1979), centred on the score itself,
+    since copies in a resampling bias its score. Shares (precision, recall, class accuracy): Wilson's interval. KID
+    has its spread over subsets. The reference is not resampled. ValueError for fewer than 20 resamplings.
     """
     if resamplings < MIN_RESAMPLINGS:
         raise ValueError(f"intervals need at least {MIN_RESAMPLINGS} resamplings, got {resamplings}")
@@ -59,7 +58,7 @@ def _interval(inputs: MetricInputs, name: str, resamplings: int) -> dict[str, fl
 
 
 def resampled(inputs: MetricInputs, number: int) -> MetricInputs:
-    """The inputs with their samples drawn again, with replacement, by (seed, number)."""
+    """Inputs with their samples redrawn with replacement, by (seed, number)."""
     samples = inputs.samples
     rng = np.random.default_rng([inputs.settings.seed, number, 0xB007])
     rows = rng.integers(0, samples.count, samples.count)
@@ -69,7 +68,7 @@ def resampled(inputs: MetricInputs, number: int) -> MetricInputs:
 
 
 def wilson(share: float, count: int) -> tuple[float, float]:
-    """95 % interval of a share seen in `count` images. Wilson 1927; never below 0, above 1, or of no width."""
+    """95 % interval of a share of `count` images. Wilson 1927; within [0, 1] and never of zero width."""
     z = _NORMAL**2 / count
     middle = (share + z / 2) / (1 + z)
     half = math.sqrt(z * (share * (1 - share) + z / 4)) / (1 + z)
@@ -77,11 +76,14 @@ def wilson(share: float, count: int) -> tuple[float, float]:
 
 
 def fid_curve(samples: ImageFeatures, reference: ImageFeatures, seed: int) -> dict[str, Any]:
-    """FID against the number of samples, and where a straight line in 1/N meets N = ∞. Chong & Forsyth 2020, §3.
+    """FID against the number of samples, extrapolated to N = ∞ by a straight line in 1/N. Chong & Forsyth 2020, §3.
 
-    {"fid": {"counts", "values", "infinity", "slope"}}: subsets without replacement; small ones are drawn as often
-    as they fit into the set, and averaged. The line takes out the bias of the samples, not that of the reference.
-    Empty where there are fewer than 4 samples for each feature dimension: there the curve is no line.
+    Subsets are drawn without replacement; small ones as often as they fit into the set, and averaged. The line
+    removes the bias of the samples, not that of the reference.
+
+    Returns:
+        {"fid": {"counts", "values", "infinity", "slope"}}; empty for fewer than 4 samples for each feature
+        dimension, where the curve is no line.
     """
     theirs, pooled = reference.gaussian, samples.pooled
     if theirs is None or pooled is None or len(pooled) < 4 * pooled.shape[1]:
@@ -100,7 +102,7 @@ def fid_curve(samples: ImageFeatures, reference: ImageFeatures, seed: int) -> di
 
 
 def line(x: NDArray, y: NDArray, weights: NDArray) -> tuple[float, float]:
-    """Intercept and slope of the weighted least-squares line. (n,) each."""
+    """Intercept and slope of the weighted least-squares line through x, y, (n,) each."""
     w = np.asarray(weights, dtype=np.float64) / np.sum(weights)
     middle_x, middle_y = w @ x, w @ y
     slope = float(w @ ((x - middle_x) * (y - middle_y)) / (w @ (x - middle_x) ** 2))

@@ -1,4 +1,4 @@
-"""Images that were generated before: a folder of pictures, or the array packs that papers exchange."""
+"""Existing samples: a folder of pictures, or a pack of arrays (.npz, .npy) as papers exchange them."""
 
 from __future__ import annotations
 
@@ -29,8 +29,13 @@ _RECORDED = ("sampler", "steps", "grid", "guidance")  # of the call in a manifes
 
 @dataclass(frozen=True)
 class Samples:
-    """images: as `ImageSource`. labels: (N,) int64 where they are known. notes: what was seen of the files.
-    made_by: the call in the manifest, where there is one.
+    """Samples read from files.
+
+    Attributes:
+        images: (N, C, H, W) uint8, read on demand.
+        labels: (N,) int64, or None where they are not known.
+        notes: remarks on the files, for the report.
+        made_by: the call in the manifest, where there is one.
     """
 
     images: ImageSource
@@ -40,7 +45,7 @@ class Samples:
 
 
 class ArrayImages:
-    """Images of an array (N, C, H, W) uint8, which may lie in a file."""
+    """Images of an array (N, C, H, W) uint8, which may be memory-mapped. ValueError for another dtype."""
 
     def __init__(self, array: NDArray) -> None:
         if array.dtype != np.uint8:
@@ -51,11 +56,11 @@ class ArrayImages:
         return len(self.array)
 
     def __getitem__(self, rows: Any, /) -> Tensor:
-        return torch.from_numpy(np.array(self.array[rows], order="C"))  # a copy: a file's bytes may not be written
+        return torch.from_numpy(np.array(self.array[rows], order="C"))  # a copy: a mapped file is read-only
 
 
 class FileImages:
-    """Images in files of one size, read when asked for."""
+    """Images in files of one size, read on demand."""
 
     def __init__(self, files: Sequence[Path], channels: int) -> None:
         self.files, self.mode = list(files), "RGB" if channels == 3 else "L"
@@ -74,15 +79,21 @@ class FileImages:
             with Image.open(file) as picture:
                 picture.load()
                 return np.array(to_8_bit(picture).convert(self.mode))
-        except Exception as error:  # Pillow's plugins raise many kinds; whatever it is, the file is named
+        except Exception as error:  # Pillow's plugins raise many kinds; the message names the file in any case
             raise ValueError(f"{file} cannot be read as an image ({error}); remove it or make it again") from error
 
 
 def read_samples(path: str | Path, class_names: Sequence[str] = ()) -> Samples:
-    """A folder with pictures anywhere in it, or a .npz (arr_0 and perhaps arr_1, or images and labels) or .npy.
+    """Samples of a folder with pictures anywhere in it, a .npz (arr_0, arr_1, or images, labels) or a .npy.
 
-    Labels of a folder are those of its manifest, or the sub-folders where all are names of classes.
-    ValueError where there are no images, or where they are of several sizes.
+    Labels of a folder are those of its manifest, or of its sub-folders where all of these are class names.
+
+    Args:
+        path: the folder or file.
+        class_names: names that sub-folders may have, in the order of the classes.
+
+    Raises:
+        ValueError: no images, images of several sizes, or files that cannot be read.
     """
     path = Path(path)
     if path.is_dir():
@@ -91,7 +102,7 @@ def read_samples(path: str | Path, class_names: Sequence[str] = ()) -> Samples:
 
 
 def is_samples(path: str | Path) -> bool:
-    """Whether this is a pack or a folder of pictures, not a pipeline."""
+    """Whether a path is a pack or a folder of pictures, and not a pipeline."""
     path = Path(path)
     if path.is_dir():
         return not (path / "model_index.json").exists() and next(image_files(path), None) is not None
@@ -108,8 +119,9 @@ def _from_pack(path: Path) -> Samples:
 
 
 def mapped(path: Path, key: str) -> NDArray | None:
-    """An array of a .npz as a map of the file, where numpy stored it plain; None where there is no such array or it
-    is compressed. A pack of 50,000 images at 256×256 is 10 GB.
+    """Array of a .npz as a memory map; None where there is no such array or it is compressed.
+
+    A pack of 50,000 images at 256×256 is 10 GB.
     """
     if path.suffix != ".npz" or not zipfile.is_zipfile(path):
         return None
@@ -139,7 +151,9 @@ def _from_folder(path: Path, class_names: Sequence[str]) -> Samples:
     if not files:
         raise ValueError(f"{path} holds no pictures; give a folder of them, or a .npz with arr_0")
     content = _manifest(path)
-    call = content.get("call") or content.get("asked", {}).get("call", {})  # of a sheet's folder, or of a large set
+    call = content.get("call") or content.get("asked", {}).get(
+        "call", {}
+    )  # of a sheet's folder, or of an image set
     named = [path / name for name in content.get("picture", {}).get("files", [])]
     if named and all(file.is_file() for file in named):
         files = named
@@ -170,7 +184,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 
 def _one_size(files: Sequence[Path]) -> int:
-    """The channels, 1 or 3. ValueError unless all have one size. Reads headers only."""
+    """Channels of the files, 1 or 3. ValueError unless all have one size. Reads headers only."""
     sizes: Counter[tuple[int, int]] = Counter()
     example: dict[tuple[int, int], Path] = {}
     grey = True

@@ -1,6 +1,6 @@
-"""What is uneven between two sets of images, said before a score is believed.
+"""Sanity checks: warnings of greyscale share, JPEG artefacts, duplicates and sizes that differ between two sets.
 
-A Fréchet distance reacts to greyscale, to JPEG's traces and to copies as much as to what a model does wrong.
+A Fréchet distance reacts to these as much as to errors of a model.
 """
 
 from __future__ import annotations
@@ -14,12 +14,15 @@ from torch import Tensor
 
 from dinit.evaluation.image_features import ImageFeatures, ImageSource, spread_out
 
-_GREY, _BLOCKY = 0.02, 0.06  # differences of shares that are said; without JPEG, up to 0.05 was seen
+_GREY, _BLOCKY = (
+    0.02,
+    0.06,
+)  # differences of shares from which a warning is given; without JPEG, up to 0.05 was measured
 _BLOCK = 8
 
 
 def uneven(samples: ImageFeatures, reference: ImageFeatures, any_size: bool = False) -> list[str]:
-    """A line for each thing that makes a score of these sets hard to believe; none where all is well."""
+    """Warnings, one line each, of differences that make a score of these sets unreliable."""
     found = few_samples(samples, "samples") + few_samples(reference, "reference images")
     if samples.images is None:
         return found
@@ -31,7 +34,7 @@ def uneven(samples: ImageFeatures, reference: ImageFeatures, any_size: bool = Fa
 
 
 def few_samples(of: ImageFeatures, what: str) -> list[str]:
-    """Whether the covariance has not full rank."""
+    """Warning where the covariance has not full rank."""
     gaussian = of.gaussian
     if gaussian is None or not gaussian.rank_deficient:
         return []
@@ -42,18 +45,18 @@ def few_samples(of: ImageFeatures, what: str) -> list[str]:
 
 
 def other_size(ours: Tensor, theirs: Tensor, any_size: bool) -> list[str]:
-    """Whether images are of another size than the reference's, where the extractor resizes both."""
+    """Warning where images are of another size than the reference's and the extractor resizes both."""
     a, b = tuple(ours.shape[2:]), tuple(theirs.shape[2:])
     if a == b or not any_size:
         return []
     return [
         f"samples are {a[0]}×{a[1]}, the reference {b[0]}×{b[1]}: both are resized to the extractor's input, and "
-        "the distance counts what that does"
+        "the distance includes the effect of that"
     ]
 
 
 def grey(ours: Tensor, theirs: Tensor) -> list[str]:
-    """Whether one set has many more greyscale images than the other, or one is of one channel."""
+    """Warning where one set has many more greyscale images than the other, or another number of channels."""
     if ours.shape[1] != theirs.shape[1]:
         return [f"samples have {ours.shape[1]} channel(s), the reference {theirs.shape[1]}"]
     if ours.shape[1] != 3:
@@ -61,7 +64,9 @@ def grey(ours: Tensor, theirs: Tensor) -> list[str]:
     a, b = grey_share(ours), grey_share(theirs)
     if abs(a - b) <= max(_GREY, 3 * _error(a, len(ours), b, len(theirs))):
         return []
-    return [f"{a:.1%} of the samples are greyscale and {b:.1%} of the reference: colour alone parts the two sets"]
+    return [
+        f"{a:.1%} of the samples are greyscale and {b:.1%} of the reference: colour alone separates the two sets"
+    ]
 
 
 def grey_share(images: Tensor) -> float:
@@ -71,7 +76,7 @@ def grey_share(images: Tensor) -> float:
 
 
 def recompressed(ours: Tensor, theirs: Tensor) -> list[str]:
-    """Whether one set bears JPEG's 8×8 grid and the other does not. What was resized afterwards is not found."""
+    """Warning where one set has JPEG's 8×8 grid and the other has not. JPEGs resized afterwards are not found."""
     if min(*ours.shape[2:], *theirs.shape[2:]) < 4 * _BLOCK:
         return []
     a, b = blockiness(ours), blockiness(theirs)
@@ -79,18 +84,17 @@ def recompressed(ours: Tensor, theirs: Tensor) -> list[str]:
         return []
     which, other = ("samples", "reference") if a > b else ("reference", "samples")
     return [
-        f"the {which} bear the 8×8 grid of JPEG and the {other} not ({a:.3f} against {b:.3f}): compression alone "
-        "parts the two sets; store both without loss, or compress both alike"
+        f"the {which} have the 8×8 grid of JPEG and the {other} not ({a:.3f} against {b:.3f}): compression alone "
+        "separates the two sets; store both without loss, or compress both alike"
     ]
 
 
 def blockiness(images: Tensor) -> float:
-    """How much better 8×8 blocks on JPEG's grid are told by few cosines than blocks 4 pixels off it; about 0
-    without.
+    """Share of small cosine coefficients in 8×8 blocks on JPEG's grid less that of blocks 4 pixels off it.
 
-    JPEG rounds most coefficients of a block's cosine transform to 0. The share of coefficients below half a byte,
-    of blocks on the grid less that of blocks between them, both away from the edges, so that both see the same
-    things; the transform is of brightness. images: (N, C, H, W) uint8, H and W at least 32.
+    JPEG rounds most coefficients of a block's cosine transform to 0; without JPEG the difference is about 0. Small
+    is below half a byte; the transform is of brightness; both kinds of blocks keep away from the edges, so that
+    they cover the same content. images: (N, C, H, W) uint8, H and W at least 32.
     """
     brightness, half = images.double().mean(dim=1), _BLOCK // 2
     high, wide = (side - side % _BLOCK for side in brightness.shape[1:])
@@ -104,20 +108,20 @@ def _small_share(planes: Tensor) -> float:
     basis = torch.cos(math.pi * k * (2 * n + 1) / (2 * _BLOCK)) * math.sqrt(2 / _BLOCK)
     basis[0] /= math.sqrt(2)
     coefficients = basis @ blocks @ basis.T
-    live = blocks.flatten(-2).std(dim=-1) > 1  # flat blocks say nothing of either grid
+    live = blocks.flatten(-2).std(dim=-1) > 1  # flat blocks have no coefficients to compare
     return float((coefficients[live].abs() < 0.5).double().mean()) if bool(live.any()) else 0.0
 
 
 def copies(images: ImageSource) -> list[str]:
-    """Whether images of the set are the same byte for byte."""
-    again = len(images) - len(fingerprints(images))
-    if not again:
+    """Warning where images of the set are the same byte for byte."""
+    duplicates = len(images) - len(fingerprints(images))
+    if not duplicates:
         return []
-    return [f"{again} of {len(images)} samples are byte for byte another sample's copy"]
+    return [f"{duplicates} of {len(images)} samples are byte for byte copies of another sample"]
 
 
 def fingerprints(images: ImageSource) -> Counter[bytes]:
-    """How often each image occurs, by a hash of its bytes."""
+    """Number of occurrences of each image, by a hash of its bytes."""
     seen: Counter[bytes] = Counter()
     for start in range(0, len(images), 256):
         for image in images[start : start + 256]:

@@ -12,7 +12,7 @@ from made_features import case, featured, pictures
 from torch import Tensor
 
 from dinit.evaluation import EXTRACTORS
-from dinit.evaluation.features.dinov2 import DinoV2, class_token, places
+from dinit.evaluation.features.dinov2 import DinoV2, class_token, resized_positions
 from dinit.evaluation.metrics.base import METRICS
 
 # Of timm 1.0.31: VisionTransformer(img_size=28, patch_size=14, embed_dim=128, depth=2, num_heads=2, init_values=1)
@@ -46,8 +46,8 @@ def test_the_class_token_is_timms() -> None:
 def test_positions_between_those_of_the_table() -> None:
     ramp = torch.arange(37.0).expand(37, 37).reshape(1, -1, 1)
     table = torch.cat([torch.full((1, 1, 1), -7.0), ramp], dim=1)
-    assert places(table, 37) is table
-    found = places(table, 16)
+    assert resized_positions(table, 37) is table
+    found = resized_positions(table, 16)
     assert found.shape == (1, 257, 1)
     assert found[0, 0, 0] == -7
     # the factor is 16.1 / 37: patch j lies at (j + 1/2) 37 / 16.1 - 1/2

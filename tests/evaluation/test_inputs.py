@@ -48,8 +48,8 @@ def test_two_halves_of_a_set_are_even(glyphs: Tensor) -> None:
 @pytest.mark.parametrize("quality", [50, 75, 95])
 def test_recompressed_sets_are_found_on_both_sides(glyphs: Tensor, quality: int) -> None:
     packed = jpeg(glyphs, quality)
-    assert "the samples bear the 8×8 grid of JPEG" in said(packed[::2], glyphs[1::2])
-    assert "the reference bear the 8×8 grid of JPEG" in said(glyphs[::2], packed[1::2])
+    assert "the samples have the 8×8 grid of JPEG" in said(packed[::2], glyphs[1::2])
+    assert "the reference have the 8×8 grid of JPEG" in said(glyphs[::2], packed[1::2])
     assert "JPEG" not in said(packed[::2], packed[1::2])
 
 
@@ -86,7 +86,7 @@ def test_greyscale_in_a_set_of_colour(glyphs: Tensor) -> None:
 
 def test_copies_are_counted(glyphs: Tensor) -> None:
     twice = torch.cat([glyphs[:50], glyphs[10:17]])
-    assert copies(twice) == ["7 of 57 samples are byte for byte another sample's copy"]
+    assert copies(twice) == ["7 of 57 samples are byte for byte copies of another sample"]
     assert copies(glyphs) == []
 
 

@@ -34,7 +34,7 @@ def test_sfid_is_the_distance_of_the_maps_and_not_of_pooled_features() -> None:
     assert found == {"sfid": pytest.approx(25 + 2)}
     with pytest.raises(NotMeasured, match="mu_s"):
         METRICS["sfid"](case(featured(x, spatial=places[0]), featured(x)))
-    with pytest.raises(NotMeasured, match="no features with places"):
+    with pytest.raises(NotMeasured, match="no spatial features"):
         METRICS["sfid"](case(featured(x), featured(x, spatial=places[0])))
 
 
@@ -185,7 +185,7 @@ def test_diversity_is_of_glyphs_alone() -> None:
     digits = Digits("train").uint8_images(list(range(40)))
     report = evaluate_images(digits, metrics=["diversity", "fid"], cuda=False)
     assert "hue_entropy" not in report.model.metrics
-    assert any("known factors are those of glyphs" in note for note in report.notes)
+    assert any("factors are known for glyphs alone" in note for note in report.notes)
 
 
 @pytest.mark.skipif(not SHIPPED.exists(), reason="needs the glyphs classifier")

@@ -1,1 +1,1 @@
-"""Feature extractors: what an image is turned into before two sets of images are compared."""
+"""Feature extractors, by whose features two sets of images are compared."""

@@ -1,4 +1,4 @@
-"""Feature extractors: what an image is turned into before two sets of images are compared."""
+"""Feature extractors: base class, and networks of torch-fidelity's registry."""
 
 from __future__ import annotations
 
@@ -13,14 +13,18 @@ from torch import Tensor, nn
 
 from dinit.registry import Registry
 
-SPATIAL_CHANNELS = 7  # of a map, as sFID takes them of Inception's: about as many numbers as it has pooled features
+SPATIAL_CHANNELS = 7  # of a map, as sFID takes of Inception's: about as many numbers as pooled features
 EXTRACTORS: Registry[type[Extractor]] = Registry("feature extractor", "dinit.evaluation.features")
 
 
 @dataclass(frozen=True)
 class Extracted:
-    """What an extractor says of B images. pooled: (B, D). logits: (B, classes). spatial: (B, S), a flattened map
-    that keeps places. None where the extractor has no such thing.
+    """Features of B images; None where the extractor has none of a kind.
+
+    Attributes:
+        pooled: (B, D).
+        logits: (B, classes).
+        spatial: (B, S), a flattened feature map.
     """
 
     pooled: Tensor
@@ -30,10 +34,13 @@ class Extracted:
 
 @dataclass(frozen=True)
 class Extractor:
-    """Base class. weights: a file or folder in place of the usual one.
+    """Base class of feature extractors.
 
-    fidelity_name: its name in torch-fidelity's own registry. resize: how images reach its input size, in
-    words, for the protocol. any_size: whether images of every size are resized to its own.
+    Attributes:
+        weights: a file or folder in place of the usual one.
+        fidelity_name: its name in torch-fidelity's own registry.
+        resize: description of how images reach its input size, for the protocol.
+        any_size: whether images of every size are resized to its own.
     """
 
     weights: str | Path | None = None
@@ -43,38 +50,43 @@ class Extractor:
     any_size: ClassVar[bool] = False
 
     def network(self, device: torch.device | str, spatial: bool = False) -> Callable[[Tensor], Extracted]:
-        """Opens the network: a function of prepared images (B, C, H, W) uint8 on `device`.
+        """Network with its weights, as a function of prepared images (B, C, H, W) uint8 on `device`.
 
-        spatial: whether to give the map too, where there is one. ValueError where the weights are not on this disk.
+        Args:
+            device: where it runs.
+            spatial: whether it gives spatial features too, where it has any.
+
+        Raises:
+            ValueError: the weights are not on this disk.
         """
         return _Fidelity(self.fidelity_name, self.weights_path(), device, spatial)
 
     def weights_path(self) -> Path:
-        """Where the weights are. ValueError, saying what to do, where they are not on this disk."""
+        """File or folder of the weights. ValueError, with what to do, where they are not on this disk."""
         raise NotImplementedError
 
     def weights_file(self) -> Path:
-        """The one file that `weights_hash` reads."""
+        """File that `weights_hash` reads."""
         return self.weights_path()
 
     def prepare(self, images: Tensor) -> Tensor:
-        """(N, C, H, W) uint8 -> what the extractor reads. ValueError for images it cannot."""
+        """The `images` (N, C, H, W) uint8, prepared for the network. ValueError for ones that it cannot read."""
         raise NotImplementedError
 
     def read_labels(self, images: Tensor) -> Tensor | None:
-        """The class of each image, (N,) int64, or None where the extractor knows no classes of ours."""
+        """Classes (N,) int64 of `images` (N, C, H, W) uint8; None where the extractor reads no classes."""
         return None
 
     def class_names(self) -> tuple[str, ...] | None:
-        """What the labels of `read_labels` stand for; None: the classes of whatever data set it is used on."""
+        """Names of the classes of `read_labels`; None: those of the data set that it is used on."""
         return None
 
     def factor_reader(self) -> Any:
-        """A network that reads the factors an image was made of (`metrics.factors`); None: it has none."""
+        """Network that reads the factors of an image (`metrics.factors`); None where there is none."""
         return None
 
     def weights_hash(self) -> str:
-        """Start of the SHA-256 of the weights: two reports compare only where it is equal."""
+        """First 16 digits of the SHA-256 of the weights; only reports with equal ones are comparable."""
         digest = hashlib.sha256()
         with self.weights_file().open("rb") as stream:
             while piece := stream.read(1 << 20):
@@ -83,7 +95,7 @@ class Extractor:
 
 
 class _Fidelity:
-    """A network out of torch-fidelity's registry, with its own choice of layers."""
+    """Network of torch-fidelity's registry, with its default layers."""
 
     def __init__(self, name: str, weights: Path, device: torch.device | str, spatial: bool) -> None:
         from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY  # slow to import

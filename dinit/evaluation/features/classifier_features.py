@@ -1,4 +1,4 @@
-"""Our classifiers as feature extractors of torch-fidelity: what those of digits and of glyphs share."""
+"""Classifier features: the base class of the shipped classifiers as feature extractors of torch-fidelity."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dinit.evaluation.features.base import SPATIAL_CHANNELS  # noqa: E402
 
 
 class ClassifierFeatures(FeatureExtractorBase):
-    """Provides "pooled", the last hidden layer, "logits", and "spatial", the first 7 channels of one of the maps,
+    """Gives "pooled", the last hidden layer, "logits", and "spatial", the first 7 channels of one of the maps,
     flattened with channels last; in float64, as the squared differences of FID and KID lose digits in float32.
     """
 
@@ -30,11 +30,11 @@ class ClassifierFeatures(FeatureExtractorBase):
     @staticmethod
     @abstractmethod
     def read(folder: str) -> nn.Module:
-        """The classifier in a folder, in the dtype it runs in."""
+        """Classifier in a folder, in the dtype that it runs in."""
 
     @abstractmethod
-    def answers(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(pooled, logits, map) of (B, C, H, W) float32 images in [-1, 1]."""
+    def features(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Pooled features, logits and feature map of images (B, C, H, W), float32 in [-1, 1]."""
 
     @staticmethod
     def get_provided_features_list() -> tuple[str, ...]:
@@ -50,10 +50,12 @@ class ClassifierFeatures(FeatureExtractorBase):
 
     @staticmethod
     def get_dummy_input_for_compile() -> Tensor:
-        return torch.zeros(0, dtype=torch.uint8)  # never asked for: can_be_compiled says no
+        return torch.zeros(
+            0, dtype=torch.uint8
+        )  # abstract in the base class; not called, as can_be_compiled() is False
 
     def forward(self, input: Tensor) -> tuple[Tensor, ...]:
-        pooled, logits, places = self.answers(from_uint8(input))
+        pooled, logits, places = self.features(from_uint8(input))
         spatial = places[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)
         found = {"pooled": pooled, "logits": logits, "spatial": spatial}
         return tuple(found[name].double() for name in self.features_list)

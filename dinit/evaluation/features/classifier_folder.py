@@ -1,4 +1,4 @@
-"""Folders of the classifiers that evaluation uses: config.json and model.safetensors."""
+"""Classifier folders of evaluation: config.json and model.safetensors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Classifier = TypeVar("Classifier", bound=nn.Module)
 
 
 def save_classifier(model: nn.Module, config: Any, folder: str | Path) -> None:
-    """Writes both files, each whole or not at all. config: a dataclass."""
+    """Write both files, each whole or not at all. config: a dataclass."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
@@ -31,9 +31,16 @@ def save_classifier(model: nn.Module, config: Any, folder: str | Path) -> None:
 def read_classifier(
     folder: str | Path, make: Callable[[Mapping[str, Any]], Classifier], kind: str, module: str
 ) -> Classifier:
-    """What `save_classifier` wrote, in evaluation mode and frozen. make: the network of a config.
+    """Classifier that `save_classifier` wrote, in evaluation mode and frozen.
 
-    ValueError for anything else, which says the kind that was wanted and the module whose command makes one.
+    Args:
+        folder: with both files.
+        make: gives the network of a config.
+        kind: "digits" or "glyphs", for the error message.
+        module: its command makes such a folder, for the error message.
+
+    Raises:
+        ValueError: anything else in the folder.
     """
     folder = Path(folder)
     try:

@@ -23,15 +23,15 @@ _NAME = "digits-classifier"
 
 
 class FidelityDigits(ClassifierFeatures):
-    """Provides "pooled" (B, 2 · width), "logits" (B, 10) and "spatial" (B, 112), of the 4×4 map that the pooled
-    features are the mean of; the network runs in float64.
+    """Gives "pooled" (B, 2 · width), "logits" (B, 10) and "spatial" (B, 112), of the 4×4 map that the pooled
+    features are the mean of. The network runs in float64.
     """
 
     @staticmethod
     def read(folder: str) -> DigitsClassifier:
         return DigitsClassifier.from_pretrained(folder).double()
 
-    def answers(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def features(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         last = self.classifier.last_map(images.double())
         pooled = last.mean(dim=(2, 3))
         return pooled, self.classifier.head(pooled), last
@@ -43,7 +43,11 @@ register_feature_extractor(_NAME, FidelityDigits)
 @EXTRACTORS.register(_NAME)
 @dataclass(frozen=True)
 class DigitsExtractor(Extractor):
-    """The shipped digits classifier's 72 pooled features; it also reads labels. 8×8 grey images only."""
+    """Digits classifier as an extractor of 72 pooled features and labels; 8×8 grey images only.
+
+    Args:
+        weights: folder of a digits classifier; by default the shipped one.
+    """
 
     fidelity_name: ClassVar[str] = _NAME
     resize: ClassVar[str] = "none (8×8 grey)"

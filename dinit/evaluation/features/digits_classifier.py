@@ -1,6 +1,6 @@
-"""A small classifier of 8×8 digits: it reads generated digits, and its features are the space of our FID.
+"""Digits classifier: a small network for 8×8 digits, whose features FID on digits is measured with.
 
-Its recipe is this file: `python -m dinit.evaluation.features.digits_classifier --out FOLDER` makes it again.
+`python -m dinit.evaluation.features.digits_classifier --out FOLDER` trains it.
 """
 
 from __future__ import annotations
@@ -25,14 +25,18 @@ SHIPPED = Path(__file__).parents[2] / "pretrained" / "digits-classifier"
 
 @dataclass(frozen=True)
 class ClassifierConfig:
-    """width: channels at 8×8; twice as many at 4×4, and as features."""
+    """Sizes of a DigitsClassifier. width: channels at 8×8; twice as many at 4×4, and as features."""
 
     width: int = 36
     num_classes: int = 10
 
 
 class DigitsClassifier(nn.Module):
-    """Four 3×3 convolutions with batch norm, two at 8×8 and two at 4×4, then the mean over places."""
+    """Classifier of digits: four 3×3 convolutions with batch norm, two at 8×8 and two at 4×4, and average pooling.
+
+    Args:
+        config: its sizes; by default those of the shipped one.
+    """
 
     def __init__(self, config: ClassifierConfig | None = None) -> None:
         super().__init__()
@@ -44,11 +48,21 @@ class DigitsClassifier(nn.Module):
         self.head = nn.Linear(far, self.config.num_classes)
 
     def features(self, images: Tensor) -> Tensor:
-        """(B, 1, 8, 8) float in [-1, 1] -> (B, 2 · width). ValueError for another shape."""
+        """Pooled features (B, 2 · width) of images (B, 1, 8, 8), float in [-1, 1]. ValueError for another shape."""
         return self.last_map(images).mean(dim=(2, 3))
 
     def last_map(self, images: Tensor) -> Tensor:
-        """The features before the mean over places, (B, 2 · width, 4, 4), from images as in `features`."""
+        """Last feature map, before average pooling.
+
+        Args:
+            images: (B, 1, 8, 8), float in [-1, 1].
+
+        Returns:
+            (B, 2 · width, 4, 4).
+
+        Raises:
+            ValueError: another shape.
+        """
         if images.ndim != 4 or images.shape[1:] != (1, 8, 8):
             raise ValueError(f"the digits classifier reads (B, 1, 8, 8) images, got {tuple(images.shape)}")
         x = images
@@ -59,19 +73,19 @@ class DigitsClassifier(nn.Module):
         return x
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 1, 8, 8) float in [-1, 1] -> logits (B, num_classes)."""
+        """Logits (B, num_classes) of images (B, 1, 8, 8), float in [-1, 1]."""
         return self.head(self.features(images))
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes model.safetensors and config.json, each whole or not at all."""
+        """Write model.safetensors and config.json into a folder, each whole or not at all."""
         save_classifier(self, self.config, folder)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path = SHIPPED) -> DigitsClassifier:
-        """Reads what `save_pretrained` wrote, in evaluation mode. ValueError for anything else."""
+        """Classifier in a folder of `save_pretrained`, in evaluation mode. ValueError for another folder."""
         return read_classifier(
             folder,
-            lambda said: cls(ClassifierConfig(**said)),
+            lambda config: cls(ClassifierConfig(**config)),
             "digits",
             "dinit.evaluation.features.digits_classifier",
         )
@@ -79,15 +93,23 @@ class DigitsClassifier(nn.Module):
 
 @lru_cache(maxsize=2)
 def load_classifier(folder: Path = SHIPPED) -> DigitsClassifier:
-    """The classifier in `folder`, read once and shared. Do not train it."""
+    """Classifier in `folder`, read once and shared; do not train it."""
     return DigitsClassifier.from_pretrained(folder)
 
 
 @torch.no_grad()
 def classify(images: Tensor, model: DigitsClassifier | None = None) -> tuple[Tensor, Tensor]:
-    """Reads digits. images: (N, 1, 8, 8) float in [-1, 1]. Labels (N,) int64 and probabilities (N, 10).
+    """Classes of digits, and their probabilities.
 
-    model: the shipped one by default. ValueError for another shape, or integer images.
+    Args:
+        images: (N, 1, 8, 8), float in [-1, 1].
+        model: the classifier; by default the shipped one.
+
+    Returns:
+        Labels (N,) int64 and probabilities (N, 10).
+
+    Raises:
+        ValueError: integer images or another shape.
     """
     if not images.is_floating_point():
         raise ValueError(f"classify reads float images in [-1, 1], got {images.dtype}; see dinit.data.from_uint8")
@@ -99,7 +121,7 @@ def classify(images: Tensor, model: DigitsClassifier | None = None) -> tuple[Ten
 
 
 def augment(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Rotated by up to 12°, scaled by up to 10 %, moved by up to 1 pixel, with a little noise. Same shape."""
+    """Images rotated by up to 12°, scaled by up to 10 %, shifted by up to 1 pixel, with noise. Same shape."""
     batch = len(images)
 
     def uniform(limit: float) -> Tensor:
@@ -118,8 +140,19 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
 def train_classifier(
     seed: int = 0, epochs: int = 60, batch_size: int = 128, learning_rate: float = 4e-3
 ) -> DigitsClassifier:
-    """Trains on the digits' train split alone. Half of every batch is augmented, so that the classifier knows
-    both clean and shifted digits. AdamW, one-cycle rate, label smoothing 0.05; returns evaluation mode.
+    """Train a digits classifier on the train split.
+
+    Half of every batch is augmented, so that it learns clean and shifted digits. AdamW, one-cycle rate, label
+    smoothing 0.05.
+
+    Args:
+        seed: of initialisation, order and augmentation.
+        epochs: passes over the train split.
+        batch_size: images of a step.
+        learning_rate: maximum of the schedule.
+
+    Returns:
+        The classifier, in evaluation mode and frozen.
     """
     data = Digits("train")
     images = torch.stack([data.image(i) for i in range(len(data))])
@@ -146,7 +179,7 @@ def train_classifier(
 
 
 def accuracy(model: DigitsClassifier, split: str = "test") -> float:
-    """The share of the split's digits that the classifier reads as their label."""
+    """Accuracy of the classifier on a split of the digits, in [0, 1]."""
     data = Digits(split)
     images = torch.stack([data.image(i) for i in range(len(data))])
     return float((classify(images, model)[0] == torch.from_numpy(data.labels)).double().mean())

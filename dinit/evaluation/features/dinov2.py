@@ -1,4 +1,4 @@
-"""DINOv2's vision transformer, for the Fréchet distance of its features (FDD). Oquab et al. 2023."""
+"""DINOv2: its vision transformer as a feature extractor, for the Fréchet distance FDD. Oquab et al. 2023."""
 
 from __future__ import annotations
 
@@ -22,8 +22,10 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pixels
 @EXTRACTORS.register("dinov2-vit-l-14")
 @dataclass(frozen=True)
 class DinoV2(OnDisk):
-    """DINOv2's class token after its last norm; the published figures are of ViT-L/14, the file decides the
-    size.
+    """DINOv2's class token after its last norm; published scores are of ViT-L/14, the size is that of the file.
+
+    Args:
+        weights: the file; by default that of the variable DINIT_DINOV2_WEIGHTS.
     """
 
     resize: ClassVar[str] = "bicubic to 224×224 with antialiasing, in float, grey repeated to RGB"
@@ -42,9 +44,7 @@ class DinoV2(OnDisk):
 
 
 def read_weights(path: Path, device: torch.device | str) -> dict[str, Tensor]:
-    """The tensors of the file, float32. ValueError for one that is not a DINOv2 ViT's, or holds more than
-    tensors.
-    """
+    """Tensors of the file, float32. ValueError for one that is not of a DINOv2 ViT, or holds more than tensors."""
     try:
         found = torch.load(path, map_location=device, weights_only=True)
         tensors = {name: tensor.float() for name, tensor in found.items()}
@@ -68,27 +68,27 @@ def _depth(weights: Mapping[str, Tensor]) -> int:
 
 
 def class_token(weights: Mapping[str, Tensor], images: Tensor) -> Tensor:
-    """(B, 3, S, S) standardised images, S a multiple of the patch's side -> (B, D)."""
+    """Class token (B, D) of standardised images (B, 3, S, S), S a multiple of the patch size."""
     return tokens(weights, images)[:, 0]
 
 
 def tokens(weights: Mapping[str, Tensor], images: Tensor) -> Tensor:
-    """The class's token, then those of the patches row by row, after the last norm: (B, 1 + N, D)."""
+    """Class token, then those of the patches row by row, after the last norm, (B, 1 + N, D)."""
     patches, bias = weights["patch_embed.proj.weight"], weights["patch_embed.proj.bias"]
     x = F.conv2d(images, patches, bias, stride=patches.shape[-1])
     side = x.shape[-1]
     x = torch.cat([weights["cls_token"].expand(len(x), -1, -1), x.flatten(2).transpose(1, 2)], dim=1)
-    x = x + places(weights["pos_embed"], side)
+    x = x + resized_positions(weights["pos_embed"], side)
     for k in range(_depth(weights)):
         own = f"blocks.{k}."
         x = _block({name.removeprefix(own): v for name, v in weights.items() if name.startswith(own)}, x)
     return _norm(x, weights["norm.weight"], weights["norm.bias"])
 
 
-def places(table: Tensor, side: int) -> Tensor:
-    """The table of positions (1, 1 + M², D) for side² patches, bicubic where that is another number.
+def resized_positions(table: Tensor, side: int) -> Tensor:
+    """Position table (1, 1 + M², D) for side² patches, resized bicubically where M is another number.
 
-    The factor is 0.1 patches more than the sides' ratio, as the published models are run.
+    The factor is 0.1 patches more than the ratio of the sides, as in the published code.
     """
     own = round((table.shape[1] - 1) ** 0.5)
     if own == side:
@@ -100,7 +100,7 @@ def places(table: Tensor, side: int) -> Tensor:
 
 
 def _block(w: Mapping[str, Tensor], x: Tensor) -> Tensor:
-    """Attention, then the perceptron, each behind a norm and scaled channel by channel. (B, N, D)."""
+    """Block on x (B, N, D): attention, then MLP, each after a norm and scaled by channel."""
     batch, count, width = x.shape
     qkv = F.linear(_norm(x, w["norm1.weight"], w["norm1.bias"]), w["attn.qkv.weight"], w["attn.qkv.bias"])
     q, k, v = qkv.view(batch, count, 3, width // _HEAD, _HEAD).permute(2, 0, 3, 1, 4)

@@ -28,13 +28,13 @@ _NAME = "glyphs-classifier"
 
 
 class FidelityGlyphs(ClassifierFeatures):
-    """Provides "pooled" (B, 112), "logits" (B, 36) and "spatial" (B, 448), of the second 8×8 map."""
+    """Gives "pooled" (B, 112), "logits" (B, 36) and "spatial" (B, 448), of the second 8×8 map."""
 
     @staticmethod
     def read(folder: str) -> GlyphsClassifier:
         return GlyphsClassifier.from_pretrained(folder)
 
-    def answers(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def features(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         maps = self.classifier.maps(images)
         pooled = maps[-1].mean(dim=(2, 3))
         return pooled, self.classifier.head(pooled), maps[3]
@@ -46,7 +46,11 @@ register_feature_extractor(_NAME, FidelityGlyphs)
 @EXTRACTORS.register(_NAME)
 @dataclass(frozen=True)
 class GlyphsExtractor(Extractor):
-    """The shipped glyphs classifier's 112 pooled features; it also reads labels. RGB, 32×32 or a multiple."""
+    """Glyphs classifier as an extractor of 112 pooled features and labels; RGB images, 32×32 or a multiple.
+
+    Args:
+        weights: folder of a glyphs classifier; by default the shipped one.
+    """
 
     fidelity_name: ClassVar[str] = _NAME
     resize: ClassVar[str] = "mean over squares to 32×32"
@@ -60,7 +64,7 @@ class GlyphsExtractor(Extractor):
         return self.weights_path() / "model.safetensors"
 
     def prepare(self, images: Tensor) -> Tensor:
-        shrink(images[:1].float())  # refuses what it cannot read
+        shrink(images[:1].float())  # ValueError for images that it cannot read
         return images
 
     def class_names(self) -> tuple[str, ...]:

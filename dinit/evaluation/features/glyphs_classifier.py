@@ -1,7 +1,7 @@
-"""A small network that reads glyphs: which character, and the font, turn, size and colours it was made with.
+"""Glyphs classifier: a small network that reads the character, font, rotation, scale and colours of a glyph.
 
-It judges generated glyphs, and its features are the space of our FID for them. Its recipe is this file:
-`python -m dinit.evaluation.features.glyphs_classifier --out FOLDER` makes it again.
+FID on glyphs is measured with its features. `python -m dinit.evaluation.features.glyphs_classifier --out FOLDER`
+trains it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _NUMBERS = 7  # rotation, scale, background, and the cosine and sine of two hues
 
 @dataclass(frozen=True)
 class GlyphsClassifierConfig:
-    """widths: channels of the five convolutions. class_names, fonts: what the heads' outputs stand for."""
+    """Sizes of a GlyphsClassifier. widths: of the five convolutions. class_names, fonts: outputs of the heads."""
 
     widths: tuple[int, ...] = (32, 48, 80, 80, 112)
     class_names: tuple[str, ...] = tuple("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ")
@@ -39,9 +39,12 @@ class GlyphsClassifierConfig:
 
 @dataclass(frozen=True)
 class Reading:
-    """What the network says of B images. characters, fonts: logits (B, 36), (B, 10).
+    """Outputs of the network for B images.
 
-    numbers: (B, 7), each of unit size over the data set; see `standardised`.
+    Attributes:
+        characters: logits (B, 36).
+        fonts: logits (B, 10).
+        numbers: (B, 7), standardised factors; see `standardised`.
     """
 
     characters: Tensor
@@ -50,7 +53,11 @@ class Reading:
 
 
 class GlyphsClassifier(nn.Module):
-    """Five convolutions with batch norm, 5×5 then 3×3, at 16×16, 16×16, 8×8, 8×8 and 4×4; mean over places."""
+    """Classifier of glyphs: five convolutions with batch norm, at 16×16, 16×16, 8×8, 8×8 and 4×4, average pooling.
+
+    Args:
+        config: its sizes; by default those of the shipped one.
+    """
 
     def __init__(self, config: GlyphsClassifierConfig | None = None) -> None:
         super().__init__()
@@ -58,7 +65,7 @@ class GlyphsClassifier(nn.Module):
         widths = self.config.widths
         self.convolutions = nn.ModuleList()
         for depth, (a, b) in enumerate(zip((3, *widths), widths, strict=False)):
-            side = 5 if depth == 0 else 3  # the first sees a stroke and both its edges
+            side = 5 if depth == 0 else 3  # 5×5 covers a stroke and both its edges
             self.convolutions.append(nn.Conv2d(a, b, side, 2 - depth % 2, side // 2, bias=False))
         self.norms = nn.ModuleList(nn.BatchNorm2d(b) for b in widths)
         self.head = nn.Linear(widths[-1], len(self.config.class_names))
@@ -66,41 +73,41 @@ class GlyphsClassifier(nn.Module):
         self.number_head = nn.Linear(widths[-1], _NUMBERS)
 
     def features(self, images: Tensor) -> Tensor:
-        """(B, 3, S, S) float in [-1, 1], S 32 or a multiple -> (B, 112). ValueError for another shape."""
+        """Pooled features (B, 112) of images (B, 3, S, S) in [-1, 1]. ValueError unless S is a multiple of 32."""
         return self.maps(images)[-1].mean(dim=(2, 3))
 
     def maps(self, images: Tensor) -> list[Tensor]:
-        """What each convolution gives, (B, C, H, W) at 16, 16, 8, 8 and 4, from images as in `features`."""
+        """Feature map of each convolution, (B, C, H, W) at 16, 16, 8, 8 and 4; images as for `features`."""
         found = [shrink(images)]
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):
             found.append(F.relu(norm(convolution(found[-1]))))
         return found[1:]
 
     def read(self, images: Tensor) -> Reading:
-        """All heads, from images as in `features`."""
+        """Outputs of all heads; images as for `features`."""
         found = self.features(images)
         return Reading(self.head(found), self.font_head(found), self.number_head(found))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits of the characters, (B, classes), from images as in `features`."""
+        """Logits of the characters, (B, classes); images as for `features`."""
         return self.head(self.features(images))
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes model.safetensors and config.json, each whole or not at all."""
+        """Write model.safetensors and config.json into a folder, each whole or not at all."""
         save_classifier(self, self.config, folder)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path = SHIPPED) -> GlyphsClassifier:
-        """Reads what `save_pretrained` wrote, in evaluation mode. ValueError for anything else."""
+        """Classifier in a folder of `save_pretrained`, in evaluation mode. ValueError for another folder."""
 
-        def make(said: Mapping[str, Any]) -> GlyphsClassifier:
-            return cls(GlyphsClassifierConfig(**{key: tuple(value) for key, value in said.items()}))
+        def make(config: Mapping[str, Any]) -> GlyphsClassifier:
+            return cls(GlyphsClassifierConfig(**{key: tuple(value) for key, value in config.items()}))
 
         return read_classifier(folder, make, "glyphs", "dinit.evaluation.features.glyphs_classifier")
 
 
 def shrink(images: Tensor) -> Tensor:
-    """(B, 3, S, S) -> (B, 3, 32, 32), each pixel the mean of its square. ValueError for another S than 32 · n."""
+    """Images (B, 3, S, S) averaged over squares to (B, 3, 32, 32). ValueError unless S is a multiple of 32."""
     side = images.shape[-1]
     if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] != side or side % SIDE or not side:
         wanted = f"(B, 3, {SIDE}, {SIDE}), or a multiple of that size"
@@ -110,15 +117,15 @@ def shrink(images: Tensor) -> Tensor:
 
 @lru_cache(maxsize=2)
 def load_glyphs_classifier(folder: Path = SHIPPED) -> GlyphsClassifier:
-    """The classifier in `folder`, read once and shared. Do not train it."""
+    """Classifier in `folder`, read once and shared; do not train it."""
     return GlyphsClassifier.from_pretrained(folder)
 
 
 @torch.no_grad()
 def read_glyphs(images: Tensor, model: GlyphsClassifier | None = None) -> Reading:
-    """Reads (N, 3, S, S) images, uint8 or float in [-1, 1], in pieces. model: the shipped one by default.
+    """Outputs of the classifier for images (N, 3, S, S), uint8 or float in [-1, 1], computed in batches.
 
-    Results are on the CPU. ValueError for another shape or dtype, and for no images at all.
+    model: by default the shipped one. Results are on the CPU. ValueError for another shape or dtype, or no images.
     """
     if not len(images):
         raise ValueError("there are no images to read, got a batch of 0")
@@ -133,8 +140,10 @@ def read_glyphs(images: Tensor, model: GlyphsClassifier | None = None) -> Readin
 
 
 def standardised(factors: Factors) -> Tensor:
-    """What the number head is to say, (N, 7), float32: rotation / 8.8°, (scale - 62/128) · 21, background
-    about grey / 90, then √2 times the cosine and sine of the ink's hue and of the background's.
+    """Targets of the number head, (N, 7) float32, each of about unit variance over the data set.
+
+    Rotation / 8.8°, (scale - 62/128) · 21, (background - 127.5) / 90, then √2 times the cosine and sine of the hue
+    of the ink and of the background.
     """
     hue, ground = (torch.deg2rad(torch.as_tensor(h).double()) for h in (factors.hue, factors.background_hue))
     root = math.sqrt(2)
@@ -154,10 +163,20 @@ def train_glyphs_classifier(
     learning_rate: float = 4e-3,
     config: GlyphsClassifierConfig | None = None,
 ) -> GlyphsClassifier:
-    """Trains on the train split, every image once; half of each batch is noisy, as generated images may be.
+    """Train a glyphs classifier on the train split, every image once; half of each batch is noisy.
 
-    Cross-entropy of the character (smoothed by 0.05) and half that of the font, and the squared error of the
-    numbers. AdamW, one-cycle rate. Returns evaluation mode.
+    The loss is the cross-entropy of the character (label smoothing 0.05), half that of the font, and the squared
+    error of the numbers. AdamW, one-cycle rate.
+
+    Args:
+        seed: of initialisation and noise.
+        steps: optimiser steps.
+        batch_size: images of a step.
+        learning_rate: maximum of the schedule.
+        config: sizes of the network; by default those of the shipped one.
+
+    Returns:
+        The classifier, in evaluation mode and frozen.
     """
     config = config or GlyphsClassifierConfig()
     data = Glyphs("train", count=steps * batch_size, characters="".join(config.class_names), fonts=config.fonts)
@@ -187,7 +206,7 @@ def train_glyphs_classifier(
 
 
 def accuracy(model: GlyphsClassifier, data: Glyphs) -> float:
-    """The share of the data set's images that the classifier reads as their character."""
+    """Accuracy of the characters on a data set, in [0, 1]."""
     found = read_glyphs(data.uint8_images(), model).characters.argmax(1)
     return float((found == torch.from_numpy(data.labels)).double().mean())
 

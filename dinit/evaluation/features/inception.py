@@ -1,4 +1,4 @@
-"""Inception-v3 as published figures use it, where its weights are on this disk. Nothing is downloaded."""
+"""Inception-v3 as published scores use it, from weights on this disk; nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ _FILE = "weights-inception-2015-12-05-6726825d.pth"  # the name under which torc
 class Inception(Extractor):
     """TensorFlow's Inception-v3 of 2015, 2048 features, as torch-fidelity ports it; grey is repeated to RGB.
 
-    weights: the file; without it the variable DINIT_INCEPTION_WEIGHTS, then torch hub's cache.
+    Args:
+        weights: the file; by default that of the variable DINIT_INCEPTION_WEIGHTS, else the one in torch hub's
+            cache.
     """
 
     fidelity_name: ClassVar[str] = "inception-v3-compat"
@@ -56,7 +58,11 @@ class Inception(Extractor):
 @EXTRACTORS.register("inception-v3-clean")
 @dataclass(frozen=True)
 class CleanInception(Inception):
-    """The same network behind an antialiased bicubic resize, as clean-fid has it; weights as for inception-v3."""
+    """Inception-v3 after an antialiased bicubic resize, as in clean-fid (Parmar et al. 2022).
+
+    Args:
+        weights: as for `Inception`.
+    """
 
     resize: ClassVar[str] = "bicubic to 299×299 with antialiasing, in float, grey repeated to RGB"
 
@@ -68,7 +74,7 @@ class CleanInception(Inception):
 def _refuse_pickle(path: Path) -> None:
     """ValueError for a file with more than tensors in it.
 
-    torch-fidelity unpickles the file without restriction; what loads here first can run no code there.
+    torch-fidelity unpickles the file without restriction; a file that loads here can run no code there.
     """
     try:
         torch.load(path, map_location="meta", weights_only=True)

@@ -1,6 +1,4 @@
-"""Inception-v3's forward pass over torch-fidelity's layers, with the map that sFID needs and a choice of
-resizing.
-"""
+"""Inception-v3's forward pass over torch-fidelity's layers, with the feature map of sFID and a choice of resize."""
 
 from __future__ import annotations
 
@@ -31,12 +29,17 @@ Resize = Callable[[Tensor], Tensor]
 
 
 class InceptionNetwork:
-    """A function of (B, 3, H, W) uint8 images to pooled (B, 2048), logits without their bias (B, 1008) and, if
-    asked for, the map (B, 17 · 17 · 7).
+    """Function of images (B, 3, H, W) uint8 to pooled features (B, 2048), logits (B, 1008) and spatial features.
 
-    The map is the first convolution of the third 17×17 block (TensorFlow's `mixed_6/conv`), 7 of its channels, in
-    the order height, width, channel: the sFID of Nash et al. 2021 as the ADM evaluator computes it.
-    resize: to 299×299 floats in 0 .. 255.
+    The logits are without their bias. The spatial features (B, 17 · 17 · 7) are 7 channels of the first convolution
+    of the third 17×17 block (TensorFlow's `mixed_6/conv`), in the order height, width, channel: those of sFID (Nash
+    et al. 2021) as the ADM evaluator computes it.
+
+    Args:
+        weights: the file.
+        device: where it runs.
+        resize: images to 299×299 floats in 0 .. 255.
+        spatial: whether to give the spatial features.
     """
 
     def __init__(self, weights: Path, device: torch.device | str, resize: Resize, spatial: bool) -> None:

@@ -1,1 +1,1 @@
-"""Metrics: Fréchet distances, KID, precision and recall, class accuracy, memorisation, diversity."""
+"""Metrics of sets of images; each file registers some."""

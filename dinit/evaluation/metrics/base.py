@@ -1,4 +1,4 @@
-"""What a metric is, and those that papers report first: FID, sFID, KID, Inception score, class accuracy."""
+"""Metrics: the registry and its inputs, and FID, sFID, KID, Inception score and class accuracy."""
 
 from __future__ import annotations
 
@@ -27,16 +27,25 @@ T = TypeVar("T")
 METRICS: Registry[Callable[[MetricInputs], dict[str, float]]] = Registry("metric", "dinit.evaluation.metrics")
 DEFAULT_METRICS = ("fid", "kid", "precision", "recall", "inception-score", "class-accuracy")
 MIN_IMAGES = 8
-_FULL = 1000  # images from which on the usual KID subsets and Inception-score splits fit
+_FULL = 1000  # images that the usual KID subsets and Inception-score splits need
 
 
 class NotMeasured(Exception):
-    """A metric cannot be had of these sets; the message says why, and what would do."""
+    """A metric cannot be measured on these sets; the message has the reason, and what to do."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the metrics need beyond two sets of images, equal for every row of a report."""
+    """Settings of the metrics, equal for every row of a report.
+
+    Attributes:
+        kid_subset_size: images of a subset for KID.
+        kid_subsets: number of subsets for KID.
+        isc_splits: number of splits for the Inception score.
+        prc_neighborhood: k of the k-th nearest neighbour, for precision and recall.
+        seed: of subsets and shuffles.
+        isc_shuffle: whether images are shuffled before they are split.
+    """
 
     kid_subset_size: int
     kid_subsets: int
@@ -47,25 +56,34 @@ class Settings:
 
     @classmethod
     def for_counts(cls, counts: Sequence[int], seed: int) -> Settings:
-        """The usual settings (KID: 100 subsets of 1,000; Inception score: 10 splits), or smaller ones where
-        the smallest set has fewer than 1,000 images. ValueError for fewer than 8 images.
+        """Usual settings (KID: 100 subsets of 1,000; Inception score: 10 splits), smaller below 1,000 images.
+
+        ValueError for a set of fewer than 8 images.
         """
         smallest = min(counts)
         if smallest < MIN_IMAGES:
             raise ValueError(f"metrics need at least {MIN_IMAGES} images in each set, got {smallest}")
         small = smallest < _FULL
-        # Half of the set: subsets drawn from few more images than they hold would all be the same.
+        # Half of the set: subsets nearly as large as the set would all be nearly the same.
         return cls(smallest // 2 if small else _FULL, 100, 1 if small else 10, 3, seed)
 
 
 @dataclass(frozen=True)
 class MetricInputs:
-    """Two sets to be compared, and what a metric may use beside them.
+    """Inputs of a metric: two sets to compare, and what else it may use.
 
-    train: the images that a model was trained on, where they are known; supplied again by each call. knows_classes:
-    whether the extractor's labels are those of the samples. encoders: extractors of metrics that have their own.
-    evidence: what a metric leaves for the pages of a report, by name. shared: what all rows of a report may use
-    again. of_real: whether this is the row of real images.
+    Attributes:
+        samples: the set that is measured.
+        reference: the set that it is compared with.
+        extractor: of the features of both.
+        settings: see `Settings`.
+        knows_classes: whether the extractor's labels are those of the samples.
+        train: gives the images that the model was trained on, where they are known.
+        encoders: by metric, extractors of metrics that have their own.
+        cuda: see `extract`.
+        evidence: by name, pictures and counts that a metric leaves for the page of a report.
+        shared: what all rows of a report may reuse.
+        of_real: whether this is the row of real images.
     """
 
     samples: ImageFeatures
@@ -82,14 +100,14 @@ class MetricInputs:
     _own: dict[str, Any] = field(default_factory=dict)
 
     def once(self, name: str, compute: Callable[[], T]) -> T:
-        """What `compute` gives, computed once for this inputs."""
+        """Result of `compute`, computed once under this name for these inputs."""
         if name not in self._own:
             self._own[name] = compute()
         return self._own[name]
 
 
 def check_metrics(metrics: Sequence[str]) -> None:
-    """ValueError for an unknown metric (with the nearest known), or none at all."""
+    """ValueError for an unknown metric (with the nearest known), or an empty list."""
     if isinstance(metrics, str) or not metrics:
         raise ValueError(f"metrics must be a list of names out of {', '.join(METRICS)}, got {metrics!r}")
     for name in metrics:
@@ -98,7 +116,7 @@ def check_metrics(metrics: Sequence[str]) -> None:
 
 
 def measure_inputs(inputs: MetricInputs, metrics: Sequence[str]) -> tuple[dict[str, float], list[str]]:
-    """All figures, in the order asked for, and for each metric that could not be had a line that says why."""
+    """Scores in the order of `metrics`, and a line with the reason for each metric that could not be measured."""
     scores: dict[str, float] = {}
     missing: list[str] = []
     for name in metrics:
@@ -117,9 +135,9 @@ def measure(
     metrics: Sequence[str],
     cuda: bool | None = None,
 ) -> dict[str, float]:
-    """The metrics of `samples` against `reference`, both (N, C, H, W) uint8; those that need more are left out.
+    """Scores of `samples` against `reference`, both (N, C, H, W) uint8; metrics that need more are left out.
 
-    cuda: where to extract features; None: a GPU if there is one.
+    cuda: whether to extract features on a GPU; None is a GPU if there is one.
     """
     spatial = "sfid" in metrics
     ours, theirs = (extract(images, extractor, spatial=spatial, cuda=cuda) for images in (samples, reference))
@@ -139,12 +157,12 @@ def fid(inputs: MetricInputs) -> dict[str, float]:
 
 @METRICS.register("sfid")
 def sfid(inputs: MetricInputs) -> dict[str, float]:
-    """Fréchet distance of a map that keeps places. Nash et al. 2021."""
+    """Fréchet distance of spatial features. Nash et al. 2021."""
     self_test()
     if inputs.samples.spatial is None:
-        raise NotMeasured("this extractor gives no features with places")
+        raise NotMeasured("this extractor gives no spatial features")
     if inputs.reference.spatial is None:
-        raise NotMeasured("the reference holds no statistics of features with places (mu_s, sigma_s)")
+        raise NotMeasured("the reference holds no statistics of spatial features (mu_s, sigma_s)")
     return {"sfid": frechet_distance(inputs.samples.spatial, inputs.reference.spatial)}
 
 
@@ -170,22 +188,20 @@ def kid(inputs: MetricInputs) -> dict[str, float]:
 
 @METRICS.register("inception-score")
 def inception_score(inputs: MetricInputs) -> dict[str, float]:
-    """Exponential of the mean information that an image gives of its class, by torch-fidelity. Salimans et al.
-    2016.
-    """
+    """Exponential of the mutual information of image and class, by torch-fidelity. Salimans et al. 2016."""
     if inputs.samples.logits is None:
-        raise NotMeasured("this extractor knows no classes")
+        raise NotMeasured("this extractor gives no logits of classes")
     settings = inputs.settings
     logits = torch.from_numpy(inputs.samples.logits)
     found = isc_features_to_metric(logits, settings.isc_splits, settings.isc_shuffle, settings.seed)
     scores = {"inception_score": found[torch_fidelity.KEY_METRIC_ISC_MEAN]}
-    if settings.isc_splits > 1:  # the spread over one split says nothing
+    if settings.isc_splits > 1:  # one split has no spread
         scores["inception_score_std"] = found[torch_fidelity.KEY_METRIC_ISC_STD]
     return scores
 
 
-def read_right(inputs: MetricInputs) -> np.ndarray:
-    """(N,) bool, whether each sample is read as the class that was asked for. NotMeasured where none can be."""
+def classified_as_labelled(inputs: MetricInputs) -> np.ndarray:
+    """Whether each sample is classified as its label, (N,) bool. NotMeasured without labels or a classifier."""
     samples = inputs.samples
     if samples.labels is None:
         raise NotMeasured("no labels were given")
@@ -199,5 +215,5 @@ def read_right(inputs: MetricInputs) -> np.ndarray:
 
 @METRICS.register("class-accuracy")
 def class_accuracy(inputs: MetricInputs) -> dict[str, float]:
-    """Share of samples that the extractor's classifier reads as the class that was asked for."""
-    return {"class_accuracy": float(inputs.once("read right", lambda: read_right(inputs)).mean())}
+    """Share of samples that the extractor's classifier assigns to their label."""
+    return {"class_accuracy": float(inputs.once("correct", lambda: classified_as_labelled(inputs)).mean())}

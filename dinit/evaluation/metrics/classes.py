@@ -1,4 +1,4 @@
-"""Distances that look at classes: within each one, and between the histograms of what a classifier sees."""
+"""Class-wise metrics: Fréchet distance within classes, and distances of the histograms of predicted classes."""
 
 from __future__ import annotations
 
@@ -15,19 +15,17 @@ _TOP = (1, 5)
 def class_distances(
     x: NDArray[np.float64], x_labels: NDArray[np.int64], y: NDArray[np.float64], y_labels: NDArray[np.int64]
 ) -> dict[int, float]:
-    """The Fréchet distance of each class that has at least 2 images in both sets. Features (N, D) and (M, D)."""
+    """Fréchet distance of each class with at least 2 images in both sets. Features (N, D) and (M, D)."""
     shared = [k for k in np.unique(y_labels).tolist() if min((x_labels == k).sum(), (y_labels == k).sum()) >= 2]
     return {k: frechet_distance(gaussian_of(x[x_labels == k]), gaussian_of(y[y_labels == k])) for k in shared}
 
 
 @METRICS.register("cafd")
 def cafd(inputs: MetricInputs) -> dict[str, float]:
-    """Fréchet distance within each class, and the mean over classes. Liu et al. 2018 (class-aware Fréchet
-    distance).
+    """Class-aware Fréchet distance: the mean over classes of the distance within each. Liu et al. 2018.
 
-    A class's images are those asked for where labels are known on both sides, otherwise those that the extractor's
-    classifier reads as it. A class that the samples lack altogether has no distance; `cafd_classes` says how many
-    have.
+    Classes are the labels where both sets have them, otherwise those that the extractor's classifier predicts. A
+    class without samples has no distance; `cafd_classes` is the number of classes that have one.
     """
     self_test()
     ours, theirs = inputs.samples, inputs.reference
@@ -47,7 +45,7 @@ def cafd(inputs: MetricInputs) -> dict[str, float]:
 
 
 def top_histogram(logits: NDArray[np.float64], n: int) -> NDArray[np.float64]:
-    """How often each class is among an image's n likeliest, as shares that sum to 1. logits: (N, classes)."""
+    """Histogram of the n likeliest classes of each image, as shares that sum to 1. logits: (N, classes)."""
     n = min(n, logits.shape[1])
     top = np.argpartition(-logits, n - 1, axis=1)[:, :n]
     return np.bincount(top.ravel(), minlength=logits.shape[1]) / top.size
@@ -55,12 +53,12 @@ def top_histogram(logits: NDArray[np.float64], n: int) -> NDArray[np.float64]:
 
 @METRICS.register("fringe")
 def fringe(inputs: MetricInputs) -> dict[str, float]:
-    """What of FID is in the classes that the features see rather than in the pictures. Kynkäänniemi et al. 2023.
+    """Share of FID that histograms of predicted classes explain. Kynkäänniemi et al. 2023.
 
-    top1_histogram, top5_histogram: half the sum of differences between the two sets' histograms of likeliest
-    classes (0: equal, 1: no class shared); top 5 where there are more classes than 5. fid_matched: FID with the
-    samples weighted so that their top-1 histogram is the reference's; where it is far below FID, a resampling that
-    improves no picture would have the lower score.
+    top1_histogram, top5_histogram: total variation distance between the two sets' histograms of likeliest classes
+    (0: equal, 1: no class shared); top 5 where there are more classes than 5. fid_matched: FID with the samples
+    weighted so that their top-1 histogram equals the reference's; where it is far below FID, resampling alone
+    would lower the score without improving a picture.
     """
     ours, theirs = inputs.samples, inputs.reference
     if ours.logits is None or theirs.logits is None or ours.pooled is None or theirs.gaussian is None:

@@ -1,4 +1,4 @@
-"""Diversity of generated glyphs against the factors they are made of, as a metric of reports."""
+"""Diversity of generated glyphs: the metric on their known factors."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from dinit.evaluation.metrics.factors import diversity
 def factor_diversity(inputs: MetricInputs) -> dict[str, float]:
     """Entropy and coverage of each known factor within classes, for glyphs (hue, font, rotation, …).
 
-    NAME_entropy: as a share of the greatest, 1 is uniform. NAME_coverage: share of its bins that are hit.
-    factor_entropy, factor_coverage: the means over factors. expected_coverage: what as many images of uniform
-    factors would cover.
+    NAME_entropy: as a share of the maximum, 1 is uniform. NAME_coverage: share of its bins that have an image.
+    factor_entropy, factor_coverage: means over the factors. expected_coverage: coverage by as many images with
+    uniform factors.
     """
     samples = inputs.samples
     reader = inputs.extractor.factor_reader()
     if reader is None:
-        raise NotMeasured("known factors are those of glyphs; take the features 'glyphs-classifier'")
+        raise NotMeasured("factors are known for glyphs alone; take the features 'glyphs-classifier'")
     if samples.images is None:
         raise NotMeasured("factors are read from images")
     labels = None if samples.labels is None else torch.from_numpy(samples.labels)

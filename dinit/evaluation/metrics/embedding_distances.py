@@ -1,4 +1,4 @@
-"""Metrics with an encoder of their own: CMMD on CLIP's embeddings, FDD on DINOv2's."""
+"""CMMD and FDD: metrics with encoders of their own, CLIP and DINOv2."""
 
 from __future__ import annotations
 
@@ -28,10 +28,13 @@ _USUAL = {"cmmd": "clip-vit-l-14-336px", "fdd": "dinov2-vit-l-14"}
 
 @dataclass(frozen=True)
 class CallableExtractor(Extractor):
-    """Any function of (B, C, H, W) uint8 images that gives (B, D) features, as an extractor.
+    """Function of (B, C, H, W) uint8 images to (B, D) features as an extractor.
 
-    embed: the function. label: its name in protocols. Its hash is that of the parameters where it is a module,
-    otherwise of its source.
+    Its hash is that of the parameters where it is a module, otherwise of its source.
+
+    Attributes:
+        embed: the function.
+        label: its name in protocols; by default the function's own.
     """
 
     embed: Callable[..., Any] = torch.Tensor.float
@@ -42,7 +45,7 @@ class CallableExtractor(Extractor):
 
     @property
     def name(self) -> str:
-        """What protocols call it."""
+        """Name in protocols."""
         return self.label or getattr(self.embed, "__name__", type(self.embed).__name__)
 
     def network(self, device: torch.device | str, spatial: bool = False) -> Callable[[Tensor], Extracted]:
@@ -68,7 +71,7 @@ class CallableExtractor(Extractor):
 
 @dataclass(frozen=True)
 class OnDisk(Extractor):
-    """Weights that a variable or the option names; RGB of any size."""
+    """Extractor whose weights are a file, given by `weights` or an environment variable; RGB of any size."""
 
     any_size: ClassVar[bool] = True
     variable: ClassVar[str]
@@ -93,7 +96,11 @@ class OnDisk(Extractor):
 @EXTRACTORS.register("clip-vit-l-14-336px")
 @dataclass(frozen=True)
 class Clip(OnDisk):
-    """CLIP ViT-L/14 at 336 pixels as torch-fidelity runs it: what CMMD is defined on."""
+    """CLIP ViT-L/14 at 336 pixels as torch-fidelity runs it; CMMD is defined on it.
+
+    Args:
+        weights: the file; by default that of the variable DINIT_CLIP_WEIGHTS.
+    """
 
     fidelity_name: ClassVar[str] = "clip-vit-l-14-336px"
     resize: ClassVar[str] = "bilinear to 336×336 as TensorFlow 1 does, grey repeated to RGB"
@@ -104,8 +111,8 @@ class Clip(OnDisk):
 def mmd_rbf(x: NDArray[np.float64], y: NDArray[np.float64], sigma: float = _SIGMA) -> float:
     """Squared MMD of (N, D) and (M, D) with the kernel exp(-|x - y|² / 2σ²), each mean over all pairs.
 
-    The biased estimate, pairs of an image with itself included, as CMMD's authors compute it: of a set and itself
-    0.
+    The biased estimate, which includes pairs of an image with itself, as CMMD's authors compute it: 0 for a set and
+    itself.
     """
     return _mean_kernel(x, x, sigma) + _mean_kernel(y, y, sigma) - 2 * _mean_kernel(x, y, sigma)
 
@@ -138,7 +145,7 @@ def fdd(inputs: MetricInputs) -> dict[str, float]:
 
 
 def _encode(inputs: MetricInputs, metric: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The metric's own features of both sets; those of the reference are computed once for all rows of a report."""
+    """Features of both sets by the metric's own encoder; the reference's are computed once for all rows."""
     if inputs.samples.images is None or inputs.reference.images is None:
         raise NotMeasured("it has an encoder of its own and needs the images of both sets")
     if len(inputs.reference.images) < inputs.reference.count:

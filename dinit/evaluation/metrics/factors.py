@@ -1,7 +1,7 @@
-"""How diverse are generated glyphs: each factor read back from the pictures, and its spread within a class.
+"""Glyph factors: each factor read back from generated pictures, and its spread within classes.
 
 Colours are measured, by the arithmetic that `dinit.data.glyphs` mixes them with; character, font, rotation and
-scale are read by heads of the glyphs classifier, which were trained with the factors.
+scale are predicted by the heads of the glyphs classifier.
 """
 
 from __future__ import annotations
@@ -18,15 +18,22 @@ from dinit.data.glyphs import FONTS, INK, Factors, Glyphs
 from dinit.evaluation.features.glyphs_classifier import GlyphsClassifier, read_glyphs
 
 _HUES = 12  # bins of 30°
-_EDGE = 2  # pixels: the ground is read there, since a glyph seldom reaches it
-_NEAR = 0.3  # of the greatest distance from the ground: what is nearer is ground with noise
+_EDGE = 2  # pixels: the ground is measured there, as a glyph seldom reaches it
+_NEAR = 0.3  # of the greatest distance from the ground: nearer pixels are ground with noise
 
 
 @dataclass(frozen=True)
 class Read:
-    """What N images show, each array (N,). Units as in `dinit.data.glyphs.Factors`; here hues are real numbers.
+    """Factors read from N images, each array (N,); as `dinit.data.glyphs.Factors`, but hues are real numbers.
 
-    label: index into the classifier's class_names. font: index into its fonts.
+    Attributes:
+        label: index into the classifier's class_names.
+        font: index into its fonts.
+        hue: of the ink, degrees.
+        background_hue: of the ground, degrees.
+        background: mean byte of the ground.
+        rotation: degrees, counter-clockwise.
+        scale: height of an 'H' as a share of the side.
     """
 
     label: NDArray[np.int64]
@@ -40,11 +47,14 @@ class Read:
 
 @dataclass(frozen=True)
 class Spread:
-    """One factor's spread within classes, the mean over the classes that have images.
+    """Spread of one factor within classes, averaged over the classes that have images.
 
-    entropy: of the histogram over `bins` bins, as a share of log(bins): 1 is uniform, 0 is all in one bin. Counts
-    of few images look less even than their source; Miller and Madow's (1955) correction is added, up to 1.
-    coverage: share of bins with an image in them. expected_coverage: what as many uniform draws would give.
+    Attributes:
+        bins: number of bins of the histogram.
+        entropy: of the histogram, as a share of log(bins): 1 is uniform, 0 is all in one bin. Few images
+            underestimate it; Miller and Madow's (1955) correction is added, up to 1.
+        coverage: share of bins with an image in them.
+        expected_coverage: coverage by as many uniform draws.
     """
 
     bins: int
@@ -57,7 +67,7 @@ def colours(images: Tensor) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Ink and ground of each image, (N, 3) and (N, 3), in bytes. images: (N, 3, S, S) uint8.
 
     Ground: the median of the edge. A pixel is ground + share · (ink - ground) and the ink's mean is known, so the
-    sum over the glyph gives the ink whatever the shares: thin strokes, never wholly covered, are read as well.
+    sum over the glyph gives the ink whatever the shares, also for thin strokes, which never cover a pixel.
     """
     pixels = images.double()
     size = pixels.shape[-1]
@@ -75,13 +85,13 @@ def colours(images: Tensor) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
 
 
 def hue_of(colour: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Degrees 0 .. 360 in the plane across grey, (N,), of colours (N, 3); red is 0."""
+    """Hue of colours (N, 3), (N,) degrees 0 .. 360 in the plane across grey; red is 0."""
     red, green, blue = colour.T
     return np.degrees(np.arctan2(math.sqrt(3) / 2 * (green - blue), red - (green + blue) / 2)) % 360
 
 
 def read_factors(images: Tensor, model: GlyphsClassifier | None = None) -> Read:
-    """Reads every factor back. images: (N, 3, S, S) uint8, S 32 or 64. model: the shipped classifier by default.
+    """Factors of images (N, 3, S, S) uint8, S 32 or 64. model: by default the shipped classifier.
 
     ValueError for another shape or dtype.
     """
@@ -90,21 +100,21 @@ def read_factors(images: Tensor, model: GlyphsClassifier | None = None) -> Read:
             f"factors are read from (N, 3, S, S) uint8 images, got {images.dtype} of {tuple(images.shape)}; "
             "dinit.data.to_uint8 converts from [-1, 1]"
         )
-    said = read_glyphs(images, model)
+    found = read_glyphs(images, model)
     ink, ground = colours(images)
     return Read(
-        label=said.characters.argmax(1).numpy(),
-        font=said.fonts.argmax(1).numpy(),
+        label=found.characters.argmax(1).numpy(),
+        font=found.fonts.argmax(1).numpy(),
         hue=hue_of(ink),
         background_hue=hue_of(ground),
         background=ground.mean(1),
-        rotation=8.8 * said.numbers[:, 0].double().numpy(),
-        scale=62 / 128 + said.numbers[:, 1].double().numpy() / 21,
+        rotation=8.8 * found.numbers[:, 0].double().numpy(),
+        scale=62 / 128 + found.numbers[:, 1].double().numpy() / 21,
     )
 
 
 def bin_factors(read: Read | Factors) -> dict[str, tuple[NDArray[np.int64], int]]:
-    """The bin of each image and how many there are, by factor; in the data all are about as likely.
+    """Bin of each image and number of bins, by factor; in the data all bins are about equally likely.
 
     hue and background_hue: 30° each; background: four dark and four light; font; rotation: 5°; scale: three.
     """
@@ -113,12 +123,12 @@ def bin_factors(read: Read | Factors) -> dict[str, tuple[NDArray[np.int64], int]
         return np.clip(np.floor((values - low) / (high - low) * bins), 0, bins - 1).astype(np.int64)
 
     lightness = np.asarray(read.background, dtype=np.float64)
-    light = lightness > INK  # and edges lie between the whole numbers that the data has
-    level = np.where(light, even(lightness, 191.5, 239.5, 4) + 4, even(lightness, 15.5, 63.5, 4))
+    light = lightness > INK  # edges of bins lie between the whole numbers of the data
+    shade = np.where(light, even(lightness, 191.5, 239.5, 4) + 4, even(lightness, 15.5, 63.5, 4))
     return {
         "hue": (even((read.hue + 0.5) % 360, 0, 360, _HUES), _HUES),
         "background_hue": (even((read.background_hue + 0.5) % 360, 0, 360, _HUES), _HUES),
-        "background": (level, 8),
+        "background": (shade, 8),
         "font": (read.font, len(FONTS)),
         "rotation": (even(read.rotation, -15.25, 15.25, 6), 6),
         "scale": (even(read.scale, 51.5 / 128, 72.5 / 128, 3), 3),
@@ -126,7 +136,7 @@ def bin_factors(read: Read | Factors) -> dict[str, tuple[NDArray[np.int64], int]
 
 
 def spread(bins: NDArray[np.int64], count: int, labels: NDArray[np.int64]) -> Spread:
-    """The spread of one factor within classes. bins, labels: (N,). count: how many bins, at least 2."""
+    """Spread of one factor within classes. bins, labels: (N,). count: number of bins, at least 2."""
     entropies, hit, expected = [], [], []
     for label in np.unique(labels):
         times = np.bincount(bins[labels == label], minlength=count)
@@ -142,27 +152,28 @@ def spread(bins: NDArray[np.int64], count: int, labels: NDArray[np.int64]) -> Sp
 def diversity(
     images: Tensor, labels: Tensor | None = None, model: GlyphsClassifier | None = None
 ) -> dict[str, Spread]:
-    """The spread of each factor within classes. images: (N, 3, S, S) uint8. labels: (N,), the classes asked for;
-    None: all images as one class. ValueError for labels of another length, or images that `read_factors` refuses.
+    """Spread of each factor within classes. images: (N, 3, S, S) uint8. labels: (N,); None is one class.
+
+    ValueError for labels of another length, or images that `read_factors` refuses.
     """
-    asked = np.zeros(len(images), dtype=np.int64) if labels is None else labels.cpu().numpy()
-    if asked.shape != (len(images),):
-        raise ValueError(f"labels must have the shape ({len(images)},), one an image, got {asked.shape}")
+    classes = np.zeros(len(images), dtype=np.int64) if labels is None else labels.cpu().numpy()
+    if classes.shape != (len(images),):
+        raise ValueError(f"labels must have the shape ({len(images)},), one an image, got {classes.shape}")
     binned = bin_factors(read_factors(images, model))
-    return {name: spread(bins, count, asked) for name, (bins, count) in binned.items()}
+    return {name: spread(bins, count, classes) for name, (bins, count) in binned.items()}
 
 
 def reader_errors(data: Glyphs, model: GlyphsClassifier | None = None) -> dict[str, float]:
-    """How well the readers do on real images, whose factors are known.
+    """Errors of `read_factors` on real images, whose factors are known.
 
-    label, font: share read right. hue, background_hue, rotation (degrees), background (bytes), scale (share of
+    label, font: share of correct ones. hue, background_hue, rotation (degrees), background (bytes), scale (share of
     the side): root mean square of the error. NAME_bin: share of images in the right bin of `bin_factors`.
     ValueError unless the data set has the classifier's characters and fonts.
     """
     model_names = (model or GlyphsClassifier.from_pretrained()).config
     if (data.class_names, data.fonts) != (model_names.class_names, model_names.fonts):
         raise ValueError(
-            "the readers know the default characters and fonts of 'glyphs' alone; give such a data set"
+            "the classifier knows the default characters and fonts of 'glyphs' alone; give such a data set"
         )
     true, read = data.factor_arrays(), read_factors(data.uint8_images(), model)
     found = {name: float((getattr(read, name) == getattr(true, name)).mean()) for name in ("label", "font")}

@@ -1,4 +1,4 @@
-"""The Fréchet distance between two Gaussians, and the proof that it is computed rightly on this machine."""
+"""Fréchet distance between two Gaussians, with a self-test of this machine's linear algebra."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _CLOSE = 1e-9
 
 
 def frechet_distance(a: Gaussian, b: Gaussian) -> float:
-    """|m_a - m_b|² + tr(S_a + S_b - 2 (S_a^½ S_b S_a^½)^½), in squared units of the features.
+    """Fréchet distance |m_a - m_b|² + tr(S_a + S_b - 2 (S_a^½ S_b S_a^½)^½), in squared units of the features.
 
-    Dowson & Landau 1982; as FID: Heusel et al. 2017, Eq. 6. ValueError for other dimensions or a matrix that is no
-    covariance.
+    Dowson & Landau 1982; as FID: Heusel et al. 2017, Eq. 6. ValueError for different dimensions or a matrix that is
+    no covariance.
     """
     if a.dim != b.dim:
         raise ValueError(f"the features of the two sets have {a.dim} and {b.dim} dimensions; extract both alike")
@@ -29,9 +29,9 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
 
 
 def factor(covariance: NDArray[np.float64]) -> NDArray[np.float64]:
-    """F (D, rank) with F Fᵀ = covariance, by the eigenvalues of the symmetric matrix in float64.
+    """Factor F (D, rank) with F Fᵀ = covariance, by the eigenvalues of the symmetric matrix in float64.
 
-    Eigenvalues that rounding alone can make are taken for 0. ValueError for one that is clearly below 0, or a
+    Eigenvalues within rounding are taken as 0. ValueError for one that is clearly below 0, or a
     matrix that is not symmetric.
     """
     gap, size = float(np.abs(covariance - covariance.T).max()), float(np.abs(covariance).max())
@@ -48,10 +48,10 @@ def factor(covariance: NDArray[np.float64]) -> NDArray[np.float64]:
 
 @cache
 def self_test() -> None:
-    """Three answers that are known, before the first score of a process. RuntimeError where one is missed.
+    """Check three known distances before the first score of a process. RuntimeError where one is wrong.
 
     A set against itself (0, also where its covariance has not full rank); two Gaussians whose covariances share no
-    axes: in two dimensions tr (S_a^½ S_b S_a^½)^½ = √(tr S_a S_b + 2 √(det S_a det S_b)); and one and its multiple.
+    axes: in two dimensions tr (S_a^½ S_b S_a^½)^½ = √(tr S_a S_b + 2 √(det S_a det S_b)); one and its double.
     """
     rng = np.random.default_rng(0)
     for rows in (12, 200):

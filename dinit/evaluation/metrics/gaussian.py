@@ -1,4 +1,4 @@
-"""Mean and covariance of features, gathered piece by piece in float64."""
+"""Mean and covariance of features, accumulated in float64."""
 
 from __future__ import annotations
 
@@ -10,7 +10,16 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Gaussian:
-    """The Gaussian of a set's features. mean: (D,). covariance: (D, D), unbiased. count: images, 0 if unknown."""
+    """Gaussian of a set's features.
+
+    Attributes:
+        mean: (D,).
+        covariance: (D, D), unbiased.
+        count: number of images, 0 if unknown.
+
+    Raises:
+        ValueError: other shapes, NaN or infinity.
+    """
 
     mean: NDArray[np.float64]
     covariance: NDArray[np.float64]
@@ -27,20 +36,20 @@ class Gaussian:
 
     @property
     def dim(self) -> int:
-        """D."""
+        """Number of features D."""
         return len(self.mean)
 
     @property
     def rank_deficient(self) -> bool:
-        """Whether fewer images were seen than make a covariance of full rank (D + 1)."""
+        """Whether there are fewer images than a covariance of full rank needs (D + 1)."""
         return 0 < self.count <= self.dim
 
 
 class Moments:
-    """Sums that give mean and covariance of all rows seen, in one pass and with no cancellation.
+    """Running mean and covariance of rows, in one pass and without cancellation.
 
-    Pieces are merged by their means (Chan, Golub & LeVeque 1983, Eq. 1.5a), so that a feature whose mean is large
-    beside its spread keeps its digits. Rows may carry weights, which count images: 2 is the same as the row twice.
+    Batches are merged by their means (Chan, Golub & LeVeque 1983, Eq. 1.5a), so that a feature whose mean is large
+    relative to its spread keeps its digits. Rows may have weights, which count images: 2 is the row twice.
     """
 
     def __init__(self) -> None:
@@ -49,7 +58,7 @@ class Moments:
         self._scatter: NDArray[np.float64] | None = None
 
     def update(self, features: NDArray, weights: NDArray | None = None) -> None:
-        """features: (B, D) of any float type. weights: (B,), >= 0. ValueError for another shape."""
+        """Add features (B, D) of any float type. weights: (B,), >= 0. ValueError for another shape."""
         rows = np.asarray(features, dtype=np.float64)
         if rows.ndim != 2:
             raise ValueError(f"features must be (B, D), got {rows.shape}")
@@ -73,7 +82,7 @@ class Moments:
         self.count = both
 
     def gaussian(self) -> Gaussian:
-        """What was seen. ValueError for fewer than 2 rows, which have no covariance."""
+        """Gaussian of all rows so far. ValueError for fewer than 2, which have no covariance."""
         if self._mean is None or self._scatter is None or self.count < 2:
             raise ValueError(f"a covariance needs at least 2 images, got {self.count:g}")
         covariance = self._scatter / (self.count - 1)
@@ -81,7 +90,7 @@ class Moments:
 
 
 def gaussian_of(features: NDArray, weights: NDArray | None = None, piece: int = 4096) -> Gaussian:
-    """The Gaussian of features (N, D), read in pieces. weights: as in `Moments.update`."""
+    """Gaussian of features (N, D), read in batches of `piece` rows. weights: as in `Moments.update`."""
     moments = Moments()
     for start in range(0, len(features), piece):
         stop = start + piece

@@ -1,4 +1,4 @@
-"""Precision and recall by neighbourhoods of features, image by image."""
+"""Precision and recall by neighbourhoods of features."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ _EXACT = 1e9  # differences in one piece: some seconds
 
 @dataclass(frozen=True)
 class Inside:
-    """samples: (N,), whether each sample is in the manifold of the reference. reference: (M,), the reverse."""
+    """Membership in the other set's manifold. samples: (N,), of each sample. reference: (M,), of each reference."""
 
     samples: NDArray[np.bool_]
     reference: NDArray[np.bool_]
 
 
 def inside(samples: NDArray[np.float64], reference: NDArray[np.float64], k: int) -> Inside:
-    """Which images of each set lie in the other's manifold: within the distance of some image to its k-th nearest
-    neighbour, itself not counted. Kynkäänniemi et al. 2019, Eqs. 1 to 3. Features (N, D) and (M, D), float64.
+    """Membership of each image in the other set's manifold. Kynkäänniemi et al. 2019, Eqs. 1 to 3.
 
-    ValueError unless both sets have more than k images.
+    The manifold is the union of balls around its images, each with the distance to the k-th nearest other image as
+    its radius. Features (N, D) and (M, D), float64. ValueError unless both sets have more than k images.
     """
     if min(len(samples), len(reference)) <= k:
         raise ValueError(f"a neighbourhood of {k} needs more images, got {len(samples)} and {len(reference)}")
@@ -41,13 +41,13 @@ def inside(samples: NDArray[np.float64], reference: NDArray[np.float64], k: int)
 
 
 def _radii(x: torch.Tensor, k: int) -> torch.Tensor:
-    """The distance of each row to its k-th nearest other row, (N,)."""
+    """Distance of each row to its k-th nearest other row, (N,)."""
     return torch.cat([_distances(rows, x).kthvalue(k + 1, dim=1).values for rows in x.split(_ROWS)])
 
 
 def _distances(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    # By differences: by products a small distance between long vectors loses half of its digits, and a copy would
-    # not be at distance 0. Where that takes minutes, products of centred vectors.
+    # By differences: by products, a small distance between long vectors loses half of its digits, and a copy is not
+    # at distance 0. By products of centred vectors where differences would take minutes.
     if x.numel() * len(y) < _EXACT:
         return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
     middle = y.mean(dim=0)

@@ -1,4 +1,4 @@
-"""Whether a model gives back training images: each sample's nearest one, in pixels."""
+"""Memorisation: each sample's nearest training image, in pixels."""
 
 from __future__ import annotations
 
@@ -11,16 +11,20 @@ from numpy.typing import NDArray
 from dinit.evaluation.image_features import ImageSource
 from dinit.evaluation.metrics.base import METRICS, MetricInputs, NotMeasured
 
-COPY = 1 / 3  # of the distance to the second nearest: from here down a sample counts as a copy of the nearest
+COPY = 1 / 3  # of the distance to the second nearest: below it a sample counts as a copy of the nearest
 _ROWS, _COLUMNS = 512, 4096
 _SHOWN = 12
 
 
 @dataclass(frozen=True)
 class Nearest:
-    """For each of N samples: distances to the nearest and second nearest training image, the nearest's index, and
-    the distance of that training image to its own nearest other one. Distances in bytes, root mean square over
-    pixels.
+    """Nearest training images of N samples; distances in bytes, root mean square over pixels.
+
+    Attributes:
+        first: distance to the nearest training image, (N,).
+        second: distance to the second nearest, (N,).
+        index: of the nearest, (N,).
+        between: distance of the nearest to its own nearest other training image, (N,).
     """
 
     first: NDArray[np.float64]
@@ -30,8 +34,9 @@ class Nearest:
 
 
 def nearest(samples: ImageSource, train: ImageSource) -> Nearest:
-    """Searches all training images for each sample, and for each one found. ValueError for fewer than 2, or other
-    shapes.
+    """Search of all training images for each sample, and for each one found.
+
+    ValueError for fewer than 2 training images, or images of different shapes.
     """
     if len(train) < 2 or samples[0:1].shape[1:] != train[0:1].shape[1:]:
         raise ValueError(
@@ -48,9 +53,7 @@ def nearest(samples: ImageSource, train: ImageSource) -> Nearest:
 def _two_nearest(
     samples: ImageSource, train: ImageSource, rows: list[int] | None = None
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Distances (N, 2) and indices (N, 2) of the two nearest training images of the samples, or of those at
-    rows.
-    """
+    """Distances (N, 2) and indices (N, 2) of the two nearest training images of the samples, all or `rows`."""
     chosen = list(range(len(samples))) if rows is None else rows
     size = samples[0:1].numel()
     best = torch.full((len(chosen), 2), torch.inf, dtype=torch.float64)
@@ -76,8 +79,8 @@ def memorisation(inputs: MetricInputs) -> dict[str, float]:
 
     copies: share of samples nearer to one training image than a third of the distance to the second nearest (the
     criterion of Yoon et al. 2023). nearer: share that is nearer to its training image than any other training image
-    is. nearest_ratio: median of the one distance over the other. Real images that no model was trained on have such
-    figures too: the row of real images shows those of the reference, and a model's should not be lower.
+    is. nearest_ratio: median of the one distance over the other. Real images that no model was trained on have
+    nonzero values too: the row of real images has those of the reference, for comparison.
     """
     samples = inputs.reference.images if inputs.of_real else inputs.samples.images
     if inputs.train is None or samples is None:
@@ -86,7 +89,7 @@ def memorisation(inputs: MetricInputs) -> dict[str, float]:
         inputs.shared["train"] = inputs.train()
     train: ImageSource = inputs.shared["train"]
     if samples[0:1].shape[1:] != train[0:1].shape[1:]:
-        raise NotMeasured("samples and training images are of other shapes")
+        raise NotMeasured("samples and training images are of different shapes")
     found = nearest(samples, train)
     order = np.argsort(found.first / np.maximum(found.between, 1e-9), kind="stable")[:_SHOWN]
     inputs.evidence["nearest"] = (samples[order.tolist()], train[found.index[order].tolist()], found.first[order])
@@ -94,7 +97,7 @@ def memorisation(inputs: MetricInputs) -> dict[str, float]:
 
 
 def figures(found: Nearest) -> dict[str, float]:
-    """The three figures of `memorisation`."""
+    """Scores of `memorisation`."""
     ratio = found.first / np.maximum(found.between, 1e-9)
     return {
         "copies": float((found.first < COPY * found.second).mean()),

@@ -1,4 +1,4 @@
-"""How near a reconstruction is to its image: PSNR, and the structural similarity of Wang et al. 2004."""
+"""PSNR and SSIM of reconstructions. Wang et al. 2004."""
 
 from __future__ import annotations
 
@@ -10,13 +10,21 @@ from torch import Tensor
 
 WINDOW = 11  # pixels; Wang et al. 2004, section III-C, as are sigma, K1 and K2
 _SIGMA, _K1, _K2 = 1.5, 0.01, 0.03
-_NO_ERROR = 1e-10  # a mean squared error below it (of pixels in [0, 1]) counts as it: 100 dB, and never infinity
+_NO_ERROR = 1e-10  # lower bound of the mean squared error of pixels in [0, 1]: at most 100 dB, and never infinity
 
 
 def psnr(images: Tensor, reconstructed: Tensor) -> Tensor:
-    """(B,) decibels: 10 log10(1 / mean squared error) over all pixels and channels of an image scaled to [0, 1].
+    """Peak signal-to-noise ratio: 10 log10(1 / mean squared error) of images scaled to [0, 1].
 
-    images, reconstructed: (B, C, H, W) around [-1, 1], clipped to it. At most 100. ValueError for other shapes.
+    Args:
+        images: (B, C, H, W), clipped to [-1, 1].
+        reconstructed: as images.
+
+    Returns:
+        (B,) decibels, at most 100.
+
+    Raises:
+        ValueError: other or different shapes.
     """
     x, y = _unit(images, reconstructed)
     error = (x - y).square().flatten(1).mean(1).clamp(min=_NO_ERROR)
@@ -24,10 +32,19 @@ def psnr(images: Tensor, reconstructed: Tensor) -> Tensor:
 
 
 def ssim(images: Tensor, reconstructed: Tensor, window: int | None = None) -> Tensor:
-    """(B,) in [-1, 1]: mean over channels and places of the structural similarity. Wang et al. 2004, Eq. 13.
+    """Structural similarity, averaged over channels and positions. Wang et al. 2004, Eq. 13.
 
-    images, reconstructed: as for `psnr`. window: odd, pixels of the Gaussian window (sigma 1.5), which is laid
-    wherever it lies inside the image; by default 11, or what fits into smaller images. ValueError for another.
+    Args:
+        images: (B, C, H, W), clipped to [-1, 1].
+        reconstructed: as images.
+        window: side of the Gaussian window (sigma 1.5) in pixels, odd; it stays inside the image. By default 11, or
+            the largest that fits.
+
+    Returns:
+        (B,) in [-1, 1].
+
+    Raises:
+        ValueError: other or different shapes, or a window that is even or too large.
     """
     x, y = _unit(images, reconstructed)
     window = window_for(min(x.shape[2:])) if window is None else window
@@ -42,7 +59,7 @@ def ssim(images: Tensor, reconstructed: Tensor, window: int | None = None) -> Te
 
 
 def window_for(side: int) -> int:
-    """The usual window, or the largest odd one that fits into `side` pixels."""
+    """Side of the usual window, or the largest odd one that fits into `side` pixels."""
     return min(WINDOW, side - 1 + side % 2)
 
 
@@ -55,7 +72,7 @@ def _unit(images: Tensor, reconstructed: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _smooth(stack: Tensor, window: int) -> Tensor:
-    """(K, B, C, H, W) -> the same, averaged with a Gaussian window, H and W smaller by window - 1."""
+    """Stack (K, B, C, H, W) averaged with a Gaussian window; H and W shrink by window - 1."""
     places = torch.arange(window, device=stack.device, dtype=torch.float64) - (window - 1) / 2
     weights = torch.exp(-(places**2) / (2 * _SIGMA**2))
     weights = (weights / weights.sum()).to(stack.dtype)

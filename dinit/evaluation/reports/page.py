@@ -1,4 +1,4 @@
-"""A report as one HTML page that needs nothing beside it: tables, sample grids and plots."""
+"""HTML page of a report, in one file: tables, sample grids and plots."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _STYLE = (
 
 
 def html_page(report: Report) -> str:
-    """The page. Pictures are those of the report's `evidence`; one read from JSON has none."""
+    """Page of a report as HTML. Pictures are those of the report's `evidence`; one read from JSON has none."""
     title = f"{escape(report.model.name)} against {escape(report.protocol.reference)}"
     parts = [
         "<!doctype html>",
         '<html lang="en"><head><meta charset="utf-8">',
         f"<title>{title}</title><style>{_STYLE}</style></head><body>",
         f"<h1>{title}</h1>",
-        f"<p>protocol <b>{escape(report.protocol.name)}</b>; do not compare with figures of others</p>",
+        f"<p>protocol <b>{escape(report.protocol.name)}</b>; do not compare with scores of other protocols</p>",
         *(f'<p class="warn">warning: {escape(line)}</p>' for line in report.warnings),
         _figures(report),
         *(f"<p>{escape(line)}</p>" for line in report.notes),
@@ -45,7 +45,12 @@ def html_page(report: Report) -> str:
 
 
 def write_page(report: Report, path: str | Path) -> None:
-    """Writes the page whole or not at all. OSError where the place cannot be written."""
+    """Write the HTML page of a report, whole or not at all. OSError where the file cannot be written.
+
+    Args:
+        report: of `evaluate`.
+        path: the file, .html.
+    """
     write_atomically(Path(path), html_page(report))
 
 
@@ -79,8 +84,8 @@ def _pictures(report: Report) -> Iterator[str]:
             yield _shown(title, plots.grid(evidence[key]))
     if "nearest" in evidence:
         ours, theirs, distances = evidence["nearest"]
-        said = f"root mean square {distances.min():.1f} to {distances.max():.1f} bytes"
-        title = f"Samples nearest to a training image, above it ({said})"
+        interval = f"root mean square {distances.min():.1f} to {distances.max():.1f} bytes"
+        title = f"Samples nearest to a training image, above it ({interval})"
         yield _shown(title, plots.pairs(ours, theirs))
     for key, points in report.curves.items():
         title = f"{key.upper()} against the number of samples: {points['infinity']:.4g} at N = ∞"

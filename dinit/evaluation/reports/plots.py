@@ -1,4 +1,4 @@
-"""The pictures of a report's page, as PNG: grids of images, and plots by matplotlib without a display."""
+"""Pictures of a report's page, as PNG: grids of images, and plots by matplotlib without a display."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ _BLUE, _ORANGE = "#1f5fa8", "#d9822b"
 
 
 def grid(images: ImageSource, count: int = 64, columns: int = 16) -> bytes:
-    """`count` images, evenly spread over the set, in rows of `columns`."""
+    """Grid of `count` images, evenly spaced over the set, in rows of `columns`."""
     return _png(_laid_out(spread_out(images, count), columns))
 
 
 def pairs(above: Tensor, below: Tensor) -> bytes:
-    """Two rows: each image of `above` over its own of `below`."""
+    """Two rows of images: each of `above` over its partner in `below`."""
     return _png(_laid_out(torch.cat([above, below]), len(above)))
 
 
 def curve(points: Mapping[str, Any]) -> bytes:
-    """FID against 1/N with the fitted line to N = ∞. points: as `dinit.evaluation.resampling.fid_curve` gives."""
+    """Plot of FID against 1/N with the fitted line to N = ∞. points: of `dinit.evaluation.resampling.fid_curve`."""
     counts, values = np.array(points["counts"]), np.array(points["values"])
     figure, axes = _figure()
     axes.plot(1 / counts, values, "o", color=_BLUE)
@@ -43,7 +43,7 @@ def curve(points: Mapping[str, Any]) -> bytes:
 
 
 def histograms(ours: NDArray[np.float64], theirs: NDArray[np.float64], names: Sequence[str]) -> bytes:
-    """Shares of the likeliest classes in two sets; of many classes the ones that differ most."""
+    """Bar plot of the shares of the likeliest classes in two sets; at most the 40 that differ most."""
     shown = np.sort(np.argsort(-np.abs(ours - theirs), kind="stable")[:40])
     places = np.arange(len(shown))
     figure, axes = _figure(wide=True)
@@ -56,7 +56,7 @@ def histograms(ours: NDArray[np.float64], theirs: NDArray[np.float64], names: Se
 
 
 def bars(values: Mapping[str, float], label: str, line: Mapping[str, float] | None = None) -> bytes:
-    """A bar for each value; `line`: ticks to compare them with."""
+    """Bar plot of values; `line`: ticks to compare them with."""
     figure, axes = _figure(wide=True)
     places = np.arange(len(values))
     axes.bar(places, list(values.values()), 0.6, color=_BLUE)

@@ -1,4 +1,4 @@
-"""A report: scores with the protocol they were measured by, the real-against-real row always among them."""
+"""Report: scores with the protocol by which they were measured, and a row of real images as the baseline."""
 
 from __future__ import annotations
 
@@ -18,13 +18,28 @@ _SPREADS = ("_std", "_low", "_high")
 
 @dataclass(frozen=True)
 class Protocol:
-    """All that must agree before two scores may be compared.
+    """Settings that must agree before two scores may be compared.
 
-    name: of the named protocol (dinit.evaluation.protocols), 'custom' for other features. dataset, reference: what
-    is compared with, and the fingerprint of its contents. features, weights, resize: the extractor. sample_count,
-    real_count, reference_count: images of the model's row, of the real row (0: there is none), of the set both are
-    compared with (0: unknown). labels: "none", "balanced", "random" or "as given". encoders: of metrics that have
-    their own, with the hash of their weights.
+    Attributes:
+        dataset: name of the data set, or of the file of reference statistics.
+        reference: the reference set, with the fingerprint of its contents.
+        features: name of the extractor.
+        weights: hash of its weights.
+        resize: how images reach its input size.
+        statistics: which statistics the distances use.
+        labels: how the samples' labels were drawn: "none", "balanced", "random" or "as given".
+        sample_count: images of the model's row.
+        real_count: images of the real row; 0 where there is none.
+        reference_count: images of the reference set; 0 where unknown.
+        kid_subset_size: see `Settings`, as the next four.
+        kid_subsets: number of subsets for KID.
+        isc_splits: number of splits for the Inception score.
+        prc_neighborhood: k of precision and recall.
+        seed: of subsets, shuffles and real images.
+        torch_fidelity: its version.
+        name: of the named protocol (dinit.evaluation.protocols); 'custom' for other features.
+        isc_shuffle: whether images are shuffled before they are split.
+        encoders: of metrics that have their own, with the hash of their weights.
     """
 
     dataset: str
@@ -48,14 +63,20 @@ class Protocol:
     encoders: str = ""
 
     def differences(self, other: Protocol) -> list[str]:
-        """One "field: this against that" for each field that differs."""
+        """A line "field: this against that" for each field in which `other` differs."""
         pairs = ((f.name, getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
         return [f"{name}: {mine!r} against {theirs!r}" for name, mine, theirs in pairs if mine != theirs]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One set of images measured against the reference. metrics: by name, as in `Report.table`."""
+    """Scores of one set of images against the reference.
+
+    Attributes:
+        name: of the set.
+        count: number of images.
+        metrics: scores by name, as in `Report.table`.
+    """
 
     name: str
     count: int
@@ -64,11 +85,20 @@ class Row:
 
 @dataclass(frozen=True)
 class Report:
-    """rows: the model's and the real one, both against the same reference; statistics of other people's making
-    leave no real images to measure, and then protocol.real_count is 0. made_by: the call behind the model's row,
-    where it is known. notes: what a reader should know before quoting a figure. warnings: what is uneven between
-    the sets. curves: by metric, its value against the number of samples. evidence: pictures and counts for the HTML
-    page, not written to JSON.
+    """Report of an evaluation.
+
+    Attributes:
+        protocol: by which the rows were measured.
+        rows: the model's, and that of real images against the same reference; with a file of reference statistics
+            there are no real images, and protocol.real_count is 0.
+        notes: remarks on the scores, a line each.
+        made_by: the call behind the model's row, where it is known.
+        warnings: differences of the sets that make scores unreliable, a line each.
+        curves: by metric, its value against the number of samples.
+        evidence: by name, pictures and counts for the HTML page; not written to JSON.
+
+    Raises:
+        ValueError: no row of real images where the protocol has one.
     """
 
     protocol: Protocol
@@ -81,27 +111,27 @@ class Report:
 
     def __post_init__(self) -> None:
         if self.protocol.real_count and not self.has_real:
-            raise ValueError(f"a report needs the row {REAL!r} beside the model's")
+            raise ValueError(f"a report needs the row {REAL!r} as well as the model's")
 
     @property
     def has_real(self) -> bool:
-        """Whether real images were measured beside the model's."""
+        """Whether there is a row of real images."""
         return REAL in [row.name for row in self.rows]
 
     @property
     def real(self) -> Row:
-        """The real-against-real row. ValueError where there is none."""
+        """Row of real images. ValueError where there is none."""
         if not self.has_real:
             raise ValueError(f"this report has no row {REAL!r}: its reference is a file of statistics")
         return next(row for row in self.rows if row.name == REAL)
 
     @property
     def model(self) -> Row:
-        """The model's row."""
+        """Row of the model."""
         return next(row for row in self.rows if row.name != REAL)
 
     def table(self) -> Table:
-        """For the terminal: a column for each set of images, a line a metric, protocol and notes below."""
+        """Table for the terminal: a column for each set of images, a row for each score, protocol and notes below."""
         title = f"protocol {self.protocol.name}, against {self.protocol.reference}"
         table = Table(title=title, caption="\n".join(self.caption()))
         table.add_column("")
@@ -114,11 +144,11 @@ class Report:
         return table
 
     def figures(self) -> list[str]:
-        """The figures that some row has, without their spreads and intervals."""
+        """Names of the scores that any row has, without their spreads and intervals."""
         return list(dict.fromkeys(key for row in self.rows for key in row.metrics if not key.endswith(_SPREADS)))
 
     def caption(self) -> list[str]:
-        """Protocol, warnings and notes, a line each."""
+        """Lines of the caption: protocol, warnings and notes."""
         p = self.protocol
         return [
             f"features {p.features} ({p.weights})",
@@ -130,7 +160,7 @@ class Report:
         ]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as `report.json` holds them."""
+        """Plain values, as `write_json` writes them."""
         return {
             "protocol": asdict(self.protocol),
             "rows": [{"name": r.name, "count": r.count, "metrics": dict(r.metrics)} for r in self.rows],
@@ -141,13 +171,17 @@ class Report:
         }
 
     def write_json(self, path: str | Path) -> None:
-        """Writes the file whole or not at all. OSError where the place cannot be written."""
+        """Write the report to the JSON file `path`, whole or not at all. OSError where it cannot be written."""
         text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False)
         write_atomically(Path(path), text.encode() + b"\n")
 
     @classmethod
     def read_json(cls, path: str | Path) -> Report:
-        """What `write_json` wrote. ValueError for anything else."""
+        """Report from the JSON file `path` of `write_json`, without its evidence.
+
+        Raises:
+            ValueError: another file.
+        """
         try:
             content = json.loads(Path(path).read_text())
             rows = tuple(Row(**row) for row in content["rows"])
@@ -159,11 +193,22 @@ class Report:
 
 
 def compare(first: Report, second: Report) -> dict[str, float]:
-    """The second model's metrics less the first's. ValueError where the protocols differ, saying in what."""
+    """Differences of two reports' scores.
+
+    Args:
+        first: a report.
+        second: another one, of the same protocol.
+
+    Returns:
+        By name, the second model's score less the first's.
+
+    Raises:
+        ValueError: protocols that differ; the message has the fields.
+    """
     differences = first.protocol.differences(second.protocol)
     if differences:
         raise ValueError(
-            "scores of different protocols are not compared; measure both the same way. They differ in\n  "
+            "scores of different protocols cannot be compared; measure both by one protocol. They differ in\n  "
             + "\n  ".join(differences)
         )
     ours, theirs = first.model.metrics, second.model.metrics
@@ -171,7 +216,7 @@ def compare(first: Report, second: Report) -> dict[str, float]:
 
 
 def cell(metrics: Mapping[str, float], key: str) -> str:
-    """A figure as tables show it, with its spread or interval where it has one."""
+    """Score as tables show it, with its spread or interval where it has one."""
     if key not in metrics:
         return "–"
     text = f"{metrics[key]:.4g}"
