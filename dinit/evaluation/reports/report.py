@@ -131,7 +131,7 @@ class Report:
         return next(row for row in self.rows if row.name != REAL)
 
     def table(self) -> Table:
-        """Table for the terminal: a column for each set of images, a row for each score, protocol and notes below."""
+        """Table for the terminal: a column for each set, a row for each score, protocol and notes below."""
         title = f"protocol {self.protocol.name}, against {self.protocol.reference}"
         table = Table(title=title, caption="\n".join(self.caption()))
         table.add_column("")
