@@ -169,35 +169,6 @@ dinit.samplers.guidance.NoiseDamped
 dinit.samplers.guidance.PowerCosine
 dinit.samplers.guidance.ScaleSchedule.scale_at
 dinit.samplers.guidance.apply_guidance
-dinit.training.Contrastive
-dinit.training.Direction
-dinit.training.DiscriminatorRecipe
-dinit.training.DiscriminatorRecipe.train
-dinit.training.EMA
-dinit.training.Lion
-dinit.training.LogNormalNoise
-dinit.training.LogitNormal
-dinit.training.MinSNRWeighting
-dinit.training.Muon
-dinit.training.NoisyDiscriminator
-dinit.training.Objective
-dinit.training.Objective.losses
-dinit.training.Objective.times
-dinit.training.P2Weighting
-dinit.training.PowerEMA
-dinit.training.RecipeError
-dinit.training.SNRShift
-dinit.training.SigmoidWeighting
-dinit.training.Stratified
-dinit.training.TimeSampler.quantile
-dinit.training.TimeSampler.times
-dinit.training.TimeSampler.uniforms
-dinit.training.TrainingStopped
-dinit.training.Weighting.on_output
-dinit.training.accuracy_by_time
-dinit.training.load_recipe
-dinit.training.parse_recipe
-dinit.training.read_losses
 """
 
 

@@ -1,4 +1,4 @@
-"""A small discriminator of noisy images, real against generated, for discriminator guidance. Kim et al. 2023."""
+"""Discriminator of noisy images, real against generated, for discriminator guidance. Kim et al. 2023."""
 
 from __future__ import annotations
 
@@ -18,10 +18,15 @@ _LOG_SNR_LIMIT = 20.0  # beyond it an image is clean, or noise, to any network
 
 
 class NoisyDiscriminator(nn.Module):
-    """The log-ratio of real to generated images at every noise level: convolutions, told log-SNR and class.
+    """A small convolutional network for the log-ratio of real to generated images at every noise level.
 
-    It reads the scales themselves, so one network serves any process. channels: of the images. num_classes: labels
-    run 0 .. num_classes, the last is null. width: features.
+    Its inputs are the noisy image, the log-SNR and the class. It is given the log-SNR in place of a time, so one
+    network serves any process.
+
+    Args:
+        channels: Channels of the images.
+        num_classes: Number of classes; label num_classes is null.
+        width: Features of each layer.
     """
 
     def __init__(self, channels: int, num_classes: int, width: int = 64) -> None:
@@ -60,9 +65,21 @@ def _features(log_snr: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class DiscriminatorRecipe:
-    """How a discriminator is trained: cross-entropy at times drawn as for a denoiser, AdamW. Kim et al. 2023.
+    """Training of a discriminator: cross-entropy at times drawn as for a denoiser, by AdamW. Kim et al. 2023.
 
-    time_sampler: a registered name or object. seed: of times, noise, batches and weights.
+    Source: arXiv:2211.17091. The learning rate falls to 0 along half a cosine.
+
+    Args:
+        steps: Optimiser steps, at least 1.
+        batch_size: Real images in a batch, and as many generated ones; at least 1.
+        learning_rate: AdamW's rate at the first step, positive.
+        weight_decay: AdamW's.
+        width: Features of each layer, at least 1.
+        time_sampler: The distribution of training times: a registered name, or an object.
+        seed: Seeds the times, noise, batches and initial weights.
+
+    Raises:
+        ValueError: a number is out of its range.
     """
 
     steps: int = 1000
@@ -88,10 +105,19 @@ class DiscriminatorRecipe:
         generated: tuple[Tensor, Tensor],
         num_classes: int,
     ) -> NoisyDiscriminator:
-        """The trained network, in evaluation mode.
+        """Train a network that separates real from generated images.
 
-        real, generated: images (N, C, H, W) as the denoiser sees them, and their labels (N,) int64. Generate about
-        as many as there are real ones, with the same shares of classes. ValueError for images that do not fit.
+        Args:
+            process: The noise process of the denoiser that is to be guided.
+            real: Images (N, C, H, W), scaled as the denoiser's, and their labels (N,) int64.
+            generated: The same of generated images: about as many, with the same shares of classes.
+            num_classes: Number of classes.
+
+        Returns:
+            The trained network, in evaluation mode.
+
+        Raises:
+            ValueError: images have other shapes, or not one label each.
         """
         for images, labels in (real, generated):
             if images.ndim != 4 or images.shape[1:] != real[0].shape[1:] or labels.shape != images.shape[:1]:
@@ -146,7 +172,19 @@ def accuracy_by_time(
     times: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9),
     seed: int = 0,
 ) -> Iterator[tuple[float, float]]:
-    """(t, share of images told apart rightly) at each time: 0.5 where they cannot be told apart."""
+    """Accuracy of a discriminator at each time.
+
+    Args:
+        network: The discriminator.
+        process: The noise process that it was trained on.
+        real: Images (N, C, H, W) and their labels (N,) int64.
+        generated: The same of generated images.
+        times: Times in (0, 1].
+        seed: Of the noise.
+
+    Yields:
+        (t, share of images classified correctly): 0.5 where real and generated images are indistinguishable.
+    """
     generator = torch.Generator().manual_seed(seed)
     for t in times:
         k = process.scales(t)

@@ -1,4 +1,4 @@
-"""Muon in float32: for convolutions, which torch's own refuses, and on CPUs, where that is slow."""
+"""Muon optimiser in float32: for convolutions, which torch's Muon refuses, and on CPUs, where it is slow."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Of s, s³ and s⁵ in a polynomial that brings singular values in (0, 1] near to 1. Jordan et al. 2024."""
+"""Coefficients of s, s³ and s⁵ in a polynomial that moves singular values in (0, 1] near 1. Jordan et al. 2024."""
 ROUNDS = 5
 
 
@@ -19,10 +19,18 @@ class Muon(torch.optim.Optimizer):
 
     A kernel (out, in, ...) of a convolution is the matrix (out, in * ...).
 
-    Jordan et al. 2024; the factor, which gives a step AdamW's size, from Liu et al. 2025 (Moonlight). It is
-    torch.optim.Muon with Nesterov momentum and 'match_rms_adamw', which iterates in bfloat16: CPUs without such
-    instructions multiply matrices in it 9 times slower than in float32. parameters: of two or more dimensions,
-    else ValueError.
+    Jordan et al. 2024; the factor 0.2 sqrt(larger side), which gives a step AdamW's size, is from Liu et al. 2025
+    (Moonlight, arXiv:2502.16982). This equals torch.optim.Muon with Nesterov momentum and 'match_rms_adamw', but
+    iterates in float32: CPUs without bfloat16 instructions multiply bfloat16 matrices 9 times slower.
+
+    Args:
+        parameters: Weights of two or more dimensions.
+        lr: Learning rate, as of AdamW.
+        momentum: mu, in [0, 1).
+        weight_decay: Decoupled from the gradient, as of AdamW.
+
+    Raises:
+        ValueError: a parameter has fewer than two dimensions.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The loss: a weighted squared error of the network's output, for any process and parameterization; more terms."""
+"""The training loss: a weighted squared error of the network's output, for any process and parameterization."""
 
 from __future__ import annotations
 
@@ -47,7 +47,8 @@ class Network(Protocol):
             x: (B, C, H, W), the scaled noisy images.
             noise_label: (B,), the time input.
             labels: (B,) int64.
-            position: Of the first row in the run, by which a recipe's switches draw; None leaves them out.
+            position: Number of the first image in the run, which seeds a recipe's switches (label dropout,
+                routing); None leaves the switches out.
             images: (B, C, H, W) in [-1, 1], the clean images.
 
         Returns:
@@ -58,10 +59,16 @@ class Network(Protocol):
 
 @dataclass(frozen=True)
 class Objective:
-    """What is minimised: E over x0, eps and t of weight(t) mean |network(x_t, t) - target|^2.
+    """The minimised expectation over x0, eps and t: weight(t) mean |network(x_t, t) - target|^2, and further terms.
 
-    t_max: the noisy end of training times, below 1 where the pair is singular at 1. terms: added to the error.
-    variational: weight of the variational bound, bits/dim, for a network that learns its variance.
+    Args:
+        process: The noise process.
+        parameterization: What the network predicts.
+        weighting: The factor on the squared error at each time.
+        time_sampler: The distribution of training times.
+        t_max: The largest training time, in (0, 1]; below 1 where process and parameterization are singular at 1.
+        terms: Terms added to the squared error before it is weighted.
+        variational: Weight of the variational bound in bits/dim, for a network that learns its variance.
     """
 
     process: Process
@@ -73,18 +80,33 @@ class Objective:
     variational: float = 0.001
 
     def times(self, count: int, generator: torch.Generator) -> Tensor:
-        """(count,) float64 training times in [process.t_min, t_max]."""
+        """Draw the training times of one batch.
+
+        Args:
+            count: Images in the batch.
+            generator: Random numbers, on the CPU.
+
+        Returns:
+            (count,) float64 on the CPU, in [process.t_min, t_max].
+        """
         return self.time_sampler.times(count, self.process, self.process.t_min, self.t_max, generator)
 
     def losses(
         self, network: Network, x0: Tensor, labels: Tensor, t: Tensor, eps: Tensor, position: int | None = None
     ) -> Tensor:
-        """(B,) float32 weighted squared error of each sample, averaged over channels and pixels, and its terms.
+        """The loss of each image: its weighted squared error, averaged over channels and pixels, and further terms.
 
-        network: (x, noise label, labels) -> output, and a loss (B,) beside it if it likes, as TrainingNetwork.
-        x0, eps: (B, C, H, W). labels: (B,) int64.
-        t: (B,) float64 on the CPU. position: of the first row in the run, handed on to the network, whose switches
-        draw by it; None is without them.
+        Args:
+            network: (x, noise label, labels) -> `NetworkOutput`, as TrainingNetwork.
+            x0: (B, C, H, W) clean images.
+            labels: (B,) int64.
+            t: (B,) float64 on the CPU, in [process.t_min, t_max].
+            eps: (B, C, H, W) standard normal noise.
+            position: Number of the first image in the run, which seeds the network's switches (label dropout,
+                routing); None leaves the switches out.
+
+        Returns:
+            (B,) float32.
         """
         k = self.process.scales(t)
         exact = precondition(self.process, self.parameterization, k)
@@ -105,6 +127,6 @@ class Objective:
         return loss if alignment is None else loss + alignment
 
     def _bound(self, t: Tensor, x0: Tensor, posterior_mean: Tensor, fraction: Tensor) -> Tensor:
-        """(B,) the bound of all levels, estimated by its term at t. ValueError for a process without levels."""
+        """(B,) the bound of all steps, estimated by its term at t. ValueError for a process that is no chain."""
         chain = check_chain(self.process)
         return self.variational * chain.num_steps * variational_bits(chain, t, x0, posterior_mean, fraction)

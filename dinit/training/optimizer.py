@@ -1,4 +1,4 @@
-"""Optimisers, and the learning rate of each of their steps."""
+"""Optimisers and learning-rate schedules."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from dinit.training.sharding import local
 def make_optimizer(network: nn.Module, section: OptimizerSection) -> torch.optim.Optimizer:
     """The optimiser of `section.kind` for a network that is on its device already.
 
-    adamw: Loshchilov & Hutter 2019, in its fused form, where there is one: small networks gain most. lion: Chen et
-    al. 2023. muon: Muon (Jordan et al. 2024) for what `by_muon` names, its rate matched to AdamW's, and AdamW for
-    all else. It is torch's own, or ours on CPUs, for convolutions and where torch has none (before 2.9). Parameters
-    that are frozen are left out.
+    adamw: Loshchilov & Hutter 2019, in its fused form where there is one, which speeds up small networks most.
+    lion: Chen et al. 2023. muon: Muon (Jordan et al. 2024) for the weights that `by_muon` lists, its rate matched
+    to AdamW's, and AdamW for all others. Muon is torch's own, or ours on CPUs, for convolutions and where torch has
+    none (before 2.9). Frozen parameters are left out.
     """
     if section.kind == "muon":
         return _muon(network, section)
@@ -78,9 +78,9 @@ def _muon(network: nn.Module, section: OptimizerSection) -> torch.optim.Optimize
 
 
 def step_if_finite(optimizer: Any, finite: Tensor) -> None:
-    """One step of the optimiser where `finite`, a 0-dimensional tensor, says so; nothing changes where it does not.
+    """One step of the optimiser if `finite`, a 0-dimensional tensor, is true; otherwise nothing changes.
 
-    The device decides and the host does not wait, but for Muon's steps, which know no such thing.
+    The device decides and the host does not wait, except for Muon, whose step has no such switch.
     """
     raw = getattr(optimizer, "optimizer", optimizer)  # Accelerate wraps it
     if not getattr(raw, "_step_supports_amp_scaling", False):
@@ -97,10 +97,17 @@ def step_if_finite(optimizer: Any, finite: Tensor) -> None:
 class Lion(torch.optim.Optimizer):
     """w <- w - lr (sign(b1 m + (1 - b1) g) + decay w); m <- b2 m + (1 - b2) g. Chen et al. 2023, Algorithm 2.
 
-    found_inf: where it is set, a tensor of 0 or 1; at 1 the step changes nothing, decided on the device.
+    Source: arXiv:2302.06675. Where an attribute `found_inf` is set, a tensor of 0 or 1, a step changes nothing at
+    1, without a wait for the device.
+
+    Args:
+        parameters: The trained weights.
+        lr: Learning rate; AdamW's divided by 3 to 10.
+        betas: (b1, b2), in [0, 1).
+        weight_decay: Decoupled from the gradient.
     """
 
-    _step_supports_amp_scaling = True  # torch's name for an optimiser that heeds found_inf
+    _step_supports_amp_scaling = True  # torch's name for an optimiser that reads found_inf
 
     def __init__(
         self, parameters: Iterable[nn.Parameter], lr: float, betas: tuple[float, float], weight_decay: float

@@ -1,4 +1,4 @@
-"""Weights spread over processes (FSDP2): each holds a part of every tensor; files always hold whole ones.
+"""Weights sharded over processes (FSDP2): each holds a part of every tensor; files always hold whole ones.
 
 torch's `fully_shard` under the processes that Accelerate launched. It works on CPUs with gloo as well, where
 Accelerate's own plugin for it is skipped.
@@ -41,19 +41,19 @@ def _blocks(module: nn.Module) -> Iterable[nn.Module]:
 
 
 def local(tensor: Tensor) -> Tensor:
-    """This process's part of a tensor, sharing its memory; the tensor itself where it is not spread."""
-    spread: Any = tensor
-    return spread.to_local() if _is_spread(tensor) else tensor
+    """This process's part of a tensor, sharing its memory; the tensor itself where it is not sharded."""
+    sharded: Any = tensor
+    return sharded.to_local() if _is_sharded(tensor) else tensor
 
 
 def whole(tensor: Tensor) -> Tensor:
     """The whole tensor, without its gradient. All processes must ask for the same tensors in the same order."""
     detached: Any = tensor.detach()
-    return detached.full_tensor() if _is_spread(tensor) else detached
+    return detached.full_tensor() if _is_sharded(tensor) else detached
 
 
 def put(target: Tensor, value: Tensor) -> None:
-    """Writes a whole tensor into `target`, which may be spread: each process takes its own part of it.
+    """Writes a whole tensor into `target`, which may be sharded: each process takes its own part of it.
 
     ValueError for another shape.
     """
@@ -64,14 +64,14 @@ def put(target: Tensor, value: Tensor) -> None:
 
 
 def like(value: Tensor, target: Tensor) -> Tensor:
-    """A whole tensor that every process has, spread as `target` is."""
-    if not _is_spread(target):
+    """A whole tensor that every process has, sharded as `target` is."""
+    if not _is_sharded(target):
         return value
     from torch.distributed.tensor import distribute_tensor
 
-    spread: Any = target
-    return distribute_tensor(value, spread.device_mesh, spread.placements, src_data_rank=None)
+    sharded: Any = target
+    return distribute_tensor(value, sharded.device_mesh, sharded.placements, src_data_rank=None)
 
 
-def _is_spread(tensor: Tensor) -> bool:
+def _is_sharded(tensor: Tensor) -> bool:
     return hasattr(tensor, "full_tensor")  # a DTensor; its module takes two seconds to import

@@ -30,12 +30,12 @@ class TrainState:
 
     def __init__(self, recipe: Recipe, network: nn.Module, accelerator: Accelerator) -> None:
         self.accelerator = accelerator
-        self.spread = recipe.training.sharding == "fsdp2" and accelerator.num_processes > 1
+        self.sharded = recipe.training.sharding == "fsdp2" and accelerator.num_processes > 1
         if accelerator.device.type == "cuda":
             network.to(memory_format=torch.channels_last)  # pyright: ignore
         network = network.to(accelerator.device)
-        if self.spread:
-            _check_spread(recipe)
+        if self.sharded:
+            _check_sharded(recipe)
             shard(network, accelerator.device, accelerator.num_processes)
             self.optimizer: Any = accelerator.prepare(make_optimizer(network, recipe.optimizer))
             self.network: Any = network
@@ -46,7 +46,7 @@ class TrainState:
         self.backbone: Any = inner.backbone
         self.beside: nn.Module = getattr(inner, "beside", nn.ModuleList())
         self.parameters = [p for p in inner.parameters() if p.requires_grad]
-        self.ema = EMA(self.backbone, recipe.ema.decay, recipe.ema.warmup, self.spread)
+        self.ema = EMA(self.backbone, recipe.ema.decay, recipe.ema.warmup, self.sharded)
         self.powers = [PowerEMA(self.backbone, width) for width in recipe.ema.widths]
 
     def release(self) -> None:
@@ -59,7 +59,7 @@ class TrainState:
 
     def __call__(self, *arguments: Any) -> Any:
         """The network's output, in the precision of the recipe."""
-        if not self.spread:
+        if not self.sharded:
             return self.network(*arguments)  # Accelerate has wrapped it
         with self.accelerator.autocast():
             return self.network(*arguments)
@@ -67,7 +67,7 @@ class TrainState:
     @contextmanager
     def gradients_of(self, last_part: bool) -> Iterator[None]:
         """Around forward and backward of one accumulated part: processes add up gradients at the last alone."""
-        if self.spread:
+        if self.sharded:
             self.network.set_requires_gradient_sync(last_part)
             yield
         elif last_part:
@@ -104,7 +104,7 @@ class TrainState:
         """The network of averaged weights: the EMA's own, or a `fresh` one where they are spread. Never the trained
         one. Asked in all processes; where they are spread, those but the first get None.
         """
-        if not self.spread:
+        if not self.sharded:
             return self.ema.network
         state = self.ema.state()
         if not self.accelerator.is_main_process:
@@ -150,7 +150,7 @@ class TrainState:
             ) from error
 
 
-def _check_spread(recipe: Recipe) -> None:
+def _check_sharded(recipe: Recipe) -> None:
     given = {"training.precision": recipe.training.precision, "optimizer.kind": recipe.optimizer.kind}
     refused = {"training.precision": ("fp16", "bf16"), "optimizer.kind": ("muon", "adamw or lion")}
     for key, (value, instead) in refused.items():

@@ -94,5 +94,5 @@ def test_refusals(tmp_path: Path) -> None:
         gamma_of(0.3)
     with pytest.raises(ValueError, match=r"ema\.widths"):
         average_of_width(tmp_path, 0.1)
-    with pytest.raises(ValueError, match="no snapshot tells"):
+    with pytest.raises(ValueError, match="need a snapshot from step"):
         coefficients([Snapshot(100, 0.1)], 1000, 0.1)

@@ -189,7 +189,7 @@ def test_a_recipe_without_levels_is_refused() -> None:
 def test_a_process_without_levels_is_refused(process: Process) -> None:
     objective = Objective(process, Epsilon(), WEIGHTINGS.create("uniform"), UniformTimes(), 0.9)
     x0, eps, _ = batch(2)
-    with pytest.raises(ValueError, match=f"levels, and {type(process).__name__} has none"):
+    with pytest.raises(ValueError, match=f"{type(process).__name__} is not one"):
         objective.losses(
             lambda x, *_: NetworkOutput(torch.cat([x, x], 1)),
             x0,

@@ -1,4 +1,4 @@
-"""The exponential moving average of a network's weights, which is what gets sampled from and shipped."""
+"""Exponential moving average (EMA) of a network's weights, which sampling uses."""
 
 from __future__ import annotations
 
@@ -17,20 +17,29 @@ def ema_decay(step: int, decay: float, warmup: bool = True) -> float:
 
 
 class EMA:
-    """Averages parameters in float32 and copies buffers; never writes to the network that it follows.
+    """Exponential moving average of a network's parameters, in float32; buffers are copied.
 
-    network: its parameters must stay the same tensors, as they do under every optimiser and under DDP. Where they
-    are spread over processes, so are the averages, and `network` cannot be asked for.
+    The network itself is never written to.
 
-    decay: in [0, 1). warmup: start with a short memory, so that the random first weights are soon forgotten.
-    ValueError for a decay outside [0, 1).
+    Args:
+        network: Its parameters must stay the same tensors, as they do under every optimiser and under DDP.
+        decay: In [0, 1).
+        warmup: Start with smaller decays, min(decay, (1 + step) / (10 + step)), which soon remove the random first
+            weights from the average.
+        sharded: The parameters are sharded over processes (FSDP2). Then the averages are too, and `network` is not
+            available.
+
+    Raises:
+        ValueError: decay is outside [0, 1).
     """
 
-    def __init__(self, network: nn.Module, decay: float = 0.999, warmup: bool = True, spread: bool = False) -> None:
+    def __init__(
+        self, network: nn.Module, decay: float = 0.999, warmup: bool = True, sharded: bool = False
+    ) -> None:
         if not 0 <= decay < 1:
             raise ValueError(f"the decay of an EMA must be in [0, 1), got {decay}")
         self.decay, self.warmup = decay, warmup
-        self._network = None if spread else copy.deepcopy(network).float().eval().requires_grad_(False)
+        self._network = None if sharded else copy.deepcopy(network).float().eval().requires_grad_(False)
         weights, buffers = dict(network.named_parameters()), dict(network.named_buffers())
         if self._network is not None:
             averages, copies = dict(self._network.named_parameters()), dict(self._network.named_buffers())
@@ -45,9 +54,9 @@ class EMA:
 
     @property
     def network(self) -> nn.Module:
-        """The averaged network, in evaluation mode. RuntimeError where its weights are spread over processes."""
+        """The averaged network, in evaluation mode. RuntimeError where its weights are sharded over processes."""
         if self._network is None:
-            raise RuntimeError("weights are spread over processes; build a network from `state`")
+            raise RuntimeError("weights are sharded over processes; build a network from `state`")
         return self._network
 
     @torch.no_grad()
@@ -60,10 +69,10 @@ class EMA:
             ours.copy_(theirs)
 
     def state(self) -> dict[str, Tensor]:
-        """The averaged network's state dict, of whole tensors. Asked in all processes where they are spread."""
+        """The averaged network's state dict, of whole tensors. With sharded weights, call it in all processes."""
         return {name: whole(value) for name, value in self._kept.items() if name in self._saved}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Puts back what `state` gave. KeyError where a tensor is missing."""
+        """Restore the averages from a `state`. KeyError where a tensor is missing."""
         for name in self._saved & self._kept.keys():
             put(self._kept[name], state[name])

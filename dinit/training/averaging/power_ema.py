@@ -1,9 +1,9 @@
-"""EMAs of any length, chosen after the training. Karras et al. 2024 (EDM2), Section 3.
+"""Power-function EMAs, whose length is chosen after training. Karras et al. 2024 (EDM2, arXiv:2312.02696), Section 3.
 
-A power-function EMA weighs the weights of step t by t^gamma: its length grows with the training, and it forgets the
-first steps. Its relative width sigma_rel is its deviation over the steps so far. Snapshots of two of them, taken
-now and then, span those of other widths: any is their linear combination to good accuracy, found by least squares
-on the profiles alone.
+A power-function EMA weighs the weights of step t by t^gamma, so that its length grows with the training. Its relative
+width sigma_rel is the standard deviation of that profile, divided by the number of steps. Snapshots of two such EMAs
+at intervals are enough to reconstruct the EMA of another width: to good accuracy it is a linear combination of the
+snapshots, whose coefficients are found by least squares on the profiles alone.
 """
 
 from __future__ import annotations
@@ -42,9 +42,14 @@ def width_of(gamma: float) -> float:
 
 
 class PowerEMA:
-    """One average, updated at every optimiser step, in float32. Never writes to the network that it follows.
+    """A power-function average of a network's parameters, in float32, updated at every optimiser step.
 
-    sigma_rel: relative width, as in `gamma_of`.
+    Args:
+        network: Its parameters must stay the same tensors; they are never written to.
+        sigma_rel: Relative width, above 0 and at most 0.28.
+
+    Raises:
+        ValueError: sigma_rel is out of its range.
     """
 
     def __init__(self, network: nn.Module, sigma_rel: float) -> None:
@@ -60,12 +65,12 @@ class PowerEMA:
         torch._foreach_lerp_([local(a) for a in self.averages.values()], weights, share)  # pyright: ignore
 
     def load(self, averages: Mapping[str, Tensor]) -> None:
-        """Puts saved averages back. KeyError where one is missing."""
+        """Restore saved averages. KeyError where one is missing."""
         for name, average in self.averages.items():
             put(average, averages[name])
 
     def gathered(self) -> PowerEMA:
-        """This average with whole tensors; itself where they are whole. Asked in all processes."""
+        """This average with whole tensors; itself where they are whole. Call it in all processes."""
         there = copy.copy(self)
         there.averages = {name: whole(average) for name, average in self.averages.items()}
         return there
@@ -73,20 +78,23 @@ class PowerEMA:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """When an average was kept, in steps, and of which width it is."""
+    """The step at which an average was saved, and its relative width."""
 
     step: int
     sigma_rel: float
 
 
 def coefficients(snapshots: Sequence[Snapshot], step: int, sigma_rel: float) -> list[float]:
-    """How much of each snapshot makes the EMA of width sigma_rel as it was after `step` steps.
+    """Coefficients of the snapshots in the EMA of width sigma_rel as it was after `step` steps.
 
-    The profile nearest in L2, in float64. Karras et al. 2024. ValueError for no snapshot, or none at
-    or after half of `step`, from which nothing about the last half is known.
+    Their combined profile is the nearest in L2, in float64. Karras et al. 2024. ValueError for no snapshot, or none
+    at or after half of `step`: such snapshots do not contain the weights of the last half.
     """
     if not snapshots or max(s.step for s in snapshots) < step / 2:
-        raise ValueError(f"no snapshot tells about the steps up to {step}: {[s.step for s in snapshots]}")
+        raise ValueError(
+            f"the averages at step {step} need a snapshot from step {math.ceil(step / 2)} or later; the snapshots "
+            f"are of steps {[s.step for s in snapshots]}"
+        )
     wanted = Snapshot(step, sigma_rel)
     gram = torch.tensor([[_product(a, b) for b in snapshots] for a in snapshots], dtype=torch.float64)
     against = torch.tensor([_product(a, wanted) for a in snapshots], dtype=torch.float64)

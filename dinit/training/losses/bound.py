@@ -1,4 +1,4 @@
-"""What trains a learned variance: the chain's variational bound. Nichol & Dhariwal 2021, Sec. 3.1 and Eq. 16."""
+"""Variational bound of a chain, which trains a learned variance. Nichol & Dhariwal 2021, Sec. 3.1 and Eq. 16."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from dinit.samplers.ode.ddim import transition_variance
 
 
 def check_chain(process: Process) -> BetaChain:
-    """The process. ValueError for one without levels, whose steps have no variance to learn."""
+    """The process. ValueError unless it is a chain of betas, whose steps have a variance to learn."""
     if not isinstance(process, BetaChain):
         raise ValueError(
-            "learn_sigma: true learns the variance of the steps between a chain's levels, and "
-            f"{type(process).__name__} has none; set it to false, or the process to vp-discrete"
+            "learn_sigma: true learns the variance of the steps of a chain of betas, and "
+            f"{type(process).__name__} is not one; set it to false, or the process to vp-discrete"
         )
     return process
 
 
 def variational_bits(process: BetaChain, t: Tensor, x0: Tensor, posterior_mean: Tensor, fraction: Tensor) -> Tensor:
-    """(B,) float32: the bound's term of the step that leaves time t, in bits/dim.
+    """(B,) float32: the bound's term of the step that starts at time t, in bits/dim.
 
-    Its divergence from q(x_s | x_t, x0), one level on; from the first level, the decoder's -log p(x0 | x_t).
-    x0, posterior_mean, fraction: (B, C, H, W), fraction as in `Denoised`. t: (B,) float64 on the CPU. The posterior
-    mean gets no gradient, as the squared error is what trains it.
+    It is the divergence from q(x_s | x_t, x0), where s is one step of the chain before t; at the chain's first
+    step, the decoder's -log p(x0 | x_t). x0, posterior_mean, fraction: (B, C, H, W), fraction as in `Denoised`. t:
+    (B,) float64 on the CPU. The posterior mean gets no gradient, because the squared error trains it.
     """
     lower, upper, shift, right, last = (
         v.to(device=x0.device, dtype=torch.float32, non_blocking=True).reshape(-1, *(1,) * (x0.ndim - 1))
@@ -44,12 +44,12 @@ def variational_bits(process: BetaChain, t: Tensor, x0: Tensor, posterior_mean: 
 
 def _step(process: BetaChain, t: Tensor) -> tuple[Tensor, ...]:
     """Of the step from t, (B,) float64: bounds of the log variance, the weight of x0 in the mean of x_s, the log
-    variance of q(x_s | x_t, x0), and whether the step ends at clean data. There the lower bound is the second
-    level's, as in the published code: its own is -inf.
+    variance of q(x_s | x_t, x0), and whether the step ends at clean data. There the lower bound is that of the
+    second step, as in the published code: its own is -inf.
     """
-    level = 1 / process.num_steps
-    last = t < 1.5 * level
-    k, s = process.scales(t), process.scales(torch.where(last, level, t - level))
+    one = 1 / process.num_steps
+    last = t < 1.5 * one
+    k, s = process.scales(t), process.scales(torch.where(last, one, t - one))
     between = transition_variance(k, s).clamp(min=torch.finfo(torch.float64).tiny)  # where t is s, and last is true
     upper = torch.where(last, 2 * k.sigma.log(), between.log())
     right = torch.where(last, _second(process), posterior_variance(k, s).log())
@@ -59,6 +59,6 @@ def _step(process: BetaChain, t: Tensor) -> tuple[Tensor, ...]:
 
 @cache
 def _second(process: BetaChain) -> float:
-    """log variance of q(x_1 | x_2, x0), by levels."""
-    level = 1 / process.num_steps
-    return float(posterior_variance(process.scales(2 * level), process.scales(level)).log())
+    """log variance of q(x_1 | x_2, x0), by steps of the chain."""
+    one = 1 / process.num_steps
+    return float(posterior_variance(process.scales(2 * one), process.scales(one)).log())

@@ -1,4 +1,4 @@
-"""What may be added to the squared error: terms of the network's output and its target, each with a weight."""
+"""Loss terms added to the squared error, computed from the network's output and its target, each with a weight."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LOSS_TERMS: Registry[type[LossTerm]] = Registry("loss term", "dinit.training.los
 
 
 class LossTerm(ABC):
-    """Added to a sample's squared error, before its time's weight. Subclasses are frozen dataclasses."""
+    """A term added to each sample's squared error, before its weighting. Subclasses are frozen dataclasses."""
 
     @abstractmethod
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
@@ -36,7 +36,13 @@ class LossTerm(ABC):
 class Direction(LossTerm):
     """weight (1 - cos) of the angle between output and target, over a whole image. Yao et al. 2024 (FasterDiT).
 
-    Published for velocity networks. weight: positive.
+    Published for velocity networks.
+
+    Args:
+        weight: Positive.
+
+    Raises:
+        ValueError: weight is not positive.
     """
 
     weight: float = 1.0
@@ -51,10 +57,17 @@ class Direction(LossTerm):
 @LOSS_TERMS.register("contrastive")
 @dataclass(frozen=True)
 class Contrastive(LossTerm):
-    """-weight times the squared error to another image's target. Stoica et al. 2025 (contrastive flow matching).
+    """-weight times the squared error to another image's target. Stoica et al. 2025, contrastive flow matching.
 
-    The other is the neighbour in a pair of rows, so that parts of even size give the same loss as the whole batch;
-    a last row without one has no term. weight: in (0, 1), above which the loss has no minimum.
+    The rows of a batch form pairs, and each row's other image is the second of its pair. Parts of even size
+    therefore give the same loss as the whole batch. A last row without a second has no term. Source:
+    arXiv:2506.05350.
+
+    Args:
+        weight: In (0, 1); from 1 upwards the loss has no minimum.
+
+    Raises:
+        ValueError: weight is outside (0, 1).
     """
 
     weight: float = 0.05

@@ -1,7 +1,7 @@
-"""At which times the network is trained: distributions over [t_min, t_max], as quantile functions.
+"""Distributions of training times over [t_min, t_max], as quantile functions.
 
-A time sampler maps uniform numbers to times, so how the uniforms fall (independent, or one to each stratum)
-and where the times gather are separate choices.
+A time sampler maps uniform numbers to times. How the uniform numbers are drawn (independently, or one in each
+stratum) and where the times are dense are therefore separate choices.
 """
 
 from __future__ import annotations
@@ -29,14 +29,43 @@ class TimeSampler(ABC):
 
     @abstractmethod
     def quantile(self, u: Tensor, process: Process, t_min: float, t_max: float) -> Tensor:
-        """The times at which the distribution function has the values u in [0, 1]. float64, u's shape."""
+        """The times at which the distribution function has the values u.
+
+        Args:
+            u: Any shape, float64, in [0, 1].
+            process: The noise process of the network.
+            t_min: The least time, in [0, 1).
+            t_max: The largest time, above t_min and at most 1.
+
+        Returns:
+            float64 of u's shape; `times` clamps it to [t_min, t_max].
+        """
 
     def uniforms(self, count: int, generator: torch.Generator) -> Tensor:
-        """(count,) float64 in [0, 1): independent."""
+        """Draw the uniform numbers of one batch.
+
+        Args:
+            count: Samples in the batch.
+            generator: Random numbers, on the CPU.
+
+        Returns:
+            (count,) float64 in [0, 1): independent here.
+        """
         return torch.rand(count, generator=generator, dtype=torch.float64)
 
     def times(self, count: int, process: Process, t_min: float, t_max: float, generator: torch.Generator) -> Tensor:
-        """(count,) float64 on the CPU, within [t_min, t_max]."""
+        """Draw the training times of one batch.
+
+        Args:
+            count: Samples in the batch.
+            process: The noise process of the network.
+            t_min: The least time, in [0, 1).
+            t_max: The largest time, above t_min and at most 1.
+            generator: Random numbers, on the CPU.
+
+        Returns:
+            (count,) float64 on the CPU, within [t_min, t_max].
+        """
         u = self.uniforms(count, generator)
         return self.quantile(u, process, t_min, t_max).clamp(t_min, t_max)
 
@@ -53,7 +82,15 @@ class UniformTimes(TimeSampler):
 @TIME_SAMPLERS.register("logit-normal")
 @dataclass(frozen=True)
 class LogitNormal(TimeSampler):
-    """t = sigmoid(mean + std z), z standard normal. Esser et al. 2024. std: positive."""
+    """t = sigmoid(mean + std z), z standard normal. Esser et al. 2024, arXiv:2403.03206.
+
+    Args:
+        mean: Of the logit of t. Above 0 trains more at high noise.
+        std: Of the logit of t, positive.
+
+    Raises:
+        ValueError: std is not positive.
+    """
 
     mean: float = 0.0
     std: float = 1.0
@@ -68,9 +105,16 @@ class LogitNormal(TimeSampler):
 @TIME_SAMPLERS.register("log-normal")
 @dataclass(frozen=True)
 class LogNormalNoise(TimeSampler):
-    """Noise level sigma / alpha log-normal: log of it ~ N(mean, std^2). Karras et al. 2022, Table 1.
+    """log(sigma / alpha) ~ N(mean, std^2): a log-normal noise level. Karras et al. 2022, Table 1, arXiv:2206.00364.
 
-    The usual choice for 'edm', where times uniform in t would all be nearly pure noise. std: positive.
+    The usual choice for 'edm', where times uniform in t would all be nearly pure noise.
+
+    Args:
+        mean: Of log(sigma / alpha).
+        std: Of log(sigma / alpha), positive.
+
+    Raises:
+        ValueError: std is not positive.
     """
 
     mean: float = -1.2
@@ -86,10 +130,16 @@ class LogNormalNoise(TimeSampler):
 @TIME_SAMPLERS.register("stratified")
 @dataclass(frozen=True)
 class Stratified(TimeSampler):
-    """Another distribution (`base`), with one time in each of as many equally likely bins as the batch has rows.
+    """Stratified times of another distribution: one in each of B equally likely bins, for B images in the batch.
 
     Each time keeps its distribution while the loss of a batch varies less; compare the low-discrepancy sampler
-    of Kingma et al. 2021. of: a time sampler, its name, or a mapping with its name and options.
+    of Kingma et al. 2021, arXiv:2107.00630.
+
+    Args:
+        base: The distribution: a time sampler, its name, or a mapping with its name and options.
+
+    Raises:
+        ValueError: base is stratified itself, or not a time sampler.
     """
 
     base: str | Mapping[str, Any] | TimeSampler = field(default="uniform")
@@ -112,11 +162,18 @@ class Stratified(TimeSampler):
 @TIME_SAMPLERS.register("snr-shift")
 @dataclass(frozen=True)
 class SNRShift(TimeSampler):
-    """Another distribution (`base`) moved along the log-SNR, as by data `scale` times as large. Yao et al. 2024.
+    """Another distribution shifted along the log-SNR, as by data `scale` times as large. Yao et al. 2024, FasterDiT.
 
-    FasterDiT finds how fast a model trains in the density of the SNR that it is trained at, and moves it by scaling
-    the data; here the data stay and every time t goes to where the log-SNR is lower by 2 ln scale. scale: positive;
-    below 1 trains more at high noise levels. of: as in 'stratified'.
+    FasterDiT relates the speed of training to the density of the SNR at the training times, and shifts that density
+    by scaling the data. Here the data stay as they are, and every time t becomes the time whose log-SNR is higher
+    by 2 ln scale.
+
+    Args:
+        scale: Positive; below 1 trains more at high noise levels.
+        base: The distribution, as of 'stratified'.
+
+    Raises:
+        ValueError: scale is not positive, or base not a time sampler.
     """
 
     scale: float = 0.5

@@ -1,9 +1,9 @@
-"""How much each time counts in the loss.
+"""Loss weightings: the weight of each time in the loss.
 
-The loss is taken on the network's output. Its error there and the error of the posterior mean read from it are
-one number apart: x0 = a x_t + b output, so |error of x0|^2 = b^2 |error of output|^2. A weight w(t) that the
-literature states for the error of x0 is therefore w b^2 on the output, whatever the network predicts. For an
-epsilon network b^2 is 1 / snr, which turns 'snr' into Ho et al.'s plain mean squared error of the noise.
+The loss is the squared error of the network's output. The error of the posterior mean differs from it by a factor:
+x0 = a x_t + b output, so |error of x0|^2 = b^2 |error of output|^2. A weight w(t) that a paper states for the error
+of x0 is therefore w b^2 on the output, whatever the network predicts. For an epsilon network b^2 is 1 / snr, so
+'snr' is Ho et al.'s plain mean squared error of the noise.
 """
 
 from __future__ import annotations
@@ -26,9 +26,15 @@ class Weighting(ABC):
 
     @abstractmethod
     def on_output(self, k: Scales, b: Tensor) -> Tensor:
-        """The factor on the squared error of the network's output: float64, of k.time's shape.
+        """The factor on the squared error of the network's output.
 
-        b: the coefficient of the output in x0, from Parameterization.posterior_mean_coefficients.
+        Args:
+            k: Scales at the training times.
+            b: The coefficient of the output in x0, from Parameterization.posterior_mean_coefficients; float64 of
+                k.time's shape.
+
+        Returns:
+            float64 of k.time's shape.
         """
 
 
@@ -64,7 +70,7 @@ class PosteriorMeanWeighting(_OnPosteriorMean):
 @WEIGHTINGS.register("snr")
 @dataclass(frozen=True)
 class SNRWeighting(_OnPosteriorMean):
-    """snr on the error of x0, which is 1 on the error of the noise. Ho et al. 2020 ('simple' loss)."""
+    """snr on the error of x0, which is 1 on the error of the noise. Ho et al. 2020, arXiv:2006.11239 ('simple')."""
 
     def on_x0(self, k: Scales) -> Tensor:
         return _snr(k)
@@ -73,7 +79,14 @@ class SNRWeighting(_OnPosteriorMean):
 @WEIGHTINGS.register("min-snr")
 @dataclass(frozen=True)
 class MinSNRWeighting(_OnPosteriorMean):
-    """min(snr, gamma) on the error of x0. Hang et al. 2023. gamma: positive."""
+    """min(snr, gamma) on the error of x0. Hang et al. 2023, arXiv:2303.09556.
+
+    Args:
+        gamma: Positive: the largest weight.
+
+    Raises:
+        ValueError: gamma is not positive.
+    """
 
     gamma: float = 5.0
 
@@ -89,7 +102,14 @@ class MinSNRWeighting(_OnPosteriorMean):
 class P2Weighting(_OnPosteriorMean):
     """1 / (k + snr)^gamma on the error of the noise: less weight where the image is nearly clean. Choi et al. 2022.
 
-    k: positive. gamma: at least 0; 0 is 'snr'.
+    Source: arXiv:2204.00227.
+
+    Args:
+        k: Positive.
+        gamma: At least 0; 0 is 'snr'.
+
+    Raises:
+        ValueError: k is not positive, or gamma negative.
     """
 
     k: float = 1.0
@@ -107,9 +127,10 @@ class P2Weighting(_OnPosteriorMean):
 @WEIGHTINGS.register("sigmoid")
 @dataclass(frozen=True)
 class SigmoidWeighting(_OnPosteriorMean):
-    """sigmoid(bias - log-SNR) times the weight of the variational bound. Kingma & Gao 2023, Section 3.
+    """sigmoid(bias - log-SNR) times the weight of the variational bound. Kingma & Gao 2023, arXiv:2303.00848.
 
-    bias: the log-SNR above which weight falls off, in nats.
+    Args:
+        bias: The log-SNR above which the weight decreases, in nats.
     """
 
     bias: float = 0.0
@@ -121,7 +142,10 @@ class SigmoidWeighting(_OnPosteriorMean):
 @WEIGHTINGS.register("likelihood")
 @dataclass(frozen=True)
 class LikelihoodWeighting(_OnPosteriorMean):
-    """-(d snr / dt) / 2 on the error of x0: the diffusion term of the variational bound. Kingma et al. 2021."""
+    """-(d snr / dt) / 2 on the error of x0: the diffusion term of the variational bound. Kingma et al. 2021.
+
+    Source: arXiv:2107.00630.
+    """
 
     def on_x0(self, k: Scales) -> Tensor:
         return _snr(k) * (k.d_sigma / k.sigma - k.d_alpha / k.alpha)

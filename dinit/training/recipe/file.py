@@ -1,4 +1,4 @@
-"""Reading a recipe: all of its mistakes at once, each with its line and the nearest right name."""
+"""Recipe files: reading and validation. All mistakes are reported together, each with its line and nearest name."""
 
 from __future__ import annotations
 
@@ -27,7 +27,13 @@ _PLACEHOLDERS: dict[str, Any] = {
 
 
 class RecipeError(ValueError):
-    """A recipe that cannot be trained. `mistakes` holds them all; str() is the report, one line each."""
+    """A recipe that cannot be trained. `mistakes` holds every mistake; str() is the report, a line for each.
+
+    Args:
+        title: What was read: the file's name.
+        source: The text's keys and their lines.
+        mistakes: At least one.
+    """
 
     def __init__(self, title: str, source: Source, mistakes: Sequence[Mistake]) -> None:
         self.mistakes = list(mistakes)
@@ -40,9 +46,18 @@ class RecipeError(ValueError):
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe in a YAML file, with dotted overrides such as 'training.steps=100' on top.
+    """Read a recipe from a YAML file.
 
-    Raises RecipeError (a ValueError) that names every mistake, and ValueError for a file that cannot be read.
+    Args:
+        path: The file.
+        overrides: Dotted keys with values in YAML, such as 'training.steps=100'; they replace the file's values.
+
+    Returns:
+        The validated recipe.
+
+    Raises:
+        RecipeError: the recipe has mistakes; the error lists them all.
+        ValueError: the file cannot be read.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -52,7 +67,19 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def parse_recipe(text: str, overrides: Sequence[str] = (), title: str = "the recipe") -> Recipe:
-    """The recipe in YAML text. Raises RecipeError as `load_recipe`."""
+    """Read a recipe from YAML text.
+
+    Args:
+        text: The YAML.
+        overrides: Dotted keys with values in YAML, such as 'training.steps=100'; they replace the text's values.
+        title: What errors call the recipe.
+
+    Returns:
+        The validated recipe.
+
+    Raises:
+        RecipeError: the recipe has mistakes; the error lists them all.
+    """
     source = read_yaml(text, overrides)
     if source.mistakes and not source.data:
         raise RecipeError(title, source, source.mistakes)
@@ -67,7 +94,7 @@ def parse_recipe(text: str, overrides: Sequence[str] = (), title: str = "the rec
         mistakes += [_mistake(details, source.data) for details in error.errors()]
         recipe = _repaired(data, error)
     if recipe is not None:
-        # A mistake about a placeholder is the file's only in that something is missing, which was said.
+        # A mistake in a placeholder only means that the key is missing, which is reported already.
         absent = _PLACEHOLDERS.keys() - given
         mistakes += [m for m in check_recipe(recipe) if not (m.path and m.path[0] in absent)]
     if mistakes:

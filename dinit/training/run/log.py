@@ -1,4 +1,4 @@
-"""losses.jsonl: one line an optimiser step, the same file whether or not the run was interrupted."""
+"""Loss log, losses.jsonl: a line for each optimiser step, the same file whether or not the run was interrupted."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dinit.files import write_atomically
 
 
 class LossLog:
-    """Appends {"step": n, "loss": x} lines. Opening it at `step` forgets what was logged after that step."""
+    """Appends {"step": n, "loss": x} lines. Opening it at `step` removes the lines of later steps."""
 
     def __init__(self, path: Path, step: int) -> None:
         kept = [(s, loss) for s, loss in read_losses(path) if s <= step] if path.exists() else []
@@ -21,7 +21,7 @@ class LossLog:
         self.recent = [loss for _, loss in kept if math.isfinite(loss)][-100:]  # without skipped steps
 
     def append(self, first_step: int, losses: Sequence[float]) -> None:
-        """Logs the losses of first_step, first_step + 1, ...; they are on the disk when this returns."""
+        """Log the losses of first_step, first_step + 1, ...; they are on the disk when this returns."""
         self._stream.write("".join(_line(first_step + i, loss) for i, loss in enumerate(losses)))
         self._stream.flush()
         os.fsync(self._stream.fileno())
@@ -32,7 +32,14 @@ class LossLog:
 
 
 def read_losses(path: Path) -> list[tuple[int, float]]:
-    """(step, loss) of every whole line; a last line that a killed run left half written is skipped."""
+    """Read the losses of a run.
+
+    Args:
+        path: losses.jsonl in the run's folder.
+
+    Returns:
+        (step, loss) of every complete line; a last line that a killed run left incomplete is skipped.
+    """
     entries = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:

@@ -1,4 +1,4 @@
-"""Ending a run on request, in all of its processes after the same step."""
+"""Stop requests (SIGTERM, Ctrl-C): a run ends in all of its processes after the same step."""
 
 from __future__ import annotations
 
@@ -16,28 +16,31 @@ _LAST_WAIT = timedelta(seconds=2)  # for the other processes, by one that leaves
 
 
 class TrainingStopped(RuntimeError):
-    """A run that was asked to end and saved what it had. number: of the signal. step: the last one taken."""
+    """A run was stopped by a signal, after it had saved a checkpoint.
+
+    Args:
+        number: The signal's number.
+        step: The last completed step, which the checkpoint contains.
+    """
 
     def __init__(self, number: int, step: int) -> None:
         self.number, self.step = number, step
         name = signal.Signals(number).name
-        super().__init__(
-            f"stopped by {name} after step {step}, which is saved; the same command goes on from there"
-        )
+        super().__init__(f"stopped by {name} after step {step}, which is saved; the same command continues from it")
 
 
 class StopRequest:
-    """Notes SIGTERM and Ctrl-C while it is entered; a second one ends the process at once.
+    """Records SIGTERM and Ctrl-C while it is entered; a second one ends the process at once.
 
-    Processes may be told at different moments, and the host may be steps ahead of the device. So each says at
-    every step whether it was told, over a connection of the CPUs, and hears what all said at the step before:
-    nobody waits for a device, and all hear the same.
+    Processes may receive the signal at different moments, and the host may be steps ahead of the device. Each
+    process therefore sends at every step, over a gloo group, the signal that it has received, and reads the result
+    of the step before. All processes read the same value, and none waits for a device.
     """
 
     def __init__(self, processes: int) -> None:
-        self.number = 0  # of the signal that this process was told by
+        self.number = 0  # of the signal that this process has received; 0 is none
         self._group = dist.new_group(backend="gloo", timeout=PATIENCE) if processes > 1 else None
-        self._said = torch.zeros((), dtype=torch.int64)
+        self._sent = torch.zeros((), dtype=torch.int64)
         self._pending: Any = None
         self._before: dict[int, Any] = {}
 
@@ -68,16 +71,16 @@ class StopRequest:
         self.number = number
 
     def agreed(self) -> int:
-        """The signal's number once all processes know that one of them was told, else 0. Asked once a step."""
+        """The signal's number once all processes know that one of them received it, else 0. Call once a step."""
         if self._group is None:
             return self.number
-        heard = 0
+        received = 0
         if self._pending is not None:
             self._pending.wait()
-            heard = int(self._said)
-        if heard:
+            received = int(self._sent)
+        if received:
             self._pending = None
-            return heard
-        self._said = torch.tensor(self.number)
-        self._pending = dist.all_reduce(self._said, dist.ReduceOp.MAX, group=self._group, async_op=True)
+            return received
+        self._sent = torch.tensor(self.number)
+        self._pending = dist.all_reduce(self._sent, dist.ReduceOp.MAX, group=self._group, async_op=True)
         return 0
