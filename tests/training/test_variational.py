@@ -179,9 +179,9 @@ def test_a_trained_variance_lowers_the_bound(tmp_path: Path) -> None:
     assert bool(drawn.images.isfinite().all())
 
 
-def test_a_recipe_without_levels_is_refused() -> None:
+def test_a_recipe_without_a_chain_is_refused() -> None:
     text = RECIPE.replace("{name: vp-discrete, num_steps: 100}", "vp")
-    with pytest.raises(RecipeError, match=r"learn_sigma: true .* VP has none"):
+    with pytest.raises(RecipeError, match=r"learn_sigma: true .* VP is not one"):
         parse_recipe(text)
 
 

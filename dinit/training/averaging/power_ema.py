@@ -1,9 +1,9 @@
-"""Power-function EMAs, whose length is chosen after training. Karras et al. 2024 (EDM2, arXiv:2312.02696), Section 3.
+"""Power-function EMAs, whose length is chosen after training. Karras et al. 2024 (EDM2), arXiv:2312.02696, Sec. 3.
 
-A power-function EMA weighs the weights of step t by t^gamma, so that its length grows with the training. Its relative
-width sigma_rel is the standard deviation of that profile, divided by the number of steps. Snapshots of two such EMAs
-at intervals are enough to reconstruct the EMA of another width: to good accuracy it is a linear combination of the
-snapshots, whose coefficients are found by least squares on the profiles alone.
+A power-function EMA weighs the weights of step t by t^gamma, so that its length grows with the training. Its
+relative width sigma_rel is the standard deviation of that profile, divided by the number of steps. Snapshots of two
+such EMAs at intervals are enough to reconstruct the EMA of another width: to good accuracy it is a linear
+combination of the snapshots, whose coefficients are found by least squares on the profiles alone.
 """
 
 from __future__ import annotations

@@ -162,7 +162,7 @@ class Stratified(TimeSampler):
 @TIME_SAMPLERS.register("snr-shift")
 @dataclass(frozen=True)
 class SNRShift(TimeSampler):
-    """Another distribution shifted along the log-SNR, as by data `scale` times as large. Yao et al. 2024, FasterDiT.
+    """Another distribution shifted along the log-SNR, as by data `scale` times as large. Yao et al. 2024.
 
     FasterDiT relates the speed of training to the density of the SNR at the training times, and shifts that density
     by scaling the data. Here the data stay as they are, and every time t becomes the time whose log-SNR is higher
