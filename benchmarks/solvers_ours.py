@@ -13,7 +13,6 @@ from torch import Tensor
 
 from dinit.diffusion import Process
 from dinit.samplers import SAMPLERS, Sampler, TimeGrid
-from dinit.samplers.base import End, plan
 from dinit.samplers.grids.karras import Karras
 from dinit.samplers.grids.log_snr import LogSNR
 from dinit.samplers.grids.shifted import Shifted
@@ -26,6 +25,7 @@ from dinit.samplers.multistep.lms import LMS
 from dinit.samplers.multistep.rules import Corrector, Extrapolate
 from dinit.samplers.multistep.unified import Unified
 from dinit.samplers.multistep.unipc import UniPC
+from dinit.samplers.points import End, sampling_points
 from dinit.samplers.search.solver import SolverSearch
 
 
@@ -127,7 +127,7 @@ def sample(problem: Problem, sampler: Sampler, nfe: int, grid: TimeGrid | Tensor
     if steps is None or (isinstance(grid, Tensor) and len(grid) != steps):
         return None
     try:
-        levels = plan(problem.model, steps, grid, end)
+        levels = sampling_points(problem.model, steps, grid, end)
         found = sampler.sample(problem.model, problem.noise, steps, grid=grid, end=end)
     except ValueError:  # this sampler refuses this process, or this end
         return None

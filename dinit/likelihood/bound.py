@@ -12,10 +12,9 @@ from torch import Tensor
 
 from dinit.diffusion import Denoised, Denoiser, RunContext, Scales
 from dinit.diffusion.condition import SupportsNormal
-from dinit.samplers.base import plan
-from dinit.samplers.grids.base import TimeGrid
 from dinit.samplers.noise import NoiseSource
 from dinit.samplers.ode.ddim import transition_variance
+from dinit.samplers.points import GridLike, sampling_points
 from dinit.samplers.sde.ddpm import Variance, check_variance, posterior_mean_of_x_s
 
 
@@ -40,7 +39,7 @@ def variational_bound(
     steps: int | None = None,
     *,
     labels: Tensor | Sequence[int] | None = None,
-    grid: TimeGrid | str | Tensor | None = None,
+    grid: GridLike | None = None,
     variance: Variance = "fixed-small",
     noise_source: SupportsNormal | None = None,
     seed: int = 0,
@@ -53,7 +52,7 @@ def variational_bound(
     ValueError for fewer than two times, an unknown variance, or a learned one that the network does not have.
     """
     check_variance(variance, denoiser)
-    points = plan(denoiser, steps, grid)
+    points = sampling_points(denoiser, steps, grid)
     if len(points) < 2:
         raise ValueError("the variational bound needs two times at least, got one")
     source: SupportsNormal = noise_source or NoiseSource.from_seed(seed, x.shape[0])

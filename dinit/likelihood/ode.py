@@ -24,12 +24,11 @@ from torch import Tensor
 from dinit.diffusion import Condition, Denoised, Denoiser, RunContext, Scales
 from dinit.diffusion.condition import SupportsNormal
 from dinit.registry import suggest
-from dinit.samplers.base import plan
-from dinit.samplers.grids.base import TimeGrid
 from dinit.samplers.grids.log_snr import LogSNR
 from dinit.samplers.multistep.ode_variables import STRAIGHT, TIME, ODEVariable
 from dinit.samplers.noise import NoiseSource
 from dinit.samplers.ode.runge_kutta import MIDPOINT, RK4_CLASSIC, TRAPEZOID, Tableau, combined
+from dinit.samplers.points import GridLike, sampling_points
 
 Probe = Literal["rademacher", "gaussian"]
 METHODS = {"euler": Tableau((), (), (1,)), "midpoint": MIDPOINT, "heun": TRAPEZOID, "rk4": RK4_CLASSIC}
@@ -105,7 +104,7 @@ def log_likelihood(
     steps: int | None = None,
     *,
     labels: Tensor | Sequence[int] | None = None,
-    grid: TimeGrid | str | Tensor | None = None,
+    grid: GridLike | None = None,
     trace: Trace | Literal["hutchinson", "exact"] = "hutchinson",
     method: Literal["rk4", "heun", "midpoint", "euler"] = "rk4",
     variable: ODEVariable = STRAIGHT,
@@ -142,7 +141,7 @@ def log_likelihood(
         steps = 100
     source: SupportsNormal = noise_source or NoiseSource.from_seed(seed, x.shape[0])
     with torch.inference_mode(False), torch.no_grad():  # autograd refuses tensors made in inference mode
-        points = plan(denoiser, steps, LogSNR() if grid is None else grid, "state")[::-1]
+        points = sampling_points(denoiser, steps, LogSNR() if grid is None else grid, "state")[::-1]
         _check_slopes(denoiser, variable, method, points)
         x = x.clone()
         run = RunContext(noise_source=source, steps=len(points))

@@ -21,6 +21,7 @@ from dinit.samplers import GRIDS, SAMPLERS, Sampler, TimeGrid
 from dinit.samplers.grids.times import Times
 from dinit.samplers.guidance import GUIDANCES, Guidance
 from dinit.samplers.guidance.cfg import CFG
+from dinit.samplers.points import GridLike
 
 DEFAULT_BATCH = 64  # bounds memory; images do not depend on it
 DEFAULT_KEYS = ("sampler", "steps", "grid", "guidance")
@@ -41,7 +42,6 @@ DEFAULT: Final = Default.DEFAULT
 Label = int | str | None
 Labels = Label | Sequence[Label] | Tensor
 SamplerLike = Sampler | SchedulerMixin | str | Mapping[str, Any]
-GridLike = TimeGrid | Tensor | str | Mapping[str, Any]
 GuidanceLike = Guidance | float | str | Mapping[str, Any]
 Seeds = int | Sequence[int] | Tensor
 Generators = torch.Generator | Sequence[torch.Generator]

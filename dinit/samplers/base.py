@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,16 +15,15 @@ from dinit.diffusion import Condition, Denoised, Denoiser, Process, RunContext, 
 from dinit.diffusion.condition import SupportsNormal
 from dinit.registry import Registry
 from dinit.samplers._names import advise
-from dinit.samplers.grids.base import GRIDS, TimeGrid
+from dinit.samplers.grids.base import TimeGrid
 from dinit.samplers.grids.default import default_grid
 from dinit.samplers.noise import NoiseSource
+from dinit.samplers.points import End, GridLike, check_noisy_start, sampling_points
 
 if TYPE_CHECKING:
     from dinit.samplers.step_table import Description
 
 SAMPLERS: Registry[type[Sampler]] = Registry("sampler", "dinit.samplers", advise=advise)
-
-End = Literal["posterior-mean", "state"]
 
 
 @dataclass
@@ -170,7 +168,7 @@ class Sampler(ABC):
         steps: int | None = None,
         *,
         labels: Tensor | Sequence[int] | None = None,
-        grid: TimeGrid | str | Tensor | None = None,
+        grid: GridLike | None = None,
         initial_state: Tensor | None = None,
         state: Any = None,
         noise_source: SupportsNormal | None = None,
@@ -194,11 +192,11 @@ class Sampler(ABC):
         x = initial_noise if initial_state is None else initial_state
         if not isinstance(x, Tensor):
             raise ValueError(f"initial_noise must be a (B, C, H, W) tensor, got {type(x).__name__}")
-        points = plan(denoiser, steps, self.grid_for(denoiser.process) if grid is None else grid, end)
+        points = sampling_points(denoiser, steps, self.grid_for(denoiser.process) if grid is None else grid, end)
         self._check_required_outputs(denoiser)
         self.check(denoiser, points)
         if initial_state is None:
-            _check_noisy_start(points[0])
+            check_noisy_start(points[0])
             x = x * denoiser.process.prior_std(points[0])
         source: SupportsNormal = noise_source or NoiseSource.from_seed(seed, x.shape[0])
         total = len(points) - (end == "state")
@@ -262,7 +260,7 @@ class Sampler(ABC):
         return x
 
     def describe(
-        self, process: Process | str, steps: int | None = None, grid: TimeGrid | str | Tensor | None = None
+        self, process: Process | str, steps: int | None = None, grid: GridLike | None = None
     ) -> Description:
         """A table of the run: its times and their scales, evaluations so far, and the weights of every step.
 
@@ -277,60 +275,3 @@ class Sampler(ABC):
         """Network evaluations per image for `steps` sampling steps: the solver's moves and the last posterior
         mean."""
         return (steps - 1) * self.claims().nfe_per_step + 1
-
-
-def plan(
-    denoiser: Denoiser, steps: int | None, grid: TimeGrid | str | Tensor | None, end: End = "posterior-mean"
-) -> list[Scales]:
-    """The scales of every time of a run, computed once before it. Arguments and errors as `Sampler.iterate`."""
-    if end not in ("posterior-mean", "state"):
-        raise ValueError(f"end must be 'posterior-mean' or 'state', got {end!r}")
-    if isinstance(grid, Tensor):
-        times = grid.detach().double().cpu()
-        if steps is not None and steps != len(times):
-            raise ValueError(f"steps = {steps} contradicts a grid of {len(times)} times; leave steps out")
-    else:
-        chosen = default_grid(denoiser.process) if grid is None else GRIDS.create(grid)
-        steps = chosen.length if steps is None else steps
-        if steps is None:
-            raise ValueError("give the number of steps, or a grid of times")
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-            raise ValueError(f"steps must be a whole number, at least 1; got {steps!r}")
-        times = chosen.times(denoiser.process, steps, denoiser.t_min, denoiser.t_max)
-    if times.ndim != 1 or len(times) == 0 or not bool((times.diff() < 0).all()):
-        raise ValueError(f"a grid needs decreasing times, got {times.tolist()}")
-    if float(times[-1]) < 0 or float(times[0]) > denoiser.t_max:
-        raise ValueError(f"times must lie in [0, {denoiser.t_max}], got {times.tolist()}")
-    if end == "state" and len(times) < 2:
-        raise ValueError("end = 'state' takes a step between two times at least, got one time")
-    points = denoiser.process.scales(times).unbind()
-    floats = [k.floats for k in points]  # the last reading of a schedule back to Python: the loop does none
-    if end == "posterior-mean" and len(points) > 1 and floats[-1].sigma == 0:
-        points = points[:-1]
-    if end == "posterior-mean":
-        _warn_of_noisy_end(points)
-    return points
-
-
-def _check_noisy_start(first: Scales) -> None:
-    """Pure noise in place of a state that is mostly image would give a bad picture and no error."""
-    if float(first.noise_level) < 1:
-        raise ValueError(
-            f"a run from pure noise cannot start at t = {float(first.time):.3g}, where x_t is more image than "
-            "noise: pass the state there as initial_state=, or a grid that starts near t = 1"
-        )
-
-
-def _warn_of_noisy_end(points: list[Scales]) -> None:
-    """Warns where no time, or one of ten and more, has less noise than signal: a flat picture, and no error."""
-    if len(points) < 5:
-        return
-    late = points[-1] if len(points) < 10 else points[-2]
-    if float(late.noise_level) > 1:
-        warnings.warn(
-            f"near the end of {len(points)} times, at t = {float(late.time):.3g}, there is still "
-            f"{float(late.noise_level):.3g} times as much noise as signal: images will be flat. Take more steps, "
-            'or a grid that spreads them over the noise points, such as grid="karras"',
-            UserWarning,
-            stacklevel=4,
-        )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dinit.diffusion import PROCESSES, Condition, Denoised, Denoiser, Process, Scales
-from dinit.samplers.grids.base import TimeGrid
+from dinit.samplers.points import GridLike
 
 if TYPE_CHECKING:  # `Sampler.describe` imports this module
     from dinit.samplers.base import Sampler, Step
@@ -86,7 +86,7 @@ class Description:
 
 
 def describe(
-    sampler: Sampler, process: Process | str, steps: int | None = None, grid: TimeGrid | str | Tensor | None = None
+    sampler: Sampler, process: Process | str, steps: int | None = None, grid: GridLike | None = None
 ) -> Description:
     """The table of a run. Arguments and errors as `Sampler.describe`."""
     path: Process = PROCESSES.create(process)

@@ -24,13 +24,13 @@ from torch import Tensor
 
 from dinit.diffusion import Denoised, Denoiser, RunContext, Scales
 from dinit.diffusion.condition import SupportsNormal
-from dinit.samplers.base import SAMPLERS, Sampler, Step, StepDenoiser, StepNoise, plan
-from dinit.samplers.grids.base import TimeGrid
+from dinit.samplers.base import SAMPLERS, Sampler, Step, StepDenoiser, StepNoise
 from dinit.samplers.noise import NoiseSource
 from dinit.samplers.ode.ddim import DDIM
 from dinit.samplers.ode.euler import Euler, Heun
 from dinit.samplers.ode.flow import FlowEuler
 from dinit.samplers.ode.runge_kutta import RK4, Heun3, Midpoint
+from dinit.samplers.points import GridLike, sampling_points
 
 
 class Reversible(Sampler):
@@ -68,7 +68,7 @@ def ascend(
     steps: int | None = None,
     *,
     labels: Tensor | Sequence[int] | None = None,
-    grid: TimeGrid | str | Tensor | None = None,
+    grid: GridLike | None = None,
     state: Any = None,
     noise_source: SupportsNormal | None = None,
     seed: int = 0,
@@ -82,7 +82,7 @@ def ascend(
     ValueError for a sampler that cannot go up, and as `Sampler.iterate`.
     """
     sampler = upward(SAMPLERS.create(sampler))
-    points = plan(denoiser, steps, sampler.grid_for(denoiser.process) if grid is None else grid, "state")
+    points = sampling_points(denoiser, steps, sampler.grid_for(denoiser.process) if grid is None else grid, "state")
     sampler._check_required_outputs(denoiser)
     places = {k.floats.time: i for i, k in enumerate(points)}
     points = points[::-1]

@@ -20,8 +20,9 @@ from torch import Tensor
 
 from dinit.diffusion import Denoiser, Process
 from dinit.files import write_atomically
-from dinit.samplers.base import SAMPLERS, Sampler, plan
+from dinit.samplers.base import SAMPLERS, Sampler
 from dinit.samplers.grids.times import Times
+from dinit.samplers.points import sampling_points
 
 STARTS = ("uniform", "log-snr", "karras", "quadratic", "align-your-steps")
 
@@ -121,7 +122,7 @@ def _evolve(
     """The best (score, times) of all generations."""
     random = np.random.default_rng(evolution.seed)
     process = denoiser.process
-    starts = [torch.stack([k.time for k in plan(denoiser, steps, grid, "state")]) for grid in STARTS]
+    starts = [torch.stack([k.time for k in sampling_points(denoiser, steps, grid, "state")]) for grid in STARTS]
     starts += [_mutated(process, starts[i % len(starts)], 1.0, random) for i in range(evolution.population)]
     ranked = sorted(((score(times), i, times) for i, times in enumerate(starts[: evolution.population])))
     count = len(ranked)

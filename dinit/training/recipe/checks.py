@@ -21,9 +21,10 @@ from dinit.diffusion import PARAMETERIZATIONS, PROCESSES, BackboneDenoiser
 from dinit.diffusion.parameterization import check_pair
 from dinit.models.base import BACKBONES, Backbone
 from dinit.registry import Registry, UnknownName, suggest
-from dinit.samplers.base import SAMPLERS, plan
+from dinit.samplers.base import SAMPLERS
 from dinit.samplers.grids.base import GRIDS
 from dinit.samplers.guidance.base import GUIDANCES, apply_guidance
+from dinit.samplers.points import sampling_points
 from dinit.training.build import SWITCHES, make_backbone, make_data, make_network
 from dinit.training.finetune.transfer import adapt
 from dinit.training.losses.terms import LOSS_TERMS
@@ -172,7 +173,9 @@ def _check_sampling(checks: _Checks, recipe: Recipe, denoiser: BackboneDenoiser 
     sampler = checks.part(("sampling", "sampler"), SAMPLERS, section.sampler)
     grid = None if section.grid is None else checks.part(("sampling", "grid"), GRIDS, section.grid)
     if denoiser is not None and sampler is not None and (section.grid is None or grid is not None):
-        checks.attempt(("sampling",), lambda: sampler.check(denoiser, plan(denoiser, section.steps, grid)))
+        checks.attempt(
+            ("sampling",), lambda: sampler.check(denoiser, sampling_points(denoiser, section.steps, grid))
+        )
     for i, named in enumerate(section.guidance):
         path: Path = ("sampling", "guidance", i)
         guidance = checks.part(path, GUIDANCES, named)

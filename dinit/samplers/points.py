@@ -1,0 +1,111 @@
+"""Times of a run, with their scales: computed and checked once, before the first step."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from torch import Tensor
+
+from dinit.diffusion import Denoiser, Scales
+from dinit.samplers.grids.base import GRIDS, TimeGrid
+from dinit.samplers.grids.default import default_grid
+
+End = Literal["posterior-mean", "state"]
+GridLike = TimeGrid | Tensor | str | Mapping[str, Any]
+
+
+def sampling_points(
+    denoiser: Denoiser, steps: int | None, grid: GridLike | None, end: End = "posterior-mean"
+) -> list[Scales]:
+    """The scales of every time of a run, noisiest first, with their Python floats read.
+
+    Args:
+        denoiser: Its process and its limits t_min and t_max.
+        steps: Sampling steps, at least 1; None where the grid fixes their number.
+        grid: See `sampling_times`.
+        end: 'posterior-mean' leaves out a last time with sigma = 0, where no network is evaluated; 'state' keeps
+            it.
+
+    Returns:
+        One Scales a time, 0-dimensional float64.
+
+    Raises:
+        ValueError: An unknown `end`; fewer than two times with end='state'; and as `sampling_times`.
+    """
+    if end not in ("posterior-mean", "state"):
+        raise ValueError(f"end must be 'posterior-mean' or 'state', got {end!r}")
+    times = sampling_times(denoiser, steps, grid)
+    if end == "state" and len(times) < 2:
+        raise ValueError("end = 'state' takes a step between two times at least, got one time")
+    points = denoiser.process.scales(times).unbind()
+    floats = [k.floats for k in points]  # the last reading of a schedule back to Python: the loop does none
+    if end == "posterior-mean" and len(points) > 1 and floats[-1].sigma == 0:
+        points = points[:-1]
+    if end == "posterior-mean":
+        _warn_of_noisy_end(points)
+    return points
+
+
+def sampling_times(denoiser: Denoiser, steps: int | None, grid: GridLike | None) -> Tensor:
+    """The times of a run, from a grid or as they are given.
+
+    Args:
+        denoiser: Its process and its limits t_min and t_max.
+        steps: Sampling steps, at least 1; None where the grid fixes their number.
+        grid: A TimeGrid, a registered name or mapping, or decreasing times; None is the process's usual grid.
+
+    Returns:
+        (steps,) float64 on the CPU, decreasing, in [0, t_max].
+
+    Raises:
+        ValueError: steps < 1, or not the number of given times; no number of steps at all; times that do not
+            decrease or lie outside [0, t_max]; an unknown grid.
+    """
+    if isinstance(grid, Tensor):
+        times = grid.detach().double().cpu()
+        if steps is not None and steps != len(times):
+            raise ValueError(f"steps = {steps} contradicts a grid of {len(times)} times; leave steps out")
+    else:
+        chosen = default_grid(denoiser.process) if grid is None else GRIDS.create(grid)
+        steps = chosen.length if steps is None else steps
+        if steps is None:
+            raise ValueError("give the number of steps, or a grid of times")
+        check_steps(steps)
+        times = chosen.times(denoiser.process, steps, denoiser.t_min, denoiser.t_max)
+    if times.ndim != 1 or len(times) == 0 or not bool((times.diff() < 0).all()):
+        raise ValueError(f"a grid needs decreasing times, got {times.tolist()}")
+    if float(times[-1]) < 0 or float(times[0]) > denoiser.t_max:
+        raise ValueError(f"times must lie in [0, {denoiser.t_max}], got {times.tolist()}")
+    return times
+
+
+def check_steps(steps: object) -> None:
+    """ValueError unless `steps` is a whole number of at least 1."""
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"steps must be a whole number, at least 1; got {steps!r}")
+
+
+def check_noisy_start(first: Scales) -> None:
+    """ValueError where pure noise would stand for a state that is mostly image: a bad picture, and no error."""
+    if float(first.noise_level) < 1:
+        raise ValueError(
+            f"a run from pure noise cannot start at t = {float(first.time):.3g}, where x_t is more image than "
+            "noise: pass the state there as initial_state=, or a grid that starts near t = 1"
+        )
+
+
+def _warn_of_noisy_end(points: list[Scales]) -> None:
+    """Warns where no time, or one of ten and more, has less noise than signal: a flat picture, and no error."""
+    if len(points) < 5:
+        return
+    late = points[-1] if len(points) < 10 else points[-2]
+    if float(late.noise_level) > 1:
+        warnings.warn(
+            f"near the end of {len(points)} times, at t = {float(late.time):.3g}, there is still "
+            f"{float(late.noise_level):.3g} times as much noise as signal: images will be flat. Take more steps, "
+            'or a grid that spreads them over the noise points, such as grid="karras"',
+            UserWarning,
+            stacklevel=4,
+        )
