@@ -42,7 +42,7 @@ def variational_bound(
     grid: GridLike | None = None,
     variance: Variance = "fixed-small",
     noise_source: SupportsNormal | None = None,
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
 ) -> VariationalBound:
     """The bound of x (B, C, H, W), images of 256 levels in [-1, 1] (not dequantised), by one draw for each time.
 

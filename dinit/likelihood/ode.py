@@ -111,7 +111,7 @@ def log_likelihood(
     prior: Literal["centred", "standard"] = "centred",
     bin_width: float = 2 / 256,
     noise_source: SupportsNormal | None = None,
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
 ) -> LogLikelihood:
     """log p(x | labels) of a batch, its bits/dim, and the noise that x is carried to.
 

@@ -1,11 +1,11 @@
-"""What a sampler is, and the one loop that runs all of them."""
+"""Samplers: the contract, the registry, and the one loop that runs all of them."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -28,9 +28,14 @@ SAMPLERS: Registry[type[Sampler]] = Registry("sampler", "dinit.samplers", advise
 
 @dataclass
 class StepDenoiser:
-    """The denoiser as one step sees it: condition and step number filled in, evaluations counted.
+    """The denoiser of one step, with condition and step number filled in. Called with (x_t, t).
 
-    inner: the scales of the step's inner times, in the order of `Sampler.inner_times`.
+    Attributes:
+        denoiser: What is evaluated.
+        cond: The condition of the run at this step.
+        inner: Scales of the step's inner times, in the order of `Sampler.inner_times`.
+        calls: Evaluations so far.
+        first: What the first of them gave.
     """
 
     denoiser: Denoiser
@@ -68,11 +73,17 @@ class StepNoise:
 
 @dataclass(frozen=True)
 class Step:
-    """One step of a trajectory, as `iterate` yields it.
+    """One step of a trajectory, as `Sampler.iterate` yields it.
 
-    index: 0 .. total - 1. t: the time that x_t stands at. x0: the posterior mean that the step was taken from,
-    (B, C, H, W). x_s: the state after the step; after the last one it is the sample. nfe: network evaluations
-    per image so far. state: what the solver carries on besides x_s (multistep history, a coupled state).
+    Attributes:
+        index: 0 .. total - 1.
+        total: Sampling steps of the run.
+        t: The time of x_t, in [0, 1].
+        x_t: (B, C, H, W), the state before the step.
+        x0: (B, C, H, W), the posterior mean of the step's first evaluation.
+        x_s: (B, C, H, W), the state after the step; after the last one, the sample.
+        nfe: Network evaluations per image so far.
+        state: What the solver carries to the next step besides x_s: multistep history, a coupled state.
     """
 
     index: int
@@ -109,10 +120,10 @@ class Claims:
 
 @dataclass(frozen=True)
 class Sampler(ABC):
-    """A solver: a frozen dataclass with one pure `step` and the claims that the tests measure."""
+    """A solver of the reverse process: a frozen dataclass with one pure `step`, and claims that tests measure."""
 
     def claims(self) -> Claims:
-        """What this sampler claims with its present options."""
+        """Order, cost and randomness with the present options."""
         return Claims()
 
     @property
@@ -126,9 +137,10 @@ class Sampler(ABC):
         return None
 
     def grid_for(self, process: Process) -> TimeGrid:
-        """The grid of a run that names none: the process's usual one, where steps even in it suit this solver.
+        """The grid of a run that names none, on this process.
 
-        One that steps in another variable, which the usual grid crosses in too long a first step, says another.
+        It is the process's usual grid. A solver that steps in another variable, in which the first step of the
+        usual grid would be too long, overrides it.
         """
         return self.own_grid or default_grid(process)
 
@@ -136,28 +148,74 @@ class Sampler(ABC):
     def step(
         self, denoise: StepDenoiser, x_t: Tensor, t: Scales, s: Scales, state: Any, noise: StepNoise
     ) -> tuple[Tensor, Any]:
-        """From x_t at t to x_s at s < t. Scalars are float64 CPU tensors; nothing is kept on self.
+        """One step of the solver, from t to s < t. It is pure: nothing is kept on self.
 
-        state: what the previous step returned; at the first, what `init` did (None). Returns (x_s, state).
+        Args:
+            denoise: The denoiser of this step, with `denoise.inner`; it has to be evaluated at least once.
+            x_t: (B, C, H, W), the state at t.
+            t: Scales of the step's start, float64 on the CPU.
+            s: Scales of its end.
+            state: What the step before returned; at the first, what `init` did.
+            noise: Draws of this step, by number.
+
+        Returns:
+            x_s, (B, C, H, W), and the state for the next step.
         """
 
+    def finish(
+        self, denoise: StepDenoiser, x_t: Tensor, t: Scales, state: Any, noise: StepNoise
+    ) -> tuple[Tensor, Any]:
+        """The last step of a run with end='posterior-mean': E[x0 | x_t] at the run's last time.
+
+        Args:
+            denoise: The denoiser of this step; it has to be evaluated at least once.
+            x_t: (B, C, H, W), the state at t.
+            t: Scales of the run's last time.
+            state: What the step before returned; None or what `init` did where there is none.
+            noise: Draws of this step, by number.
+
+        Returns:
+            The sample, (B, C, H, W), and the state that came with it.
+        """
+        return denoise(x_t, t).x0, state
+
     def check(self, denoiser: Denoiser, points: list[Scales]) -> None:  # noqa: B027 (most samplers run anywhere)
-        """ValueError, before the first evaluation, where this sampler cannot run on these times."""
+        """Refusal of a run, before the first evaluation, by a ValueError. Most samplers run anywhere.
+
+        Args:
+            denoiser: What would be sampled from.
+            points: Scales of every time of the run, in the order of the run.
+        """
 
     def inner_times(self, denoiser: Denoiser, t: Scales, s: Scales, total: int) -> Tensor:
-        """(N, k) float64: the k times between the grid's that each of a run's N steps evaluates at.
+        """The times between the grid's at which the steps evaluate the network, of all steps at once.
 
-        They are planned for all steps at once, before the loop, which then reads no schedule back; `step` finds
-        their scales in `denoise.inner`. t, s: the ends of the steps, scales of (N,) tensors. total: sampling
-        steps, N or (with the posterior mean at the end) N + 1.
+        They are computed before the loop, which then reads no schedule back; `step` finds their scales in
+        `denoise.inner`.
+
+        Args:
+            denoiser: Its process and its limits t_min and t_max.
+            t: Scales of the starts of the N steps, tensors of shape (N,).
+            s: Scales of their ends, (N,).
+            total: Sampling steps, N or (with the posterior mean at the end) N + 1.
+
+        Returns:
+            (N, k) float64: k times for each step.
         """
         return torch.empty(len(t.time), 0, dtype=torch.float64)
 
     def init(self, denoiser: Denoiser, points: list[Scales], total: int) -> Any:
-        """The state that the first step is given, made before the loop from the times of the whole run.
+        """The state that the first step takes, made before the loop from the times of the whole run.
 
-        A solver whose steps differ by their place in the run computes all its coefficients here. points: the ends
-        of the steps, N + 1 of them. total: sampling steps, N + 1 or (with end='state') N.
+        A solver whose steps differ by their place in the run computes all its coefficients here.
+
+        Args:
+            denoiser: What is sampled from.
+            points: Scales of the ends of the N steps, N + 1 of them.
+            total: Sampling steps, N or (with the posterior mean at the end) N + 1.
+
+        Returns:
+            Any value; None where a solver needs no state.
         """
         return None
 
@@ -172,106 +230,188 @@ class Sampler(ABC):
         initial_state: Tensor | None = None,
         state: Any = None,
         noise_source: SupportsNormal | None = None,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
         end: End = "posterior-mean",
     ) -> Iterator[Step]:
-        """Runs the sampler, yielding every step.
+        """Run the sampler, yielding every step.
 
-        initial_noise: (B, C, H, W) standard normal, scaled here to the prior of the first time; its dtype (float32
-        or float64) is the state's. steps: sampling steps, at least 1. grid: a TimeGrid, a registered name, or
-        decreasing times; None is the sampler's `grid_for` the process. labels: (B,), None for the denoiser's own or
-        null.
-        initial_state: a state at the first time, in place of noise. state: what came with it (`Step.state`); None
-        is what `init` makes. noise_source: of the noise that stochastic steps add; None is
-        NoiseSource.from_seed(seed).
-        end: 'posterior-mean' stops at the last time with sigma > 0 and returns E[x0 | x_t] there; 'state' returns
-        x at the grid's last time.
-        Raises ValueError for steps < 1, times that do not decrease, a first time that pure noise cannot stand
-        at, or a pairing that cannot run.
+        Args:
+            denoiser: A network read as a posterior mean, or a guidance around one.
+            initial_noise: (B, C, H, W) standard normal, scaled here to the prior of the first time; its dtype
+                (float32 or float64) is that of the states.
+            steps: Sampling steps, at least 1; None where the grid fixes their number.
+            labels: (B,) class labels; None for the denoiser's own, or null.
+            grid: A TimeGrid, a registered name or mapping, or decreasing times in [0, 1]; None for the sampler's
+                `grid_for` the process.
+            initial_state: (B, C, H, W), a state at the first time, in place of noise.
+            state: `Step.state` that came with initial_state; None for what `init` makes.
+            noise_source: Of the noise that stochastic steps add; None for `NoiseSource.from_seed(seed)`.
+            seed: Of the noise source, where none is given: one seed, or one an image.
+            end: 'posterior-mean' stops at the last time with sigma > 0 and returns E[x0 | x_t] there; 'state'
+                returns x at the grid's last time.
+
+        Returns:
+            An iterator over the steps. The arguments are checked at once, before the first step is taken.
+
+        Raises:
+            ValueError: steps < 1; times that do not decrease; a first time at which pure noise cannot stand for
+                the state; an unknown grid or end; a guidance that the sampler would ignore; a run that it refuses.
         """
         x = initial_noise if initial_state is None else initial_state
         if not isinstance(x, Tensor):
             raise ValueError(f"initial_noise must be a (B, C, H, W) tensor, got {type(x).__name__}")
         points = sampling_points(denoiser, steps, self.grid_for(denoiser.process) if grid is None else grid, end)
-        self._check_required_outputs(denoiser)
-        self.check(denoiser, points)
+        source: SupportsNormal = noise_source or NoiseSource.from_seed(seed, x.shape[0])
+        cond = denoiser.condition(labels, x.shape[0], x.device)
+        run = Run.prepare(self, denoiser, points, len(points) - (end == "state"), cond, source, state)
         if initial_state is None:
             check_noisy_start(points[0])
             x = x * denoiser.process.prior_std(points[0])
-        source: SupportsNormal = noise_source or NoiseSource.from_seed(seed, x.shape[0])
-        total = len(points) - (end == "state")
-        cond = denoiser.condition(labels, x.shape[0], x.device).in_run(RunContext(noise_source=source, steps=total))
-        inner = self._inner_points(denoiser, points, end)
-        if state is None:
-            state = self.init(denoiser, points, len(points) - (end == "state"))
-        return self._run(denoiser, x, points, inner, state, cond, source, end)
+        return run.iterate(x)
 
-    def _check_required_outputs(self, denoiser: Denoiser) -> None:
-        """An output besides x0 that the sampler ignores would change the images without an error."""
-        required = denoiser.required_outputs
-        if ignored := required - self.claims().supported_outputs:
-            fits = [name for name in SAMPLERS if required <= SAMPLERS.create(name).claims().supported_outputs]
-            raise ValueError(
-                f"this guidance returns {' and '.join(sorted(ignored))}, which {type(self).__name__} ignores; "
-                f"samplers that use it: {', '.join(fits) or 'none'}"
-            )
-
-    def _inner_points(self, denoiser: Denoiser, points: list[Scales], end: End) -> list[tuple[Scales, ...]]:
-        """The scales of every step's inner times, one tuple a step."""
-        times = torch.stack([k.time for k in points])
-        t, s = denoiser.process.scales(times[:-1]), denoiser.process.scales(times[1:])
-        inner = self.inner_times(denoiser, t, s, len(points) - (end == "state"))
-        if inner.numel() == 0:
-            return [()] * (len(points) - 1)
-        rows = [tuple(row.unbind()) for row in denoiser.process.scales(inner).unbind()]
-        for k in (k for row in rows for k in row):
-            _ = k.floats  # read back here, so that the loop does not
-        return rows
-
-    def _run(
+    def sample(
         self,
         denoiser: Denoiser,
-        x: Tensor,
-        points: list[Scales],
-        inner: list[tuple[Scales, ...]],
-        state: Any,
-        cond: Condition,
-        source: SupportsNormal,
-        end: End,
-    ) -> Iterator[Step]:
-        total = len(points) - 1 + (end == "posterior-mean")
-        nfe, draws = 0, self.claims().draws_per_step
-        for i, (t, s) in enumerate(pairwise(points)):
-            denoise = StepDenoiser(denoiser, cond.at_step(i), inner[i])
-            x_s, state = self.step(denoise, x, t, s, state, StepNoise(source, i, draws))
-            nfe += denoise.calls
-            assert denoise.first is not None, "a step evaluates the denoiser at least once"
-            yield Step(i, total, t.floats.time, x, denoise.first.x0, x_s, nfe, state)
-            x = x_s
-        if end == "posterior-mean":
-            x0 = denoiser(x, points[-1], cond.at_step(total - 1)).x0
-            yield Step(total - 1, total, points[-1].floats.time, x, x0, x0, nfe + 1, state)
-
-    def sample(self, denoiser: Denoiser, initial_noise: Tensor, steps: int | None = None, **options: Any) -> Tensor:
-        """The end of the trajectory, (B, C, H, W). Arguments as `iterate`."""
-        x = initial_noise
-        for step in self.iterate(denoiser, initial_noise, steps, **options):
-            x = step.x_s
-        return x
+        initial_noise: Tensor,
+        steps: int | None = None,
+        *,
+        labels: Tensor | Sequence[int] | None = None,
+        grid: GridLike | None = None,
+        initial_state: Tensor | None = None,
+        state: Any = None,
+        noise_source: SupportsNormal | None = None,
+        seed: int | Sequence[int] = 0,
+        end: End = "posterior-mean",
+    ) -> Tensor:
+        """The end of the trajectory, (B, C, H, W). Arguments and errors as `iterate`."""
+        trajectory = self.iterate(
+            denoiser,
+            initial_noise,
+            steps,
+            labels=labels,
+            grid=grid,
+            initial_state=initial_state,
+            state=state,
+            noise_source=noise_source,
+            seed=seed,
+            end=end,
+        )
+        (last,) = deque(trajectory, maxlen=1)
+        return last.x_s
 
     def describe(
         self, process: Process | str, steps: int | None = None, grid: GridLike | None = None
     ) -> Description:
-        """A table of the run: its times and their scales, evaluations so far, and the weights of every step.
+        """A table of a run: its times and their scales, evaluations so far, and the weights of every step.
 
-        process: a Process or a registered name. steps, grid: as `iterate`. Returns a Description, which prints as a
-        table; its rows have the numbers. A sampler that reads its states (adaptive, norms) has no weights there.
+        Args:
+            process: A Process, or a registered name.
+            steps: Sampling steps, at least 1; None where the grid fixes their number.
+            grid: As in `iterate`.
+
+        Returns:
+            A Description, which prints as a table; its rows hold the numbers. Samplers whose steps are not linear
+            in x_t and the posterior means (adaptive, norms) have no weights.
         """
         from dinit.samplers.step_table import describe
 
         return describe(self, process, steps, grid)
 
     def nfe(self, steps: int) -> int:
-        """Network evaluations per image for `steps` sampling steps: the solver's moves and the last posterior
-        mean."""
+        """Network evaluations per image of a run of `steps` sampling steps, the last posterior mean included."""
         return (steps - 1) * self.claims().nfe_per_step + 1
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run before its first step: all that the loop needs, with no schedule left to read.
+
+    Attributes:
+        sampler: Whose steps are taken.
+        denoiser: What is sampled from.
+        points: Scales of every time, in the order of the run.
+        total: Sampling steps: one fewer than points, or as many, where the last is the sampler's `finish`.
+        cond: The condition, with the number of steps and the noise source.
+        noise_source: Of the noise that the steps add.
+        inner: Scales of every step's inner times, one tuple a step.
+        state: What the first step takes.
+    """
+
+    sampler: Sampler
+    denoiser: Denoiser
+    points: list[Scales]
+    total: int
+    cond: Condition
+    noise_source: SupportsNormal
+    inner: list[tuple[Scales, ...]]
+    state: Any
+
+    @classmethod
+    def prepare(
+        cls,
+        sampler: Sampler,
+        denoiser: Denoiser,
+        points: list[Scales],
+        total: int,
+        cond: Condition,
+        noise_source: SupportsNormal,
+        state: Any,
+    ) -> Run:
+        """The run, checked. `state`: None for what the sampler's `init` makes. ValueError where it is refused."""
+        _check_required_outputs(sampler, denoiser)
+        sampler.check(denoiser, points)
+        cond = cond.in_run(RunContext(noise_source=noise_source, steps=total))
+        inner = _inner_points(sampler, denoiser, points, total)
+        state = sampler.init(denoiser, points, total) if state is None else state
+        return cls(sampler, denoiser, points, total, cond, noise_source, inner, state)
+
+    def iterate(self, x: Tensor, denoiser_at: Callable[[int], StepDenoiser] | None = None) -> Iterator[Step]:
+        """Every step from the state x at the first time.
+
+        Args:
+            x: (B, C, H, W).
+            denoiser_at: From a step's index to its denoiser; None for the run's denoiser at that step.
+        """
+        denoiser_at = denoiser_at or self.denoiser_at
+        state, nfe, draws = self.state, 0, self.sampler.claims().draws_per_step
+        for i in range(self.total):
+            t, denoise, noise = self.points[i], denoiser_at(i), StepNoise(self.noise_source, i, draws)
+            if i + 1 < len(self.points):
+                x_s, state = self.sampler.step(denoise, x, t, self.points[i + 1], state, noise)
+            else:
+                x_s, state = self.sampler.finish(denoise, x, t, state, noise)
+            nfe += denoise.calls
+            assert denoise.first is not None, "a step evaluates the denoiser at least once"
+            yield Step(i, self.total, t.floats.time, x, denoise.first.x0, x_s, nfe, state)
+            x = x_s
+
+    def denoiser_at(self, index: int) -> StepDenoiser:
+        """The denoiser of one step."""
+        inner = self.inner[index] if index < len(self.inner) else ()
+        return StepDenoiser(self.denoiser, self.cond.at_step(index), inner)
+
+
+def _check_required_outputs(sampler: Sampler, denoiser: Denoiser) -> None:
+    """An output besides x0 that the sampler ignores would change the images without an error."""
+    required = denoiser.required_outputs
+    if ignored := required - sampler.claims().supported_outputs:
+        fits = [name for name in SAMPLERS if required <= SAMPLERS.create(name).claims().supported_outputs]
+        raise ValueError(
+            f"this guidance returns {' and '.join(sorted(ignored))}, which {type(sampler).__name__} ignores; "
+            f"samplers that use it: {', '.join(fits) or 'none'}"
+        )
+
+
+def _inner_points(
+    sampler: Sampler, denoiser: Denoiser, points: list[Scales], total: int
+) -> list[tuple[Scales, ...]]:
+    """The scales of every step's inner times, one tuple a step."""
+    times = torch.stack([k.time for k in points])
+    t, s = denoiser.process.scales(times[:-1]), denoiser.process.scales(times[1:])
+    inner = sampler.inner_times(denoiser, t, s, total)
+    if inner.numel() == 0:
+        return [()] * (len(points) - 1)
+    rows = [tuple(row.unbind()) for row in denoiser.process.scales(inner).unbind()]
+    for k in (k for row in rows for k in row):
+        _ = k.floats  # read back here, so that the loop does not
+    return rows

@@ -12,7 +12,11 @@ import torch
 from torch import Tensor
 
 from dinit.diffusion import Denoiser
+from dinit.diffusion.condition import SupportsNormal
 from dinit.samplers.base import SAMPLERS, Sampler
+from dinit.samplers.points import End, GridLike
+
+SamplerSpec = Sampler | str | Mapping[str, Any]
 
 _GAP, _LINE, _FONT_SIZE, _TILE = 4, 14, 12, 48  # pixels
 
@@ -81,31 +85,57 @@ def compare(
     denoiser: Denoiser,
     noise: Tensor,
     labels: Tensor | Sequence[int] | None,
-    samplers: Sequence[Any] | Mapping[str, Any],
+    samplers: Sequence[SamplerSpec] | Mapping[str, SamplerSpec],
     steps: int | None = None,
     *,
     nfe: int | None = None,
     decode: Callable[[Tensor], Tensor] | None = None,
-    **options: Any,
+    grid: GridLike | None = None,
+    initial_state: Tensor | None = None,
+    noise_source: SupportsNormal | None = None,
+    seed: int | Sequence[int] = 0,
+    end: End = "posterior-mean",
 ) -> Comparison:
-    """Runs every sampler from the same noise, with the same labels and seed.
+    """Images of several samplers from the same noise, labels and seed.
 
-    noise: (B, C, H, W) standard normal. labels: (B,), None for the denoiser's own or null. samplers: names,
-    mappings with options or samplers, or {label: one of these}. steps: sampling steps for each; in its place,
-    nfe: evaluations per image, of which each sampler takes as many steps as they pay for by its claims (an
-    adaptive one, or Restart, may take more: see `Claims.cost_depends_on`, and the result's nfe). decode: from
-    samples to images around [-1, 1] that can be drawn, for latents; None draws the samples. options: as
-    `Sampler.iterate`, for all; a sampler that fixes its grid runs on its own.
-    Raises ValueError for both or neither of steps and nfe, no samplers, a label twice, and what `iterate` refuses.
+    Args:
+        denoiser: A network read as a posterior mean, or a guidance around one.
+        noise: (B, C, H, W) standard normal.
+        labels: (B,) class labels; None for the denoiser's own, or null.
+        samplers: Samplers, names or mappings with options, or {label: one of these}.
+        steps: Sampling steps of each; None where the grid fixes their number.
+        nfe: In place of steps, network evaluations per image, at least 1. Each sampler takes as many steps as they
+            pay for by its claims; an adaptive one, or Restart, may take more evaluations (see
+            `Claims.cost_depends_on`), which the result's nfe shows.
+        decode: From samples to images around [-1, 1] that can be drawn, for latents; None draws the samples.
+        grid: As in `Sampler.iterate`, for all; a sampler that has a grid of its own runs on that.
+        initial_state: (B, C, H, W), a state at the first time, in place of noise.
+        noise_source: Of the noise that stochastic steps add; None for `NoiseSource.from_seed(seed)`.
+        seed: Of the noise source, where none is given: one seed, or one an image.
+        end: As in `Sampler.iterate`.
+
+    Returns:
+        A Comparison. A notebook shows it as a grid of pictures.
+
+    Raises:
+        ValueError: Both or neither of steps and nfe; no samplers; a label twice; and as `Sampler.iterate`.
     """
-    if (steps is None) == (nfe is None) and (steps is not None or options.get("grid") is None):
+    if (steps is None) == (nfe is None) and (steps is not None or grid is None):
         raise ValueError("give either steps (sampling steps) or nfe (evaluations per image)")
     entrants = _named(samplers)
     images, counts = [], []
     for sampler in entrants.values():
-        count = steps if nfe is None else _steps_for(sampler, nfe)
-        chosen = {**options, "grid": sampler.own_grid or options.get("grid")}
-        *_, last = sampler.iterate(denoiser, noise, count, labels=labels, **chosen)
+        *_, last = sampler.iterate(
+            denoiser,
+            noise,
+            steps if nfe is None else _steps_for(sampler, nfe),
+            labels=labels,
+            grid=sampler.own_grid or grid,
+            initial_state=initial_state,
+            noise_source=noise_source,
+            seed=seed,
+            end=end,
+        )
         images.append(last.x_s)
         counts.append(last.nfe)
     pictures = images if decode is None else [decode(one) for one in images]
@@ -113,7 +143,7 @@ def compare(
     return Comparison(tuple(entrants), tuple(images), tuple(counts), noisy, tuple(pictures))
 
 
-def _named(samplers: Sequence[Any] | Mapping[str, Any]) -> dict[str, Sampler]:
+def _named(samplers: Sequence[SamplerSpec] | Mapping[str, SamplerSpec]) -> dict[str, Sampler]:
     """Samplers by the label of their row."""
     if isinstance(samplers, str) or not samplers:
         raise ValueError(f"samplers must be a list of names or samplers, or a mapping of them, got {samplers!r}")

@@ -72,7 +72,7 @@ def sampling_times(denoiser: Denoiser, steps: int | None, grid: GridLike | None)
         steps = chosen.length if steps is None else steps
         if steps is None:
             raise ValueError("give the number of steps, or a grid of times")
-        check_steps(steps)
+        checked_steps(steps)
         times = chosen.times(denoiser.process, steps, denoiser.t_min, denoiser.t_max)
     if times.ndim != 1 or len(times) == 0 or not bool((times.diff() < 0).all()):
         raise ValueError(f"a grid needs decreasing times, got {times.tolist()}")
@@ -81,10 +81,11 @@ def sampling_times(denoiser: Denoiser, steps: int | None, grid: GridLike | None)
     return times
 
 
-def check_steps(steps: object) -> None:
-    """ValueError unless `steps` is a whole number of at least 1."""
+def checked_steps(steps: object) -> int:
+    """The number of sampling steps. ValueError unless it is a whole number of at least 1."""
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise ValueError(f"steps must be a whole number, at least 1; got {steps!r}")
+    return steps
 
 
 def check_noisy_start(first: Scales) -> None:

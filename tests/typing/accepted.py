@@ -14,7 +14,19 @@ from dinit.data import DATASETS, Digits
 from dinit.diffusion import Denoiser, Epsilon, LinearFlow, Process, VPDiscrete
 from dinit.evaluation import Report, compare
 from dinit.models import BACKBONES, DiCo, GaussianDenoiser
-from dinit.samplers import DDIM, SAMPLERS, DPMpp2M, Heun, Karras, NoiseSource, Sampler, TimeGrid
+from dinit.samplers import (
+    DDIM,
+    SAMPLERS,
+    DPMpp2M,
+    Heun,
+    Karras,
+    NoiseSource,
+    Sampler,
+    TimeGrid,
+    invert,
+    search_timesteps,
+)
+from dinit.samplers import compare as side_by_side
 from dinit.samplers.guidance import CADS, CFG, Guidance
 from dinit.training import EMA, Recipe, load_recipe
 
@@ -55,6 +67,18 @@ assert_type(pipe.prepare([3], guidance="cfg:scale=4").steps, int)
 denoiser: Denoiser = pipe.denoiser(labels=[3])
 for step in Heun().iterate(denoiser, torch.zeros(1, 1, 8, 8), steps=18):
     assert_type(step.x0, torch.Tensor)
+noise = torch.randn(2, 1, 8, 8)
+sample = Heun().sample(denoiser, noise, grid="karras", steps=18, labels=[3, 1], seed=[4, 5], end="state")
+assert_type(sample, torch.Tensor)
+start = invert("ddim", denoiser, sample, 50, labels=[3, 1], grid=Karras())
+assert_type(start.nfe, int)
+several = side_by_side(denoiser, noise, None, ["ddim", Heun()], nfe=20, seed=3, decode=lambda latents: latents)
+labelled = side_by_side(denoiser, noise, [3, 1], {"exact": "rk4", "few": {"name": "ddim", "eta": 0.5}}, 10)
+assert_type(several.images, tuple[torch.Tensor, ...])
+times: TimeGrid = search_timesteps(denoiser, "ddim", 8, lambda x: float(x.mean()), noise=noise, seed=2)
+swapped = sampler_from_diffusers(EulerDiscreteScheduler(), {"s_churn": 1.0})
+for step in swapped.iterate(denoiser, noise, 18, seed=1):
+    assert_type(step.nfe, int)
 
 recipe: Recipe = load_recipe("recipe.yaml")
 result = dinit.train(recipe, out="runs/digits", resume=False)

@@ -8,13 +8,15 @@ Checked by tests/test_typing.py; nothing here is run.
 from __future__ import annotations
 
 import torch
+from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
 
 import dinit
 from dinit import DiTT  # error expected
+from dinit.checkpoints import sampler_from_diffusers
 from dinit.data import Digits, Digit  # error expected
 from dinit.diffusion import Epsilon, LinearFlow, VPDiscrete
 from dinit.models import ADMClassifier, DiCo, DiT, SiT
-from dinit.samplers import DDIM, Heun, Karras, Sampler
+from dinit.samplers import DDIM, Heun, Karras, Sampler, compare, invert, search_timesteps
 from dinit.samplers import DDMI  # error expected
 from dinit.samplers import CFG as FromTheWrongPlace  # error expected
 from dinit.samplers.guidance import CADS, CFG
@@ -59,4 +61,16 @@ dinit.train("recipe.yaml", out="runs/digits")  # error expected
 dinit.evaluate(pipe, samples=1000)  # error expected
 dinit.evalute(pipe)  # error expected
 dinit.list_samplers(patern="*2m*")  # error expected
-Heun().iterate(pipe.denoiser(), torch.zeros(1, 1, 8, 8), stepz=18)  # error expected
+denoiser, noise = pipe.denoiser(), torch.zeros(1, 1, 8, 8)
+Heun().iterate(denoiser, noise, stepz=18)  # error expected
+Heun().sample(denoiser, noise, 18, gird="karras")  # error expected
+Heun().sample(denoiser, noise, 18, end="x0")  # error expected
+Heun().sample(denoiser, noise, seed="3")  # error expected
+Heun().describe("vp", stepz=18)  # error expected
+invert("ddim", denoiser, noise, 18, lables=[3])  # error expected
+invert("ddim", denoiser, noise, 18, end="state")  # error expected
+compare(denoiser, noise, None, ["ddim"], step=4)  # error expected
+compare(denoiser, noise, None, [CFG(2.0)], 4)  # error expected
+search_timesteps(denoiser, "ddim", 8, len, noise=noise, girds="karras")  # error expected
+sampler_from_diffusers(EulerDiscreteScheduler()).iterate(denoiser, noise, 18, sede=1)  # error expected
+sampler_from_diffusers(EulerDiscreteScheduler(), option={})  # error expected

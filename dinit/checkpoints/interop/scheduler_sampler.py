@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -12,12 +12,13 @@ from torch import Tensor
 
 from dinit.checkpoints.interop.schedule import CHAIN_SCHEDULERS, SCHEDULERS, read_scheduler
 from dinit.checkpoints.interop.scheduler_run import SchedulerRun, build, learns_variance, start
-from dinit.diffusion import Condition, Denoised, Denoiser, Parameterization, Process, Scales
+from dinit.diffusion import Denoised, Denoiser, Parameterization, Process, Scales
 from dinit.diffusion.condition import SupportsNormal
 from dinit.diffusion.discrete import BetaChain
 from dinit.diffusion.parameterization import X0, Epsilon, V, check_pair
 from dinit.samplers import GRIDS, SAMPLERS, Sampler, Step, TimeGrid
 from dinit.samplers.base import Claims, StepDenoiser, StepNoise
+from dinit.samplers.points import End, GridLike, checked_steps
 
 NAME = "diffusers"  # in the record of a call; not listed, as a sampler of this name needs a scheduler
 _TREE = "DPMSolverSDEScheduler"  # draws from a Brownian tree, by a generator of its own
@@ -124,9 +125,10 @@ class SchedulerSampler(Sampler):
         return run
 
     def step(
-        self, denoise: StepDenoiser, x_t: Tensor, t: Scales, s: Scales, state: Any, noise: StepNoise
-    ) -> tuple[Tensor, Any]:
-        return state.step(denoise, x_t, t, s, noise), state
+        self, denoise: StepDenoiser, x_t: Tensor, t: Scales, s: Scales, state: SchedulerRun, noise: StepNoise
+    ) -> tuple[Tensor, SchedulerRun]:
+        numbered = replace(noise, draws_per_step=len(state.groups[0]))  # at most one draw a call
+        return state.step(denoise, x_t, t, s, numbered), state
 
     def check(self, denoiser: Denoiser, points: list[Scales]) -> None:
         _, parameterization = self._trained
@@ -138,53 +140,68 @@ class SchedulerSampler(Sampler):
             )
         check_pair(denoiser.process, parameterization, points[0].floats.time)
 
-    def iterate(
-        self, denoiser: Denoiser, initial_noise: Tensor, steps: int | None = None, **options: Any
-    ) -> Iterator[Step]:
-        """As `Sampler.iterate`, on the scheduler's own times, and without `state` and `end`.
+    def finish(
+        self, denoise: StepDenoiser, x_t: Tensor, t: Scales, state: SchedulerRun, noise: StepNoise
+    ) -> tuple[Tensor, SchedulerRun]:
+        """The scheduler's own last step, down to its final sigma, in place of the posterior mean."""
+        return self.step(denoise, x_t, t, denoise.process.scales(0.0), state, noise)
 
-        initial_state: a state x_t at the first of those times.
+    def iterate(
+        self,
+        denoiser: Denoiser,
+        initial_noise: Tensor,
+        steps: int | None = None,
+        *,
+        labels: Tensor | Sequence[int] | None = None,
+        grid: GridLike | None = None,
+        initial_state: Tensor | None = None,
+        state: None = None,
+        noise_source: SupportsNormal | None = None,
+        seed: int | Sequence[int] = 0,
+        end: End = "posterior-mean",
+    ) -> Iterator[Step]:
+        """Run the scheduler, yielding every step. Arguments as in `Sampler.iterate`, with these differences.
+
+        Args:
+            denoiser: On the scheduler's path, predicting what the scheduler reads.
+            initial_noise: (B, C, H, W) standard normal, scaled as diffusers scales it for this scheduler.
+            steps: diffusers' `num_inference_steps`, at least 1.
+            labels: (B,) class labels; None for the denoiser's own, or null.
+            grid: None, or the sampler's own grid.
+            initial_state: (B, C, H, W), a state x_t at the first of the scheduler's times.
+            state: None; a scheduler starts without history.
+            noise_source: Of the noise that stochastic schedulers add; None for `NoiseSource.from_seed(seed)`.
+            seed: Of the noise source, where none is given: one seed, or one an image.
+            end: 'posterior-mean'; a scheduler ends by itself.
+
+        Returns:
+            An iterator over the steps.
+
+        Raises:
+            ValueError: Another grid; a state or an end; steps < 1, or so few that pure noise cannot stand for the
+                first state; a denoiser on another path, or with another prediction.
         """
-        grid, state_there = options.pop("grid", None), options.pop("initial_state", None)
         if grid is not None and not (isinstance(grid, SchedulerGrid) and grid == self.own_grid):
             raise ValueError(_own_times(self.scheduler))
-        if options.get("state") is not None or options.get("end", "posterior-mean") != "posterior-mean":
+        if state is not None or end != "posterior-mean":
             raise ValueError(f"{self.scheduler} starts without history and ends by itself: leave out state and end")
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-            raise ValueError(f"steps must be a whole number, at least 1; got {steps!r}")
-        run = self.run(denoiser.process, steps)
+        run = self.run(denoiser.process, checked_steps(steps))
         first = run.groups[0][0][1]
-        if state_there is None and float(first.noise_level) < 1:
+        if initial_state is None and float(first.noise_level) < 1:
             raise ValueError(
                 f"{steps} steps of {self.scheduler} start at t = {first.floats.time:.3g}, where x_t is more image "
                 "than noise: take more steps, make it with timestep_spacing='trailing', or give initial_state="
             )
-        if state_there is None:
-            state_there = initial_noise * run.start_std
-        given = {**options, "initial_state": state_there, "state": run}
-        return super().iterate(denoiser, initial_noise, grid=run.times, **given)
-
-    def _run(
-        self,
-        denoiser: Denoiser,
-        x: Tensor,
-        points: list[Scales],
-        inner: list[tuple[Scales, ...]],
-        state: SchedulerRun,
-        cond: Condition,
-        source: SupportsNormal,
-        end: Any,
-    ) -> Iterator[Step]:
-        total, nfe = len(points), 0
-        for i, t in enumerate(points):
-            denoise = StepDenoiser(denoiser, cond.at_step(i))
-            s = points[i + 1] if i + 1 < total else denoiser.process.scales(0.0)
-            noise = StepNoise(source, i, len(state.groups[0]))
-            x_s, _ = self.step(denoise, x, t, s, state, noise)
-            nfe += denoise.calls
-            assert denoise.first is not None, "a step evaluates the denoiser at least once"
-            yield Step(i, total, t.floats.time, x, denoise.first.x0, x_s, nfe, state)
-            x = x_s
+        return super().iterate(
+            denoiser,
+            initial_noise,
+            labels=labels,
+            grid=run.times,
+            initial_state=initial_noise * run.start_std if initial_state is None else initial_state,
+            state=run,
+            noise_source=noise_source,
+            seed=seed,
+        )
 
     def nfe(self, steps: int) -> int:
         scheduler = build(self.scheduler, self.config)

@@ -15,16 +15,16 @@ run that is to be inverted hands over the state of its last step, and an inversi
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Literal
 
 from torch import Tensor
 
-from dinit.diffusion import Denoised, Denoiser, RunContext, Scales
+from dinit.diffusion import Denoised, Denoiser, Scales
 from dinit.diffusion.condition import SupportsNormal
-from dinit.samplers.base import SAMPLERS, Sampler, Step, StepDenoiser, StepNoise
+from dinit.samplers.base import SAMPLERS, Run, Sampler, Step, StepDenoiser, StepNoise
 from dinit.samplers.noise import NoiseSource
 from dinit.samplers.ode.ddim import DDIM
 from dinit.samplers.ode.euler import Euler, Heun
@@ -54,15 +54,7 @@ class Inversion:
 
 
 def invert(
-    sampler: Sampler | str, denoiser: Denoiser, x: Tensor, steps: int | None = None, **options: Any
-) -> Inversion:
-    """The noise that the sampler turns into x. Arguments as `ascend`."""
-    (last,) = deque(ascend(sampler, denoiser, x, steps, **options), maxlen=1)
-    return Inversion(last.x_s, last.state, last.nfe)
-
-
-def ascend(
-    sampler: Sampler | str,
+    sampler: Sampler | str | Mapping[str, Any],
     denoiser: Denoiser,
     x: Tensor,
     steps: int | None = None,
@@ -71,40 +63,58 @@ def ascend(
     grid: GridLike | None = None,
     state: Any = None,
     noise_source: SupportsNormal | None = None,
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
+) -> Inversion:
+    """The noise from which the sampler makes x. Arguments and errors as `ascend`."""
+    steps_up = ascend(
+        sampler, denoiser, x, steps, labels=labels, grid=grid, state=state, noise_source=noise_source, seed=seed
+    )
+    (last,) = deque(steps_up, maxlen=1)
+    return Inversion(last.x_s, last.state, last.nfe)
+
+
+def ascend(
+    sampler: Sampler | str | Mapping[str, Any],
+    denoiser: Denoiser,
+    x: Tensor,
+    steps: int | None = None,
+    *,
+    labels: Tensor | Sequence[int] | None = None,
+    grid: GridLike | None = None,
+    state: Any = None,
+    noise_source: SupportsNormal | None = None,
+    seed: int | Sequence[int] = 0,
 ) -> Iterator[Step]:
-    """Runs the sampler from the grid's last time up to its first, yielding every step.
+    """Run the sampler from the grid's last time up to its first, yielding every step.
 
-    x: (B, C, H, W), the state at the grid's last time; for clean images that is the published convention too, as
-    the noise there is small. steps, grid, labels, noise_source, seed: of the sampling run, whose times are taken
-    backwards; grid decreases here as there. state: the last `Step.state` of the run that is undone; None where x
-    comes from elsewhere. Guidance hears the step number that its time has in the sampling run.
-    ValueError for a sampler that cannot go up, and as `Sampler.iterate`.
+    Args:
+        sampler: A Sampler, a registered name or mapping, of a sampler that can go up; 'ddim' stands for
+            'ddim-inverse'.
+        denoiser: A network read as a posterior mean, or a guidance around one. Guidance gets the step number that
+            a time has in the sampling run.
+        x: (B, C, H, W), the state at the grid's last time. Clean images take its place in published practice too,
+            as the noise there is small.
+        steps: Of the sampling run, whose times are taken backwards.
+        labels: (B,) class labels; None for the denoiser's own, or null.
+        grid: Of the sampling run: it decreases here as there.
+        state: The last `Step.state` of the run that is undone; None where x comes from elsewhere.
+        noise_source: For guidance that draws noise; None for `NoiseSource.from_seed(seed)`.
+        seed: Of the noise source, where none is given: one seed, or one an image.
+
+    Returns:
+        An iterator over the steps. The arguments are checked at once.
+
+    Raises:
+        ValueError: A sampler that cannot go up; and as `Sampler.iterate`.
     """
-    sampler = upward(SAMPLERS.create(sampler))
-    points = sampling_points(denoiser, steps, sampler.grid_for(denoiser.process) if grid is None else grid, "state")
-    sampler._check_required_outputs(denoiser)
+    upwards = upward(SAMPLERS.create(sampler))
+    chosen = upwards.grid_for(denoiser.process) if grid is None else grid
+    points = sampling_points(denoiser, steps, chosen, "state")
     places = {k.floats.time: i for i, k in enumerate(points)}
-    points = points[::-1]
-    sampler.check(denoiser, points)
     source: SupportsNormal = noise_source or NoiseSource.from_seed(seed, x.shape[0])
-    total = len(points) - 1
-    cond = denoiser.condition(labels, x.shape[0], x.device).in_run(RunContext(noise_source=source, steps=total))
-    inner = sampler._inner_points(denoiser, points, "state")
-    if state is None:
-        state = sampler.init(denoiser, points, total)
-
-    def run(x: Tensor, state: Any) -> Iterator[Step]:
-        nfe = 0
-        for i, (t, s) in enumerate(pairwise(points)):
-            denoise = _Placed(denoiser, cond, inner[i], places=places)
-            x_s, state = sampler.step(denoise, x, t, s, state, StepNoise(source, i, 0))
-            nfe += denoise.calls
-            assert denoise.first is not None, "a step evaluates the denoiser at least once"
-            yield Step(i, total, t.floats.time, x, denoise.first.x0, x_s, nfe, state)
-            x = x_s
-
-    return run(x, state)
+    cond = denoiser.condition(labels, x.shape[0], x.device)
+    run = Run.prepare(upwards, denoiser, points[::-1], len(points) - 1, cond, source, state)
+    return run.iterate(x, lambda i: _Placed(denoiser, run.cond, run.inner[i], places=places))
 
 
 def upward(sampler: Sampler) -> Sampler:

@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 
 from dinit.diffusion import Denoiser, Process
+from dinit.diffusion.condition import SupportsNormal
 from dinit.files import write_atomically
 from dinit.samplers.base import SAMPLERS, Sampler
 from dinit.samplers.grids.times import Times
-from dinit.samplers.points import sampling_points
+from dinit.samplers.points import End, sampling_points
 
 STARTS = ("uniform", "log-snr", "karras", "quadratic", "align-your-steps")
 
@@ -70,7 +71,10 @@ def search_timesteps(
     labels: Tensor | Sequence[int] | None = None,
     evolution: Evolution | None = None,
     cache: str | Path | None = None,
-    **options: Any,
+    initial_state: Tensor | None = None,
+    noise_source: SupportsNormal | None = None,
+    seed: int | Sequence[int] = 0,
+    end: End = "posterior-mean",
 ) -> Times:
     """The times whose samples have the lowest metric among those tried. Li et al. 2023 (AutoDiffusion).
 
@@ -88,7 +92,11 @@ def search_timesteps(
         cache: a JSON file. Where it holds the result of the same search it is read and nothing is run; it is
             written, whole or not at all, otherwise. The key has the settings and the noise, not the denoiser's
             weights or what the metric computes: give each its own file.
-        **options: of `Sampler.sample`.
+        initial_state: (B, C, H, W), a state at the first time, in place of noise.
+        noise_source: of the noise that stochastic steps add; None for `NoiseSource.from_seed(seed)`.
+        seed: of the noise source, where none is given: one seed, or one an image. The
+            search's own is in `evolution`.
+        end: as in `Sampler.iterate`.
 
     Returns:
         A grid of `steps` times.
@@ -105,7 +113,17 @@ def search_timesteps(
         return _read(Path(cache), key)
 
     def score(times: Tensor) -> float:
-        found = float(metric(solver.sample(denoiser, noise, grid=times, labels=labels, **options)))
+        samples = solver.sample(
+            denoiser,
+            noise,
+            labels=labels,
+            grid=times,
+            initial_state=initial_state,
+            noise_source=noise_source,
+            seed=seed,
+            end=end,
+        )
+        found = float(metric(samples))
         return math.inf if math.isnan(found) else found
 
     score_of, times = _evolve(denoiser, steps, score, evolution)
