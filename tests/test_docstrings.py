@@ -142,14 +142,6 @@ dinit.samplers.RecordedNoise
 dinit.samplers.RecordedNoise.normal
 dinit.samplers.Restart
 dinit.samplers.SASolver
-dinit.samplers.Sampler.check
-dinit.samplers.Sampler.describe
-dinit.samplers.Sampler.init
-dinit.samplers.Sampler.inner_times
-dinit.samplers.Sampler.iterate
-dinit.samplers.Sampler.step
-dinit.samplers.Step
-dinit.samplers.compare
 dinit.samplers.guidance.APG
 dinit.samplers.guidance.Autoguidance
 dinit.samplers.guidance.CADS
