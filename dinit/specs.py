@@ -35,11 +35,16 @@ def parse_value(text: str) -> Any:
 
 
 def split_outside_brackets(text: str) -> list[str]:
-    """The parts between commas that no [], () or {} encloses; none where the text is blank."""
-    parts, depth = [""], 0
+    """The parts between commas that no [], (), {} or quoted value encloses; none where the text is blank."""
+    parts, depth, quote = [""], 0, ""
     for character in text:
-        depth += (character in "[({") - (character in "])}")
-        if character == "," and depth == 0:
+        if character == quote:
+            quote = ""
+        elif not quote and character in "\"'" and parts[-1].rstrip()[-1:] in tuple("=:,[({"):
+            quote = character
+        elif not quote:
+            depth += (character in "[({") - (character in "])}")
+        if character == "," and depth == 0 and not quote:
             parts.append("")
         else:
             parts[-1] += character

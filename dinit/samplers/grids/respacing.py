@@ -31,6 +31,8 @@ class Respaced(TimeGrid):
     sections: str = ""
 
     def __post_init__(self) -> None:
+        if isinstance(self.sections, int):  # one number, as YAML and the command line read it
+            object.__setattr__(self, "sections", str(self.sections))
         counts = self.sections.removeprefix("ddim").split(",") if self.sections else []
         if not all(c.strip().isdigit() and int(c) > 0 for c in counts) or (self._strided and len(counts) > 1):
             raise ValueError(f"sections must read like '25', '10,5,3', 'ddim25' or '', got {self.sections!r}")

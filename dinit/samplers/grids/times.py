@@ -25,6 +25,9 @@ class Times(TimeGrid):
 
     values: tuple[float, ...]
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "values", tuple(float(t) for t in self.values))  # a list, out of a JSON file
+
     @property
     def length(self) -> int:
         return len(self.values)

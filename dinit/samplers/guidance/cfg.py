@@ -70,7 +70,9 @@ class CFG(Guidance):
             raise ValueError(f"rescale must be in [0, 1], got {self.rescale}")
         if self.channels is not None and self.channels < 1:
             raise ValueError(f"channels must be at least 1, or None for all, got {self.channels}")
-        make_schedule(self.schedule)
+        schedule = make_schedule(self.schedule)
+        if isinstance(self.schedule, Mapping):  # a record of the object, which is equal to the object
+            object.__setattr__(self, "schedule", schedule)
 
     def wrap(self, denoiser: Denoiser) -> Denoiser:
         if self.scale == 1:

@@ -52,6 +52,7 @@ class UniPC(MultistepSampler):
     warm_up: WarmUp = "corrected"
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "uncorrected", tuple(self.uncorrected))  # a list, out of a JSON file
         check_order("unipc", self.order)
         choice(
             "unipc",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, get_args
@@ -93,6 +94,8 @@ class PredictorCorrector(Sampler):
     corrector_steps: int = 1
 
     def __post_init__(self) -> None:
+        if isinstance(self.predictor, Mapping):  # a record of the object, which is equal to the object
+            object.__setattr__(self, "predictor", SAMPLERS.create(self.predictor))
         if isinstance(self.predictor, str) and self.predictor != "none" and self.predictor not in SAMPLERS:
             raise ValueError(f"unknown predictor {self.predictor!r}{suggest(self.predictor, [*SAMPLERS, 'none'])}")
         if self.corrector not in get_args(Corrector):
