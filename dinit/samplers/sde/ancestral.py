@@ -1,4 +1,4 @@
-"""Ancestral sampling: a solver to a level below s, then noise back up to s. Song et al. 2021 (DDIM)."""
+"""Ancestral sampling: a solver to below the noise level of s, then noise up to it. Song et al. 2021 (DDIM)."""
 
 from __future__ import annotations
 
@@ -33,17 +33,26 @@ Solver = Literal["euler", "dpm-2", "dpmpp-2s"]
 )
 @dataclass(frozen=True)
 class Ancestral(Sampler):
-    """Ancestral sampling with eta and s_noise, known as Euler ancestral. Song et al. 2021 (DDIM), Eq. 16.
+    r"""Ancestral sampling with eta and s_noise, known as Euler ancestral. Song et al. 2021 (DDIM), Eq. 16.
 
-    In y = x / alpha and u = sigma / alpha, a solver goes from u_t to u_down and noise of standard deviation u_up
-    leads back to u_s = sqrt(u_down² + u_up²), u_up = min(u_s, eta u_s sqrt(1 - u_s² / u_t²)). So it runs on any
-    process: with 'euler' it is DDIM(eta), and with eta = 1 DDPM, which on VE is score_sde's ancestral sampling.
+    Formula: $y_s = y_t + (u_{down} - u_t)\,\varepsilon + u_{up}\, z,\quad u_{up} = \min\left(u_s,\ \eta\, u_s
+        \sqrt{1 - u_s^2 / u_t^2}\right),\quad u_{down}^2 + u_{up}^2 = u_s^2$
 
-    eta: at least 0, which is deterministic; above 1 noise is exchanged faster than DDPM does it, and inf draws all
-    of it again at every step. s_noise: factor on the noise, positive. solver: 'euler'; 'dpm-2' (Karras et al. 2022,
-    the midpoint rule in u, evaluated halfway in log u) or 'dpmpp-2s' (Lu et al. 2022, the midpoint rule in log u),
-    which are of second order at eta = 0 and evaluate twice, but once where a step has no middle: from alpha = 0 or
-    to u_down = 0. ValueError for other settings.
+    y = x / alpha and u = sigma / alpha: a solver goes from u_t to u_down, and noise of standard deviation u_up
+    leads back to u_s. It runs on any process: with 'euler' it is DDIM(eta), and with eta = 1 DDPM, which on VE is
+    score_sde's ancestral sampling. Source: arXiv:2010.02502.
+
+    Args:
+        eta: At least 0, which is deterministic; above 1 more noise is exchanged than in DDPM, and inf draws all of
+            it again at every step.
+        s_noise: Factor on the noise, positive.
+        solver: 'euler' (the formula); 'dpm-2' (Karras et al. 2022, the midpoint rule in u, evaluated halfway in
+            log u) or 'dpmpp-2s' (Lu et al. 2022, the midpoint rule in log u). The last two are of second order at
+            eta = 0 and take two evaluations a step, but one where a step has no middle: from alpha = 0 or to
+            u_down = 0.
+
+    Raises:
+        ValueError: eta, s_noise or solver out of its range.
     """
 
     eta: float = 1.0
@@ -67,9 +76,9 @@ class Ancestral(Sampler):
         down = [
             ancestral_split(a.floats, b.floats, self.eta)[0] for a, b in zip(t.unbind(), s.unbind(), strict=True)
         ]
-        level = (t.noise_level * torch.tensor(down, dtype=torch.float64) / s.alpha).sqrt()
-        middle = level.isfinite() & (level > 0)  # elsewhere the step is Euler's, and any time will do
-        times = denoiser.process.time_of_noise_level(torch.where(middle, level, torch.ones_like(level)))
+        noise_level = (t.noise_level * torch.tensor(down, dtype=torch.float64) / s.alpha).sqrt()
+        middle = noise_level.isfinite() & (noise_level > 0)  # elsewhere the step is Euler's, and any time will do
+        times = denoiser.process.time_of_noise_level(torch.where(middle, noise_level, torch.ones_like(noise_level)))
         return torch.where(middle, times, s.time)[:, None]
 
     def step(
@@ -88,7 +97,7 @@ class Ancestral(Sampler):
     def _second_order(
         self, denoise: StepDenoiser, d: Denoised, t: ScalarScales, s: ScalarScales, down: float
     ) -> Tensor:
-        """The step to the level down / alpha_s, in units of x at s."""
+        """The step to the noise level down / alpha_s, in units of x at s."""
         mid = denoise.inner[0]
         middle = denoise(mid.alpha * d.x0 + mid.sigma * d.eps, mid)
         if self.solver == "dpm-2":  # dy / du = eps
@@ -98,7 +107,16 @@ class Ancestral(Sampler):
 
 
 def ancestral_split(t: ScalarScales, s: ScalarScales, eta: float) -> tuple[float, float]:
-    """alpha_s (u_down, u_up): what is left of the old noise at s, and what is new, in units of x."""
+    """Old and new noise at the end of an ancestral step.
+
+    Args:
+        t: Start of the step.
+        s: End of the step.
+        eta: As of `Ancestral`.
+
+    Returns:
+        alpha_s u_down, what is left of the old noise at s, and alpha_s u_up, what is new; both in units of x.
+    """
     ratio = t.alpha / t.sigma * s.sigma / s.alpha  # u_s / u_t
     up = min(1.0, eta * math.sqrt(1 - ratio**2)) if eta else 0.0
     down = ratio if eta == 1 else math.sqrt(1 - up**2)  # exact where the root would cancel

@@ -1,4 +1,4 @@
-"""DDPM's ancestral sampling with its choices of variance. Ho et al. 2020; Nichol & Dhariwal 2021."""
+"""DDPM's ancestral sampling, with its choices of variance. Ho et al. 2020; Nichol & Dhariwal 2021."""
 
 from __future__ import annotations
 
@@ -23,19 +23,37 @@ def posterior_mean_of_x_s(d: Denoised, t: Scales, s: Scales) -> Tensor:
 
 
 def ancestral_transition(d: Denoised, t: Scales, s: Scales, variance: Variance) -> tuple[Tensor, Tensor]:
-    """Mean (B, C, H, W) and standard deviation of x_s given x_t; the latter has that shape where it is learned."""
+    """Mean and standard deviation of x_s given x_t.
+
+    Args:
+        d: The denoised batch at t.
+        t: Start of the step.
+        s: End of the step.
+        variance: As of `DDPM`.
+
+    Returns:
+        The mean (B, C, H, W), and the standard deviation, which has that shape where it is learned.
+    """
     mean = posterior_mean_of_x_s(d, t, s)
     if variance == "learned-range":
         return mean, (d.log_variance(s) / 2).exp()
     if variance == "learned":
-        assert d.variance_fraction is not None, "the sampler's check asks for it"
-        return mean, (d.variance_fraction - 0.5).exp()  # the channels say 2 fraction - 1
+        assert d.variance_fraction is not None, "the sampler's check requires it"
+        return mean, (d.variance_fraction - 0.5).exp()  # the channels are 2 fraction - 1
     std = ancestral_std(t, s, 1.0) if variance == "fixed-small" else transition_variance(t, s).sqrt()
     return mean, std
 
 
 def check_variance(variance: str, denoiser: Denoiser | None = None) -> None:
-    """ValueError unless it is one of the four, and for a learned one that the denoiser does not have."""
+    """Check the choice of the variance.
+
+    Args:
+        variance: As of `DDPM`.
+        denoiser: What has to learn a learned variance; None to check the word alone.
+
+    Raises:
+        ValueError: Another variance, or a learned one that the denoiser does not have.
+    """
     if variance not in get_args(Variance):
         raise ValueError(f"unknown variance {variance!r}{suggest(str(variance), list(get_args(Variance)))}")
     if denoiser is not None and variance.startswith("learned") and not denoiser.learns_variance:
@@ -48,12 +66,24 @@ def check_variance(variance: str, denoiser: Denoiser | None = None) -> None:
 @SAMPLERS.register("ddpm")
 @dataclass(frozen=True)
 class DDPM(Sampler):
-    """DDPM's ancestral sampling, on any path and any subset of its times. Ho et al. 2020, Algorithm 2.
+    r"""DDPM's ancestral sampling, on any path and any subset of its times. Ho et al. 2020, Algorithm 2.
 
-    variance of x_s given x_t: 'fixed-small' is that of the posterior given x0 (beta-tilde), 'fixed-large' that
-    of x_t given x_s (beta), 'learned-range' what the network learned between the two (Nichol & Dhariwal 2021),
-    'learned' for networks whose variance channels are log Σ itself, without bounds (Nichol & Dhariwal 2021,
-    Section 3.1, who found it hard to train; guided-diffusion's LEARNED): on the steps they were trained on.
+    Formula: $x_s = \frac{\alpha_t \sigma_s^2}{\alpha_s \sigma_t^2} x_t + \alpha_s
+        \frac{\sigma_{t|s}^2}{\sigma_t^2} x_0 + \frac{\sigma_s}{\sigma_t} \sigma_{t|s}\, z,\quad \sigma_{t|s}^2 =
+        \sigma_t^2 - \frac{\alpha_t^2}{\alpha_s^2}\sigma_s^2$
+
+    The factor on z is that of variance = 'fixed-small'. Source: arXiv:2006.11239; learned variances,
+    arXiv:2102.09672.
+
+    Args:
+        variance: Of x_s given x_t. 'fixed-small': of the posterior given x0 (beta-tilde). 'fixed-large': of x_t
+            given x_s, sigma_t|s^2 (beta). 'learned-range': what the network learned between the two (Nichol &
+            Dhariwal 2021). 'learned': for networks whose variance channels are log Σ itself, without bounds
+            (Nichol & Dhariwal 2021, Section 3.1, who found it hard to train; guided-diffusion's LEARNED), on the
+            steps they were trained on.
+
+    Raises:
+        ValueError: Another variance; from a run, a learned one that the network does not have.
     """
 
     variance: Variance = "fixed-small"

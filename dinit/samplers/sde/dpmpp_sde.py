@@ -1,4 +1,4 @@
-"""DPM-Solver++ for the reverse-time SDE: single-step, and multistep of orders two and three. Lu et al. 2022."""
+"""DPM-Solver++ on the reverse-time SDE: single-step, and multistep of orders two and three. Lu et al. 2022."""
 
 from __future__ import annotations
 
@@ -22,12 +22,24 @@ History = tuple[tuple[Tensor, float], ...]
 @SAMPLERS.register("dpmpp-sde", aliases=("k-dpmpp-sde",))
 @dataclass(frozen=True)
 class DPMppSDE(Sampler):
-    """DPM-Solver++(2S) on the SDE: the posterior mean at the middle of the step stands for all of it.
+    r"""DPM-Solver++(2S) on the SDE: the posterior mean at the middle of the step stands for all of it.
 
-    Lu et al. 2022, Section 5, as k-diffusion runs it: both the way to the middle and the whole step are ancestral
-    steps, with a deterministic part of DPM-Solver++(1) and a draw each. eta: 0 is deterministic (the midpoint rule
-    in half the log-SNR, second order), 1 the reverse-time SDE. s_noise: factor on the noise. A step from alpha = 0
-    or to sigma = 0 has no middle in log-SNR: there one evaluation makes its first-order limit.
+    Formula: $x_s = a\,x_t + (\alpha_s - a\,\alpha_t)\,x_0(x_m, \lambda_m) + \sigma_{up}\, z,\quad \sigma_{up} =
+        \eta\,\sigma_s \sqrt{1 - e^{-2h}},\quad a = \frac{1}{\sigma_t}\sqrt{\sigma_s^2 - \sigma_{up}^2}, \quad
+        \lambda_m = \lambda_t + \tfrac{h}{2}$
+
+    lambda = log(alpha / sigma) is half the log-SNR and h its rise over the step; x_m is the same step from x_t to
+    lambda_m with x0(x_t) and a draw of its own. For eta above 1, sigma_up is at most sigma_s. Lu et al. 2022,
+    Section 5, arXiv:2211.01095, as k-diffusion runs it: both are ancestral steps, DPM-Solver++(1) and a draw. A
+    step from alpha = 0 or to sigma = 0 has no middle in log-SNR: there one evaluation makes its first-order limit.
+
+    Args:
+        eta: At least 0. 0 is deterministic (the midpoint rule in half the log-SNR, second order), 1 the
+            reverse-time SDE.
+        s_noise: Factor on the noise, positive.
+
+    Raises:
+        ValueError: eta or s_noise out of its range.
     """
 
     eta: float = 1.0
@@ -55,7 +67,7 @@ class DPMppSDE(Sampler):
         return self._ancestral(x_t, x0, t, s, noise, 1), None
 
     def _ancestral(self, x_t: Tensor, x0: Tensor, t: Scales, s: Scales, noise: StepNoise, draw: int) -> Tensor:
-        """x at s, from x at t and a posterior mean that is the same all along."""
+        """x at s, from x at t and a posterior mean that is the same all along the step."""
         down, up = ancestral_split(t.floats, s.floats, self.eta)
         keep = down / t.floats.sigma
         x_s = keep * x_t + (s.floats.alpha - keep * t.floats.alpha) * x0
@@ -65,14 +77,26 @@ class DPMppSDE(Sampler):
 @SAMPLERS.register("dpmpp-2m-sde", aliases=("sde-dpm-solver++", "sde-dpm-solver++(2m)", "k-dpmpp-2m-sde"))
 @dataclass(frozen=True)
 class DPMpp2MSDE(Sampler):
-    """DPM-Solver++(2M) on the SDE: the posterior mean extrapolated in half the log-SNR. Lu et al. 2022, Section 5.
+    r"""DPM-Solver++(2M) on the SDE: the posterior mean extrapolated in half the log-SNR. Lu et al. 2022, Section 5.
 
-    The first step is of first order, and so is a step that starts at or follows alpha = 0 or ends at sigma = 0.
+    Formula: $x_s = \frac{\sigma_s}{\sigma_t} e^{-\eta h} x_t + \alpha_s \left(1 - e^{-(1+\eta)h}\right)\left(x_0 +
+        \frac{h}{2h'}(x_0 - x_0')\right) + \sigma_s \sqrt{1 - e^{-2\eta h}}\, z$
 
-    eta: 0 is dpmpp-2m, 1 the reverse-time SDE. s_noise: factor on the noise. variant: how the slope of the
-    posterior mean is weighed, 'midpoint' (the paper's) or 'heun' (the integral of its line). order: 2, or 1 for
-    DPM-Solver++(1) on the SDE, which at eta = 1 is DDPM. prediction: 'eps' is SDE-DPM-Solver, the same in the noise
-    (Lu et al. 2022 (DPM-Solver++), Section 5): 'midpoint' only, not from alpha = 0, and less stable.
+    h is the rise of lambda = log(alpha / sigma) over the step, h' and x0' those of the step before. The first step
+    is of first order, and so is a step that starts at or follows alpha = 0 or ends at sigma = 0. Source:
+    arXiv:2211.01095.
+
+    Args:
+        eta: At least 0. 0 is dpmpp-2m, 1 the reverse-time SDE.
+        s_noise: Factor on the noise, positive.
+        variant: Weight of the slope of the posterior mean: 'midpoint' (the formula, the paper's) or 'heun' (the
+            integral of its line).
+        order: 2, or 1 for DPM-Solver++(1) on the SDE, which at eta = 1 is DDPM.
+        prediction: 'x0', or 'eps' for SDE-DPM-Solver, the same in the noise (Lu et al. 2022 (DPM-Solver++),
+            Section 5): with the variant 'midpoint' only, not from alpha = 0, and less stable.
+
+    Raises:
+        ValueError: An option out of its range, or 'heun' with 'eps'.
     """
 
     renamed_options: ClassVar[Mapping[str, str]] = {"levels": "order"}
@@ -141,16 +165,27 @@ class DPMpp2MSDE(Sampler):
 @SAMPLERS.register("dpmpp-3m-sde", aliases=("k-dpmpp-3m-sde",))
 @dataclass(frozen=True)
 class DPMpp3MSDE(Sampler):
-    """DPM-Solver++(3M) on the SDE: a parabola through three posterior means, in half the log-SNR. Lu et al. 2022.
+    r"""DPM-Solver++(3M) on the SDE: a parabola through three posterior means, in half the log-SNR. Lu et al. 2022.
 
-    The order rises with the history: the first step is of first order, the second of second; a step from alpha = 0
-    or to sigma = 0 is of first.
+    Formula: $x_s = \frac{\sigma_s}{\sigma_t} e^{-\eta h} x_t + \alpha_s \int_{\lambda_t}^{\lambda_s} (1+\eta)\,
+        e^{-(1+\eta)(\lambda_s-\lambda)} P(\lambda)\,d\lambda + \sigma_s \sqrt{1 - e^{-2\eta h}}\, z,\quad P \text{
+        the parabola through the last three } x_0$
 
-    eta: 0 is deterministic, 1 the reverse-time SDE. s_noise: factor on the noise. curvature: weight of the
-    parabola's second difference. 'exact' is the integral's, and the third order at eta = 0 rests on it;
-    'published' is half of it, as in the code of DPM-Solver++ and k-diffusion, and leaves the second order.
-    max_step_ratio: a step longer than this times the one before it goes by a line, as a parabola goes astray there;
-    inf is the published code's.
+    lambda = log(alpha / sigma), h its rise over the step. The degree of P rises with the history: the first step
+    is of first order, the second of second; a step from alpha = 0 or to sigma = 0 is of first. Source:
+    arXiv:2211.01095.
+
+    Args:
+        eta: At least 0. 0 is deterministic, 1 the reverse-time SDE.
+        s_noise: Factor on the noise, positive.
+        curvature: Weight of the parabola's second difference. 'exact' is the integral's, which the third order at
+            eta = 0 rests on; 'published' is half of it, as in the code of DPM-Solver++ and k-diffusion, for the
+            second order.
+        max_step_ratio: A step longer than this times the one before it takes a line in place of the parabola,
+            which goes astray there. Positive; inf in the published code.
+
+    Raises:
+        ValueError: An option out of its range.
     """
 
     renamed_options: ClassVar[Mapping[str, str]] = {"reach": "max_step_ratio"}
@@ -200,5 +235,5 @@ class DPMpp3MSDE(Sampler):
 
 
 def remember(x0: Tensor, half_log_snr: float, history: History, length: int) -> History:
-    """The history with one more entry, the latest first; -inf, where alpha is 0, has no place in a polynomial."""
+    """The history with one more entry, the latest first; it starts again at -inf, where alpha is 0."""
     return ((x0, half_log_snr), *history)[:length] if half_log_snr > float("-inf") else ()

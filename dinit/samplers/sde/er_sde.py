@@ -32,18 +32,23 @@ History = tuple[tuple[Tensor, float], ...]
 @SAMPLERS.register("er-sde")
 @dataclass(frozen=True)
 class ERSDE(Sampler):
-    """ER-SDE-Solver of orders 1 to 3, with any noise scale phi. Cui et al. 2023 (ER-SDE-Solver).
+    r"""ER-SDE-Solver of orders 1 to 3, with any noise scale phi. Cui et al. 2023 (ER-SDE-Solver).
 
-    In y = x / alpha and the noise level u, with r = phi(u_s) / phi(u_t),
+    Formula: $y_s = r y_t + \phi(u_s)\int_{u_s}^{u_t} \frac{\phi'(u)}{\phi(u)^2} P(u)\,du + \sqrt{u_s^2 - r^2
+        u_t^2}\, z,\quad r = \frac{\phi(u_s)}{\phi(u_t)}$
 
-        y_s = r y_t + phi(u_s) * integral over [u_s, u_t] of phi' / phi² x0(u) du + sqrt(u_s² - r² u_t²) z,
+    y = x / alpha, u = sigma / alpha is the noise level, and P is the polynomial in u through the last `order`
+    posterior means; the integral is taken by quadrature. The degree of P rises with the history; a step from alpha
+    = 0 or to sigma = 0 is of first order. Source: arXiv:2309.06169.
 
-    and x0 is a polynomial in u through the latest `order` evaluations; the integral is taken by quadrature. The
-    degree rises with the history; a step from alpha = 0 or to sigma = 0 is of first order.
+    Args:
+        noise_scale: phi. 'er-sde': u (exp(u^0.3) + 10), the authors' choice for few steps; 'sde': u², the
+            reverse-time SDE; 'ode': u, deterministic and of the order `order`.
+        order: 1, 2 or 3.
+        s_noise: Factor on the noise, positive.
 
-    noise_scale: phi. 'er-sde': u (exp(u^0.3) + 10), the authors' choice for few steps; 'sde': u², the reverse-time
-    SDE; 'ode': u, deterministic, of that order. order: 1, 2 or 3. s_noise: factor on the noise, positive.
-    ValueError for other settings.
+    Raises:
+        ValueError: An option out of its range.
     """
 
     renamed_options: ClassVar[Mapping[str, str]] = {"levels": "order"}

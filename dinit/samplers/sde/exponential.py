@@ -1,12 +1,13 @@
-"""The reverse-time SDE with its linear part solved exactly, in half the log-SNR: what several solvers share.
+"""Exact linear part of the reverse-time SDE, in half the log-SNR, for the solvers that share it.
 
-With lambda half the log-SNR and h its rise over a step, every SDE with the right marginals whose noise is eta times
-that of the reverse-time SDE (in variance; eta = 0 is the probability flow) has from t to s the exact solution
+With lambda half the log-SNR and h its rise over a step, every SDE with the right marginals whose noise is eta
+times that of the reverse-time SDE (in variance; eta = 0 is the probability flow) has from t to s the exact
+solution
 
     x_s = (sigma_s / sigma_t) exp(-eta h) x_t + alpha_s * integral + sigma_s sqrt(1 - exp(-2 eta h)) z,
     integral over theta in [0, 1] of H exp(-H (1 - theta)) x0(lambda_t + theta h),  H = (1 + eta) h,
 
-and a solver is a guess of how the posterior mean x0 runs along the step. Lu et al. 2022 (DPM-Solver++), Section 5;
+and a solver is an approximation of the posterior mean x0 along the step. Lu et al. 2022 (DPM-Solver++), Section 5;
 Xue et al. 2023 (SA-Solver), where eta is tau².
 """
 
@@ -21,9 +22,14 @@ from dinit.diffusion.process import ScalarScales
 
 @dataclass(frozen=True)
 class Linear:
-    """A step's exact part: x_s = keep x_t + alpha_s * integral + std z.
+    """Exact part of a step: x_s = keep x_t + alpha_s * integral + std z.
 
-    h: rise of half the log-SNR, inf from alpha = 0 or to sigma = 0. decay: H = (1 + eta) h.
+    Attributes:
+        keep: Factor on x_t.
+        std: Standard deviation of the new noise.
+        h: Rise of half the log-SNR, inf from alpha = 0 or to sigma = 0.
+        decay: H = (1 + eta) h.
+        alpha_s: alpha at the end of the step.
     """
 
     keep: float
@@ -39,7 +45,16 @@ class Linear:
 
 
 def linear_part(t: ScalarScales, s: ScalarScales, eta: float) -> Linear:
-    """The exact part of the step from t to s. eta >= 0; every value but h and decay is finite."""
+    """The exact part of the step from t to s.
+
+    Args:
+        t: Start of the step.
+        s: End of the step.
+        eta: Variance of the noise over that of the reverse-time SDE, at least 0.
+
+    Returns:
+        The factors; all but h and decay are finite.
+    """
     h = (s.log_snr - t.log_snr) / 2
     forgotten = eta * h if eta else 0.0  # eta h, whose limit at eta = 0 is 0 for an infinite h too
     keep, std = s.sigma / t.sigma * math.exp(-forgotten), s.sigma * math.sqrt(-math.expm1(-2 * forgotten))
@@ -59,9 +74,14 @@ def moments(decay: float, count: int) -> list[float]:
 
 
 def lagrange_weights(nodes: Sequence[float], theta_moments: Sequence[float]) -> list[float]:
-    """The integral of each node's Lagrange polynomial, from the integrals of theta^k.
+    """The integral of each node's Lagrange polynomial, from the integrals of the powers of theta.
 
-    nodes: n different values of theta. theta_moments: of k = 0 .. n - 1.
+    Args:
+        nodes: n different values of theta.
+        theta_moments: The integrals of theta^k for k = 0 .. n - 1.
+
+    Returns:
+        One weight for each node.
     """
     weights = []
     for i, node in enumerate(nodes):

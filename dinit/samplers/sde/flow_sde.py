@@ -1,4 +1,4 @@
-"""SiT's SDE: any diffusion coefficient beside the flow's velocity. Ma et al. 2024 (SiT), Sections 2.3 and 3.4."""
+"""SiT's SDE: a free diffusion coefficient with the flow's velocity. Ma et al. 2024 (SiT), Sections 2.3 and 3.4."""
 
 from __future__ import annotations
 
@@ -33,19 +33,29 @@ DIFFUSIONS: dict[str, Callable[[float, Scales], Tensor]] = {
 @SAMPLERS.register("flow-sde")
 @dataclass(frozen=True)
 class FlowSDE(Sampler):
-    """SiT's reverse-time SDE dx = (velocity - w score) dt + sqrt(2 w) dw, with any w >= 0. Ma et al. 2024.
+    r"""SiT's reverse-time SDE dx = (velocity - w score) dt + sqrt(2 w) dw, with any w >= 0. Ma et al. 2024.
+
+    Formula: $x_s = \hat x + \tfrac{1}{2}(s - t)\left(b(\hat x, t) + b(\hat x + (s - t)\,b(\hat x, t),\,
+        s)\right),\quad \hat x = x_t + \sqrt{2 w_t (t - s)}\, z,\quad b = v - w\,\nabla\log p$
 
     Whatever w is, the marginals are the path's; at w = 0 this is the flow, and at w = g² / 2, 'sbdm' with norm 1,
-    the reverse-time SDE of Song et al. 2021. It runs on any process, and is stable where w Δt < 2 sigma².
+    the reverse-time SDE of Song et al. 2021. It runs on any process, and is stable where w Δt < 2 sigma². Source:
+    arXiv:2401.08740.
 
-    diffusion: w in the process's t, with n for the norm. 'constant': n; 'sigma': n sigma; 'linear': n t;
-    'decreasing': (1 - n cos(pi t))² / 4; 'increasing-decreasing': n sin²(pi t); 'sbdm': n g² / 2, which is infinite
-    at alpha = 0: there an ancestral step is taken. method: 'heun' adds the noise first and then takes a
-    deterministic Heun step, 2 NFE; 'euler-maruyama', SiT's default, needs many more steps for the same accuracy.
-    last_step: the step of end = 'state' onto sigma = 0. 'mean' has the SDE's drift without noise, 'euler' is the
-    flow's Euler step, 'tweedie' the posterior mean, 'none' a step like any other. (The driver's own end,
-    'posterior-mean', is Tweedie's at the last noisy time.)
-    ValueError for other settings or a negative norm.
+    Args:
+        diffusion: w in the process's t, with n for the norm. 'constant': n; 'sigma': n sigma; 'linear': n t;
+            'decreasing': (1 - n cos(pi t))² / 4; 'increasing-decreasing': n sin²(pi t); 'sbdm': n g² / 2, which is
+            infinite at alpha = 0: there an ancestral step is taken.
+        norm: Size of the diffusion coefficient, at least 0.
+        method: 'heun' (the formula) adds the noise first and then takes a deterministic Heun step, 2 NFE;
+            'euler-maruyama', SiT's default, needs many more steps for the same accuracy.
+        last_step: The step onto sigma = 0, where a run ends there (end = 'state'): 'mean' has the SDE's drift
+            without noise, 'euler' is the flow's Euler step, 'tweedie' the posterior mean, 'none' a step like any
+            other.
+
+    Raises:
+        ValueError: An option out of its range; from a run, Heun's method where the score or the velocity at its
+            end is infinite.
     """
 
     diffusion: str = "sigma"
@@ -72,14 +82,14 @@ class FlowSDE(Sampler):
         return Claims(1 if draws else 2, nfe_per_step=2, draws_per_step=draws, cost_depends_on="times")
 
     def coefficient(self, k: Scales) -> Tensor:
-        """w at the scales k: half the squared diffusion coefficient, a float64 tensor of their shape."""
+        """w, half the squared diffusion coefficient, at the scales k: float64 of their shape."""
         return DIFFUSIONS[self.diffusion](self.norm, k)
 
     def check(self, denoiser: Denoiser, points: list[Scales]) -> None:
         onto_clean = points[-1].floats.sigma == 0
         if self.method == "heun" and self.last_step == "none" and onto_clean:
             raise ValueError(
-                "Heun's step onto sigma = 0 asks for the score there, which is infinite: choose another last_step, "
+                "Heun's step onto sigma = 0 needs the score there, which is infinite: choose another last_step, "
                 "method='euler-maruyama', or end with 'posterior-mean'"
             )
         if self.method == "heun" and not onto_clean and not bool(points[-1].d_sigma.isfinite()):

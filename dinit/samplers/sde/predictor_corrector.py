@@ -1,4 +1,4 @@
-"""The reverse-diffusion step, and Langevin corrections after any sampler's step. Song et al. 2021, Section 4.2."""
+"""Predictor-corrector sampling and the reverse-diffusion step. Song et al. 2021, Section 4.2."""
 
 from __future__ import annotations
 
@@ -22,10 +22,18 @@ Corrector = Literal["annealed", "langevin", "renoising", "none"]
 
 
 def reverse_diffusion_transition(d: Denoised, t: Scales, s: Scales) -> tuple[Tensor, Tensor]:
-    """Mean (B, C, H, W) and standard deviation of x_s given x_t: the forward chain's step, reversed.
+    """Mean and standard deviation of x_s given x_t, by the reversed step of the forward chain.
 
-    Song et al. 2021, Appendix E, with the chain x_t = (alpha_t / alpha_s) x_s + noise, for any path. At alpha = 0
-    x_t holds nothing of x_s, and the ancestral transition is taken.
+    Song et al. 2021, Appendix E: the chain is x_t = (alpha_t / alpha_s) x_s + noise, for any path. At alpha = 0 x_t
+    holds nothing of x_s, and the ancestral transition is taken.
+
+    Args:
+        d: The denoised batch at t.
+        t: Start of the step.
+        s: End of the step.
+
+    Returns:
+        The mean (B, C, H, W), and the standard deviation.
     """
     if t.floats.alpha == 0:
         return ancestral_transition(d, t, s, "fixed-small")
@@ -34,10 +42,18 @@ def reverse_diffusion_transition(d: Denoised, t: Scales, s: Scales) -> tuple[Ten
 
 
 def langevin_step_size(d: Denoised, z: Tensor, t: Scales, snr: float, corrector: Corrector) -> Tensor:
-    """The step of one Langevin move x + step score + sqrt(2 step) z at the noise of t.
+    """Step size of one Langevin move x + step score + sqrt(2 step) z. Song et al. 2021, Algorithms 4 and 5.
 
-    annealed: 2 (snr sigma)², the same for all. langevin: 2 (snr |z| / |score|)², (B, 1, 1, 1): Song et al.
-    2021, Algorithms 4 and 5, with the norms of each sample, where the published code averages over the batch.
+    Args:
+        d: The denoised batch at t.
+        z: The noise of the move, (B, C, H, W).
+        t: Time of the move, sigma > 0.
+        snr: Size of a move against the noise.
+        corrector: 'annealed': 2 (snr sigma)², the same for all samples. 'langevin': 2 (snr |z| / |score|)² with
+            the norms of each sample, where the published code averages over the batch.
+
+    Returns:
+        0-dimensional, or (B, 1, 1, 1) for 'langevin'.
     """
     if corrector == "annealed":
         return 2 * (snr * t.sigma) ** 2
@@ -46,10 +62,16 @@ def langevin_step_size(d: Denoised, z: Tensor, t: Scales, snr: float, corrector:
 
 
 def renoised(d: Denoised, z: Tensor, t: Scales, snr: float) -> Tensor:
-    """x_t with a part 4 snr² of its noise's variance drawn again: alpha x0 + sigma (sqrt(1 - 4 snr²) eps + 2 snr
-    z).
+    """x_t with a part 4 snr² of its noise's variance drawn again: to first order, the annealed Langevin move.
 
-    To first order in snr², the annealed Langevin move.
+    Args:
+        d: The denoised batch at t.
+        z: The new noise, (B, C, H, W).
+        t: Time of the move.
+        snr: Size of a move against the noise, below 1/2.
+
+    Returns:
+        alpha x0 + sigma (sqrt(1 - 4 snr²) eps + 2 snr z), (B, C, H, W).
     """
     fresh = 4 * snr**2
     return t.alpha * d.x0 + t.sigma * (math.sqrt(1 - fresh) * d.eps + math.sqrt(fresh) * z)
@@ -58,9 +80,12 @@ def renoised(d: Denoised, z: Tensor, t: Scales, snr: float) -> Tensor:
 @SAMPLERS.register("reverse-diffusion")
 @dataclass(frozen=True)
 class ReverseDiffusion(Sampler):
-    """The forward chain's step, reversed, with its exact coefficients on any path. Song et al. 2021, Appendix E.
+    r"""Reverse diffusion: the forward chain's step, reversed, exact on any path. Song et al. 2021, Appendix E.
 
-    On VE this is DDPM('fixed-large').
+    Formula: $x_s = (2 - a)\, x_t + b^2\,\nabla\log p_t(x_t) + b z,\quad a = \alpha_t / \alpha_s,\ b^2 = \sigma_t^2
+        - a^2\sigma_s^2$
+
+    On VE it is DDPM('fixed-large'). Source: arXiv:2011.13456.
     """
 
     def claims(self) -> Claims:
@@ -76,16 +101,27 @@ class ReverseDiffusion(Sampler):
 @SAMPLERS.register("predictor-corrector", aliases=("pc",))
 @dataclass(frozen=True)
 class PredictorCorrector(Sampler):
-    """A step of any sampler, then Langevin moves at the new time. Song et al. 2021, Algorithm 1.
+    r"""Predictor-corrector: any sampler's step, then Langevin moves at the new time. Song et al. 2021, Algorithm 1.
 
-    predictor: a registered sampler, by name or as an object, or 'none'. Song et al. take 'reverse-diffusion',
-    'ancestral' or 'euler-maruyama'; with few steps the second is the best. corrector: 'annealed' has a step that
-    depends on the time alone, and so leaves the distribution as it is (up to snr²); 'langevin' fits it to each
-    sample's score, which suits images of many pixels and is biased where there are few; 'renoising' draws a part
-    4 snr² of the noise's variance again, which is 'annealed' to first order in snr² and stable for larger (azula's,
-    whose delta is 4 snr²); or 'none'. All run on every process. snr: size of a correction against the noise,
-    positive, below 1/2 for 'renoising'. corrector_steps: moves a step, at least 1.
-    ValueError for other settings, or with neither predictor nor corrector.
+    Formula: $x_s = \text{predictor}(x_t),\quad \text{then } x_s \leftarrow x_s + \delta\,\nabla\log p_s(x_s) +
+        \sqrt{2\delta}\, z,\quad \delta = 2\,(\text{snr}\;\sigma_s)^2$
+
+    Every corrector runs on every process. Source: arXiv:2011.13456.
+
+    Args:
+        predictor: A registered sampler, by name or as an object, or 'none'. The paper's are 'reverse-diffusion',
+            'ancestral' and 'euler-maruyama'; with few steps the second is the best.
+        corrector: 'annealed' (the formula) has a step that depends on the time alone, and so leaves the
+            distribution as it is (up to snr²). 'langevin' fits it to each sample's score, delta = 2 (snr |z| /
+            |score|)², which suits images of many pixels and is biased where there are few. 'renoising' draws a
+            part 4 snr² of the noise's variance again, which is 'annealed' to first order in snr² and stable for
+            larger (azula's, whose delta is 4 snr²). 'none': no correction.
+        snr: Size of a correction against the noise, positive, below 1/2 for 'renoising'.
+        corrector_steps: Moves a step, at least 1.
+
+    Raises:
+        ValueError: An option out of its range, or neither predictor nor corrector; from a run, a Langevin
+            corrector at sigma = 0.
     """
 
     predictor: str | Sampler = "ancestral"

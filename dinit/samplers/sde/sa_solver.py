@@ -17,7 +17,13 @@ Node = tuple[Tensor, float]  # a posterior mean and half the log-SNR that it bel
 
 @dataclass(frozen=True)
 class History:
-    """nodes: of the steps so far, the latest first. start: keep x_t + std z of the last step, for its corrector."""
+    """State of a run of SA-Solver.
+
+    Attributes:
+        nodes: Posterior means and half the log-SNR of the steps so far, the latest first.
+        start: keep x_t + std z of the last step, for its corrector.
+        linear: The exact part of the last step.
+    """
 
     nodes: tuple[Node, ...]
     start: Tensor
@@ -27,17 +33,29 @@ class History:
 @SAMPLERS.register("sa-solver")
 @dataclass(frozen=True)
 class SASolver(Sampler):
-    """SA-Solver in its data form: steps predicted by stochastic Adams–Bashforth, corrected by Adams–Moulton.
+    r"""SA-Solver: stochastic Adams–Bashforth predictor, Adams–Moulton corrector, in x0. Xue et al. 2023.
 
-    Xue et al. 2023. The posterior mean is a polynomial in half the log-SNR through the latest predictor_order
-    steps. Once the network has been asked at the predicted state, the step is taken again with that answer as one
-    of corrector_order nodes and the same noise, at no further evaluation; the state after the very last step stays
-    predicted. Orders rise with the history; steps from alpha = 0 or to sigma = 0 are of first order.
+    Formula: $x_s = \frac{\sigma_s}{\sigma_t} e^{-\tau^2 h} x_t + \alpha_s \int_{\lambda_t}^{\lambda_s}
+        (1+\tau^2)\, e^{-(1+\tau^2)(\lambda_s-\lambda)} P(\lambda)\,d\lambda + \sigma_s \sqrt{1 - e^{-2\tau^2 h}}\,
+        z$
 
-    tau: size of the noise, at least 0; 0 is the probability flow, 1 the reverse-time SDE. low, high: the log-SNR
-    between which tau applies; outside steps are deterministic. predictor_order: 1 to 4. corrector_order: 0 (none)
-    to 4. weights: of two nodes, 'exact' is the integral's; 'published' is that of the authors' code, which
-    departs from it by a term that vanishes with the step. ValueError for other settings.
+    lambda = log(alpha / sigma), h its rise over the step. P is the polynomial through the posterior means of the
+    last predictor_order steps. Once the network is evaluated at the predicted state, the step is taken again with
+    that evaluation as one of corrector_order nodes and the same noise, at no further evaluation; the state after
+    the very last step stays predicted. Orders rise with the history; steps from alpha = 0 or to sigma = 0 are of
+    first order. Source: arXiv:2309.05019.
+
+    Args:
+        tau: Size of the noise, at least 0; 0 is the probability flow, 1 the reverse-time SDE.
+        low: Log-SNR above which tau applies; steps from below it are deterministic.
+        high: Log-SNR up to which tau applies, above low; steps from above it are deterministic.
+        predictor_order: 1 to 4.
+        corrector_order: 0 (none) to 4.
+        weights: Of two nodes: 'exact' is the integral's; 'published' is that of the authors' code, which departs
+            from it by a term that vanishes with the step.
+
+    Raises:
+        ValueError: An option out of its range.
     """
 
     tau: float = 1.0
@@ -87,11 +105,11 @@ class SASolver(Sampler):
         return x_s, History(nodes[: max(kept, 1)], start, linear)
 
     def _eta(self, log_snr: float) -> float:
-        """The SDE's noise against the reverse-time SDE's, in variance."""
+        """Variance of the SDE's noise over that of the reverse-time SDE."""
         return self.tau**2 if self.low <= log_snr <= self.high else 0.0
 
     def _integral(self, nodes: tuple[Node, ...], start: float, linear: Linear) -> Tensor:
-        """alpha_s times the integral of the polynomial through the nodes. start: half the log-SNR at t."""
+        """alpha_s times the integral of the polynomial through the nodes; start is half the log-SNR at t."""
         of_powers = moments(linear.decay, len(nodes))
         if self.weights == "published" and len(nodes) == 2:
             of_powers[1] = linear.decay / 2
