@@ -269,7 +269,7 @@ def test_cads_on_labels_refusals() -> None:
         CADS(on="label").wrap(unconditional)
     run = RunContext(noise_source=NoiseSource.from_seed(0, 1))
     cond = replace(model.condition([0], 1), run=run, labels=None)
-    with pytest.raises(ValueError, match="asks for the labels of a batch"):
+    with pytest.raises(ValueError, match="needs the labels of a batch"):
         CADS(0.1, 0.9, on="label").wrap(model)(torch.zeros(1, 1, 2, 2), 0.7, cond)
 
 

@@ -657,7 +657,7 @@ def test_labels_are_asked_for_where_a_condition_carries_none() -> None:
     model = mixture()
     x, cond = state(model)
     guided = Classifier(1.0, bayes(model)).wrap(model)
-    with pytest.raises(ValueError, match="carries none"):
+    with pytest.raises(ValueError, match="has none"):
         guided(x, 0.5, replace(cond, labels=None))
 
 

@@ -1,4 +1,4 @@
-"""Guidance: a frozen spec with `wrap(denoiser) -> denoiser`. Specs nest; the last of a list is the outermost."""
+"""Guidance: frozen dataclasses whose `wrap(denoiser)` is a guided denoiser. They nest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Adaptive projected guidance. Sadat et al. 2024 (Eliminating oversaturation at high guidance scales)."""
+"""Adaptive projected guidance (APG). Sadat et al. 2024 (Eliminating oversaturation at high guidance scales)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,14 @@ from dinit.samplers.guidance.base import (
 def projected(difference: Tensor, given: Tensor, eta: float, radius: float) -> Tensor:
     """The difference, at most `radius` long, with its part along `given` weakened to eta of it.
 
-    (B, C, H, W) in and out; lengths and directions are those of each sample.
+    Args:
+        difference: (B, C, H, W). Lengths and directions are those of each sample.
+        given: The direction, (B, C, H, W).
+        eta: Fraction of the part along `given` that stays; 1 is all.
+        radius: Largest length, positive; inf sets none.
+
+    Returns:
+        (B, C, H, W).
     """
     if radius < math.inf:
         difference = difference * (radius / _length(difference)).clamp(max=1)
@@ -41,7 +48,11 @@ def _length(x: Tensor) -> Tensor:
 
 @dataclass
 class Momentum:
-    """The running difference of a run; None before its first evaluation."""
+    """Running difference of a run.
+
+    Attributes:
+        difference: (B, C, H, W); None before the first evaluation.
+    """
 
     difference: Tensor | None = None
 
@@ -56,15 +67,26 @@ class Momentum:
 @GUIDANCES.register("apg")
 @dataclass(frozen=True)
 class APG(Guidance):
-    """CFG without the part that oversaturates: projected, of limited length, with momentum. Sadat et al. 2024.
+    """Adaptive projected guidance: CFG without the part that oversaturates. Sadat et al. 2024.
 
-    x0 = conditional + (scale - 1) update. scale: 1 is neutral. eta: how much of the difference along the
-    conditional posterior mean is kept; 0 is the paper's, 1 all of it. radius: the largest length of a sample's
-    difference, their r; it depends on the size of the image, infinity sets none. momentum: what is added of the
-    evaluation before, their beta; negative weakens what repeats itself. It is kept within the run, so a sampler
-    that tries a step more than once counts every try.
-    With eta = 1, radius = inf and momentum = 0 this is CFG. low, high: guide where low <= log-SNR <= high only.
-    ValueError for settings out of range or a denoiser without a null class.
+    x0 = conditional + (scale - 1) update, where update is conditional - unconditional with momentum, limited in
+    length and with its part along the conditional posterior mean weakened. With eta = 1, radius = inf and momentum
+    = 0 this is CFG. Source: arXiv:2410.02416.
+
+    Args:
+        scale: At least 0; 1 is neutral.
+        eta: Fraction that is kept of the difference along the conditional posterior mean; 0 is the paper's, 1
+            keeps all.
+        radius: Largest length of a sample's difference, the paper's r; it depends on the size of the image.
+            Positive, inf sets none.
+        momentum: Factor in (-1, 1) on the running difference of the evaluations before, the paper's beta; negative
+            weakens what repeats itself. It is kept within the run, so a sampler that tries a step more than once
+            counts every try.
+        low: Lowest log-SNR that is guided; below it the prediction is the conditional one.
+        high: Highest log-SNR that is guided, above low; above it the prediction is the conditional one.
+
+    Raises:
+        ValueError: An option out of its range; from `wrap`, a denoiser without a null class.
     """
 
     scale: float = 4.0

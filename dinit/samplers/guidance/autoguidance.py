@@ -1,4 +1,4 @@
-"""Guidance by a weaker version of the model itself. Karras et al. 2024 (Autoguidance)."""
+"""Autoguidance: guidance by a weaker version of the model itself. Karras et al. 2024."""
 
 from __future__ import annotations
 
@@ -21,7 +21,16 @@ from dinit.samplers.guidance.cfg import extrapolate
 
 
 def check_companion(denoiser: Denoiser, other: Denoiser, who: str) -> None:
-    """ValueError unless the other model answers the same question: the path, the classes, the null class."""
+    """Check that two models predict the same: process, classes, null class.
+
+    Args:
+        denoiser: The guided model.
+        other: The model that guides it.
+        who: Begins the message.
+
+    Raises:
+        ValueError: They do not.
+    """
     if other.process != denoiser.process:
         raise ValueError(
             f"{who} needs two models of one noise process; the model has {denoiser.process}, the other "
@@ -41,11 +50,19 @@ def _classes(denoiser: Denoiser) -> str:
 @GUIDANCES.register("autoguidance")
 @dataclass(frozen=True)
 class Autoguidance(Guidance):
-    """Away from a weaker model with the same labels: quality without loss of variety. Karras et al. 2024.
+    """Autoguidance: away from a weaker model with the same labels. Karras et al. 2024.
 
-    scale: 1 is the model alone (neutral), 0 the weak one; their figures have 1.5 to 3. weak: the denoiser of a
-    smaller or less trained model on the same process, with the same classes. low, high: guide where
-    low <= log-SNR <= high only. ValueError for a scale without a weak model, or one that does not fit.
+    x0 = weak + scale (model - weak), which raises quality without loss of variety. Source: arXiv:2406.02507.
+
+    Args:
+        scale: At least 0. 1 is the model alone (neutral), 0 the weak one; the paper's figures have 1.5 to 3.
+        weak: The denoiser of a smaller or less trained model on the same process, with the same classes.
+        low: Lowest log-SNR that is guided; below it the model's own prediction is returned.
+        high: Highest log-SNR that is guided, above low; above it the model's own prediction is returned.
+
+    Raises:
+        ValueError: An option out of its range; from `wrap`, a scale without a weak model, or one that does not
+            fit.
     """
 
     scale: float = 2.0

@@ -1,4 +1,4 @@
-"""What guidance is: a denoiser made of a denoiser."""
+"""Guidance, the base class and what the methods share: a denoiser made of a denoiser."""
 
 from __future__ import annotations
 
@@ -21,11 +21,18 @@ DenoiseFunction = Callable[[Tensor, Scales, Condition], Denoised]
 
 
 class Guidance(ABC):
-    """A frozen dataclass of settings, one of which is neutral: with it the conditional model comes back."""
+    """Guidance settings: subclasses are frozen dataclasses, and have a neutral setting, the conditional model."""
 
     @abstractmethod
     def wrap(self, denoiser: Denoiser) -> Denoiser:
-        """The guided denoiser. ValueError where the denoiser lacks what this guidance needs."""
+        """The guided denoiser.
+
+        Args:
+            denoiser: The denoiser to guide, which is not changed.
+
+        Raises:
+            ValueError: The denoiser lacks what this guidance needs.
+        """
 
 
 class Guided(WrappedDenoiser):
@@ -51,10 +58,17 @@ class Guided(WrappedDenoiser):
 def apply_guidance(
     denoiser: Denoiser, guidance: Guidance | str | Mapping[str, Any] | Sequence[Any] | None
 ) -> Denoiser:
-    """Wraps the denoiser in one guidance or several, each given as an object, a name or a mapping with options.
+    """Guided denoiser: the denoiser wrapped in one guidance or in several.
 
     A list is applied in order, so its last entry is the outermost: [CFG(4.0), CADS()] is
-    CADS().wrap(CFG(4.0).wrap(denoiser)). None is no guidance.
+    CADS().wrap(CFG(4.0).wrap(denoiser)).
+
+    Args:
+        denoiser: The denoiser to guide, which is not changed.
+        guidance: A Guidance, a name, a mapping with options, or a list of these; None is no guidance.
+
+    Raises:
+        ValueError: Something else is given, or the denoiser lacks what a guidance needs.
     """
     if guidance is None:
         return denoiser
@@ -78,10 +92,15 @@ def two_condition_guidance(
     high: float = math.inf,
     required_outputs: frozenset[str] = frozenset(),
 ) -> Denoiser:
-    """Guidance that sets the condition's answer against that of another condition, in one batched forward.
+    """Guided denoiser that combines the predictions of two conditions, from one batched forward.
 
-    combine: (given, reference, condition) -> the guided answer. Where the log-SNR is outside [low, high] the
-    conditional model alone is asked and answers.
+    Args:
+        denoiser: The denoiser to guide.
+        reference: From the batch's condition to the other one.
+        combine: (given, reference, condition) to the guided prediction.
+        low: Lowest log-SNR that is guided; below it the conditional model alone is evaluated.
+        high: Highest log-SNR that is guided; above it the conditional model alone is evaluated.
+        required_outputs: Fields of Denoised, besides x0, that `combine` sets.
     """
 
     def guided(x_t: Tensor, t: Scales, cond: Condition) -> Denoised:
@@ -94,7 +113,17 @@ def two_condition_guidance(
 
 
 def batched_call(denoiser: Denoiser, x_t: Tensor, t: Scales, conds: Sequence[Condition]) -> tuple[Denoised, ...]:
-    """The answers to one batch under several conditions, by one forward of that many times the batch."""
+    """The predictions of one batch under several conditions, by one forward of that many times the batch.
+
+    Args:
+        denoiser: The denoiser.
+        x_t: (B, C, H, W).
+        t: One time, or one a sample.
+        conds: The conditions, each of B rows.
+
+    Returns:
+        One prediction for each condition.
+    """
     times = t if t.time.ndim == 0 else t.map(lambda v: torch.cat([v] * len(conds)))
     together = denoiser(torch.cat([x_t] * len(conds)), times, reduce(lambda one, more: one.joined(more), conds))
     return together.parts(len(conds))
@@ -110,7 +139,7 @@ def apply_interval(guided: Denoised, given: Denoised, low: float, high: float) -
 
 
 def where_rows(mask: Tensor, one: Denoised, other: Denoised) -> Denoised:
-    """Rows of `one` where the mask is true, of `other` elsewhere. mask: (B,) or broadcastable to x_t."""
+    """Rows of `one` where the mask is true, of `other` elsewhere; mask is (B,) or broadcasts against x_t."""
     mask = mask.reshape(-1, *(1,) * (one.x_t.ndim - 1)).to(one.x0.device)
     chosen = replace(one, x0=torch.where(mask, one.x0, other.x0))
     if one.renoise_eps is not None:
@@ -128,10 +157,19 @@ def other_class(denoiser: Denoiser, cond: Condition, label: int) -> Condition:
 
 
 def labels_of(cond: Condition, null: int, who: str) -> Tensor:
-    """(B,) int64 labels, `null` for rows of the null class. ValueError where the condition carries none."""
+    """Labels of a condition, (B,) int64, with `null` in rows of the null class.
+
+    Args:
+        cond: The condition.
+        null: The label of the null class.
+        who: Begins the message.
+
+    Raises:
+        ValueError: The condition has no labels.
+    """
     if cond.labels is None:
         raise ValueError(
-            f"{who} asks for the labels of a batch, and this condition carries none: make it with "
+            f"{who} needs the labels of a batch, and this condition has none: make it with "
             "denoiser.condition(labels, batch)"
         )
     return torch.where(cond.is_null, torch.full_like(cond.labels, null), cond.labels)
@@ -143,7 +181,7 @@ def non_batch_dims(values: Tensor) -> tuple[int, ...]:
 
 
 def check_null_class(denoiser: Denoiser, who: str, instead: str) -> None:
-    """ValueError unless the model has classes and an unconditional prediction beside them."""
+    """Raise a ValueError unless the model has classes and an unconditional prediction."""
     if denoiser.num_classes == 0:
         raise ValueError(f"{who} needs a model with classes; this one is unconditional: use {instead}")
     if not denoiser.null_class:
@@ -151,18 +189,18 @@ def check_null_class(denoiser: Denoiser, who: str, instead: str) -> None:
 
 
 def check_class(denoiser: Denoiser, label: int, who: str) -> None:
-    """ValueError unless the model has the class."""
+    """Raise a ValueError unless the model has the class."""
     if not 0 <= label < denoiser.num_classes:
         raise ValueError(f"{who}: class {label} is not one of this model's {denoiser.num_classes}, 0 and up")
 
 
 def check_scale(scale: float, who: str, meaning: str = "1 is the conditional model, 0 the unconditional") -> None:
-    """ValueError for a negative, infinite or undefined scale."""
+    """Raise a ValueError for a negative, infinite or undefined scale."""
     if not 0 <= scale < math.inf:
         raise ValueError(f"{who} scale must be >= 0 ({meaning}), got {scale}")
 
 
 def check_interval(low: float, high: float) -> None:
-    """ValueError for an empty interval of log-SNR."""
+    """Raise a ValueError for an empty interval of log-SNR."""
     if not low < high:
         raise ValueError(f"the log-SNR interval needs low < high, got low = {low}, high = {high}")

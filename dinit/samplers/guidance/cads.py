@@ -17,17 +17,27 @@ On = Literal["embedding", "label"]
 
 
 def anneal(t: Tensor, tau1: float, tau2: float) -> Tensor:
-    """gamma(t): 1 up to tau1, 0 from tau2, linear between. Sadat et al. 2024. t: float64, any shape."""
+    """gamma(t), the part of the condition that stays: 1 up to tau1, 0 from tau2, linear between. t: float64."""
     if tau1 == tau2:
         return (t <= tau1).double()
     return ((tau2 - t) / (tau2 - tau1)).clamp(0, 1)
 
 
 def noised(y: Tensor, noise: Tensor, gamma: Tensor, scale: float, mixing: float) -> Tensor:
-    """sqrt(gamma) y + scale sqrt(1 - gamma) noise, its mean and deviation brought back to y's by `mixing`.
+    """sqrt(gamma) y + scale sqrt(1 - gamma) noise, with its mean and deviation brought back to those of y.
 
-    y, noise: (B, ...). Mean and standard deviation are those of each sample, so that it does not depend on its
-    batch; a condition of a single number has no deviation and is left as it is noised.
+    Mean and standard deviation are those of each sample, so that it does not depend on its batch; a condition of a
+    single number has no deviation and is not brought back.
+
+    Args:
+        y: What is noised, (B, ...).
+        noise: Standard normal, (B, ...).
+        gamma: In [0, 1], broadcastable to y.
+        scale: Of the noise.
+        mixing: In [0, 1], how far mean and deviation are brought back.
+
+    Returns:
+        (B, ...).
     """
     blurred = gamma.sqrt() * y + scale * (1 - gamma).sqrt() * noise
     if mixing == 0 or y[0].numel() < 2:
@@ -44,14 +54,22 @@ def noised(y: Tensor, noise: Tensor, gamma: Tensor, scale: float, mixing: float)
 class CADS(Guidance):
     """Condition-annealed sampling: noise on the condition at high noise levels, none later. Sadat et al. 2024.
 
-    tau1, tau2: the condition is whole at times t <= tau1 and all noise at t >= tau2; tau1 = 1 is neutral.
-    on: what is noised. 'embedding': what the network is conditioned on. 'label': the one-hot vector of the class,
-    num_classes numbers, which then weighs the embeddings of all classes, on any network with classes. scale: of
-    the noise, in units of what is noised. mixing: in [0, 1], how far its mean and deviation are restored (the
-    paper's psi). The noise is drawn from the run's source, by image and step, and rows of the null class are not
-    touched, so CADS may stand inside CFG or around it.
-    ValueError for settings outside these ranges, labels of a network without classes, or a run without a noise
-    source.
+    y = sqrt(gamma) y + scale sqrt(1 - gamma) noise, with gamma falling linearly from 1 at tau1 to 0 at tau2. The
+    noise is drawn from the run's source, by image and step, and rows of the null class are left as they are, so
+    CADS may stand inside CFG or around it. Source: arXiv:2310.17347.
+
+    Args:
+        tau1: Time up to which the condition is whole, in [0, tau2]; 1 is neutral.
+        tau2: Time from which the condition is all noise, in [tau1, 1].
+        scale: Standard deviation of the noise, in units of what is noised. At least 0.
+        mixing: In [0, 1], how far mean and deviation of the condition are restored, the paper's psi.
+        on: What is noised. 'embedding': what the network is conditioned on. 'label': the one-hot vector of the
+            class, num_classes numbers, which then weighs the embeddings of all classes, on any network with
+            classes.
+
+    Raises:
+        ValueError: An option out of its range; from `wrap`, labels of a network without classes; from a run, no
+            noise source.
     """
 
     tau1: float = 0.6

@@ -30,9 +30,17 @@ def extrapolate(given: Tensor, free: Tensor, scale: float | Tensor, channels: in
 
 
 def restore_spread(guided: Tensor, given: Tensor, rescale: float) -> Tensor:
-    """Brings each sample's standard deviation back to that of `given`, by the fraction `rescale`.
+    """Guided prediction with each sample's standard deviation brought back to that of `given`.
 
-    Lin et al. 2023 (Common diffusion noise schedules), Section 3.4. (B, C, H, W) in and out.
+    Lin et al. 2023 (Common diffusion noise schedules), Section 3.4, arXiv:2305.08891.
+
+    Args:
+        guided: (B, C, H, W).
+        given: The conditional prediction, (B, C, H, W).
+        rescale: Fraction of the way, in [0, 1].
+
+    Returns:
+        (B, C, H, W).
     """
     axes = non_batch_dims(guided)
     ratio = given.std(axes, keepdim=True) / guided.std(axes, keepdim=True)
@@ -44,16 +52,24 @@ def restore_spread(guided: Tensor, given: Tensor, rescale: float) -> Tensor:
 class CFG(Guidance):
     """Classifier-free guidance on the posterior mean, one batched forward. Ho & Salimans 2022.
 
-    scale: 1 is the conditional model (neutral), 0 the unconditional one, above 1 guides; their w is scale - 1.
-    The default is that of DiT's published figures.
-    Guiding the posterior mean is guiding eps, v or the velocity: at one x_t they are affine in one another.
-    low, high: guide where low <= log-SNR <= high only, and ask for the conditional model alone elsewhere
-    (Kynkäänniemi et al. 2024). rescale: in [0, 1], how far to undo the growth of the posterior mean's standard
-    deviation (Lin et al. 2023, their phi). channels: guide the first so many channels and leave the others
-    conditional; published figures of the DiT family have 3, None is all. schedule: how much of the guidance
-    applies at each time, 1 + (scale - 1) weight: 'constant', 'linear', 'cosine', 'log-snr', 'power-cosine', one of
-    them with options as a mapping, or a ScaleSchedule.
-    ValueError for a negative scale, an empty interval, or a denoiser without a null class.
+    x0 = unconditional + scale (conditional - unconditional). Guiding the posterior mean is guiding eps, v or the
+    velocity: at one x_t they are affine in one another. Source: arXiv:2207.12598.
+
+    Args:
+        scale: At least 0. 1 is the conditional model (neutral), 0 the unconditional one, above 1 guides; the
+            paper's w is scale - 1. The default is that of DiT's published figures.
+        low: Lowest log-SNR that is guided; below it the prediction is the conditional one (Kynkäänniemi et al.
+            2024, arXiv:2404.07724).
+        high: Highest log-SNR that is guided, above low; above it the prediction is the conditional one.
+        rescale: In [0, 1], how far to undo the growth of the posterior mean's standard deviation (Lin et al. 2023,
+            their phi).
+        channels: The number of leading channels that are guided, at least 1; the others stay conditional.
+            Published figures of the DiT family have 3; None is all.
+        schedule: How much of the guidance applies at each time, 1 + (scale - 1) weight: 'constant', 'linear',
+            'cosine', 'log-snr', 'power-cosine', one of them with options as a mapping, or a ScaleSchedule.
+
+    Raises:
+        ValueError: An option out of its range; from `wrap`, a denoiser without a null class.
     """
 
     scale: float = 1.5

@@ -1,4 +1,4 @@
-"""CFG++: guidance of the clean image alone. Chung et al. 2024."""
+"""CFG++: guidance of the posterior mean, with the unconditional noise. Chung et al. 2024."""
 
 from __future__ import annotations
 
@@ -20,15 +20,21 @@ from dinit.samplers.guidance.cfg import extrapolate
 @GUIDANCES.register("cfg++")
 @dataclass(frozen=True)
 class CFGpp(Guidance):
-    """CFG on the posterior mean, and the unconditional eps to renoise it with. Chung et al. 2024.
+    """CFG++: CFG on the posterior mean, renoised with the unconditional eps. Chung et al. 2024.
 
-    x_s = alpha_s x0 + sigma_s eps, with x0 guided and eps that of the null class: x0 and eps no longer make up x_t,
-    so this needs a sampler that takes both from the denoiser, as 'ddim' does at any eta; others refuse. Each step
-    moves the state off its own path by alpha_t scale (conditional - unconditional), so the strength of the guidance
-    grows with the number of steps.
-    scale: their lambda, usually in [0, 1]; 0 is the unconditional model. low, high: guide where
-    low <= log-SNR <= high only, and ask for the conditional model elsewhere; an interval that no step falls in is
-    neutral. ValueError for a negative scale, an empty interval, or a denoiser without a null class.
+    x_s = alpha_s x0 + sigma_s eps, with x0 guided and eps that of the null class. x0 and eps then do not make up
+    x_t, so this needs a sampler that takes both from the denoiser, as 'ddim' does at any eta; others are refused.
+    Each step moves the state off its own path by alpha_t scale (conditional - unconditional), so the strength of
+    the guidance grows with the number of steps. Source: arXiv:2406.08070.
+
+    Args:
+        scale: The paper's lambda, at least 0 and usually at most 1; 0 is the unconditional model.
+        low: Lowest log-SNR that is guided; below it the prediction is the conditional one. An interval that no
+            step falls in is neutral.
+        high: Highest log-SNR that is guided, above low; above it the prediction is the conditional one.
+
+    Raises:
+        ValueError: An option out of its range; from `wrap`, a denoiser without a null class.
     """
 
     scale: float = 0.6

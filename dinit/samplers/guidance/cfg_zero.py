@@ -1,4 +1,4 @@
-"""CFG-Zero*: an optimised scale of the unconditional velocity, and a still start. Fan et al. 2025."""
+"""CFG-Zero*: an optimised scale of the unconditional velocity, and first steps of velocity 0. Fan et al. 2025."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from dinit.samplers.guidance.base import (
 
 
 def optimal_scale(given: Tensor, free: Tensor) -> Tensor:
-    """s with least |given - s free|, <given, free> / |free|^2 of each sample, (B, 1, 1, 1)."""
+    """s with least |given - s free|: <given, free> / |free|^2 of each sample, (B, 1, 1, 1)."""
     axes = non_batch_dims(free)
     square = (free * free).sum(axes, keepdim=True).clamp_min(torch.finfo(free.dtype).tiny)
     return (given * free).sum(axes, keepdim=True) / square
@@ -30,13 +30,19 @@ def optimal_scale(given: Tensor, free: Tensor) -> Tensor:
 @GUIDANCES.register("cfg-zero*", aliases=("cfg-zero-star",))
 @dataclass(frozen=True)
 class CFGZeroStar(Guidance):
-    """CFG on the velocity, the unconditional one scaled to fit, and a still start. Fan et al. 2025.
+    """CFG-Zero*: CFG with a fitted unconditional velocity, and first steps of velocity 0. Fan et al. 2025.
 
     v = s v_free + scale (v_given - s v_free), s = <v_given, v_free> / |v_free|^2 of each sample. On the straight
-    path the velocity is flow matching's; elsewhere it is that path's own. scale: 1 is neutral with zero_steps = 0.
-    zero_steps: so many first steps have velocity 0 (the paper's zero-init, 1 or 4 % of the steps), for flow models
-    whose first velocity is worse than none; the last level of a run is never one of them.
-    ValueError for a negative scale or count, or a denoiser without a null class.
+    path the velocity is flow matching's; elsewhere it is that path's own. Source: arXiv:2503.18886.
+
+    Args:
+        scale: At least 0; 1 with zero_steps = 0 is neutral.
+        zero_steps: Number of first steps with velocity 0 (the paper's zero-init, 1 or 4 % of the steps), for flow
+            models whose first velocity is worse than none. At least 0; the last step of a run is never one of
+            them.
+
+    Raises:
+        ValueError: An option out of its range; from `wrap`, a denoiser without a null class.
     """
 
     scale: float = 1.5
@@ -65,7 +71,7 @@ class CFGZeroStar(Guidance):
             last = run.steps is not None and run.step >= run.steps - 1
             if run.step >= self.zero_steps or last:
                 return guided(x_t, t, cond)
-            given = denoiser(x_t, t, cond)  # for its shape and dtype, and what else it may say
+            given = denoiser(x_t, t, cond)  # for its shape, dtype and other fields
             return with_velocity(given, torch.zeros_like(x_t))
 
         return Guided(guided, function)

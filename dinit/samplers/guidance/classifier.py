@@ -29,14 +29,26 @@ _SHIFTS = {"score": (shift_score, frozenset[str]()), "mean": (shift_mean, frozen
 class Classifier(Guidance):
     """Classifier guidance: scale times the gradient of log p(label | x_t) on the score. Dhariwal & Nichol 2021.
 
-    scale: 0 is neutral, 1 turns an unconditional score into the conditional one (Bayes), their figures have up to
-    10. classifier: (x_t, noise label (B,) or (1,)) -> logits (B, classes), trained on noisy images of this process;
-    dinit.models.adm_classifier.ADMClassifier is one. form: 'score' shifts eps by -sigma scale gradient, which any
-    sampler can follow (their Algorithm 2); 'mean' adds variance times scale times gradient to the mean of a DDPM
-    step (their Algorithm 1, and their published ImageNet samples). unconditional: ask the network for its null
-    class, so that the classifier alone brings the class. label: the class to guide to where the network has no
-    classes; rows of the null class are else left alone. low, high: guide where low <= log-SNR <= high only.
-    ValueError for a scale without a classifier, or where neither the network nor `label` says which class.
+    Source: arXiv:2105.05233.
+
+    Args:
+        scale: At least 0. 0 is neutral, 1 turns an unconditional score into the conditional one (Bayes); the
+            paper's figures have up to 10.
+        classifier: (x_t, noise label (B,) or (1,)) to logits (B, classes), trained on noisy images of this
+            process; `dinit.models.adm_classifier.ADMClassifier` is one.
+        form: 'score' shifts eps by -sigma scale gradient, which any sampler can follow (the paper's Algorithm 2);
+            'mean' adds variance times scale times gradient to the mean of a DDPM step (its Algorithm 1, and its
+            published ImageNet samples).
+        unconditional: Whether the network is evaluated at its null class, so that the classifier alone brings the
+            class.
+        label: The class to guide to, where the network has no classes; None: the labels of the batch, and rows of
+            the null class are left as they are.
+        low: Lowest log-SNR that is guided; below it the prediction is the conditional one.
+        high: Highest log-SNR that is guided, above low; above it the prediction is the conditional one.
+
+    Raises:
+        ValueError: An option out of its range; from `wrap`, a scale without a classifier, or a network without
+            classes and no `label`.
     """
 
     scale: float = 1.0
@@ -65,7 +77,7 @@ class Classifier(Guidance):
                 "classifier guidance needs a classifier of noisy images: Classifier(scale, classifier=network)"
             )
         if denoiser.num_classes == 0 and self.label is None:
-            raise ValueError("this network has no classes: say which one to guide to, Classifier(..., label=...)")
+            raise ValueError("this network has no classes: name the one to guide to, Classifier(..., label=...)")
         if self.unconditional:
             check_null_class(denoiser, "unconditional = True", "the conditional prediction, unconditional = False")
         shift, required_outputs = _SHIFTS[self.form]

@@ -1,4 +1,4 @@
-"""The posterior mean kept within the range of images. Ho et al. 2020."""
+"""Clipping of the posterior mean to the range of images. Ho et al. 2020."""
 
 from __future__ import annotations
 
@@ -16,8 +16,15 @@ from dinit.samplers.guidance.base import GUIDANCES, Guidance, Guided
 class ClipX0(Guidance):
     """Clamps the posterior mean to [-limit, limit]; eps, score and velocity follow it. Ho et al. 2020.
 
-    For pixels in [-1, 1]; latents have no such range. limit: positive, infinity is neutral. low, high: ends in
-    place of -limit and limit; pixels in [0, 1] have low = 0, high = 1. ValueError for an empty range.
+    For pixels in [-1, 1]; latents have no such range.
+
+    Args:
+        limit: Positive; inf is neutral.
+        low: Lower end in place of -limit; pixels in [0, 1] have low = 0, high = 1.
+        high: Upper end in place of limit, above low.
+
+    Raises:
+        ValueError: limit is not positive, or the range is empty.
     """
 
     limit: float = 1.0

@@ -1,4 +1,4 @@
-"""Several classes at once. Liu et al. 2022 (Compositional visual generation with composable diffusion models)."""
+"""Composition of classes. Liu et al. 2022 (Compositional visual generation with composable diffusion models)."""
 
 from __future__ import annotations
 
@@ -25,14 +25,22 @@ from dinit.samplers.guidance.base import (
 @GUIDANCES.register("compose")
 @dataclass(frozen=True)
 class Compose(Guidance):
-    """The image's own class together with others, as a product or as a mixture of scores. Liu et al. 2022.
+    """Composition: the image's own class with others, as a product or a mixture of scores. Liu et al. 2022.
 
-    classes: the others; none is neutral (with weight 1). weights: one for each, None is 1 for all. weight: of the
-    image's own class. how: 'product' adds the differences to the unconditional score,
-    free + sum_i w_i (score_i - free), so that an image is of all classes, and a negative weight is "not that
-    class"; 'mixture' averages the scores, sum_i w_i score_i / sum_i w_i, with weights of 0 or more. Rows of the
-    null class are left as they are, so that this may stand inside CFG.
-    ValueError for weights that do not fit, a class the model has not, or a product without a null class.
+    'product' adds the differences to the unconditional score, free + sum_i w_i (score_i - free), so that an image
+    is of all classes, and a negative weight is "not that class"; 'mixture' averages the scores, sum_i w_i score_i
+    / sum_i w_i. Rows of the null class are left as they are, so that this may stand inside CFG. Source:
+    arXiv:2206.01714.
+
+    Args:
+        classes: The other classes; none is neutral (with weight 1).
+        weights: One for each of `classes`; None is 1 for all. At least 0 in a mixture.
+        weight: Of the image's own class. At least 0 in a mixture.
+        how: 'product' or 'mixture'.
+
+    Raises:
+        ValueError: An option out of its range, or another number of weights; from `wrap`, a class that the model
+            does not have, or a product without a null class.
     """
 
     classes: Sequence[int] = (0,)

@@ -18,10 +18,18 @@ from dinit.samplers.guidance.gradient import gradient_guidance
 class Discriminator(Guidance):
     """Discriminator guidance: the gradient of log d / (1 - d), real to generated, on the score. Kim et al. 2023.
 
-    scale: 0 is neutral; at 1 a perfect discriminator corrects the model's score to that of the data.
-    discriminator: (x_t, scales at t, labels (B,)) -> the logit log d / (1 - d) of each sample, (B,); null rows have
-    the label num_classes. `dinit.training.discriminator` trains one. low, high: guide where low <= log-SNR <= high
-    only. ValueError for a scale without a discriminator.
+    Source: arXiv:2211.17091.
+
+    Args:
+        scale: At least 0. 0 is neutral; at 1 a perfect discriminator corrects the model's score to that of the
+            data.
+        discriminator: (x_t, scales at t, labels (B,)) to the logit log d / (1 - d) of each sample, (B,); rows of
+            the null class have the label num_classes. `dinit.training.discriminator` trains one.
+        low: Lowest log-SNR that is guided; below it the prediction is the model's.
+        high: Highest log-SNR that is guided, above low; above it the prediction is the model's.
+
+    Raises:
+        ValueError: An option out of its range; from `wrap`, a scale without a discriminator.
     """
 
     scale: float = 1.0

@@ -1,4 +1,4 @@
-"""Guidance by the gradient of a scalar of the noisy image: what classifier and discriminator share."""
+"""Gradient guidance: what classifier and discriminator guidance share."""
 
 from __future__ import annotations
 
@@ -16,10 +16,17 @@ LogRatio = Callable[[Tensor, Scales, Condition], Tensor]
 
 
 def gradient(function: Callable[[Tensor], Tensor], x_t: Tensor) -> Tensor:
-    """The gradient of each sample's value with respect to that sample, (B, C, H, W).
+    """The gradient of each sample's value with respect to that sample.
 
-    function: (B, C, H, W) -> (B,), no sample touching another's value. It works inside torch.no_grad and
-    inference_mode. Where the caller differentiates x_t itself (a likelihood), the result can be differentiated.
+    It works inside torch.no_grad and inference_mode. Where the caller differentiates x_t itself (a likelihood),
+    the result can be differentiated.
+
+    Args:
+        function: (B, C, H, W) to (B,), where no sample depends on another.
+        x_t: (B, C, H, W).
+
+    Returns:
+        (B, C, H, W).
     """
     if torch.is_grad_enabled() and x_t.requires_grad:
         return torch.autograd.grad(function(x_t).sum(), x_t, create_graph=True)[0]
@@ -31,7 +38,7 @@ def gradient(function: Callable[[Tensor], Tensor], x_t: Tensor) -> Tensor:
 def shift_score(denoised: Denoised, change: Tensor) -> Denoised:
     """The same batch with `change` (B, C, H, W) added to its score: x0 moves by sigma^2 / alpha times it.
 
-    Where alpha is 0 it stays as it is: x_t is noise alone there, and a gradient at it says nothing about x0.
+    Where alpha is 0 it stays as it is: x_t is noise alone there, and x0 does not depend on it.
     """
     alpha, sigma = denoised.scales.alpha, denoised.scales.sigma
     blank = alpha == 0
@@ -55,9 +62,18 @@ def gradient_guidance(
     required_outputs: frozenset[str] = frozenset(),
     unconditional: bool = False,
 ) -> Denoiser:
-    """The denoiser guided up the gradient of log_ratio(x_t, t, cond), (B,), where low <= log-SNR <= high.
+    """Guided denoiser that follows the gradient of a function of the noisy image.
 
-    unconditional: ask the denoiser for its null class there; the log-ratio still has the condition.
+    Args:
+        denoiser: The denoiser to guide.
+        log_ratio: (x_t, t, condition) to (B,), whose gradient is followed.
+        scale: Factor on the gradient.
+        low: Lowest log-SNR that is guided.
+        high: Highest log-SNR that is guided.
+        shift: Applies the scaled gradient to a prediction.
+        required_outputs: Fields of Denoised, besides x0, that `shift` sets.
+        unconditional: Whether the denoiser is evaluated at its null class there; `log_ratio` has the condition all
+            the same.
     """
 
     def guided(x_t: Tensor, t: Scales, cond: Condition) -> Denoised:
@@ -65,14 +81,14 @@ def gradient_guidance(
             return denoiser(x_t, t, cond)
         given = denoiser(x_t, t, cond.null() if unconditional else cond)
         change = scale * gradient(lambda x: log_ratio(x, _differentiable(t), cond), x_t)
-        answer = shift(given, change.to(x_t.dtype))
+        shifted = shift(given, change.to(x_t.dtype))
         if unconditional and t.time.ndim and (low > -math.inf or high < math.inf):
             given = denoiser(x_t, t, cond)
-        return apply_interval(answer, given, low, high)
+        return apply_interval(shifted, given, low, high)
 
     return Guided(denoiser, guided, required_outputs)
 
 
 def _differentiable(t: Scales) -> Scales:
-    """Scales that autograd may keep; those made under inference_mode it refuses."""
+    """Scales that autograd may keep: it refuses those made under inference_mode."""
     return t.map(torch.clone) if t.time.is_inference() else t

@@ -1,4 +1,4 @@
-"""A negative class in place of the null class."""
+"""Negative guidance: another class in place of the null class."""
 
 from __future__ import annotations
 
@@ -22,11 +22,19 @@ from dinit.samplers.guidance.cfg import extrapolate
 @GUIDANCES.register("negative")
 @dataclass(frozen=True)
 class Negative(Guidance):
-    """Away from another class: CFG with that class in place of the null class.
+    """Negative guidance, away from another class: CFG with that class in place of the null class.
 
-    scale: 1 is neutral, 0 the negative class itself. label: the negative class. Rows of the null class are left as
-    they are, so that it may stand inside CFG. It needs no null class. low, high: guide where
-    low <= log-SNR <= high only. ValueError for a negative scale, an empty interval, or a class the model has not.
+    x0 = negative + scale (conditional - negative). Rows of the null class are left as they are, so that it may
+    stand inside CFG. It needs no null class.
+
+    Args:
+        scale: At least 0; 1 is neutral, 0 the negative class itself.
+        label: The negative class.
+        low: Lowest log-SNR that is guided; below it the prediction is the conditional one.
+        high: Highest log-SNR that is guided, above low; above it the prediction is the conditional one.
+
+    Raises:
+        ValueError: An option out of its range; from `wrap`, a class that the model does not have.
     """
 
     scale: float = 1.5

@@ -18,13 +18,20 @@ from dinit.samplers.guidance.base import GUIDANCES, Guidance, Guided, batched_ca
 @GUIDANCES.register("noise-damped")
 @dataclass(frozen=True)
 class NoiseDamped(Guidance):
-    """CFG whose direction is one network's and whose base another's, for sizes not trained on. He et al. 2023.
+    """Noise-damped CFG: one network's direction, another's base, for sizes not trained on. He et al. 2023.
 
     x0 = base's unconditional + scale (conditional - unconditional). The guided network is the one with a widened
-    field of view (dilated convolutions), which gets the structure of a large image right and denoises badly;
-    base: the original one, which denoises well. Without a base, or at log-SNR above `until`, this is
-    classifier-free guidance. scale: 1 without a base is the conditional model (neutral).
-    ValueError for a negative scale, a denoiser without a null class, or a base that does not fit.
+    field of view (dilated convolutions), which gets the structure of a large image right and denoises badly; the
+    base is the original network, which denoises well. Source: arXiv:2310.07702.
+
+    Args:
+        scale: At least 0; 1 without a base is the conditional model (neutral).
+        base: The original network's denoiser; None: this is classifier-free guidance.
+        max_log_snr: Highest log-SNR at which the base is used; above it this is classifier-free guidance.
+
+    Raises:
+        ValueError: An option out of its range; from `wrap`, a denoiser without a null class, or a base that does
+            not fit.
     """
 
     scale: float = 1.5

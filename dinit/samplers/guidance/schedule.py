@@ -1,4 +1,4 @@
-"""Guidance scales that change along a run, as functions of time or log-SNR. Wang et al. 2024."""
+"""Schedules of the guidance scale, as functions of time or log-SNR. Wang et al. 2024."""
 
 from __future__ import annotations
 
@@ -18,14 +18,22 @@ SCHEDULES: Registry[type[ScaleSchedule]] = Registry("guidance schedule", "dinit.
 
 
 class ScaleSchedule(ABC):
-    """A frozen dataclass that says how much of the guidance applies at each time, in [0, 1]."""
+    """Part of the guidance that applies at each time, in [0, 1]. Subclasses are frozen dataclasses."""
 
     @abstractmethod
     def weight(self, k: Scales) -> Tensor:
         """The fraction of the guidance that applies, of k.time's shape."""
 
     def scale_at(self, scale: float, k: Scales) -> Tensor | float:
-        """1 + (scale - 1) weight: the conditional model where the weight is 0, the full scale where it is 1."""
+        """The guidance scale at a time: the conditional model where the weight is 0, the full scale where it is 1.
+
+        Args:
+            scale: The full scale.
+            k: The scales of the time.
+
+        Returns:
+            1 + (scale - 1) weight, of k.time's shape, or a number.
+        """
         return 1 + (scale - 1) * self.weight(k)
 
 
@@ -42,7 +50,15 @@ class Constant(ScaleSchedule):
 
 
 class Ramp(ScaleSchedule):
-    """A weight from `first` at the noisy end to `last` at the clean one."""
+    """Base of the schedules with a weight from `first` at the noisy end to `last` at the clean one.
+
+    Args:
+        first: Weight at the noisy end, in [0, 1].
+        last: Weight at the clean end, in [0, 1].
+
+    Raises:
+        ValueError: A weight out of its range.
+    """
 
     first: float
     last: float
@@ -62,7 +78,14 @@ class Ramp(ScaleSchedule):
 @SCHEDULES.register("linear")
 @dataclass(frozen=True)
 class Linear(Ramp):
-    """Linear in time from `first` at t = 1 to `last` at t = 0. Wang et al. 2024."""
+    """Linear in time from `first` at t = 1 to `last` at t = 0. Wang et al. 2024.
+
+    Source: arXiv:2404.13040.
+
+    Args:
+        first: Weight at t = 1, in [0, 1].
+        last: Weight at t = 0, in [0, 1].
+    """
 
     first: float = 0.0
     last: float = 1.0
@@ -74,7 +97,14 @@ class Linear(Ramp):
 @SCHEDULES.register("cosine")
 @dataclass(frozen=True)
 class Cosine(Ramp):
-    """Half a cosine in time from `first` at t = 1 to `last` at t = 0. Wang et al. 2024."""
+    """Half a cosine in time from `first` at t = 1 to `last` at t = 0. Wang et al. 2024.
+
+    Source: arXiv:2404.13040.
+
+    Args:
+        first: Weight at t = 1, in [0, 1].
+        last: Weight at t = 0, in [0, 1].
+    """
 
     first: float = 0.0
     last: float = 1.0
@@ -86,7 +116,17 @@ class Cosine(Ramp):
 @SCHEDULES.register("log-snr")
 @dataclass(frozen=True)
 class LogSNR(Ramp):
-    """Linear in log-SNR from `first` at `low` and below to `last` at `high` and above."""
+    """Linear in log-SNR from `first` at `low` and below to `last` at `high` and above.
+
+    Args:
+        low: Log-SNR of the noisy end, finite.
+        high: Log-SNR of the clean end, finite and above low.
+        first: Weight at the noisy end, in [0, 1].
+        last: Weight at the clean end, in [0, 1].
+
+    Raises:
+        ValueError: An option out of its range.
+    """
 
     low: float = -6.0
     high: float = 6.0
@@ -105,10 +145,17 @@ class LogSNR(Ramp):
 @SCHEDULES.register("power-cosine")
 @dataclass(frozen=True)
 class PowerCosine(ScaleSchedule):
-    """(1 - cos(pi (1 - n / levels)^power)) / 2, low while noise is high. Hatamizadeh et al. 2024 (DiffiT).
+    """Power-cosine: low while noise is high. Hatamizadeh et al. 2024 (DiffiT).
 
-    n = levels t - 1 is the index of a level in the published chain. power: 4 for their 256 px images; the higher,
-    the later the guidance comes in.
+    The weight is (1 - cos(pi (1 - n / num_steps)^power)) / 2, where n = num_steps t - 1 is the timestep of the
+    published chain. Source: arXiv:2312.02139.
+
+    Args:
+        power: Positive; 4 for the paper's 256 px images. The higher, the later the guidance comes in.
+        num_steps: Timesteps of the published chain, at least 1.
+
+    Raises:
+        ValueError: An option out of its range.
     """
 
     power: float = 4.0
@@ -128,7 +175,14 @@ class PowerCosine(ScaleSchedule):
 
 
 def make_schedule(spec: ScaleSchedule | str | Mapping[str, Any]) -> ScaleSchedule:
-    """The schedule of a name, a mapping with options, or an object. ValueError for anything else."""
+    """The schedule of a name, a mapping with options, or an object.
+
+    Args:
+        spec: The name, mapping or object.
+
+    Raises:
+        ValueError: Something else is given.
+    """
     made = SCHEDULES.create(spec)
     if not isinstance(made, ScaleSchedule):
         raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, or a mapping with options; got {spec!r}")

@@ -27,11 +27,18 @@ def percentile_of(values: Tensor, p: float) -> Tensor:
 @GUIDANCES.register("dynamic-threshold")
 @dataclass(frozen=True)
 class DynamicThreshold(Guidance):
-    """Clips each posterior mean at a percentile of its own values, and scales it into range. Saharia et al. 2022.
+    """Dynamic thresholding: clips each posterior mean at a percentile of its own values. Saharia et al. 2022.
 
     x0 = clamp(x0, -s, s) limit / s, where s is the percentile of |x0|, at least limit and at most largest. For
-    pixels in [-limit, limit]; latents have no such range. percentile: in (0, 1]. limit: infinity is neutral.
-    largest: infinity is the paper's. ValueError for settings out of range.
+    pixels in [-limit, limit]; latents have no such range. Source: arXiv:2205.11487.
+
+    Args:
+        percentile: In (0, 1].
+        limit: Positive; inf is neutral.
+        largest: Largest s, at least limit; inf is the paper's.
+
+    Raises:
+        ValueError: An option out of its range.
     """
 
     percentile: float = 0.995
