@@ -114,7 +114,11 @@ class Condition:
         )
 
     def joined(self, other: Condition) -> Condition:
-        """Both batches as one of twice the size, for a single forward pass."""
+        """Both batches as one of twice the size, for a single forward pass.
+
+        Args:
+            other: A condition of the same run.
+        """
         labels = None
         if self.labels is not None and other.labels is not None:
             labels = torch.cat([self.labels, other.labels])

@@ -14,7 +14,15 @@ from dinit.diffusion.process import PROCESSES, Process, Scales, as_time, positiv
 
 @dataclass(frozen=True)
 class _LinearBeta(Process):
-    """What VP and sub-VP share: d log(alpha) / dt = -beta(t) / 2 with beta linear in t."""
+    """Base of VP and sub-VP: d log(alpha) / dt = -beta(t) / 2 with beta linear in t.
+
+    Args:
+        beta_min: beta(0), positive.
+        beta_max: beta(1), at least beta_min.
+
+    Raises:
+        ValueError: A number out of its range.
+    """
 
     beta_min: float = 0.1
     beta_max: float = 20.0
@@ -41,14 +49,21 @@ class _LinearBeta(Process):
         return torch.ones_like(k.sigma)
 
     def noise_label(self, k: Scales) -> Tensor:
-        """999 t, as score_sde's networks take it."""
+        """999 t, the label of score_sde's networks."""
         return 999 * k.time
 
 
 @PROCESSES.register("vp")
 @dataclass(frozen=True)
 class VP(_LinearBeta):
-    """Variance preserving, continuous linear beta(t): alpha^2 + sigma^2 = 1. Song et al. 2021, Eq. 11."""
+    """Variance-preserving process with linear beta(t): alpha^2 + sigma^2 = 1. Song et al. 2021, Eq. 11.
+
+    alpha = exp(-(beta_min t + (beta_max - beta_min) t^2 / 2) / 2). Source: arXiv:2011.13456.
+
+    Args:
+        beta_min: beta(0), positive.
+        beta_max: beta(1), at least beta_min.
+    """
 
     def scales(self, t: Tensor | float) -> Scales:
         t = as_time(t)
@@ -69,7 +84,14 @@ class VP(_LinearBeta):
 @PROCESSES.register("sub-vp")
 @dataclass(frozen=True)
 class SubVP(_LinearBeta):
-    """Sub-variance preserving: VP's alpha with sigma = 1 - alpha^2. Song et al. 2021, Eq. 29."""
+    """Sub-variance-preserving process: VP's alpha with sigma = 1 - alpha^2. Song et al. 2021, Eq. 29.
+
+    Source: arXiv:2011.13456.
+
+    Args:
+        beta_min: beta(0), positive.
+        beta_max: beta(1), at least beta_min.
+    """
 
     def scales(self, t: Tensor | float) -> Scales:
         t = as_time(t)
@@ -90,7 +112,14 @@ class SubVP(_LinearBeta):
 @PROCESSES.register("ve")
 @dataclass(frozen=True)
 class VE(Process):
-    """Variance exploding, sigma geometric in t: alpha = 1, sigma(0) = sigma_min. Song et al. 2021, Eq. 30."""
+    """Variance-exploding process, sigma geometric in t: alpha = 1, sigma(0) = sigma_min. Song et al. 2021, Eq. 30.
+
+    sigma = sigma_min (sigma_max / sigma_min)^t. Source: arXiv:2011.13456.
+
+    Args:
+        sigma_min: Standard deviation of the noise at t = 0, in units of the data. Positive.
+        sigma_max: That at t = 1, above sigma_min.
+    """
 
     sigma_min: float = 0.01
     sigma_max: float = 50.0
@@ -110,18 +139,26 @@ class VE(Process):
         return (-as_time(log_snr) / 2 - math.log(self.sigma_min)) / growth
 
     def noise_label(self, k: Scales) -> Tensor:
-        """sigma itself, as NCSN++ takes it."""
+        """sigma itself, the label of NCSN++."""
         return k.sigma
 
     @property
     def t_min(self) -> float:
-        return 0.0  # sigma(0) = sigma_min > 0: there is no singularity to stay away from
+        return 0.0  # sigma(0) = sigma_min > 0: t = 0 is not singular
 
 
 @PROCESSES.register("edm")
 @dataclass(frozen=True)
 class EDM(Process):
-    """sigma = sigma_max t, alpha = 1: Karras et al. 2022 with time equal to the noise level, scaled to [0, 1]."""
+    """EDM's process: alpha = 1, sigma = sigma_max t. Karras et al. 2022, whose time is sigma itself.
+
+    Source: arXiv:2206.00364.
+
+    Args:
+        sigma_min: Standard deviation of the noise, in units of the data, at the cleanest time that networks are
+            evaluated at. Positive.
+        sigma_max: That at t = 1, above sigma_min.
+    """
 
     sigma_min: float = 0.002
     sigma_max: float = 80.0
@@ -149,10 +186,13 @@ class EDM(Process):
 @PROCESSES.register("flow", aliases=("rectified-flow",))
 @dataclass(frozen=True)
 class LinearFlow(Process):
-    """Straight path x_t = (1 - sigma) x0 + sigma eps (rectified flow), time warped by a resolution shift.
+    """Straight path x_t = (1 - sigma) x0 + sigma eps (rectified flow), its time warped by a resolution shift.
 
-    sigma = shift t / (1 + (shift - 1) t). Liu et al. 2023; the shift is Eq. 23 of Esser et al. 2024.
-    shift: positive, 1 is the plain path; larger values spend more time at high noise (large images).
+    sigma = shift t / (1 + (shift - 1) t). Liu et al. 2023, arXiv:2209.03003; the shift is Eq. 23 of Esser et al.
+    2024, arXiv:2403.03206.
+
+    Args:
+        shift: Positive. 1 is the plain path; larger values spend more time at high noise (large images).
     """
 
     shift: float = 1.0
@@ -172,14 +212,17 @@ class LinearFlow(Process):
         return sigma / (sigma + self.shift * alpha)
 
     def noise_label(self, k: Scales) -> Tensor:
-        """1000 sigma, as diffusers' flow-matching transformers take it."""
+        """1000 sigma, the label of diffusers' flow-matching transformers."""
         return 1000 * k.sigma
 
 
 @PROCESSES.register("gvp")
 @dataclass(frozen=True)
 class GVP(Process):
-    """Trigonometric, variance preserving: alpha = cos(pi t / 2), sigma = sin(pi t / 2). Albergo et al. 2023."""
+    """Trigonometric process, variance preserving. Albergo et al. 2023.
+
+    alpha = cos(pi t / 2), sigma = sin(pi t / 2). Source: arXiv:2303.08797.
+    """
 
     def scales(self, t: Tensor | float) -> Scales:
         t = as_time(t)

@@ -1,4 +1,4 @@
-"""A network of any origin, read as the posterior mean E[x0 | x_t]."""
+"""Denoisers: networks of any origin as the posterior mean E[x0 | x_t]."""
 
 from __future__ import annotations
 
@@ -17,15 +17,21 @@ from dinit.diffusion.process import Process, Scales
 
 @dataclass(frozen=True)
 class Denoised:
-    """What is known of a noisy batch once it has been denoised.
+    """Posterior mean of a noisy batch, and what follows from it.
 
-    x_t, x0: (B, C, H, W); x0 is the posterior mean E[x0 | x_t]. scales: broadcastable to x_t.
-    variance_fraction: (B, C, H, W) in [0, 1] where the network learned its variance (Nichol & Dhariwal 2021):
-    the weight of the upper bound log beta against the lower bound log beta-tilde.
+    Two guidances set more than x0, `renoise_eps` and `mean_gradient`; only samplers that list such a field in
+    `supported_outputs` use it.
 
-    Two guidances return more than x0; only samplers that list a field in `supported_outputs` use it. renoise_eps:
-    an eps to go on with in place of the one that x_t and x0 imply. mean_gradient: a gradient to add, times the
-    variance of a stochastic step, to its mean. Each is (B, C, H, W) or None.
+    Args:
+        x_t: The noisy batch, (B, C, H, W).
+        x0: The posterior mean E[x0 | x_t], (B, C, H, W).
+        scales: Those of the batch's time or times, broadcastable to x_t.
+        variance_fraction: (B, C, H, W) in [0, 1] where the network learned its variance (Nichol & Dhariwal 2021):
+            the weight of the upper bound log beta against the lower bound log beta-tilde. Else None.
+        renoise_eps: The eps used to go on, (B, C, H, W), in place of the one that x_t and x0 imply; None: that
+            one.
+        mean_gradient: A gradient to add, times the variance of a stochastic step, to its mean, (B, C, H, W); or
+            None.
     """
 
     x_t: Tensor
@@ -37,7 +43,7 @@ class Denoised:
 
     @property
     def eps(self) -> Tensor:
-        """The posterior mean of the noise; 0 where sigma is 0, as a clean image says nothing about it."""
+        """The posterior mean of the noise; 0 where sigma is 0, as a clean image does not depend on it."""
         if self.renoise_eps is not None:
             return self.renoise_eps
         sigma = self.scales.sigma
@@ -54,9 +60,16 @@ class Denoised:
         return self.scales.d_alpha * self.x0 + self.scales.d_sigma * self.eps
 
     def log_variance(self, s: Scales) -> Tensor:
-        """log of the learned variance of x_s given x_t, (B, C, H, W). Nichol & Dhariwal 2021, Eq. 15.
+        """log of the learned variance of x_s given x_t. Nichol & Dhariwal 2021, Eq. 15.
 
-        ValueError where the network learned none.
+        Args:
+            s: Scales of the time s < t.
+
+        Returns:
+            (B, C, H, W).
+
+        Raises:
+            ValueError: The network learned no variance.
         """
         if self.variance_fraction is None:
             raise ValueError("this network has no learned variance: choose 'fixed-small' or 'fixed-large'")
@@ -71,7 +84,11 @@ class Denoised:
         return tuple(self.rows(slice(i * n, (i + 1) * n)) for i in range(count))
 
     def rows(self, part: slice) -> Denoised:
-        """Some samples of the batch."""
+        """Some samples of the batch.
+
+        Args:
+            part: Which rows.
+        """
         tensors = {
             name: None if (value := getattr(self, name)) is None else value[part]
             for name in ("x_t", "x0", "variance_fraction", "renoise_eps", "mean_gradient")
@@ -81,13 +98,17 @@ class Denoised:
 
 
 class Denoiser(ABC):
-    """(x_t, t, condition) -> Denoised. Solvers and guidance know networks only as this.
+    """A network as (x_t, t, condition) -> Denoised: the only form in which solvers and guidance use networks.
 
-    process: the path that x_t lies on. num_classes: labels run 0 .. num_classes - 1, num_classes is null.
-    null_class: False where the network was trained without one, and has no unconditional prediction.
-    learns_variance: whether it answers with a `variance_fraction`.
-    t_min, t_max: the range of times at which it may be asked. required_outputs: the fields
-    of Denoised, besides x0, that its guidance sets; a sampler that does not support them refuses to run.
+    Attributes:
+        process: The path that x_t lies on.
+        num_classes: Labels run from 0 to num_classes - 1; num_classes is the null class.
+        null_class: False where the network was trained without one, and has no unconditional prediction.
+        learns_variance: Whether predictions have a `variance_fraction`.
+        t_min: The cleanest time at which it may be evaluated, in [0, t_max).
+        t_max: The noisiest, at most 1.
+        required_outputs: The fields of Denoised, besides x0, that its guidance sets; a sampler that does not
+            support them refuses to run.
     """
 
     process: Process
@@ -100,24 +121,36 @@ class Denoiser(ABC):
 
     @abstractmethod
     def __call__(self, x_t: Tensor, t: Scales | Tensor | float, cond: Condition) -> Denoised:
-        """x_t (B, C, H, W) at time t: its Scales, a number, or one time per sample (B,)."""
+        """The prediction for a noisy batch.
+
+        Args:
+            x_t: The noisy batch, (B, C, H, W).
+            t: Its time: Scales, a number, or one time a sample, (B,).
+            cond: The condition of the batch.
+        """
 
     @abstractmethod
     def embed(self, labels: Tensor) -> Tensor:
-        """(B,) int64 labels in 0 .. num_classes -> (B, D)."""
+        """The embeddings (B, D) of (B,) int64 labels in 0 .. num_classes."""
 
     def condition(
         self, labels: Tensor | Sequence[int] | None, batch: int, device: torch.device | None = None
     ) -> Condition:
-        """The embedded condition of `batch` samples; None is the null class for all.
+        """The embedded condition of a batch.
 
-        ValueError for labels outside 0 .. num_classes (num_classes is null, where the network has a null class)
-        or a wrong number of them.
+        Args:
+            labels: One a sample, in 0 .. num_classes (num_classes is null, where the network has a null class);
+                None is the null class for all.
+            batch: The number of samples.
+            device: Of the condition; None is the CPU.
+
+        Raises:
+            ValueError: A label out of range, or a wrong number of them.
         """
         return self.encode(self.check_labels(labels, batch, device))
 
     def encode(self, labels: Tensor) -> Condition:
-        """The condition of (B,) int64 labels on the device that are known to be right."""
+        """The condition of (B,) int64 labels on the device, which are not checked."""
         null = torch.full((1,), self.num_classes, dtype=torch.int64, device=labels.device)
         null_embedding = self.embed(null) if self.null_class else None
         return Condition(self.embed(labels), null_embedding, labels == self.num_classes, labels=labels)
@@ -125,7 +158,7 @@ class Denoiser(ABC):
     def check_labels(
         self, labels: Tensor | Sequence[int] | None, batch: int, device: torch.device | None = None
     ) -> Tensor:
-        """(batch,) int64 labels on the device. Arguments and errors as `condition`."""
+        """(batch,) int64 labels on the device. Arguments and errors as in `condition`."""
         null = torch.tensor([self.num_classes], device=device)
         if labels is None:
             if not self.null_class:
@@ -214,11 +247,17 @@ class _Given(WrappedDenoiser):
 
 
 class BackboneDenoiser(Denoiser):
-    """A backbone, the process it was trained on, and what its output means.
+    """A backbone, the process that it was trained on, and what its output means.
 
-    backbone: has `num_classes`, `in_channels`, `out_channels` (twice in_channels where a variance is learned),
-    `embed(labels)` and `forward(x, noise_label, cond)`. t_max: below 1 where the pair is singular at t = 1.
-    Raises ValueError for a singular pair.
+    Args:
+        backbone: Has `num_classes`, `in_channels`, `out_channels` (twice in_channels where a variance is learned),
+            `embed(labels)` and `forward(x, noise_label, cond)`.
+        process: The process that it was trained on.
+        parameterization: The meaning of its output.
+        t_max: The noisiest time at which it may be evaluated, below 1 where the pair is singular at t = 1.
+
+    Raises:
+        ValueError: From `check_pair`: the pair is singular at t_max.
     """
 
     def __init__(

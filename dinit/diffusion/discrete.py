@@ -1,4 +1,4 @@
-"""VP with a table of betas (DDPM), read continuously in t by interpolating log alpha between the levels."""
+"""Discrete chains (DDPM, SMLD), read continuously in t by interpolation between their timesteps."""
 
 from __future__ import annotations
 
@@ -23,12 +23,22 @@ _SCHEDULES = ["linear", "scaled-linear", "cosine", "squared-cosine"]
 def beta_schedule(
     schedule: Schedule, num_steps: int, beta_start: float | None = None, beta_end: float | None = None
 ) -> Tensor:
-    """The betas of a DDPM noise schedule, (num_steps,) float64 in (0, 1).
+    """The betas of a DDPM noise schedule.
 
-    linear: Ho et al. 2020, equally spaced; the default ends are 1e-4 and 0.02 at 1000 steps and scale with
-    1000 / num_steps. scaled-linear: linear in the square root (latent diffusion), 0.00085 to 0.012.
-    cosine, also called squared-cosine: Nichol & Dhariwal 2021, Eq. 17, each beta at most 0.999.
-    ValueError for an unknown schedule, num_steps < 1, or betas outside (0, 1).
+    Args:
+        schedule: 'linear': equally spaced, Ho et al. 2020; the default ends are 1e-4 and 0.02 at 1000 timesteps
+            and scale with 1000 / num_steps. 'scaled-linear': linear in the square root (latent diffusion), 0.00085
+            to 0.012. 'cosine', also called 'squared-cosine': Nichol & Dhariwal 2021, Eq. 17, each beta at most
+            0.999.
+        num_steps: Timesteps of the chain, at least 1.
+        beta_start: The first beta, at the clean end; None is the schedule's default.
+        beta_end: The last; None is the schedule's default.
+
+    Returns:
+        (num_steps,) float64 in (0, 1).
+
+    Raises:
+        ValueError: An unknown schedule, a number out of its range, or betas outside (0, 1).
     """
     if schedule not in _SCHEDULES:
         raise ValueError(f"unknown beta schedule {schedule!r}{suggest(str(schedule), _SCHEDULES)}")
@@ -55,14 +65,16 @@ def beta_schedule(
 
 
 class BetaChain(Process):
-    """What chains of levels share, whatever gives them their betas.
+    """Base of variance-preserving discrete chains, whatever gives them their betas.
 
-    Level i = 0 .. num_steps - 1 stands at t = (i + 1) / num_steps, and t = 0 is clean data (alpha = 1), so a
-    step onto t = 0 is the chain's last one. Between levels log alpha is a monotone cubic spline in t: it
-    meets every level exactly and has the continuous derivatives that solvers of high order need.
+    Timestep i = 0 .. num_steps - 1 stands at t = (i + 1) / num_steps, and t = 0 is clean data (alpha = 1), so a
+    step onto t = 0 is the chain's last one. Between timesteps log alpha is a monotone cubic spline in t: it meets
+    every timestep exactly and has the continuous derivatives that solvers of high order need.
 
-    zero_terminal_snr: rescale so that alpha is exactly 0 at t = 1. Lin et al. 2023, Algorithm 1. In the last
-    interval alpha itself is then linear in t, since log alpha ends at -inf.
+    Attributes:
+        zero_terminal_snr: Whether the chain is rescaled so that alpha is exactly 0 at t = 1. Lin et al. 2023,
+            Algorithm 1, arXiv:2305.08891. In the last interval alpha itself is then linear in t, since log alpha
+            ends at -inf.
     """
 
     zero_terminal_snr: bool
@@ -74,7 +86,7 @@ class BetaChain(Process):
 
     @cached_property
     def alphas(self) -> Tensor:
-        """alpha at the levels, (num_steps,) float64, decreasing (the square root of DDPM's alpha-bar)."""
+        """alpha at the timesteps, (num_steps,) float64, decreasing (the square root of DDPM's alpha-bar)."""
         alphas = (torch.log1p(-self._betas).cumsum(0) / 2).exp()
         if self.zero_terminal_snr:
             alphas = (alphas - alphas[-1]) * alphas[0] / (alphas[0] - alphas[-1])
@@ -82,7 +94,7 @@ class BetaChain(Process):
 
     @cached_property
     def _knots(self) -> tuple[Tensor, Tensor]:
-        """log alpha and its slope per level at t = 0, 1/T, .., over the levels where alpha is positive."""
+        """log alpha and its slope per timestep at t = 0, 1/T, .., over the timesteps where alpha is positive."""
         alphas = self.alphas[:-1] if self.zero_terminal_snr else self.alphas
         values = torch.cat([torch.zeros(1, dtype=torch.float64), alphas.log()])
         return values, _monotone_slopes(values)
@@ -118,7 +130,7 @@ class BetaChain(Process):
         return torch.ones_like(k.sigma)
 
     def noise_label(self, k: Scales) -> Tensor:
-        """The level's index, 0 .. num_steps - 1 (fractional between levels)."""
+        """The timestep's index, 0 .. num_steps - 1 (fractional between timesteps)."""
         return k.time * self.num_steps - 1
 
     @property
@@ -129,7 +141,20 @@ class BetaChain(Process):
 @PROCESSES.register("vp-discrete")
 @dataclass(frozen=True)
 class VPDiscrete(BetaChain):
-    """DDPM's variance-preserving chain of num_steps levels. Ho et al. 2020. See BetaChain for its times."""
+    """DDPM's variance-preserving chain, read continuously in t as `BetaChain` describes. Ho et al. 2020.
+
+    Source: arXiv:2006.11239.
+
+    Args:
+        schedule: 'linear', 'scaled-linear' or 'cosine' (also 'squared-cosine'); see `beta_schedule`.
+        num_steps: Timesteps of the chain, at least 1.
+        beta_start: The first beta, at the clean end; None is the schedule's default.
+        beta_end: The last; None is the schedule's default.
+        zero_terminal_snr: Whether alpha is rescaled to be exactly 0 at t = 1, which needs at least 2 timesteps.
+
+    Raises:
+        ValueError: An option out of its range, or betas outside (0, 1).
+    """
 
     schedule: Schedule = "linear"
     num_steps: int = 1000  # type: ignore[assignment]
@@ -140,7 +165,7 @@ class VPDiscrete(BetaChain):
     def __post_init__(self) -> None:
         beta_schedule(self.schedule, self.num_steps, self.beta_start, self.beta_end)
         if self.zero_terminal_snr and self.num_steps < 2:
-            raise ValueError("zero_terminal_snr needs at least 2 levels")
+            raise ValueError("zero_terminal_snr needs at least 2 timesteps")
 
     @property
     def _betas(self) -> Tensor:
@@ -150,10 +175,15 @@ class VPDiscrete(BetaChain):
 @PROCESSES.register("vp-betas")
 @dataclass(frozen=True, repr=False)
 class VPBetas(BetaChain):
-    """A variance-preserving chain with the given betas, one a level. Ho et al. 2020. See BetaChain.
+    """Variance-preserving chain with given betas, read in t as `BetaChain` describes. Ho et al. 2020.
 
-    betas: in (0, 1), at least 2; the default is DDPM's. The last may be 1, which leaves no signal at t = 1 and
-    needs zero_terminal_snr. ValueError for others.
+    Args:
+        betas: One a timestep, in (0, 1), at least 2; the default is DDPM's. The last may be 1, which leaves no signal
+            at t = 1 and needs zero_terminal_snr.
+        zero_terminal_snr: Whether alpha is rescaled to be exactly 0 at t = 1.
+
+    Raises:
+        ValueError: Too few betas, or one out of its range.
     """
 
     betas: tuple[float, ...] = field(default_factory=lambda: tuple(beta_schedule("linear", 1000).tolist()))
@@ -186,11 +216,18 @@ class VPBetas(BetaChain):
 @PROCESSES.register("ve-discrete")
 @dataclass(frozen=True)
 class VEDiscrete(VE):
-    """VE whose network is told the index of a level instead of sigma. Song & Ermon 2019; Song et al. 2021, SMLD.
+    """VE whose network takes a timestep's index in place of sigma. Song & Ermon 2019; Song et al. 2021, SMLD.
 
-    The num_steps levels fall geometrically: level 0 is sigma_max at t = 1, level num_steps - 1 is sigma_min at
-    t = 0. Between levels the index is fractional and sigma stays geometric, so the path is VE's at every t.
-    ValueError for fewer than 2 levels.
+    The num_steps noise levels fall geometrically: index 0 is sigma_max at t = 1, index num_steps - 1 is sigma_min
+    at t = 0. Between them the index is fractional and sigma stays geometric, so the path is VE's at every t.
+
+    Args:
+        sigma_min: Standard deviation of the noise at t = 0, in units of the data. Positive.
+        sigma_max: That at t = 1, above sigma_min.
+        num_steps: Timesteps of the chain, at least 2.
+
+    Raises:
+        ValueError: A number out of its range.
     """
 
     num_steps: int = 1000  # type: ignore[assignment]
@@ -201,14 +238,14 @@ class VEDiscrete(VE):
             raise ValueError(f"VEDiscrete: num_steps must be at least 2, got {self.num_steps}")
 
     def noise_label(self, k: Scales) -> Tensor:
-        """The level's index, 0 at sigma_max to num_steps - 1 at sigma_min (fractional between levels)."""
+        """The timestep's index, 0 at sigma_max to num_steps - 1 at sigma_min (fractional between timesteps)."""
         return (self.num_steps - 1) * (1 - k.time)
 
 
 def _hermite(values: Tensor, slopes: Tensor, left: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
     """Value and derivative at left + u of the cubic through (values, slopes) at left and left + 1; u in [0, 1]."""
     y0, y1, m0, square, cube = _cubic(values, slopes, left)
-    # At a right knot the exact value is returned: solvers rely on the published level, not on it ± 1 ulp.
+    # At a right knot the exact value is returned: solvers rely on the published alpha, not on it ± 1 ulp.
     value = torch.where(u == 1, y1, y0 + u * (m0 + u * (square + u * cube)))
     return value, m0 + u * (2 * square + 3 * u * cube)
 

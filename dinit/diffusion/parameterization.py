@@ -1,7 +1,7 @@
-"""What a network's output means: a pair of coefficients (p, q) with output = p x0 + q eps.
+"""Parameterizations of a network's output: a pair of coefficients (p, q) with output = p x0 + q eps.
 
 With x_t = alpha x0 + sigma eps that is two equations in two unknowns, so one solve reads any output as the
-posterior mean. Its determinant q alpha - p sigma is zero where the output says nothing about x0.
+posterior mean. Its determinant q alpha - p sigma is zero where the output does not determine x0.
 """
 
 from __future__ import annotations
@@ -30,22 +30,45 @@ class Parameterization(ABC):
         """(p, q) with output = p x0 + q eps, each of k.time's shape."""
 
     def input_scale(self, k: Scales) -> Tensor:
-        """The factor on x_t before it enters the network."""
+        """The factor on x_t before it enters the network, at the scales k."""
         return torch.ones_like(k.alpha)
 
     def noise_label(self, process: Process, k: Scales) -> Tensor:
-        """What the network is told about the time: the usual label of its process."""
+        """The network's time input: the usual label of its process, unless a subclass has its own.
+
+        Args:
+            process: The process of the network.
+            k: The scales of the time.
+
+        Returns:
+            Of k.time's shape.
+        """
         return process.noise_label(k)
 
     def target(self, x0: Tensor, eps: Tensor, k: Scales) -> Tensor:
-        """What the network should say, (B, C, H, W); k from `Scales.like(x0)`."""
+        """The output that the network is trained to give.
+
+        Args:
+            x0: Clean images, (B, C, H, W).
+            eps: Their noise, (B, C, H, W).
+            k: The scales, from `Scales.like(x0)`.
+
+        Returns:
+            (B, C, H, W).
+        """
         p, q = self.coefficients(k)
         return p * x0 + q * eps
 
     def posterior_mean_coefficients(self, k: Scales) -> Pair:
-        """(a, b) with x0 = a x_t + b output: the solution of the 2×2 system.
+        """Coefficients (a, b) with x0 = a x_t + b output: the solution of the 2×2 system.
 
-        At sigma = 0 it is (1 / alpha, 0) for every pair: x_t is alpha x0 there, whatever the network says.
+        At sigma = 0 it is (1 / alpha, 0) for every pair: x_t is alpha x0 there, whatever the output is.
+
+        Args:
+            k: The scales of the time.
+
+        Returns:
+            a and b, each of k.time's shape.
         """
         p, q = self.coefficients(k)
         determinant = q * k.alpha - p * k.sigma
@@ -54,7 +77,16 @@ class Parameterization(ABC):
         return a, torch.where(clean, torch.zeros_like(k.sigma), -k.sigma / determinant)
 
     def posterior_mean(self, output: Tensor, x_t: Tensor, k: Scales) -> Tensor:
-        """E[x0 | x_t] from the network's output, (B, C, H, W); k from `Scales.like(x_t)`."""
+        """E[x0 | x_t] from the network's output.
+
+        Args:
+            output: (B, C, H, W).
+            x_t: The noisy batch, (B, C, H, W).
+            k: The scales, from `Scales.like(x_t)`.
+
+        Returns:
+            (B, C, H, W).
+        """
         a, b = self.posterior_mean_coefficients(k)
         return a * x_t + b * output
 
@@ -99,7 +131,7 @@ class V(Parameterization):
 @PARAMETERIZATIONS.register("velocity")
 @dataclass(frozen=True)
 class Velocity(Parameterization):
-    """The path's time derivative: (alpha', sigma'). Lipman et al. 2023. Regular wherever log-SNR falls."""
+    """The path's time derivative: (alpha', sigma'). Lipman et al. 2023. Regular where log-SNR falls."""
 
     def coefficients(self, k: Scales) -> Pair:
         return k.d_alpha, k.d_sigma
@@ -108,9 +140,10 @@ class Velocity(Parameterization):
 @PARAMETERIZATIONS.register("reversed-velocity")
 @dataclass(frozen=True)
 class ReversedVelocity(Velocity):
-    """Velocity of a time that runs from noise (0) to data (1): (-alpha', -sigma'), told 1 - t, unscaled.
+    """Velocity of a time that runs from noise (0) to data (1): (-alpha', -sigma'), with 1 - t as the time input.
 
-    The convention of SiT and LightningDiT, whose velocity on the linear path is data minus noise. Ma et al. 2024.
+    The convention of SiT and LightningDiT, whose velocity on the linear path is data minus noise. Ma et al. 2024,
+    arXiv:2401.08740.
     """
 
     def coefficients(self, k: Scales) -> Pair:
@@ -145,13 +178,17 @@ class Score(Parameterization):
 @PARAMETERIZATIONS.register("edm")
 @dataclass(frozen=True)
 class EDMPreconditioning(Parameterization):
-    """F of Karras et al. 2022, Table 1, written for any path: output and input have unit variance at every t.
+    """EDM's preconditioning for any path: output and input of unit variance at every t. Karras et al. 2022.
 
-    With V = sigma^2 + alpha^2 sigma_data^2: c_in = V^-1/2, c_skip = alpha sigma_data^2 / V,
-    c_out = sigma sigma_data V^-1/2, which at alpha = 1 is the table. F = (x0 - c_skip x_t) / c_out is the pair
-    (sigma / sigma_data, -alpha sigma_data) V^-1/2. Never singular.
+    With V = sigma^2 + alpha^2 sigma_data^2: c_in = V^-1/2, c_skip = alpha sigma_data^2 / V, c_out = sigma
+    sigma_data V^-1/2, which at alpha = 1 is the paper's Table 1. F = (x0 - c_skip x_t) / c_out is the pair (sigma /
+    sigma_data, -alpha sigma_data) V^-1/2. Never singular. Source: arXiv:2206.00364.
 
-    sigma_data: standard deviation of the data, positive.
+    Args:
+        sigma_data: Standard deviation of the data, positive.
+
+    Raises:
+        ValueError: sigma_data is not positive.
     """
 
     sigma_data: float = 0.5
@@ -237,13 +274,22 @@ def split_variance(output: Tensor, channels: int) -> tuple[Tensor, Tensor | None
 
 
 def check_pair(process: Process, parameterization: Parameterization, t_max: float = 1.0) -> None:
-    """ValueError where the network's output cannot be read at the noisy end t_max of the process."""
+    """Check that the network's output can be read at the noisy end of the process.
+
+    Args:
+        process: The process.
+        parameterization: The meaning of the network's output.
+        t_max: The noisy end, in (0, 1].
+
+    Raises:
+        ValueError: It cannot, or t_max is out of its range.
+    """
     if not 0 < t_max <= 1:
         raise ValueError(f"t_max must be in (0, 1], got {t_max}")
     if parameterization.singular(process.scales(t_max)):
         name = getattr(parameterization, "registry_name", type(parameterization).__name__)
         raise ValueError(
             f"parameterization {name!r} is singular at t = {t_max:g} of {process}: x_t holds no signal there "
-            f"(alpha = 0), so {name} says nothing about x0. Use 'v', 'x0', 'velocity' or 'edm', or stop short "
+            f"(alpha = 0), so {name} does not determine x0. Use 'v', 'x0', 'velocity' or 'edm', or stop short "
             "of pure noise with t_max = 0.999"
         )

@@ -1,4 +1,4 @@
-"""The Gaussian path x_t = alpha_t x0 + sigma_t eps: what every noise process has to say about itself."""
+"""Noise processes: the Gaussian path x_t = alpha_t x0 + sigma_t eps."""
 
 from __future__ import annotations
 
@@ -18,7 +18,14 @@ PROCESSES: Registry[type[Process]] = Registry("process", "dinit.diffusion")
 
 @dataclass(frozen=True)
 class ScalarScales:
-    """One time's scales as Python numbers, for the choices that decide which kernels are launched."""
+    """Scales of one time as Python numbers, for the choices that decide which kernels are launched.
+
+    Attributes:
+        time: In [0, 1].
+        alpha: Factor on the data.
+        sigma: Standard deviation of the noise.
+        log_snr: log (alpha / sigma)^2.
+    """
 
     time: float
     alpha: float
@@ -28,10 +35,17 @@ class ScalarScales:
 
 @dataclass(frozen=True)
 class Scales:
-    """The path at one time (0-dimensional tensors) or at one time per sample ((B,) tensors).
+    """Scales of the path at one time (0-dimensional tensors) or at one time a sample ((B,) tensors).
 
     While sampling they are float64 on the CPU: arithmetic with an image tensor then costs no transfer and no
     host-device synchronisation, because 0-dimensional CPU tensors enter a kernel as plain numbers.
+
+    Args:
+        time: In [0, 1].
+        alpha: Factor on the data.
+        sigma: Standard deviation of the noise.
+        d_alpha: d alpha / dt.
+        d_sigma: d sigma / dt; may be infinite at t = 0.
     """
 
     time: Tensor
@@ -87,11 +101,11 @@ class Process(ABC):
         """The time at which the log-SNR has the given value: the inverse of `log_snr`."""
 
     def log_snr(self, t: Tensor | float) -> Tensor:
-        """log (alpha_t / sigma_t)^2."""
+        """log (alpha_t / sigma_t)^2 at t."""
         return self.scales(t).log_snr
 
     def time_of_noise_level(self, noise_level: Tensor) -> Tensor:
-        """The time at which sigma_t / alpha_t has the given value."""
+        """The time at which sigma / alpha has the value noise_level."""
         return self.time_of(-2 * as_time(noise_level).log())
 
     def drift(self, t: Tensor | float) -> Tensor:
@@ -108,17 +122,17 @@ class Process(ABC):
         return k.sigma
 
     def noise_label(self, k: Scales) -> Tensor:
-        """What a network of this process is told about the time, by the convention it was published with."""
+        """The time input of this process's networks at the scales k, by the convention of the publication."""
         return 1000 * k.time
 
     @property
     def t_min(self) -> float:
-        """The smallest time that networks of this process are trained and asked at."""
+        """The smallest time at which networks of this process are trained and evaluated."""
         return 1e-3
 
     @property
     def num_steps(self) -> int:
-        """Number of discrete levels that timestep spacings (leading, trailing, ...) refer to."""
+        """The number of timesteps that timestep spacings (leading, trailing, ...) refer to."""
         return 1000
 
     def to_config(self) -> dict[str, Any]:
@@ -143,7 +157,7 @@ def diffusion_squared(k: Scales) -> Tensor:
 
 
 def positive(owner: str, **values: float) -> None:
-    """ValueError unless every value is a positive number."""
+    """Raise a ValueError unless every value is a positive number."""
     for name, value in values.items():
         if not value > 0:
             raise ValueError(f"{owner}: {name} must be positive, got {value}")

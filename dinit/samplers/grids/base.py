@@ -1,4 +1,4 @@
-"""Time grids: where the sampling steps fall. The contract, and the registry.
+"""Time grids: where the sampling steps fall. The base class, and the registry.
 
 A grid gives decreasing float64 times on the CPU, and every grid works with every sampler. `times(process, steps)`
 returns `steps` times at which the network is evaluated, all with sigma > 0. The driver takes steps - 1 solver steps

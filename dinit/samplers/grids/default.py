@@ -1,4 +1,4 @@
-"""The grid of a run for which none is named."""
+"""Default time grids."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from dinit.samplers.grids.uniform import Uniform
 
 
 def default_grid(process: Process) -> TimeGrid:
-    """Karras's where alpha is constant (VE, EDM: sigma spans decades), uniform in t elsewhere."""
+    """Karras's grid where alpha is constant (VE, EDM: sigma spans decades), even in t elsewhere."""
     return Karras() if float(process.scales(1.0).alpha) == 1.0 else Uniform()
 
 
 def noise_level_grid(process: Process) -> TimeGrid:
-    """The default of solvers that step in sigma / alpha: the process's default, or even in log-SNR.
+    """Default grid of solvers that step in sigma / alpha: the process's default, or even in log-SNR.
 
     Where the noise level starts finite and huge (20,000 on the cosine chain), even steps in t leave nearly all of
     it to the first; where it is infinite, these solvers take that step along the straight path.

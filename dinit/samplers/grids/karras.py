@@ -1,4 +1,4 @@
-"""The grid of EDM: a power of the noise level, equally spaced."""
+"""Karras's time grid (EDM): a power of the noise level, equally spaced."""
 
 from __future__ import annotations
 

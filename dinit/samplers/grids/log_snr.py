@@ -1,4 +1,4 @@
-"""Grids in log-SNR, which is -2 log(sigma / alpha): even steps, and steps that crowd one end."""
+"""Time grids in log-SNR, which is -2 log(sigma / alpha): even steps, and steps that crowd one end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Published noise levels, stretched to the range of the process that runs: Align Your Steps, VP's on any path."""
+"""Time grids of published noise levels, stretched to the range of the process: Align Your Steps, VP's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Respacing: subsets of a chain's time steps, as in guided-diffusion and DiT. Nichol & Dhariwal 2021."""
+"""Respacing: subsets of a chain's timesteps, as in guided-diffusion and DiT. Nichol & Dhariwal 2021."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from dinit.samplers.grids.base import GRIDS, TimeGrid
 @GRIDS.register("respaced")
 @dataclass(frozen=True)
 class Respaced(TimeGrid):
-    """A subset of the chain's time steps, as guided-diffusion and DiT space them.
+    """A subset of the chain's timesteps, as guided-diffusion and DiT space them.
 
     Source: arXiv:2102.09672 (improved DDPM), whose code calls it timestep_respacing.
 
     Args:
-        sections: '' for one section of `steps` time steps, both ends included; '10,5,3' cuts the chain into equal
-            parts, cleanest first, and takes that many time steps of each; 'ddim25' takes the time steps 0, n, 2n
+        sections: '' for one section of `steps` timesteps, both ends included; '10,5,3' cuts the chain into equal
+            parts, cleanest first, and takes that many timesteps of each; 'ddim25' takes the timesteps 0, n, 2n
             and so on, with the smallest whole stride n that gives 25.
 
     Raises:
-        ValueError: a text of another form; from `times`, where the time steps do not fit in a section.
+        ValueError: a text of another form; from `times`, where the timesteps do not fit in a section.
     """
 
     sections: str = ""
@@ -53,11 +53,11 @@ class Respaced(TimeGrid):
         return times.clamp(t_min, t_max)
 
     def timesteps(self, total: int, steps: int) -> list[int]:
-        """The time steps taken of a chain.
+        """The timesteps taken of a chain.
 
         Args:
-            total: time steps of the chain.
-            steps: how many to take; where `sections` says so, the same number.
+            total: timesteps of the chain.
+            steps: how many to take; the number that `sections` fixes, where it fixes one.
 
         Returns:
             Indices from 0, the cleanest, to at most total - 1, increasing.
@@ -69,13 +69,13 @@ class Respaced(TimeGrid):
             for stride in range(1, total + 1):
                 if len(range(0, total, stride)) == steps:
                     return list(range(0, total, stride))
-            raise ValueError(f"no whole stride takes {steps} of {total} time steps; use sections = '{steps}'")
+            raise ValueError(f"no whole stride takes {steps} of {total} timesteps; use sections = '{steps}'")
         counts = [int(c) for c in self.sections.split(",")] if self.sections else [steps]
         taken, start = [], 0
         for i, count in enumerate(counts):
             size = total // len(counts) + (i < total % len(counts))
             if count > size:
-                raise ValueError(f"{count} time steps do not fit in a section of {size} (of {total} time steps)")
+                raise ValueError(f"{count} timesteps do not fit in a section of {size} (of {total} timesteps)")
             stride = (size - 1) / (count - 1) if count > 1 else 1.0
             # The stride is added up, not multiplied: the last bit decides how the published halves are rounded.
             offsets = accumulate(repeat(stride, count - 1), initial=0.0)

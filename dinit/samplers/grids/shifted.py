@@ -1,4 +1,4 @@
-"""The shifted grid of flow models, for every process. Esser et al. 2024 (Stable Diffusion 3)."""
+"""Shifted time grid of flow models, for every process. Esser et al. 2024 (Stable Diffusion 3)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Times given one by one, in the call or in a file."""
+"""Time grids given one by one, in the call or in a file."""
 
 from __future__ import annotations
 

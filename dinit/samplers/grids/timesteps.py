@@ -1,4 +1,4 @@
-"""Time steps of a discrete chain, spaced as in diffusers: trailing, leading and linspace."""
+"""Time grids of a discrete chain's timesteps, spaced as in diffusers: trailing, leading and linspace."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ Spacing = Literal["trailing", "leading", "linspace"]
 )
 @dataclass(frozen=True)
 class Timesteps(TimeGrid):
-    """Time steps of the discrete chain, trailing, leading or linspace. Lin et al. 2023, Table 2.
+    """Timesteps of the discrete chain, trailing, leading or linspace. Lin et al. 2023, Table 2.
 
-    Time step i of the process's num_steps stands at t = (i + 1) / num_steps. Source: arXiv:2305.08891.
+    Timestep i of the process's num_steps stands at t = (i + 1) / num_steps. Source: arXiv:2305.08891.
 
     Args:
-        spacing: 'trailing' includes the noisiest time step, 'leading' the cleanest, 'linspace' both. It is
+        spacing: 'trailing' includes the noisiest timestep, 'leading' the cleanest, 'linspace' both. It is
             timestep_spacing of diffusers.
-        offset: added to the time steps of 'leading'; diffusers' steps_offset.
+        offset: added to the timesteps of 'leading'; diffusers' steps_offset.
 
     Raises:
         ValueError: from `times`, for another spacing, or more steps than the process has.
@@ -39,7 +39,7 @@ class Timesteps(TimeGrid):
     def times(self, process: Process, steps: int, t_min: float, t_max: float) -> Tensor:
         total = process.num_steps
         if steps > total:
-            raise ValueError(f"{steps} steps do not fit in the {total} time steps of {process}")
+            raise ValueError(f"{steps} steps do not fit in the {total} timesteps of {process}")
         if self.spacing == "trailing":
             taken = torch.arange(total, 0, -total / steps, dtype=torch.float64)[:steps].round() - 1
         elif self.spacing == "leading":

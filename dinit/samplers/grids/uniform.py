@@ -1,4 +1,4 @@
-"""Grids that are even in a power of t: uniform and quadratic."""
+"""Time grids that are even in a power of t: uniform and quadratic."""
 
 from __future__ import annotations
 
