@@ -1,4 +1,4 @@
-"""The maths of Gaussian paths: processes, parameterizations, denoisers. Knows no network and no solver.
+"""Gaussian paths: processes, parameterizations, denoisers, independent of networks and solvers.
 
 Notation. t in [0, 1]: 0 is data, 1 is noise. x_t = alpha_t * x0 + sigma_t * eps with eps ~ N(0, I).
 snr = (alpha_t / sigma_t) ** 2, log_snr its logarithm (DPM-Solver's lambda is half of it); the noise level

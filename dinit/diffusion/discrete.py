@@ -178,8 +178,8 @@ class VPBetas(BetaChain):
     """Variance-preserving chain with given betas, read in t as `BetaChain` describes. Ho et al. 2020.
 
     Args:
-        betas: One a timestep, in (0, 1), at least 2; the default is DDPM's. The last may be 1, which leaves no signal
-            at t = 1 and needs zero_terminal_snr.
+        betas: One a timestep, in (0, 1), at least 2; the default is DDPM's. The last may be 1, which leaves no
+            signal at t = 1 and needs zero_terminal_snr.
         zero_terminal_snr: Whether alpha is rescaled to be exactly 0 at t = 1.
 
     Raises:

@@ -261,9 +261,8 @@ class Extrapolate(HistoryRule):
         max_step_ratio: A step longer than this times the one before it, in the polynomial's variable, extrapolates
             over two evaluations at most: higher polynomials go astray there. Positive.
         variant: What stands in place of the exact integral: see `exponential_weights.weights`.
-        difference_weights: Factors on the polynomial's divided differences, from the first on, at most three, where
-            they are to be other than 1; `SolverSearch` fits them. They leave the first order, which the step's own
-            evaluation carries.
+        difference_weights: Factors on the polynomial's divided differences, from the first on, at most three; 1
+            where none is given. `SolverSearch` fits them. Whatever they are, the method is of order 1 at least.
 
     Raises:
         ValueError: An option out of range.
