@@ -40,9 +40,9 @@ _OPTION = re.compile(r"^ {4}(\w+): ", re.MULTILINE)
 
 _HEAD = f"""# Samplers, grids, guidance, processes
 
-Written by `python docs/make_samplers_page.py` from the registries; what is registered is here. `dinit list
-samplers` is the short form. `dinit verify` measures every claim on this page against closed forms: the order of
-each deterministic solver, the mean, spread and weights of each stochastic one, on every process.
+All that is registered, written by `python docs/make_samplers_page.py` from the docstrings of the classes.
+`dinit list samplers` is the short form. `dinit verify` measures every claim on this page against closed forms: the
+order of each deterministic solver, the mean, spread and weights of each stochastic one, on every process.
 
 ```python
 from dinit.samplers import SAMPLERS, compare
@@ -62,8 +62,8 @@ Order: of convergence to the probability-flow ODE's solution for deterministic s
 stochastic ones, with default options. NFE: network evaluations a step.
 
 Pictures: `{PIPELINE}`, all classes from the same noise (seed {SEED}), at most {NFE} evaluations (more where the
-picture says so), no guidance, on the grid that the sampler runs on where none is named: even in $t$ here if nothing
-else is said. Deterministic solvers approach one solution and draw the same digits; stochastic ones go elsewhere.
+picture says so), no guidance, on the sampler's default grid, which is even in $t$ unless its section names another.
+Deterministic solvers approach one solution and draw the same digits; stochastic ones draw others.
 """
 
 
@@ -133,7 +133,7 @@ def sampler_section(name: str) -> str:
     parts = [f"### {name}", f"```math\n{latex}\n```", f"*{facts}*", *paragraphs(SAMPLERS[name])]
     grid = sampler.grid_for(PROCESS)
     if grid != default_grid(PROCESS):
-        parts.append(f"Where no grid is named it runs on `{grid.registry_name}` here, as in the picture.")  # type: ignore[attr-defined]
+        parts.append(f"Its default grid, on this process as in the picture, is `{grid.registry_name}`.")  # type: ignore[attr-defined]
     return "\n\n".join([*parts, f"![digits drawn by {name}](images/{name}.png)"])
 
 
@@ -154,10 +154,20 @@ def registry_table(registry: Registry[Any]) -> str:
     return "\n".join(rows)
 
 
+def registry_details(registry: Registry[Any]) -> list[str]:
+    """Text and options of the entries that have more than a summary."""
+    parts = []
+    for name in registry:
+        _, *more = paragraphs(registry[name])
+        if more:
+            parts += [f"**`{name}`**", *more]
+    return parts
+
+
 _SEARCH = """
 Measured by `benchmarks/solvers.py`. A schedule searched for one network and one number of evaluations (the stars)
-goes further than any fixed solver: the forms, orders, correctors, times and weights of its steps are fitted to that
-network's own long runs, and hold for other noises and labels.
+is more accurate than any fixed solver: the predictions, orders, correctors, times and weights of its steps are
+fitted to that network's own long runs, and hold for other noises and labels.
 
 ```python
 import torch
@@ -181,7 +191,7 @@ def page() -> str:
         shown = [f"![error against NFE](../benchmarks/results/{plot.name})" for plot in plots]
         sections += ["## Accuracy at few steps", _SEARCH.strip(), *shown]
     for title, registry in (("Time grids", GRIDS), ("Guidance", GUIDANCES), ("Processes", PROCESSES)):
-        sections += [f"## {title}", registry_table(registry)]
+        sections += [f"## {title}", registry_table(registry), *registry_details(registry)]
     return "\n\n".join([_HEAD.rstrip(), *sections]) + "\n"
 
 

@@ -21,7 +21,7 @@ class Karras(TimeGrid):
 
     Args:
         rho: positive; the larger, the more steps at low noise. EDM's value is 7.
-        first: as of `LogSNR`.
+        first: where alpha is 0 at t_max, the spacing starts at this time; see `LogSNR`.
 
     Raises:
         ValueError: rho is not positive.

@@ -42,7 +42,7 @@ class DPMSolver1(OneRule):
 @SAMPLERS.register("dpm-solver-2")
 @dataclass(frozen=True)
 class DPMSolver2(OneRule):
-    r"""DPM-Solver-2: eps at the middle of the step in log-SNR; 2 NFE a step. Lu et al. 2022, Algorithm 1.
+    r"""DPM-Solver-2: eps at the middle of the step, 2 NFE a step. Lu et al. 2022 (DPM-Solver), Algorithm 1.
 
     Formula: $x_s = \frac{\alpha_s}{\alpha_t} x_t - \sigma_s (e^{h} - 1)\,\varepsilon(x_m, \lambda_m),\quad x_m =
         \frac{\alpha_m}{\alpha_t} x_t - \sigma_m (e^{h/2} - 1)\,\varepsilon(x_t, \lambda_t),\quad \lambda_m =
@@ -57,7 +57,7 @@ class DPMSolver2(OneRule):
 @SAMPLERS.register("dpm-solver-3")
 @dataclass(frozen=True)
 class DPMSolver3(OneRule):
-    r"""DPM-Solver-3: eps at a third and at two thirds of the step; 3 NFE a step. Lu et al. 2022, Algorithm 2.
+    r"""DPM-Solver-3: eps at 1/3 and 2/3 of the step, 3 NFE a step. Lu et al. 2022 (DPM-Solver), Algorithm 2.
 
     Formula: $x_s = \frac{\alpha_s}{\alpha_t} x_t - \sigma_s (e^h - 1)\,\varepsilon_0 - \tfrac{3}{2}\,\sigma_s
         \left(\tfrac{e^h - 1}{h} - 1\right)\left(\varepsilon_{2/3} - \varepsilon_0\right),\quad x_{2/3} =
@@ -74,7 +74,7 @@ class DPMSolver3(OneRule):
 @SAMPLERS.register("dpmpp-2s", aliases=("dpm-solver++(2s)",))
 @dataclass(frozen=True)
 class DPMpp2S(OneRule):
-    r"""DPM-Solver++(2S): the posterior mean at the middle of the step; 2 NFE a step. Lu et al. 2022, Algorithm 1.
+    r"""DPM-Solver++(2S): x0 at the middle of the step, 2 NFE a step. Lu et al. 2022 (DPM-Solver++), Algorithm 1.
 
     Formula: $x_s = \frac{\sigma_s}{\sigma_t} x_t + \alpha_s (1 - e^{-h})\,x_0(x_m, \lambda_m),\quad x_m =
         \frac{\sigma_m}{\sigma_t} x_t + \alpha_m (1 - e^{-h/2})\,x_0(x_t, \lambda_t),\quad \lambda_m = \lambda_t +

@@ -23,9 +23,9 @@ class DPMpp2M(Sampler):
         x_0')\right)$
 
     h is the rise of lambda = log(alpha / sigma) over the step, h' and x0' those of the step before. Lu et al.
-    2022, Algorithm 2, arXiv:2211.01095, for any path. The first step is of first order, and so is a step that
-    starts at or follows alpha = 0 or ends at sigma = 0, where the log-SNR is infinite: that is the limit of the
-    formula.
+    2022 (DPM-Solver++), Algorithm 2, arXiv:2211.01095, for any path. The first step is of first order, and so is a
+    step that starts at or follows alpha = 0 or ends at sigma = 0, where the log-SNR is infinite: that is the limit
+    of the formula.
 
     Args:
         variant: Weight of the slope (x0 - x0') / h': alpha_s (1 - e^-h) h / 2 for 'midpoint' (the paper's),

@@ -1,4 +1,4 @@
-"""DPM-Solver++ on the reverse-time SDE: single-step, and multistep of orders two and three. Lu et al. 2022."""
+"""DPM-Solver++ on the SDE: single-step, and multistep of orders two and three. Lu et al. 2022 (DPM-Solver++)."""
 
 from __future__ import annotations
 
@@ -29,9 +29,10 @@ class DPMppSDE(Sampler):
         \lambda_m = \lambda_t + \tfrac{h}{2}$
 
     lambda = log(alpha / sigma) is half the log-SNR and h its rise over the step; x_m is the same step from x_t to
-    lambda_m with x0(x_t) and a draw of its own. For eta above 1, sigma_up is at most sigma_s. Lu et al. 2022,
-    Section 5, arXiv:2211.01095, as k-diffusion runs it: both are ancestral steps, DPM-Solver++(1) and a draw. A
-    step from alpha = 0 or to sigma = 0 has no middle in log-SNR: there one evaluation makes its first-order limit.
+    lambda_m with x0(x_t) and a draw of its own. For eta above 1, sigma_up is at most sigma_s. Lu et al. 2022
+    (DPM-Solver++), Section 5, arXiv:2211.01095, as k-diffusion runs it: both are ancestral steps, DPM-Solver++(1)
+    and a draw. A step from alpha = 0 or to sigma = 0 has no middle in log-SNR: there one evaluation makes its
+    first-order limit.
 
     Args:
         eta: At least 0. 0 is deterministic (the midpoint rule in half the log-SNR, second order), 1 the
@@ -77,7 +78,7 @@ class DPMppSDE(Sampler):
 @SAMPLERS.register("dpmpp-2m-sde", aliases=("sde-dpm-solver++", "sde-dpm-solver++(2m)", "k-dpmpp-2m-sde"))
 @dataclass(frozen=True)
 class DPMpp2MSDE(Sampler):
-    r"""DPM-Solver++(2M) on the SDE: the posterior mean extrapolated in half the log-SNR. Lu et al. 2022, Section 5.
+    r"""DPM-Solver++(2M) on the SDE: x0 extrapolated in half the log-SNR. Lu et al. 2022 (DPM-Solver++), Section 5.
 
     Formula: $x_s = \frac{\sigma_s}{\sigma_t} e^{-\eta h} x_t + \alpha_s \left(1 - e^{-(1+\eta)h}\right)\left(x_0 +
         \frac{h}{2h'}(x_0 - x_0')\right) + \sigma_s \sqrt{1 - e^{-2\eta h}}\, z$
@@ -165,7 +166,7 @@ class DPMpp2MSDE(Sampler):
 @SAMPLERS.register("dpmpp-3m-sde", aliases=("k-dpmpp-3m-sde",))
 @dataclass(frozen=True)
 class DPMpp3MSDE(Sampler):
-    r"""DPM-Solver++(3M) on the SDE: a parabola through three posterior means, in half the log-SNR. Lu et al. 2022.
+    r"""DPM-Solver++(3M) on the SDE: a parabola in half the log-SNR through three x0. Lu et al. 2022 (DPM-Solver++).
 
     Formula: $x_s = \frac{\sigma_s}{\sigma_t} e^{-\eta h} x_t + \alpha_s \int_{\lambda_t}^{\lambda_s} (1+\eta)\,
         e^{-(1+\eta)(\lambda_s-\lambda)} P(\lambda)\,d\lambda + \sigma_s \sqrt{1 - e^{-2\eta h}}\, z,\quad P \text{
