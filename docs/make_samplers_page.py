@@ -7,6 +7,7 @@ the paragraph `Formula: $...$` of its class's docstring.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import inspect
 import re
 import sys
@@ -36,7 +37,7 @@ _CODE = re.compile(r"k-diffusion|guided-diffusion|diffusers")
 _ARXIV = re.compile(r"arXiv:(\d{4}\.\d{5})")
 _FORMULA = re.compile(r"^Formula: \$([^$]+)\$\.?$", re.MULTILINE)
 _SECTION = re.compile(r"^(Args|Attributes|Raises|Returns):$")
-_OPTION = re.compile(r"^ {4}(\w+): ", re.MULTILINE)
+_OPTION = re.compile(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", re.MULTILINE)
 
 _HEAD = f"""# Samplers, grids, guidance, processes
 
@@ -102,17 +103,23 @@ def formula(entry: type) -> str:
     return " ".join(found[1].split())
 
 
-def paragraphs(entry: Any) -> list[str]:
-    """The text of a docstring as the page has it: without the formula and the errors, options as a list."""
-    kept = []
-    for block in _FORMULA.sub("", inspect.getdoc(entry) or "").strip().split("\n\n"):
-        heading, _, rest = block.partition("\n")
-        section = _SECTION.match(heading)
-        if section is None:
-            kept.append(block.strip("\n"))
-        elif section[1] in ("Args", "Attributes"):
-            kept.append(_OPTION.sub(r"- `\1`: ", rest).replace("\n        ", "\n  "))
-    return [_as_markdown(block) for block in kept if block]
+def paragraphs(entry: type) -> list[str]:
+    """The text of a docstring as the page has it: no formula, no errors, the options as a list at the end.
+
+    Options that a base class explains are in the list too.
+    """
+    text, options = [], {}
+    for one in inspect.getmro(entry):
+        for block in _FORMULA.sub("", inspect.cleandoc(vars(one).get("__doc__") or "")).split("\n\n"):
+            heading, _, rest = block.strip("\n").partition("\n")
+            section = _SECTION.match(heading)
+            if section is None and one is entry:
+                text.append(block.strip("\n"))
+            elif section is not None and section[1] in ("Args", "Attributes"):
+                options |= {name: what for name, what in _OPTION.findall(rest) if name not in options}
+    known = {field.name for field in dataclasses.fields(entry)} if dataclasses.is_dataclass(entry) else options
+    shown = [f"- `{name}`: {what}" for name, what in options.items() if name in known]
+    return [_as_markdown(block) for block in (*text, "\n".join(shown).replace("\n        ", "\n  ")) if block]
 
 
 def _as_markdown(text: str) -> str:
