@@ -23,7 +23,7 @@ Pair = tuple[Tensor, Tensor]
 
 
 class Parameterization(ABC):
-    """A pair of coefficients that depends on the scales of a time, and the network's input scale and time input."""
+    """Meaning of a network's output, (p, q), at the scales of a time, with its input scale and time input."""
 
     @abstractmethod
     def coefficients(self, k: Scales) -> Pair:
@@ -104,7 +104,7 @@ class Parameterization(ABC):
 @PARAMETERIZATIONS.register("epsilon", aliases=("eps", "noise"))
 @dataclass(frozen=True)
 class Epsilon(Parameterization):
-    """The noise: (0, 1). Ho et al. 2020. Singular where alpha = 0."""
+    """Noise prediction: (p, q) = (0, 1). Ho et al. 2020, arXiv:2006.11239. Singular where alpha = 0."""
 
     def coefficients(self, k: Scales) -> Pair:
         return torch.zeros_like(k.alpha), torch.ones_like(k.alpha)
@@ -113,7 +113,7 @@ class Epsilon(Parameterization):
 @PARAMETERIZATIONS.register("x0", aliases=("sample", "x-start"))
 @dataclass(frozen=True)
 class X0(Parameterization):
-    """The clean image: (1, 0). Never singular for sigma > 0."""
+    """Prediction of the clean image: (p, q) = (1, 0). Never singular for sigma > 0."""
 
     def coefficients(self, k: Scales) -> Pair:
         return torch.ones_like(k.alpha), torch.zeros_like(k.alpha)
@@ -122,7 +122,10 @@ class X0(Parameterization):
 @PARAMETERIZATIONS.register("v", aliases=("v-prediction",))
 @dataclass(frozen=True)
 class V(Parameterization):
-    """v = alpha eps - sigma x0: (-sigma, alpha). Salimans & Ho 2022. Never singular."""
+    """v prediction, v = alpha eps - sigma x0: (p, q) = (-sigma, alpha). Salimans & Ho 2022. Never singular.
+
+    Source: arXiv:2202.00512.
+    """
 
     def coefficients(self, k: Scales) -> Pair:
         return -k.sigma, k.alpha
@@ -131,7 +134,10 @@ class V(Parameterization):
 @PARAMETERIZATIONS.register("velocity")
 @dataclass(frozen=True)
 class Velocity(Parameterization):
-    """The path's time derivative: (alpha', sigma'). Lipman et al. 2023. Regular where log-SNR falls."""
+    """Velocity of the path, dx/dt: (p, q) = (alpha', sigma'). Lipman et al. 2023.
+
+    It determines x0 wherever the log-SNR falls. Source: arXiv:2210.02747.
+    """
 
     def coefficients(self, k: Scales) -> Pair:
         return k.d_alpha, k.d_sigma
@@ -140,7 +146,7 @@ class Velocity(Parameterization):
 @PARAMETERIZATIONS.register("reversed-velocity")
 @dataclass(frozen=True)
 class ReversedVelocity(Velocity):
-    """Velocity of a time that runs from noise (0) to data (1): (-alpha', -sigma'), with 1 - t as the time input.
+    """Velocity of a time from noise (0) to data (1): (p, q) = (-alpha', -sigma'), with the time input 1 - t.
 
     The convention of SiT and LightningDiT, whose velocity on the linear path is data minus noise. Ma et al. 2024,
     arXiv:2401.08740.
@@ -156,10 +162,10 @@ class ReversedVelocity(Velocity):
 @PARAMETERIZATIONS.register("difference")
 @dataclass(frozen=True)
 class Difference(Parameterization):
-    """eps - x0: (-1, 1). Liu et al. 2023; Esser et al. 2024. Never singular.
+    """Difference eps - x0: (p, q) = (-1, 1). Liu et al. 2023; Esser et al. 2024. Never singular.
 
     On the straight path it is dx / dsigma. 'velocity' is dx / dt, which is the same for a shift of 1 and differs
-    by the factor dsigma / dt for any other.
+    by the factor dsigma / dt for any other. Source: arXiv:2209.03003, arXiv:2403.03206.
     """
 
     def coefficients(self, k: Scales) -> Pair:
@@ -169,7 +175,7 @@ class Difference(Parameterization):
 @PARAMETERIZATIONS.register("score")
 @dataclass(frozen=True)
 class Score(Parameterization):
-    """The gradient of log p_t: (0, -1 / sigma). Song et al. 2021. Singular where alpha = 0."""
+    """Score, the gradient of log p_t: (p, q) = (0, -1 / sigma). Song et al. 2021. Singular where alpha = 0."""
 
     def coefficients(self, k: Scales) -> Pair:
         return torch.zeros_like(k.alpha), -1 / k.sigma
@@ -206,7 +212,7 @@ class EDMPreconditioning(Parameterization):
 
 @dataclass(frozen=True)
 class Preconditioning:
-    """How a network's input and output are read at some times, for training and for sampling alike.
+    """Preconditioning: factors on a network's input and output at some times, for training and sampling alike.
 
         network input  = input_scale x_t, with noise_label for the time
         target         = p x0 + q eps
@@ -240,7 +246,7 @@ class Preconditioning:
         return Preconditioning(self.noise_label, *(expand(v, x) for v in self.tensors[1:]))
 
     def target(self, x0: Tensor, eps: Tensor) -> Tensor:
-        """What the network is trained to give, (B, C, H, W)."""
+        """The output that the network is trained to give, (B, C, H, W)."""
         return self.p * x0 + self.q * eps
 
     def posterior_mean(self, output: Tensor, x_t: Tensor) -> Tensor:
@@ -249,7 +255,16 @@ class Preconditioning:
 
 
 def precondition(process: Process, parameterization: Parameterization, scales: Scales) -> Preconditioning:
-    """The preconditioning of a network at the given scales, in their dtype and of their shape."""
+    """The preconditioning of a network at given scales, for training and for sampling.
+
+    Args:
+        process: The process of the network.
+        parameterization: The meaning of its output.
+        scales: The scales of the time or times.
+
+    Returns:
+        Factors in the scales' dtype and shape.
+    """
     p, q = parameterization.coefficients(scales)
     a, b = parameterization.posterior_mean_coefficients(scales)
     label, scale = parameterization.noise_label(process, scales), parameterization.input_scale(scales)

@@ -110,7 +110,7 @@ class APG(Guidance):
         if self.scale == 1:
             return denoiser
         check_null_class(denoiser, "adaptive projected guidance", "no guidance, or scale = 1")
-        owner = object()  # two of these in one nest keep a momentum each
+        owner = object()  # two APGs, one inside the other, have a momentum each
 
         def combine(given: Denoised, free: Denoised, cond: Condition) -> Denoised:
             difference = given.x0 - free.x0

@@ -122,7 +122,7 @@ def exponential_form(prediction: Prediction, variable: Variable) -> ExponentialF
 
 
 DDIM_FORM = ExponentialForm(SIGNAL_LEVEL, SIGNAL_LEVEL)
-"""That of DDIM's step on the posterior mean, whose weights are `ddim_weights`."""
+"""The form of DDIM's step on the posterior mean, whose weights are `ddim_weights`."""
 
 
 def form_at(

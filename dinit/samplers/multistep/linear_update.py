@@ -27,7 +27,7 @@ class LinearUpdate(NamedTuple):
     """x = state_weight * state + sum_j weights[j] * F_j.
 
     Attributes:
-        form: How F is read from an evaluation.
+        form: The form whose slope is F.
         state_weight: Weight of the state.
         weights: Weights of F, one for each of `evaluations`.
         steps_back: How many evaluations ago the state is taken from; 0 is the newest.

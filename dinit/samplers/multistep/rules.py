@@ -1,9 +1,9 @@
 """Rules of exponential and multistep solvers: how one step is taken, and its coefficients.
 
-Liu et al. 2023, "A Unified Sampling Framework for Solver Searching of Diffusion Probabilistic Models" (USF). A rule
-chooses what the network's output is read as, in which variable it is extrapolated, over how many past evaluations,
-and whether the fresh evaluation at the step's end corrects the step at no cost (UniC, Zhao et al. 2023). Rules of
-one run may differ; unified.py makes samplers of them.
+Liu et al. 2023, "A Unified Sampling Framework for Solver Searching of Diffusion Probabilistic Models" (USF),
+arXiv:2312.07243. A rule chooses the prediction (eps, x0, v, ...), the variable in which it is extrapolated, the
+number of past evaluations, and whether the evaluation at the step's end corrects the step at no cost (UniC, Zhao
+et al. 2023). Rules of one run may differ; unified.py makes samplers of them.
 """
 
 from __future__ import annotations
@@ -57,13 +57,13 @@ class Corrector:
 
 @dataclass(frozen=True)
 class Rule(ABC):
-    """How one step is taken: an `Extrapolate`, a `SingleStep` or a `Pseudo`."""
+    """Coefficients of one step: the base of `Extrapolate`, `SingleStep` and `Pseudo`."""
 
     registry_name: ClassVar[str]  # of the rule in a record
 
     @property
     def history(self) -> int:
-        """How many evaluations a step looks back to."""
+        """The number of past evaluations that a step uses."""
         return 1
 
     @property
@@ -110,7 +110,7 @@ class SingleStep(Rule):
     give order 3 at (1/3, 2/3).
 
     Args:
-        prediction: What the network's output is read as.
+        prediction: The network's output that is extrapolated.
         stages: Fractions of the step in (0, 1], one or two.
         variable: What the fractions and the polynomial are taken in.
         variant: What stands in place of the last exact integral: see `exponential_weights.weights`.
@@ -158,7 +158,7 @@ class SingleStep(Rule):
 def _from_two(
     form: ExponentialForm, process: Process, s: Scales, known: list[Scales], variant: Variant
 ) -> LinearUpdate:
-    """To s from the first of the known evaluations, t, with that and the last of them."""
+    """The update to s from the first of the known evaluations, t, with that evaluation and the last one."""
     t, count = known[0], len(known)
     nodes, taken = ([known[-1], t], (0, count - 1)) if count > 1 else ([t], (0,))
     return LinearUpdate(form, *weights(form, process, t, s, nodes, variant), 0, taken)
@@ -251,7 +251,7 @@ class Extrapolate(HistoryRule):
     """A polynomial through the last evaluations, integrated exactly or as a published method approximates it.
 
     Args:
-        prediction: What the network's output is read as; `ode_variables` lists the changes of variables.
+        prediction: The network's output that is extrapolated; `ode_variables` lists the changes of variables.
         order: Evaluations extrapolated, 1 to 4, or as many as there are.
         variable: What the polynomial is taken in.
         corrector: Takes the step again with the evaluation at its end (order + 1 evaluations); None: no correction,
@@ -302,7 +302,7 @@ class Pseudo(HistoryRule):
     Of order 2 at most, as the weights do not depend on the lengths of the steps.
 
     Args:
-        prediction: What the network's output is read as; `ode_variables` lists the changes of variables.
+        prediction: The network's output that is extrapolated; `ode_variables` lists the changes of variables.
         order: Evaluations extrapolated, 1 to 4, or as many as there are.
         variable: What the polynomial is taken in.
         corrector: Takes the step again with the evaluation at its end; None: no correction.

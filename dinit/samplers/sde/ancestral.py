@@ -124,7 +124,7 @@ def ancestral_split(t: ScalarScales, s: ScalarScales, eta: float) -> tuple[float
 
 
 def check_noise(eta: float, s_noise: float) -> None:
-    """ValueError unless eta >= 0 and s_noise > 0."""
+    """Raise a ValueError unless eta >= 0 and s_noise > 0."""
     if not eta >= 0:
         raise ValueError(f"eta must be at least 0 (0 is deterministic, 1 is the reverse-time SDE), got {eta}")
     if not s_noise > 0:

@@ -74,7 +74,7 @@ class ERSDE(Sampler):
     ) -> tuple[Tensor, History]:
         x0 = denoise(x_t, t).x0
         a, b = t.floats, s.floats
-        if a.alpha == 0 or b.sigma == 0:  # r = 0: what x_t holds besides x0 is forgotten, or is 0 in the end
+        if a.alpha == 0 or b.sigma == 0:  # the limit: r = u_s / u_t for 'ode', 0 for the SDEs
             keep = b.sigma / a.sigma if self.noise_scale == "ode" else 0.0
             x_s = keep * x_t + b.alpha * x0
             return self._noisy(x_s, b.sigma if self.stochastic else 0.0, noise, x_t), ()
