@@ -1,4 +1,4 @@
-"""The way back: our weights under the names, and in the containers, that other programs read."""
+"""Weight export: dinit's weights under the names and in the file formats of other programs."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def check_export(
 
 
 def _fitting(backbone: Any, refused: str) -> str:
-    """Which formats' built-in arguments this backbone has."""
+    """The formats whose built-in arguments this backbone has, in words."""
     fits = [
         name
         for name, one in FORMATS.items()
@@ -148,7 +148,7 @@ def scheduler_arguments(process: Any, parameterization: Any) -> dict[str, Any]:
 
 
 def beta_arguments(process: VPDiscrete) -> dict[str, Any]:
-    """The arguments that say the noise schedule, of every diffusers scheduler for a chain of betas."""
+    """The noise schedule as arguments of diffusers' schedulers for a chain of betas."""
     scale = 1000 / process.num_steps
     start, end = (1e-4 * scale, 0.02 * scale) if process.schedule == "linear" else (0.00085, 0.012)
     return {

@@ -1,13 +1,13 @@
-"""The trained denoiser of a diffusers pipeline, for dinit's samplers and guidance; its scheduler as a sampler.
+"""Denoiser of a diffusers pipeline, for dinit's samplers and guidance; a diffusers scheduler as a sampler.
 
-Trajectories end as everywhere in dinit: with the posterior mean at the last noisy level. diffusers' schedulers
-agree where their last sigma is zero (final_sigmas_type = "zero"; DDIM with set_alpha_to_one and leading or trailing
-spacing). Those that stop at the chain's first level instead ("sigma_min"; set_alpha_to_one = False) are met by
-end="state" and a grid whose last time is that level's. DPMSolverMultistepScheduler's last step is of first order
-where the last sigma is zero, which is the posterior mean too; with "sigma_min" and fewer than 15 steps it is of
-first order as well (lower_order_final), and differs from dinit's. EulerDiscreteScheduler with "linspace" or
-"trailing" spacing starts from noise that is smaller by the factor sigma_t of the first level; initial_state= "
-"gives that.
+Trajectories end as everywhere in dinit: with the posterior mean at the last noisy time. diffusers' schedulers agree
+where their last sigma is zero (final_sigmas_type = "zero"; DDIM with set_alpha_to_one and leading or trailing
+spacing). For those that stop at the chain's first timestep instead ("sigma_min"; set_alpha_to_one = False), use
+end="state" and a grid whose last time is that of this timestep. DPMSolverMultistepScheduler's last step is of first
+order where the last sigma is zero, which is the posterior mean too; with "sigma_min" and fewer than 15 steps it is
+of first order as well (lower_order_final), and differs from dinit's. EulerDiscreteScheduler with "linspace" or
+"trailing" spacing starts from noise that is smaller by the factor sigma_t of the first time; initial_state= gives
+that.
 """
 
 from __future__ import annotations
@@ -37,20 +37,29 @@ def denoiser_from_diffusers(
     parameterization: Parameterization | None = None,
     t_max: float = 1.0,
 ) -> Denoiser:
-    """The network in a diffusers pipeline, read as the posterior mean. Weights are shared with the pipeline.
+    """Make a denoiser of the network in a diffusers pipeline. Weights are shared with the pipeline.
 
-    pipe: has `unet` or `transformer`, and `scheduler`, whose config says what the network was trained on (its
-    rules of sampling are not used). process, parameterization: in place of what the scheduler says.
-    null_label: for UNet2DModel with classes, the row trained as the null class. t_max: below 1 where the pair is
-    singular at pure noise.
+    Args:
+        pipe: An object with `unet` or `transformer`, and `scheduler`, whose config contains what the network was
+            trained on (its sampling settings are not used).
+        condition: For networks that take a text, the prompts as returned by the pipeline's encode_prompt: (N, L,
+            D); or a mapping of the network's arguments, each of N rows, {"encoder_hidden_states": ..,
+            "pooled_projections": ..}, in which a value may be a mapping again, {"added_cond_kwargs":
+            {"text_embeds": .., "time_ids": ..}}. Label i is row i; a batch without labels is all rows in order. Or
+            a callable, (B,) labels -> such rows, with num_classes.
+        null_condition: One such row, (1, ...), of the empty or negative prompt; classifier-free guidance needs it.
+        num_classes: The number of prompts, where condition is a callable.
+        null_label: For UNet2DModel with classes: the row of its class table that was trained as the null class.
+        process: In place of the process in the scheduler's config.
+        parameterization: In place of the parameterization in the scheduler's config.
+        t_max: The largest time, in (0, 1]; below 1 where process and parameterization are singular at pure noise.
 
-    condition: for networks that take a text, the prompts as the pipeline's encode_prompt gives them: (N, L, D), or
-    a mapping of the network's arguments, each of N rows, {"encoder_hidden_states": .., "pooled_projections": ..},
-    which may hold a mapping in turn, {"added_cond_kwargs": {"text_embeds": .., "time_ids": ..}}. Label i is row
-    i; a batch given no labels is all the rows in order. Or a callable, (B,) labels -> such rows, with num_classes
-    the number of prompts. null_condition: one such row, that of the empty or negative prompt, which
-    classifier-free guidance needs.
-    ValueError, with the network and the scheduler, for what is not understood.
+    Returns:
+        A denoiser. It predicts the posterior mean, as every denoiser of dinit.
+
+    Raises:
+        ValueError: the network or a setting of the scheduler is not covered, or an argument does not fit; the error
+            names both classes.
     """
     network = network_of(pipe)
     owner = f"{type(network).__name__} with {type(pipe.scheduler).__name__}"
@@ -88,4 +97,4 @@ def check_variance(network: Any, scheduler: Any) -> None:
     config = network.config
     kind = scheduler.config.get("variance_type")
     if config.get("out_channels") == 2 * config.get("in_channels", 0) and kind == "learned":
-        raise ValueError("variance_type = 'learned' is not covered; a learned variance is read as 'learned_range'")
+        raise ValueError("variance_type = 'learned' is not covered; of learned variances only 'learned_range' is")

@@ -1,4 +1,4 @@
-"""Names of ImageNet's classes, from torchvision, so that a label can be given as a word."""
+"""ImageNet class names, from torchvision, so that a label can be given by name."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ NUM_CLASSES = 1000
 
 
 def imagenet_names() -> list[str] | None:
-    """The 1000 names in label order, each once; None where this torchvision has no such list.
+    """The 1000 class names in label order, each unique; None where this torchvision has no such list.
 
-    Two classes that share a name (crane the bird and crane the machine) get their label behind it.
+    Where two classes share a name (crane the bird and crane the machine), the label is appended to it.
     """
     try:
         from torchvision.models._meta import _IMAGENET_CATEGORIES as categories

@@ -1,4 +1,4 @@
-"""Key maps: how the names in a foreign checkpoint become the names in ours, as a table and not as code."""
+"""Key maps: tables that rename a published checkpoint's tensors to dinit's names."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Rule:
-    """`pattern`, a regular expression for a whole foreign key, becomes `target` (\\1, \\2: its groups).
+    """One row of a key map.
 
-    A target of None drops the entry: a fixed table that our model computes from its configuration. change: what
-    is done to the tensor on the way, such as a transposition.
+    Args:
+        pattern: A regular expression for a whole key of the checkpoint.
+        target: Our name for it (\\1, \\2: groups of the pattern). None drops the entry: a fixed table that our
+            model computes from its configuration.
+        change: A change of the tensor, such as a transposition.
     """
 
     pattern: str
@@ -24,13 +27,13 @@ class Rule:
 
 KeyMap = Sequence[Rule]
 
-_TOLD = 20  # names in a message; a checkpoint of another family has hundreds
+_LISTED = 20  # names in a message; a checkpoint of another family has hundreds
 
 
 def map_keys(state: Mapping[str, Tensor], rules: KeyMap) -> dict[str, Tensor]:
     """The state under our names. The first rule that matches a key decides.
 
-    Raises ValueError for keys that no rule knows, and for two keys that would become one.
+    Raises ValueError for keys that no rule matches, and for two keys that would become one.
     """
     mapped, unknown = _map(state, rules)
     if unknown:
@@ -56,7 +59,7 @@ def load_mapped(model: nn.Module, state: Mapping[str, Tensor], rules: KeyMap) ->
         if mapped[key].shape != own[key].shape
     ]
     if shapes:
-        problems += [*shapes[:_TOLD], *([f"and {len(shapes) - _TOLD} more"] if len(shapes) > _TOLD else [])]
+        problems += [*shapes[:_LISTED], *([f"and {len(shapes) - _LISTED} more"] if len(shapes) > _LISTED else [])]
     if problems:
         raise ValueError(
             f"the checkpoint does not fit this {type(model).__name__}: {'; '.join(problems)}. It is of another "
@@ -67,8 +70,8 @@ def load_mapped(model: nn.Module, state: Mapping[str, Tensor], rules: KeyMap) ->
 
 def names(keys: Sequence[str]) -> str:
     """A list of names, of very many only the first."""
-    more = f" and {len(keys) - _TOLD} more" if len(keys) > _TOLD else ""
-    return f"{list(keys[:_TOLD])}{more}"
+    more = f" and {len(keys) - _LISTED} more" if len(keys) > _LISTED else ""
+    return f"{list(keys[:_LISTED])}{more}"
 
 
 def _map(state: Mapping[str, Tensor], rules: KeyMap) -> tuple[dict[str, Tensor], list[str]]:

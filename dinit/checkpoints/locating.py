@@ -20,10 +20,18 @@ def shipped() -> list[str]:
 
 
 def locate(name: str | Path, **hub_options: Any) -> Path:
-    """The folder of a shipped pipeline, the folder itself, or a downloaded hub repository, in this order.
+    """Find the folder of a pipeline: a shipped one, a local folder, or a downloaded hub repository, in this order.
 
-    hub_options: as snapshot_download takes them. ValueError for a file; FileNotFoundError, with what was
-    tried, where there is nothing.
+    Args:
+        name: A shipped name, a path, or a hub id (owner/name).
+        **hub_options: Keywords of huggingface_hub's snapshot_download, such as revision= and token=.
+
+    Returns:
+        The folder, on this machine.
+
+    Raises:
+        FileNotFoundError: no such pipeline; the error lists what was tried.
+        ValueError: the path is a file.
     """
     text, path = str(name), Path(name).expanduser()
     if text in shipped():
@@ -49,7 +57,7 @@ def _download(repo: str, tried: str, options: dict[str, Any]) -> Path:
 
     try:
         return Path(snapshot_download(repo, allow_patterns=_FILES, **options))
-    except (OSError, ValueError, RuntimeError) as error:  # the hub's errors, and those of the connection
+    except (OSError, ValueError, RuntimeError) as error:  # errors of the hub and of the connection
         reason = str(error).strip().split("\n", 1)[0]
         raise FileNotFoundError(f"{tried}; and the hub gave no {repo!r}: {reason}") from error
 

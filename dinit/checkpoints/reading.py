@@ -1,6 +1,6 @@
-"""Opening foreign weights: .pt, .pth, .ckpt and .bin as data only, .safetensors, and folders of diffusers.
+"""Reading of published weights: .pt, .pth, .ckpt and .bin as data only, .safetensors, and folders of diffusers.
 
-Nothing in a file is ever run: pickles are opened with weights_only=True and no other way.
+Nothing in a file is ever run: pickles are opened with weights_only=True and in no other way.
 """
 
 from __future__ import annotations
@@ -38,11 +38,17 @@ State = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a source held.
+    """The contents of a checkpoint file or folder.
 
-    state: the tensors under their foreign names. files: what was read, name -> SHA-256. entry: the part of a
-    training checkpoint that `state` is ("ema", "model"); "" for a bare state. args: what a training checkpoint
-    says of its run. config, scheduler, index: of a diffusers folder, empty elsewhere.
+    Attributes:
+        path: Where it was read from.
+        state: The tensors under their original names.
+        files: What was read, file name to SHA-256.
+        entry: The part of a training checkpoint that `state` is ("ema", "model"); "" for a bare state.
+        args: The arguments of the run that a training checkpoint has stored.
+        config: config.json of a diffusers folder; empty elsewhere.
+        scheduler: scheduler_config.json of a diffusers folder; empty elsewhere.
+        index: model_index.json of a diffusers folder; empty elsewhere.
     """
 
     path: Path
@@ -56,10 +62,20 @@ class Checkpoint:
 
 
 def read_checkpoint(source: str | Path, weights: Weights | None = None, sha256: str | None = None) -> Checkpoint:
-    """The state in a file or folder. weights: which of a training checkpoint's two; None is the EMA if any.
+    """Read the weights in a file or folder.
 
-    sha256: of the file, compared before it is opened. FileNotFoundError for nothing there; ValueError, with what
-    to do, for files that are damaged, no checkpoint, hold more than data, or lack the weights asked for.
+    Args:
+        source: A .pt, .pth, .ckpt, .bin or .safetensors file, or a model or pipeline folder of diffusers.
+        weights: Which weights of a training checkpoint: 'ema' or 'model'; None is the EMA if there is one.
+        sha256: Of the file, 64 hexadecimal digits, compared before it is opened.
+
+    Returns:
+        The tensors, and what is stored with them.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a file is damaged, is no checkpoint, contains more than data, has another SHA-256, or lacks the
+            requested weights.
     """
     path = Path(source).expanduser()
     if weights not in (None, "ema", "model"):
@@ -89,7 +105,7 @@ def read_checkpoint(source: str | Path, weights: Weights | None = None, sha256: 
 
 
 def read_file(path: Path) -> Any:
-    """What a file holds: a state for safetensors, anything made of data for the others. ValueError as above."""
+    """The contents of a file: a state for safetensors, any plain data for the others. ValueError as above."""
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise ValueError(f"{path} is no checkpoint by its name; those end in {', '.join(SUFFIXES)}")
@@ -115,27 +131,27 @@ def _read_pickle(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         raise ValueError(_refusal(path, str(error))) from error
     except (RuntimeError, OSError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-        told = str(error).splitlines()[0] if str(error) else "it ends too early"
+        reason = str(error).splitlines()[0] if str(error) else "it ends too early"
         if isinstance(error, KeyError):  # whose text is the bare key
-            told = "no pickle in it"
-        raise ValueError(f"{path} is damaged or no checkpoint ({told}); copy or download it again") from error
+            reason = "no pickle in it"
+        raise ValueError(f"{path} is damaged or no checkpoint ({reason}); copy or download it again") from error
 
 
-def _refusal(path: Path, told: str) -> str:
+def _refusal(path: Path, reason: str) -> str:
     """Why a pickle was not opened: it names code, or it is no pickle at all."""
-    code = re.search(r"Unsupported (?:global|class|operand).*?([\w.]+\.\w+)", told) or re.search(
-        r"GLOBAL ([\w.]+)", told
+    code = re.search(r"Unsupported (?:global|class|operand).*?([\w.]+\.\w+)", reason) or re.search(
+        r"GLOBAL ([\w.]+)", reason
     )
     if code is None:
-        return f"{path} is damaged or no checkpoint of PyTorch; copy or download it again, or look what it is"
+        return f"{path} is damaged or no checkpoint of PyTorch; copy or download it again"
     return (
         f"{path} holds more than data: it names {code[1]}, and opening that could run code, so it was not opened. "
-        "Ask for safetensors, or take its state_dict out where you trust the file and save that as safetensors"
+        "Use a safetensors file, or, if you trust this one, extract its state_dict and save that as safetensors"
     )
 
 
 def _check_sums(path: Path) -> None:
-    """The checksums that a zip has of its parts; torch.load does not look at them. ValueError for a wrong one."""
+    """Compare the checksums that a zip stores, which torch.load does not. ValueError for a wrong one."""
     try:
         with zipfile.ZipFile(path) as archive:
             for part in archive.infolist():
@@ -158,13 +174,11 @@ def _unwrap(path: Path, content: Any, weights: Weights | None, files: dict[str, 
         return Checkpoint(path, _bare(path, ema_state(content)), files, "ema", args)
     if not emas and not models:
         if weights is not None:
-            raise ValueError(
-                f"{path} is a bare state, it does not say which weights: leave weights ({weights}) out"
-            )
+            raise ValueError(f"{path} is a bare state with one set of weights: leave weights ({weights}) out")
         return Checkpoint(path, _strip(_bare(path, content)), files, args=args)
     chosen = models if weights == "model" else emas if weights == "ema" else emas + models
     if not chosen:
-        raise ValueError(f"{path} has no {weights} weights, it has {', '.join(emas + models)}: ask for those")
+        raise ValueError(f"{path} has no {weights} weights, it has {', '.join(emas + models)}: choose those")
     return Checkpoint(path, _strip(_bare(path, content[chosen[0]])), files, chosen[0], args)
 
 
@@ -246,20 +260,20 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def _check_hashes(files: list[Path], sha256: str | None) -> dict[str, str]:
-    """SHA-256 of every file by its name. ValueError where it is not the given one."""
+    """SHA-256 of every file by its name. ValueError where it differs from the given one."""
     given = None if sha256 is None else sha256.strip().lower().removeprefix("sha256:")
     if given is not None and not re.fullmatch(r"[0-9a-f]{64}", given):
         raise ValueError(f"a SHA-256 has 64 hexadecimal digits, got {sha256!r}")
     if given is not None and len(files) > 1:
-        raise ValueError(f"the weights lie in {len(files)} files, so one SHA-256 cannot check them; leave it out")
+        raise ValueError(f"the weights are in {len(files)} files, so one SHA-256 cannot check them; leave it out")
     hashes = {}
     for file in files:
         with file.open("rb") as stream:
             hashes[file.name] = hashlib.file_digest(stream, "sha256").hexdigest()
         if given not in (None, hashes[file.name]):
             raise ValueError(
-                f"{file} was not opened: its SHA-256 is {hashes[file.name]}, not the given {given}; it is another "
-                "file than was published, or damaged: download it again"
+                f"{file} was not opened: its SHA-256 is {hashes[file.name]}, not the given {given}; it is not the "
+                "published file, or damaged: download it again"
             )
     return hashes
 

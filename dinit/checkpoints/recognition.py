@@ -1,4 +1,4 @@
-"""Which layout a foreign state has, and why: some families' tensors have the same names and shapes."""
+"""Recognition of a checkpoint's layout, with evidence: some families' tensors have the same names and shapes."""
 
 from __future__ import annotations
 
@@ -18,23 +18,39 @@ _HEAD = "final_layer.linear"
 
 @dataclass(frozen=True)
 class Recognised:
-    """name: in LAYOUTS. evidence: in words, what decided."""
+    """A checkpoint's layout, and what it was recognised by.
+
+    Args:
+        name: In LAYOUTS.
+        evidence: What decided, in words.
+    """
 
     name: str
     evidence: str
 
     @property
     def layout(self) -> Layout:
+        """The layout of that name."""
         return LAYOUTS[self.name]()
 
 
 def recognise_state(
     state: Mapping[str, Tensor], path: Path, args: Mapping[str, Any], layout: str | None = None
 ) -> Recognised:
-    """The layout of a state: the given one, else told by its names, its run's arguments, its values, its file name.
+    """Recognise a state's layout from its tensors' names, else its run's arguments, its values, its file name.
 
-    args: of a training checkpoint; `model` in it ("SiT-XL/2") names the class. ValueError where nothing decides,
-    where values and file name contradict each other, or for a layout that is unknown or has another signature.
+    Args:
+        state: The tensors under their original names.
+        path: The file or folder; its name is the last evidence.
+        args: The arguments stored in a training checkpoint; `model` in it ("SiT-XL/2") names the class.
+        layout: The layout, if it is known; it is only checked then.
+
+    Returns:
+        The layout's name, and the evidence.
+
+    Raises:
+        ValueError: nothing decides, the values contradict the file name, or the tensors are not of the given
+            layout.
     """
     shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
     if layout is not None:
@@ -48,7 +64,7 @@ def recognise_state(
     model = str(args.get("model", ""))
     named = _named(model, found)
     if len(named) == 1:
-        return Recognised(named[0], f"the checkpoint's arguments say {model}")
+        return Recognised(named[0], f"the checkpoint's arguments name {model}")
     return _by_values(state, path, found)
 
 
@@ -58,26 +74,26 @@ def _by_values(state: Mapping[str, Tensor], path: Path, found: list[str]) -> Rec
     if strong is not None:
         if by_name and by_name != [strong.name]:
             raise ValueError(
-                f"{path.name} is called {by_name[0]}, but {strong.evidence}, which is {strong.name}'s; "
-                f"say which it is with the layout: {' or '.join(found)}"
+                f"{path.name} is named as {by_name[0]}, but {strong.evidence}, as in {strong.name}; "
+                f"give the layout: {' or '.join(found)}"
             )
         return strong
     if len(by_name) == 1:
-        return Recognised(by_name[0], f"the file is called {path.name}")
+        return Recognised(by_name[0], f"the file's name is {path.name}")
     if weak is not None:
         return weak
     raise ValueError(
-        f"the tensors of {path} could be of {' or '.join(found)}, and neither what lies beside them nor the file's "
-        "name says of which; give the layout"
+        f"the tensors of {path} could be of {' or '.join(found)}, and neither the data stored with them nor the "
+        "file's name decides; give the layout"
     )
 
 
 def _dit_or_sit(state: Mapping[str, Tensor]) -> tuple[Recognised | None, Recognised | None]:
-    """What the head says, as (certain, likely). Its rows are patch positions times channels, channels last.
+    """Evidence in the head, as (certain, likely). Its rows are patch positions times channels, channels last.
 
-    SiT drops the second half of the channels, so that half never had a gradient and is still the zeros it began
-    as; in DiT it is the learned variance. An undoubled head is that of SiT at 512 px: published DiTs all learn
-    their variance.
+    SiT drops the second half of the channels, so that half never had a gradient and is still zero, as it was
+    initialised; in DiT it is the learned variance. A head that is not doubled is that of SiT at 512 px: all
+    published DiTs learn their variance.
     """
     weight, patch = state[f"{_HEAD}.weight"], state["x_embedder.proj.weight"]
     channels = patch.shape[1]
@@ -93,7 +109,7 @@ def _dit_or_sit(state: Mapping[str, Tensor]) -> tuple[Recognised | None, Recogni
 
 
 def _named(text: str, found: list[str]) -> list[str]:
-    """Those of the layouts whose name or reference class stands in the text as a word ("SiT-XL-2-256.pt")."""
+    """The layouts whose name or reference class is a word of the text ("SiT-XL-2-256.pt")."""
     words = {word.lower() for word in re.split(r"[^A-Za-z0-9]+", text)}
     return [name for name in found if words & {name, *(one.lower() for one in LAYOUTS[name].reference)}]
 

@@ -18,16 +18,18 @@ Callback = StepCallback | DiffusersCallback
 
 
 class Trajectory:
-    """A callback that keeps the posterior mean of every step: `frames[i]` is (B, C, H, W) over all batches."""
+    """A callback that keeps the posterior mean of every step, for `callback_on_step_end`."""
 
     def __init__(self) -> None:
         self._parts: dict[int, list[Tensor]] = defaultdict(list)
 
     def __call__(self, step: Step) -> None:
+        """Keep the posterior mean of `step`."""
         self._parts[step.index].append(step.x0)
 
     @property
     def frames(self) -> list[Tensor]:
+        """The posterior mean after each step, (N, C, H, W) of the images of all batches."""
         return [torch.cat(self._parts[index]) for index in sorted(self._parts)]
 
 

@@ -487,7 +487,7 @@ def test_half_precision_networks_keep_the_state_in_float32(dtype: torch.dtype) -
         (
             lambda: pipeline(unet(), LCMScheduler()),
             {},
-            "cannot tell from a LCMScheduler what the network was",
+            "a LCMScheduler does not show what the network was",
         ),
         (
             lambda: pipeline(unet(), EulerDiscreteScheduler(timestep_type="continuous")),

@@ -148,7 +148,7 @@ def test_published_networks_are_told_apart(name: str) -> None:
         assert layout.process["name"] == "ve"
     else:
         with pytest.raises(
-            ValueError, match=r"could be of ncsnpp-sub-vp, ncsnpp-ve-discrete, ncsnpp-vp; say which"
+            ValueError, match=r"could be of ncsnpp-sub-vp, ncsnpp-ve-discrete, ncsnpp-vp; choose one"
         ):
             recognise(theirs)
         layout = LAYOUTS["ncsnpp-ve-discrete" if model.scale_by_sigma else "ncsnpp-vp"]()

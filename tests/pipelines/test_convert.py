@@ -125,12 +125,12 @@ def test_dit_and_sit_are_told_apart_by_the_values_of_the_head(dit: Reference, tm
 def test_the_checkpoints_own_arguments_decide_before_the_values(sit: Reference, tmp_path: Path) -> None:
     torch.save({"ema": sit.state, "args": argparse.Namespace(model="SiT-XL/2")}, tmp_path / "a.pt")
     made = convert(tmp_path / "a.pt", tmp_path / "p", **options_of(sit))
-    assert (made.recognised.name, made.recognised.evidence) == ("sit", "the checkpoint's arguments say SiT-XL/2")
+    assert (made.recognised.name, made.recognised.evidence) == ("sit", "the checkpoint's arguments name SiT-XL/2")
 
 
 def test_a_name_that_contradicts_the_values_is_refused(sit: Reference, tmp_path: Path) -> None:
     torch.save(sit.state, tmp_path / "SiT-XL-2-256.pt")  # random weights: the head looks like DiT's
-    with pytest.raises(ValueError, match="is called sit, but the second half of its head was trained"):
+    with pytest.raises(ValueError, match="is named as sit, but the second half of its head was trained"):
         convert(tmp_path / "SiT-XL-2-256.pt", tmp_path / "p", **options_of(sit))
 
 
@@ -201,7 +201,7 @@ def test_another_position_table_is_refused(dit: Reference, tmp_path: Path) -> No
 
 def test_options(dit: Reference, tmp_path: Path) -> None:
     torch.save(dit.state, tmp_path / "a.pt")
-    with pytest.raises(ValueError, match=r"num_heads left no trace .* --option num_heads="):
+    with pytest.raises(ValueError, match=r"num_heads cannot be inferred .* --option num_heads="):
         convert(tmp_path / "a.pt", tmp_path / "p")
     for options, told in (
         ({"num_head": 4}, "no argument 'num_head'; did you mean 'num_heads'"),

@@ -1,1 +1,1 @@
-"""Trained diffusers models read as they are: what their scheduler says, and their networks as backbones."""
+"""Interoperation with diffusers: the training settings in a scheduler's config, networks as backbones."""

@@ -17,9 +17,14 @@ from dinit.models.base import Backbone
 class DiffusersBackbone(Backbone):
     """A diffusers network that takes a noisy image first, then `timestep`; this class is for unconditional ones.
 
-    network: its weights are shared, not copied, and it is not changed. image_size: its sample_size; 0 where the
-    config has none. ValueError for a network that does not map images to images of as many channels, or twice as
-    many (a learned variance).
+    Its `image_size` is the network's sample_size; 0 where the config has none.
+
+    Args:
+        network: Its weights are shared, not copied, and it is not changed.
+
+    Raises:
+        ValueError: the network does not map images to images of as many channels, or twice as many (a learned
+            variance).
     """
 
     num_classes = 0
@@ -39,7 +44,7 @@ class DiffusersBackbone(Backbone):
         if self.out_channels not in (self.in_channels, 2 * self.in_channels):
             raise ValueError(
                 f"{name} maps {self.in_channels} channels to {self.out_channels}; a denoiser has as many, or twice "
-                "as many with a learned variance. Networks that take an image beside the noisy one are not covered"
+                "as many with a learned variance. Networks with a second image as input are not covered"
             )
         if config.get("time_embedding_type", "positional") != "positional":
             raise ValueError(
@@ -55,15 +60,15 @@ class DiffusersBackbone(Backbone):
 
     def forward(self, x: Tensor, noise_label: Tensor, cond: Tensor) -> Tensor:
         """x (B, in_channels, H, W), noise_label (B,) or (1,), cond from `embed` -> (B, out_channels, H, W)."""
-        return self.ask(x, noise_label)
+        return self.call_network(x, noise_label)
 
-    def ask(self, x: Tensor, noise_label: Tensor, **arguments: Any) -> Tensor:
-        """The network's output, given its further arguments."""
+    def call_network(self, x: Tensor, noise_label: Tensor, **arguments: Any) -> Tensor:
+        """The network's output. arguments: further ones of the network."""
         given = {self.image_argument: x, "timestep": noise_label.expand(len(x)), **arguments}
         return self.network(**given, return_dict=False)[0]
 
     def save_pretrained(self, save_directory: str | Path, **_: Any) -> None:
-        """ValueError: it stays diffusers' model, and diffusers saves it."""
+        """ValueError: the network is diffusers' model, which diffusers saves."""
         raise ValueError(
             f"this pipeline wraps diffusers' {type(self.network).__name__} and is not saved as a dinit folder: "
             "keep the diffusers folder, which loads directly, or save it with the diffusers pipeline"
@@ -94,7 +99,7 @@ class ClassUNet(DiffusersBackbone):
         return self.table(labels)
 
     def forward(self, x: Tensor, noise_label: Tensor, cond: Tensor) -> Tensor:
-        return self.ask(x, noise_label, class_labels=cond)
+        return self.call_network(x, noise_label, class_labels=cond)
 
 
 class ClassDiT(DiffusersBackbone):
@@ -119,11 +124,11 @@ class ClassDiT(DiffusersBackbone):
         return rows[:, 0] if len(self.tables) == 1 else rows
 
     def forward(self, x: Tensor, noise_label: Tensor, cond: Tensor) -> Tensor:
-        return self.ask(x, noise_label, class_labels=cond)
+        return self.call_network(x, noise_label, class_labels=cond)
 
 
 class _Row(nn.Module):
-    """In place of block i's class table: its row of an embedding that is made already."""
+    """Replaces block i's class table: selects its row of an embedding that is computed already."""
 
     def __init__(self, i: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What a diffusers scheduler says about training: the process, and what the network's output means.
+"""Training settings in a diffusers scheduler's config: the process and the parameterization.
 
 A scheduler's config mixes the two with how to sample. Spacing, solver, order, clipping and final sigma are choices
 of sampling, and are not read here.
@@ -45,7 +45,7 @@ _PREDICTIONS = {"epsilon": Epsilon(), "sample": X0(), "v_prediction": V()}
 def read_scheduler(scheduler: Any) -> tuple[Process, Parameterization]:
     """The process and the parameterization of the networks that this diffusers scheduler samples.
 
-    ValueError where they cannot be told from it: an unknown class, or a setting of unknown meaning.
+    ValueError where they cannot be inferred from it: an unknown class, or a setting of unknown meaning.
     """
     name = family(scheduler)
     if name in CHAIN_SCHEDULERS:
@@ -63,7 +63,7 @@ def family(scheduler: Any) -> str:
         if one.__name__ in SCHEDULERS:
             return one.__name__
     raise ValueError(
-        f"cannot tell from a {type(scheduler).__name__} what the network was trained on (known: "
+        f"a {type(scheduler).__name__} does not show what the network was trained on (known: "
         f"{', '.join(SCHEDULERS)}); {_ADVICE}"
     )
 

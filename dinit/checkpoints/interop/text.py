@@ -1,4 +1,4 @@
-"""diffusers networks that take a text, or anything else a text encoder says: prompts are classes, one row each."""
+"""diffusers networks conditioned on encoded text: prompts are classes, one row each."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class TextBackbone(DiffusersBackbone):
 
     def forward(self, x: Tensor, noise_label: Tensor, cond: Tensor, **further: Tensor) -> Tensor:
         """x (B, C, H, W), noise_label (B,) or (1,), cond (B, L, D), further arguments (B, ...) -> as x."""
-        return self.ask(x, noise_label, **{TEXT: cond}, **_nested(further))
+        return self.call_network(x, noise_label, **{TEXT: cond}, **_nested(further))
 
 
 class TextDenoiser(BackboneDenoiser):
@@ -159,7 +159,7 @@ def _flat(given: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _nested(flat: Mapping[str, Tensor]) -> dict[str, Any]:
-    """{"a.b": t} as {"a": {"b": t}}; one level is as deep as diffusers' arguments go."""
+    """{"a.b": t} as {"a": {"b": t}}; diffusers' arguments are not nested deeper."""
     nested: dict[str, Any] = {}
     for name, t in flat.items():
         head, _, rest = name.partition(".")

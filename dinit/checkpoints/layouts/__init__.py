@@ -1,4 +1,4 @@
-"""How each published repository lays out its checkpoints: one file a family."""
+"""Layouts of published checkpoints: one file for each family."""
 
 from dinit.checkpoints.layouts.base import LAYOUTS, Layout, Shapes, candidates, count, recognise
 

@@ -30,7 +30,7 @@ _RES = {
     r"skip_connection": "shortcut",
 }
 _ATTENTION = {"qkv": "qkv", "proj_out": "proj"}
-# Where a residual block or an attention stands. The way up ends a level with what doubles the resolution, at
+# Places of residual blocks and attentions. On the way up a resolution ends with what doubles it, at
 # place 1 or, after attention, 2; the middle is block, attention, block.
 _RES_AT = {
     r"input_blocks\.(\d+)\.0": r"encoder.\1.res",
@@ -120,11 +120,11 @@ def body_arguments(owner: str, reference: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def body_options(shapes: Shapes) -> dict[str, Any]:
-    """Our arguments that the network and the classifier share, from the tensors; None for what they do not tell.
+    """Arguments that network and classifier share, inferred from the tensors; None for what cannot be inferred.
 
-    Which entry of the way down starts a new level shows in the weights of a strided convolution, in the gap that
-    an average leaves, and in what doubles the resolution again; a classifier with residual blocks at those
-    places has none of them, and is told by which number of blocks a level its widths and attentions allow.
+    The entries of the way down at which the resolution is halved are found by the weights of a strided convolution,
+    by the gap that an average pooling leaves, and by the doublings on the way up. A classifier with residual blocks
+    at those places has none of these; there the number of blocks a resolution follows from widths and attentions.
     """
     channels = shapes["time_embed.0.weight"][1]
     held = {int(match[1]) for key in shapes if (match := re.match(r"input_blocks\.(\d+)\.", key))}
@@ -150,7 +150,7 @@ def body_options(shapes: Shapes) -> dict[str, Any]:
 
 
 def _blocks_per_level(shapes: Shapes, held: set[int]) -> tuple[int | None, str | None]:
-    """blocks_per_level and resampling; None where the tensors do not tell. held: entries that have weights."""
+    """blocks_per_level and resampling; None where they cannot be inferred. held: entries that have weights."""
     entries = max(held) + 1
     strided = sorted(i for i in held if f"input_blocks.{i}.0.op.weight" in shapes)
     if strided:
@@ -179,7 +179,7 @@ def _attends(shapes: Shapes, entry: int) -> bool:
 
 
 def _fits(shapes: Shapes, blocks: int, entries: int) -> bool:
-    """Whether levels of so many blocks have one width and one choice of attention each, and none where they end."""
+    """Whether resolutions of so many blocks have one width and one choice of attention each, none at their ends."""
     widths = _widths(shapes)
     levels = [range(first, first + blocks) for first in range(1, entries, blocks + 1)]
     halvings = [level[0] - 1 for level in levels[1:]]
@@ -189,7 +189,7 @@ def _fits(shapes: Shapes, blocks: int, entries: int) -> bool:
 
 
 def _untold(presets: Mapping[str, Mapping[str, Any]], found: Mapping[str, Any]) -> dict[str, Any]:
-    """What leaves no trace, from the published size that the rest is of; None where there is no such size."""
+    """Arguments that cannot be inferred, from the published size with the same others; None without such a size."""
     shared = ("in_channels", "channels", "channel_mult", "blocks_per_level", "attention_factors")
     like = [preset for preset in presets.values() if all(preset[name] == found[name] for name in shared)]
     if not like:
@@ -254,7 +254,7 @@ class ADMLayout(_UNetLayout):
     reference: ClassVar[tuple[str, ...]] = ("UNetModel",)
 
     def recognises(self, shapes: Shapes) -> bool:
-        # An upsampler has the same names; it takes two RGB images side by side.
+        # An upsampler has the same names; its input is two RGB images, joined along the channels.
         return super().recognises(shapes) and shapes["input_blocks.0.0.weight"][1] != 6
 
     def trained_on(self, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -267,7 +267,7 @@ class ADMLayout(_UNetLayout):
 
 @LAYOUTS.register("adm-superres")
 class ADMSuperResLayout(_UNetLayout):
-    """openai/guided-diffusion: the upsamplers, which are told a small image besides the label."""
+    """openai/guided-diffusion: the upsamplers, whose condition is a small image as well as the label."""
 
     backbone: ClassVar[str] = "adm"
     network: ClassVar[type[ADMNetwork]] = ADMSuperRes

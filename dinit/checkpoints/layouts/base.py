@@ -1,4 +1,4 @@
-"""What dinit knows of a published checkpoint: whose it is, how its names read, and what it was trained on."""
+"""Checkpoint layouts: the key map of a repository's checkpoints, their signature, and what they were trained on."""
 
 from __future__ import annotations
 
@@ -19,14 +19,18 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 class Layout(ABC):
-    """One repository's checkpoints. Keys are the foreign ones throughout.
+    """The layout of one repository's checkpoints. Keys are those of the checkpoint throughout.
 
-    backbone: the name in BACKBONES of what they become. reference: names of the classes whose state they hold.
-    rules: the key map. signature: patterns that no other layout matches all of, each for a whole key of
-    the state. process, parameterization: what the published weights were trained on, as mappings.
-    guided_channels: how many channels published guidance acts on; None is all. guidance_scale: of the published
-    sampling program when nothing is asked of it; 1 is no guidance. pixel_range: of the images trained on, where
-    they are pixels.
+    Attributes:
+        backbone: The name in BACKBONES of dinit's class.
+        reference: Names of the published classes whose state it is.
+        rules: The key map.
+        signature: Patterns, each for a whole key; no other layout matches all of them.
+        process: What the published weights were trained on, as a mapping with 'name'.
+        parameterization: The same of the parameterization.
+        guided_channels: How many channels published guidance acts on; None is all.
+        guidance_scale: The default of the published sampling program; 1 is no guidance.
+        pixel_range: The range of the training images, where they are pixels.
     """
 
     backbone: ClassVar[str]
@@ -51,51 +55,60 @@ class Layout(ABC):
 
     @abstractmethod
     def options(self, shapes: Shapes) -> dict[str, Any]:
-        """Our constructor's arguments, read from the names and shapes of the tensors alone.
+        """The arguments of dinit's class, inferred from the names and shapes of the tensors alone.
 
-        None stands for an argument that left no trace in them, such as the number of heads of a size that was
-        never published; it must then be given. Left out is what a default or the caller settles (image_size).
+        Args:
+            shapes: Key to shape.
+
+        Returns:
+            Argument to value. None is a value that cannot be inferred, such as the number of heads of an
+            unpublished size, and must be given. Arguments that have a default or that the caller sets (image_size)
+            are absent.
         """
 
     @abstractmethod
     def arguments(self, reference: Mapping[str, Any]) -> dict[str, Any]:
-        """Our constructor's arguments for those of the reference class; without image_size where it has none.
+        """The arguments of dinit's class for those of the published class; without image_size where it has none.
 
-        ValueError for a value that our class does not cover.
+        Args:
+            reference: The published class's arguments.
+
+        Returns:
+            Argument to value; an implementation raises ValueError for a value that dinit's class does not cover.
         """
 
     def prepare(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The state as the rules expect it. For what renaming cannot do, such as joining q, k and v."""
+        """The `state` as the rules expect it. For what renaming cannot do, such as joining q, k and v."""
         return dict(state)
 
     def trained_on(self, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """(process, parameterization) of the published weights with these arguments of ours.
+        """What the published weights with these `options` were trained on: (process, parameterization).
 
-        The class's own; a family that was trained on several overrides this.
+        Here the class's own; a family that was trained on several overrides this.
         """
         return dict(self.process), dict(self.parameterization)
 
     def values(self, state: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Our arguments that values and not shapes tell."""
+        """Arguments of dinit's class that are inferred from the values in `state`, not from shapes."""
         return {}
 
     def process_of(self, state: Mapping[str, Tensor]) -> dict[str, Any]:
-        """`process`, with what is stored beside the weights, such as the ends of the noise levels."""
+        """`process`, with the settings stored in `state`, such as the ends of the noise levels."""
         return dict(self.process)
 
     def recognises(self, shapes: Shapes) -> bool:
-        """Whether a state with these tensors is of this layout."""
+        """Whether a state with tensors of these `shapes` is of this layout."""
         return all(any(re.fullmatch(pattern, key) for key in shapes) for pattern in self.signature)
 
     def strangers(self, shapes: Shapes) -> int:
-        """How many of the names no rule knows."""
+        """The number of names in `shapes` that no rule matches."""
         return sum(not any(re.fullmatch(rule.pattern, key) for rule in self.rules) for key in shapes)
 
 
 def candidates(shapes: Shapes) -> list[str]:
-    """Names of the layouts that a state with these tensors may have: several where names cannot tell.
+    """Names of the layouts that a state with these tensors may have: several where names and shapes do not decide.
 
-    Of those whose signature is there, the ones that know the most of its names. ValueError where none is.
+    Of the layouts whose signature matches, those whose rules match the most names. ValueError where none does.
     """
     found = {name: LAYOUTS[name]() for name in LAYOUTS if LAYOUTS[name]().recognises(shapes)}
     if not found:
@@ -111,10 +124,10 @@ def candidates(shapes: Shapes) -> list[str]:
 
 
 def recognise(shapes: Shapes) -> Layout:
-    """The layout of a state, told from the names of its tensors. ValueError where it is none or several."""
+    """The layout of a state, from the names of its tensors. ValueError where it is none or several."""
     found = candidates(shapes)
     if len(found) > 1:
-        raise ValueError(f"these tensors could be of {', '.join(found)}; say which with layout=")
+        raise ValueError(f"these tensors could be of {', '.join(found)}; choose one with layout=")
     return LAYOUTS[found[0]]()
 
 

@@ -45,7 +45,7 @@ class DiffiTLayout(Layout):
     guided_channels: ClassVar[int | None] = 3
 
     def options(self, shapes: Shapes) -> dict[str, Any]:
-        # Unlike in the other descendants of DiT, the heads left a trace: a column each in the bias table.
+        # Unlike in other descendants of DiT, the number of heads can be inferred: columns of the bias table.
         return {
             **transformer_options(shapes, self.backbone),
             "num_heads": shapes["blocks.0.attn.relative_position_bias_table"][1],

@@ -136,7 +136,7 @@ class DiffusersDiTLayout(Layout):
         for key, three in parts.items():
             if len(three) == 3:
                 prepared[key] = torch.cat([three["q"], three["k"], three["v"]])
-            else:  # under its own name, so that it is told with everything else that does not fit
+            else:  # under its own name, so that it is reported with everything else that does not fit
                 prepared |= {key.replace("qkv", part): tensor for part, tensor in three.items()}
         return prepared
 

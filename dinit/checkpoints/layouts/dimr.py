@@ -74,7 +74,7 @@ class DiMRLayout(Layout):
         sides = [
             math.isqrt(shapes[f"stages.{i}.input_layer.3.position_embeddings.weight"][0]) for i in range(number)
         ]
-        # The last stage sees every pixel, so its table has the image's side.
+        # The last stage works on single pixels, so its table has the image's side.
         stages = tuple(_stage(shapes, f"stages.{i}", sides[-1] // side) for i, side in enumerate(sides))
         in_channels = shapes["stages.0.input_layer.1.weight"][1]
         classes = next(shape[0] for key, shape in shapes.items() if key.endswith(".class_embeds.weight"))
@@ -115,7 +115,7 @@ def _config(stage: Mapping[str, Any]) -> StageConfig:
     return StageConfig(
         width=stage["dim"],
         mlp_width=stage["hidden_dim"],
-        depth=stage["num_blocks"] // 2 * 2 + 1,  # halves on both sides of a middle block, whatever is asked for
+        depth=stage["num_blocks"] // 2 * 2 + 1,  # halves on both sides of a middle block, whatever the depth is
         patch_size=stage["input_feature_ratio"],
         image_ratio=stage["image_input_ratio"],
         kernel_size=stage["kernel_size"] if stage["block_type"] == "ConvNeXtBlock" else None,

@@ -71,6 +71,6 @@ class DiSLayout(Layout):
 
     def arguments(self, reference: Mapping[str, Any]) -> dict[str, Any]:
         given = {_RENAMED.get(name, name): value for name, value in reference.items()}
-        # The published class is unconditional unless told otherwise, and says so with -1.
+        # The published class is unconditional by default, with num_classes = -1.
         given["num_classes"] = max(given.get("num_classes", -1), 0)
         return given

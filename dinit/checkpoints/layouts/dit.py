@@ -25,7 +25,8 @@ DIT: KeyMap = (
 def transformer_options(shapes: Shapes, backbone: str) -> dict[str, Any]:
     """The arguments that DiT, SiT and LightningDiT share, from the tensors of their common layout.
 
-    The number of heads leaves no trace in the tensors: it is that of the published size of this width and depth.
+    The number of heads cannot be inferred from the tensors: it is that of the published size of this width and
+    depth.
     """
     hidden, in_channels, patch, _ = shapes["x_embedder.proj.weight"]
     outputs = shapes["final_layer.linear.weight"][0]
@@ -49,7 +50,7 @@ class DiTLayout(Layout):
     backbone: ClassVar[str] = "dit"
     reference: ClassVar[tuple[str, ...]] = ("DiT",)
     rules: ClassVar[KeyMap] = DIT
-    # SiT's tensors have the same names and shapes: a bare state is read as DiT's unless layout= says otherwise.
+    # SiT's tensors have the same names and shapes: a bare state is read as DiT's unless layout= is given.
     signature: ClassVar[tuple[str, ...]] = (
         r"blocks\.0\.attn\.qkv\.weight",
         r"blocks\.0\.mlp\.fc1\.weight",

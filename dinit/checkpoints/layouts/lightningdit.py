@@ -40,7 +40,7 @@ class LightningDiTLayout(Layout):
         if "blocks.0.attn.q_norm.weight" in shapes:
             found["num_heads"] = hidden // shapes["blocks.0.attn.q_norm.weight"][0]
         swiglu = "blocks.0.mlp.w12.weight" in shapes
-        # The hidden width of SwiGLU is two thirds of the ratio's, rounded down, so a little more always does.
+        # The hidden width of SwiGLU is two thirds of the ratio's, rounded down, so a slightly larger ratio is safe.
         width = (
             math.ceil(shapes["blocks.0.mlp.w3.weight"][1] * 1.5) if swiglu else shapes["blocks.0.mlp.fc1.weight"][0]
         )

@@ -24,7 +24,7 @@ from dinit.checkpoints.layouts.score_sde_order import Structure
 
 
 def _sin_cos(weight: Tensor) -> Tensor:
-    """Their sinusoid is [sin, cos], ours [cos, sin]: the columns that read its halves change places."""
+    """Their sinusoid is [sin, cos], ours [cos, sin]: the two halves of the columns are swapped."""
     return weight.roll(weight.shape[1] // 2, dims=1)
 
 
@@ -91,11 +91,11 @@ class _ScoreSDE(Layout):
     resampling_blocks: ClassVar[bool]
 
     def process_of(self, state: Mapping[str, Tensor]) -> dict[str, Any]:
-        """The process, where a state's values say more than `process`: the ends of its noise levels."""
+        """The process, with the ends of its noise levels where the state contains them."""
         return {**self.process, **{name: v for name, v in self.values(state).items() if name in self.process}}
 
     def values(self, state: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Our arguments that the values and not the shapes tell: the ends of the noise levels, if stored."""
+        """Our arguments that are inferred from values, not from shapes: the ends of the noise levels, if stored."""
         return {}
 
     def structure(self, shapes: Shapes) -> Structure:
@@ -162,7 +162,7 @@ class NCSNppLayout(_ScoreSDE):
         found = self.structure(shapes)
         told = {
             **super().options(shapes),
-            # On a single level nothing joins, whatever was asked for.
+            # With a single resolution nothing is joined, whatever the option was.
             "input_pyramid": found.input_pyramid if len(found.widths) > 1 else None,
             "output_pyramid": ("skip" if found.output_pyramid else "none") if len(found.widths) > 1 else None,
             "embedding": "fourier" if found.fourier else "positional",
@@ -172,7 +172,7 @@ class NCSNppLayout(_ScoreSDE):
         }
         if "sigmas" in shapes:
             told["num_scales"] = shapes["sigmas"][0]
-        # A residual input pyramid holds another convolution where it filters; otherwise filters leave no trace.
+        # A residual input pyramid has a further convolution where it filters; otherwise filters cannot be inferred.
         known = {name: value for name, value in told.items() if name in _TELL_FIR}
         filtered = None if found.join is None or found.input_pyramid == "skip" else "Conv2d_0.weight" in found.join
         return {**told, "fir": published("ncsnpp", "fir", **known) if filtered is None else filtered}
@@ -218,7 +218,7 @@ class _Positional(NCSNppLayout):
 
 @LAYOUTS.register("ncsnpp-vp")
 class VPLayout(_Positional):
-    """NCSN++ or DDPM++ on continuous VP: told 999 t, images in [-1, 1]."""
+    """NCSN++ or DDPM++ on continuous VP: the time input is 999 t, images in [-1, 1]."""
 
     process: ClassVar[dict[str, Any]] = {"name": "vp"}
     pixel_range: ClassVar[tuple[float, float]] = (-1.0, 1.0)
@@ -227,14 +227,14 @@ class VPLayout(_Positional):
 
 @LAYOUTS.register("ncsnpp-sub-vp")
 class SubVPLayout(VPLayout):
-    """NCSN++ or DDPM++ on continuous sub-VP: told 999 t, images in [-1, 1]."""
+    """NCSN++ or DDPM++ on continuous sub-VP: the time input is 999 t, images in [-1, 1]."""
 
     process: ClassVar[dict[str, Any]] = {"name": "sub-vp"}
 
 
 @LAYOUTS.register("ncsnpp-ve-discrete")
 class VEDiscreteLayout(_Positional):
-    """NCSN++ on discrete VE: told a level's index, images in [0, 1], the output is the score."""
+    """NCSN++ on discrete VE: the time input is a noise level's index, images in [0, 1], output the score."""
 
     process: ClassVar[dict[str, Any]] = {
         "name": "ve-discrete",
@@ -251,7 +251,7 @@ class VEDiscreteLayout(_Positional):
 
 @LAYOUTS.register("ddpm")
 class DDPMLayout(_ScoreSDE):
-    """DDPM on its chain of 1000 levels, images in [-1, 1]; for weights of the continuous VP pass that process."""
+    """DDPM on its chain of 1000 steps, images in [-1, 1]; for weights of the continuous VP pass that process."""
 
     backbone: ClassVar[str] = "ddpm"
     reference: ClassVar[tuple[str, ...]] = ("DDPM",)
@@ -260,7 +260,7 @@ class DDPMLayout(_ScoreSDE):
     resampling_blocks: ClassVar[bool] = False
 
     def recognises(self, shapes: Shapes) -> bool:
-        # NCSN++ has every name that DDPM has, and its blocks' 1x1 convolutions besides.
+        # NCSN++ has every name that DDPM has, and also the 1x1 convolutions of its blocks.
         return super().recognises(shapes) and not any(key.endswith(".Conv_2.weight") for key in shapes)
 
     def arguments(self, reference: Mapping[str, Any]) -> dict[str, Any]:

@@ -35,7 +35,7 @@ def _is_attention(module: Module) -> bool:
 
 
 def _is_resampling(module: Module) -> bool:
-    """Of DDPM: a lone convolution. Of NCSN++: a block with a 1x1 convolution beside it though its width stays."""
+    """Of DDPM: a lone convolution. Of NCSN++: a block with a 1x1 convolution though its width stays the same."""
     if not _is_block(module):
         return set(module) == {"Conv_0.weight", "Conv_0.bias"} and module["Conv_0.weight"][2:] == (3, 3)
     return "Conv_2.weight" in module and module["Conv_2.weight"][0] == module["Conv_2.weight"][1]
@@ -43,7 +43,7 @@ def _is_resampling(module: Module) -> bool:
 
 @dataclass(frozen=True)
 class Structure:
-    """What decides the numbering. widths: of the levels. join: the module that joins the way down, if one does."""
+    """What decides the numbering. widths: of the resolutions. join: the module that joins the input pyramid."""
 
     fourier: bool
     channels: int
@@ -91,7 +91,7 @@ class Structure:
     def _walk_down(
         modules: Sequence[Module], levels: int, count: int
     ) -> tuple[tuple[int, ...], tuple[int, ...], Module | None]:
-        """Widths of the levels, those with attention, and the module after the first change of level."""
+        """Widths of the resolutions, those with attention, and the module after the first change of resolution."""
         rest, widths, attention = iter(modules), [], []
         join: Module | None = None
         module = next(rest)
@@ -104,7 +104,7 @@ class Structure:
                     module = next(rest)
             widths.append(width)
             if level < levels - 1:
-                module = next(rest)  # past the change of level
+                module = next(rest)  # past the change of resolution
                 if not _is_block(module):
                     join = module if level == 0 else join
                     module = next(rest)

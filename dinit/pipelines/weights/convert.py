@@ -1,4 +1,4 @@
-"""Making a dinit pipeline of published weights."""
+"""Conversion of published weights to a dinit pipeline."""
 
 from __future__ import annotations
 
@@ -33,9 +33,16 @@ _AUTOENCODERS = {4: "stabilityai/sd-vae-ft-ema", 32: "hustvl/vavae-imagenet256-f
 
 @dataclass(frozen=True)
 class Converted:
-    """folder: the pipeline. recognised: its layout, and why. weights: the part that was taken, "" for a bare state.
+    """The result of a conversion.
 
-    arguments: of the backbone. parameters: how many. notes: what was assumed, in words.
+    Attributes:
+        folder: The pipeline's folder.
+        recognised: The checkpoint's layout, and what it was recognised by.
+        weights: The part of the checkpoint that was read ("ema", "model"); "" for a bare state.
+        backbone: Name of the backbone, or of the class where it is no pipeline's.
+        arguments: Of the backbone.
+        parameters: Number of parameters.
+        notes: Assumptions, in words.
     """
 
     folder: Path
@@ -60,17 +67,30 @@ def convert(
     sha256: str | None = None,
     overwrite: bool = False,
 ) -> Converted:
-    """Writes the weights in `source` as a pipeline folder, whole or not at all.
+    """Convert published weights to a pipeline folder, written completely or not at all.
 
-    An upsampler or a classifier of guided-diffusion, which is no pipeline, becomes a model folder, for its class's
-    from_pretrained.
+    An upsampler or a classifier of guided-diffusion, which is no pipeline, becomes a model folder, which its
+    class's from_pretrained opens.
 
-    source: .pt, .pth, .ckpt, .bin, .safetensors, or a model or pipeline folder of diffusers. layout: in LAYOUTS,
-    where the tensors cannot tell. weights: 'ema' or 'model' of a training checkpoint; None is the EMA if there
-    is one. options: arguments of the backbone that leave no trace in tensors, such as num_heads. process,
-    parameterization: where they are not the published ones. vae: a folder or hub id of the AutoencoderKL, to go
-    with it. sha256: compared before the file is opened. overwrite: replace a pipeline that is there.
-    ValueError or OSError, with what to do, before anything is written.
+    Args:
+        source: A .pt, .pth, .ckpt, .bin or .safetensors file, or a model or pipeline folder of diffusers.
+        to: The new folder.
+        layout: A name in LAYOUTS, for tensors that several layouts have.
+        weights: 'ema' or 'model' of a training checkpoint; None is the EMA if there is one.
+        options: Arguments of the backbone that cannot be inferred from the tensors, such as num_heads.
+        process: A process, name or mapping, in place of the published one.
+        parameterization: A parameterization, name or mapping, in place of the published one.
+        vae: A folder or hub id of the AutoencoderKL, which is copied into the pipeline.
+        sha256: Of the file, compared before it is opened.
+        overwrite: Replace a pipeline in `to`.
+
+    Returns:
+        The folder, the layout with its evidence, and what was assumed.
+
+    Raises:
+        ValueError: the checkpoint or an argument is not accepted, or `to` contains something else than a pipeline;
+            nothing was written.
+        OSError: a file cannot be read or written.
     """
     target = Path(to).expanduser()
     _check_target(target, Path(source).expanduser(), overwrite)
@@ -113,7 +133,7 @@ def _check_target(target: Path, source: Path, overwrite: bool) -> None:
 def _arguments(
     recognised: Recognised, checkpoint: Checkpoint, options: Mapping[str, Any]
 ) -> tuple[dict[str, Any], list[str]]:
-    """The backbone's arguments: from the tensors, a config beside them, and the options; and what was assumed."""
+    """The backbone's arguments: from the tensors, a config stored with them, and the options; and assumptions."""
     layout = recognised.layout
     shapes = {key: tuple(tensor.shape) for key, tensor in checkpoint.state.items()}
     try:
@@ -121,24 +141,24 @@ def _arguments(
     except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
         raise ValueError(
             f"{checkpoint.path} is of layout {recognised.name} ({recognised.evidence}), but the sizes cannot be "
-            f"read from it: {_reason(error)}; a part of it is lost, or it is another family's"
+            f"inferred from it: {_reason(error)}; a part of it is lost, or it is of another family"
         ) from error
-    told = layout.arguments(checkpoint.config) if checkpoint.config else {}
+    stored = layout.arguments(checkpoint.config) if checkpoint.config else {}
     accepted = [name for name in inspect.signature(layout.model.__init__).parameters if name != "self"]
     for name in options:
         if name not in accepted:
             raise ValueError(f"backbone {layout.backbone!r} has no argument {name!r}{suggest(name, accepted)}")
-    given = {**told, **options}
+    given = {**stored, **options}
     unknown = [name for name, value in found.items() if value is None and name not in given]
     if unknown:
-        told = " ".join(f"--option {name}=..." for name in unknown)
+        commands = " ".join(f"--option {name}=..." for name in unknown)
         raise ValueError(
-            f"{', '.join(unknown)} left no trace in the tensors, and no published {layout.backbone} has these "
-            f"sizes; give what it was trained with (null for none): {told}"
+            f"{', '.join(unknown)} cannot be inferred from the tensors, and no published {layout.backbone} has "
+            f"these sizes; give what it was trained with (null for none): {commands}"
         )
     found |= given
     assumed = "image_size" in accepted and "image_size" not in found
-    notes = ["image_size is assumed to be the usual one, the tensors do not tell: --option image_size=N"]
+    notes = ["image_size is assumed to be the default, it cannot be inferred: --option image_size=N sets it"]
     return found, notes if assumed else []
 
 
@@ -150,7 +170,7 @@ def _backbone(layout: Layout, arguments: Mapping[str, Any]) -> Backbone:
 
 
 def _load(backbone: Any, recognised: Recognised, checkpoint: Checkpoint) -> None:
-    """The weights into the backbone. ValueError names all that does not fit, or a table that is not ours."""
+    """Load the weights into the backbone. ValueError lists all that does not fit, or a table that is not ours."""
     layout, state = recognised.layout, checkpoint.state
     try:
         load_mapped(backbone, layout.prepare(state), layout.rules)
@@ -171,11 +191,11 @@ def _load(backbone: Any, recognised: Recognised, checkpoint: Checkpoint) -> None
 def _trained_on(
     layout: Layout, checkpoint: Checkpoint, arguments: Mapping[str, Any], process: Any, parameterization: Any
 ) -> tuple[Any, Any]:
-    """Process and parameterization: the given ones, those of a scheduler beside the weights, or the published."""
+    """Process and parameterization: the given ones, those of a scheduler in the folder, or the published."""
     published = layout.trained_on(arguments)
-    told = layout.process_of(checkpoint.state)
-    if told != layout.process:  # noise levels lie beside the weights
-        published = told, published[1]
+    stored = layout.process_of(checkpoint.state)
+    if stored != layout.process:  # the state contains its noise levels
+        published = stored, published[1]
     if checkpoint.scheduler and (process is None or parameterization is None):
         published = _of_scheduler(checkpoint)
     return (
@@ -185,7 +205,7 @@ def _trained_on(
 
 
 def _of_scheduler(checkpoint: Checkpoint) -> tuple[Any, Any]:
-    """What the scheduler_config.json beside the weights says of their training."""
+    """Process and parameterization from the folder's scheduler_config.json."""
     import diffusers
 
     name = str(checkpoint.scheduler.get("_class_name"))
@@ -205,7 +225,7 @@ def _pipeline(
     channels, reference, notes = backbone.in_channels, None, []
     if autoencoder is None and channels not in _PIXELS:
         reference = _AUTOENCODERS.get(channels, f"of {channels} latent channels that it was trained with")
-        notes.append(f"no autoencoder in it: it gives latents (those of {reference}); --vae puts one in")
+        notes.append(f"it has no autoencoder: it returns latents (those of {reference}); --vae adds one")
     pipeline = Pipeline(
         backbone=backbone,
         process=trained_on[0],
@@ -221,10 +241,10 @@ def _pipeline(
 
 
 def default_sampling(backbone: Any, layout: Layout, process: Any) -> dict[str, Any]:
-    """What a plain call of the pipeline does: as the published programs do when nothing is asked of them.
+    """The defaults of the pipeline's call: those of the published programs.
 
-    The discrete chain by its own ancestral sampling on 250 respaced levels, flows by 50 steps of an ODE solver,
-    score_sde's continuous processes by 1000 of Euler–Maruyama. Guidance where there is a null class.
+    Chains of betas: ancestral sampling with 250 respaced steps; flows: 50 steps of an ODE solver; score_sde's
+    continuous processes: 1000 steps of Euler–Maruyama. Guidance where there is a null class.
     """
     made = PROCESSES.create(process)
     name = made.registry_name
@@ -242,9 +262,9 @@ def default_sampling(backbone: Any, layout: Layout, process: Any) -> dict[str, A
 
 
 def _autoencoder(checkpoint: Checkpoint, vae: str | Path | None) -> Any:
-    """The AutoencoderKL that was asked for, or that lies beside the weights; None for neither."""
-    beside = checkpoint.path / VAE_FOLDER
-    place = beside if vae is None and beside.is_dir() else vae
+    """The given AutoencoderKL, or the one in the folder of the weights; None for neither."""
+    stored = checkpoint.path / VAE_FOLDER
+    place = stored if vae is None and stored.is_dir() else vae
     return None if place is None else open_autoencoder(place)
 
 
@@ -261,7 +281,7 @@ def _reason(error: Exception) -> str:
 
 
 def _record(made: Converted, checkpoint: Checkpoint) -> dict[str, Any]:
-    """What the folder says of its origin."""
+    """The origin of the weights, for conversion.json."""
     return {
         "source": checkpoint.path.name,
         "sha256": checkpoint.files,
