@@ -187,7 +187,7 @@ def test_a_tensor_that_tells_the_size_is_lost(dit: Reference, tmp_path: Path) ->
     state = dit.state
     del state["x_embedder.proj.weight"]
     torch.save(state, tmp_path / "a.pt")
-    with pytest.raises(ValueError, match=r"cannot be read from it: tensor 'x_embedder.proj.weight' is missing"):
+    with pytest.raises(ValueError, match=r"cannot be inferred from it: tensor 'x_embedder.proj.weight' is missing"):
         convert(tmp_path / "a.pt", tmp_path / "p", layout="dit")
 
 
