@@ -1,8 +1,9 @@
-"""A small AutoencoderKL of one's own, so that work on latents can be tried without a published autoencoder.
+"""Training of a small AutoencoderKL, to try work on latents without a published autoencoder.
 
-Its recipe is this file: `python -m dinit.training.autoencoder --data glyphs:size=32 --out FOLDER`. Absolute error
-and a slight pull of the posterior towards N(0, 1) (Rombach et al. 2022, section 3.1), without their adversarial and
-perceptual terms: reconstructions of photographs come out soft. The folder is one of diffusers, for `dinit encode`.
+`python -m dinit.training.autoencoder --data glyphs:size=32 --out FOLDER` trains one. The loss is the absolute error
+and a small weight on the divergence of the posterior from N(0, 1) (Rombach et al. 2022, section 3.1), without their
+adversarial and perceptual terms: reconstructions of photographs are blurred. FOLDER is a model folder of diffusers,
+for `dinit encode`.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ RECORD = "training.json"
 class AutoencoderRecipe:
     """widths: channels at each resolution; latents are 2^(len(widths) - 1) times smaller. layers: blocks at each.
 
-    kl_weight: of the divergence from N(0, 1), a mean over the latent's numbers, beside the mean absolute error.
+    kl_weight: of the divergence from N(0, 1), a mean over the latent's numbers, added to the mean absolute error.
     ValueError for widths or latent channels < 1, steps < 1, rates <= 0.
     """
 
@@ -56,8 +57,8 @@ class AutoencoderRecipe:
 
 
 def make_autoencoder(recipe: AutoencoderRecipe, channels: int, size: int) -> AutoencoderKL:
-    """Freshly initialised from torch's generator, for images (B, channels, size, size). ValueError if size does not
-    halve as often as the widths ask for."""
+    """Freshly initialised from torch's generator, for images (B, channels, size, size). ValueError for a size that
+    is not divisible by 2^(len(widths) - 1)."""
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
     levels = len(recipe.widths)

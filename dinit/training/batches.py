@@ -1,4 +1,4 @@
-"""The batches that one process trains on, in an order known from the seed and the step alone."""
+"""Training batches of one process, in an order that depends on the seed and the step alone."""
 
 from __future__ import annotations
 
@@ -105,23 +105,23 @@ def _loaded(
 
 
 def is_late(error: Exception) -> bool:
-    """Whether a DataLoader says that its workers gave no batch within its `timeout`."""
+    """Whether it is a DataLoader's error that its workers gave no batch within its `timeout`."""
     return isinstance(error, RuntimeError) and "timed out after" in str(error)
 
 
 def late(seconds: float) -> TimeoutError:
-    """What to say then."""
+    """The error for it."""
     return TimeoutError(
         f"the processes that read the data gave no batch for {seconds / 60:.0f} minutes: is the disk or network "
-        "behind the data set reachable? The same command goes on from what is on the disk; workers=0 reads without "
-        "them"
+        "of the data set reachable? The same command continues from what is on the disk; workers=0 reads without "
+        "such processes"
     )
 
 
 def _start(loader: DataLoader[tuple[Tensor, int]]) -> Iterator[tuple[Tensor, Tensor]]:
-    """iter(loader), without the handler that throws a worker's death into whatever the main thread is doing.
+    """iter(loader), without the signal handler that raises in the main thread, at any point, when a worker dies.
 
-    The death is then noticed where a batch is waited for, and nowhere else.
+    The death is then reported where a batch is waited for, and nowhere else.
     """
     before = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
     source = iter(loader)

@@ -1,4 +1,4 @@
-"""From a recipe's words to the objects they name."""
+"""Construction of the objects that a recipe names."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def make_objective(recipe: Recipe) -> Objective:
 
 
 def make_data(recipe: Recipe, quick: bool = False) -> ImageData:
-    """The data set. quick: without the look at every file that data sets with a `check` option take."""
+    """The data set. quick: without reading every file, which data sets with a `check` option otherwise do."""
     extra = (
         {"check": False} if quick and "check" in inspect.signature(DATASETS[recipe.data.name]).parameters else {}
     )
@@ -47,7 +47,7 @@ def make_data(recipe: Recipe, quick: bool = False) -> ImageData:
 
 
 def backbone_options(named: Named, data: ImageData) -> dict[str, Any]:
-    """The backbone's arguments: its preset if one is named, what the data decides, and what the recipe says."""
+    """The backbone's arguments: of its preset if one is named, from the data, and from the recipe."""
     options = named.options
     preset = options.pop("preset", None)
     known = BACKBONES[named.name].presets
@@ -76,7 +76,7 @@ def make_backbone(recipe: Recipe, data: ImageData, report: list[Transfer] | None
         )
     backbone = BACKBONES.create(recipe.backbone.name, **options)
     if backbone.out_channels != backbone.in_channels:
-        with torch.device("cpu"):  # a chain looks at its betas, also where only shapes are asked for
+        with torch.device("cpu"):  # a chain reads its betas, also where only shapes are computed
             check_chain(PROCESSES.create(recipe.process.spec()))
     if recipe.finetune is not None and backbone.device.type != "meta":
         transfer = start_from(backbone, data.class_names, recipe.finetune)
@@ -115,6 +115,6 @@ def _routing(section: RoutingSection, backbone: Backbone) -> Routing:
 
 
 def _alignment(section: AlignmentSection, backbone: Backbone) -> Alignment:
-    with torch.device("cpu"):  # its weights are read even where only shapes are asked for
+    with torch.device("cpu"):  # its weights are read even where only shapes are computed
         encoder = make_encoder(section.encoder)
     return Alignment(backbone, encoder, section.block, section.weight, section.hidden)

@@ -1,4 +1,4 @@
-"""A backbone as training runs it: labels are embedded inside, and a recipe's switches change its forward pass."""
+"""Training network: a backbone that embeds its labels, and whose forward pass a recipe's switches change."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from dinit.training.regularizers.routing import Routing
 
 
 class TrainingNetwork(nn.Module):
-    """A backbone whose one forward pass embeds labels too, so that DDP sees every parameter in use.
+    """A backbone whose forward pass embeds the labels too, so that every parameter is used in DDP's forward pass.
 
-    seed: of the run, which with a sample's position in it decides all that the switches draw.
+    seed: of the run. With an image's number in the run it seeds all random numbers of the switches.
     """
 
     def __init__(
@@ -30,8 +30,8 @@ class TrainingNetwork(nn.Module):
         self.condition_noise, self.routing, self.alignment = condition_noise, routing, alignment
 
     @property
-    def beside(self) -> nn.Module:
-        """What is trained with the backbone and is no part of it: the projection of an alignment, or nothing."""
+    def auxiliary(self) -> nn.Module:
+        """Trained modules that are no part of the backbone: the projection of an alignment, or none."""
         return nn.ModuleList() if self.alignment is None else self.alignment.projection
 
     def forward(
@@ -42,10 +42,10 @@ class TrainingNetwork(nn.Module):
         position: int | None = None,
         images: Tensor | None = None,
     ) -> NetworkOutput:
-        """x (B, C, H, W), noise_label (B,), labels (B,) int64 -> (B, C, H, W); an alignment's loss (B,) beside it.
+        """x (B, C, H, W), noise_label (B,), labels (B,) int64 -> (B, C, H, W), and (B,) the loss of an alignment.
 
-        position: of the first row in the run. None is the plain network, without the switches. images: what x is a
-        noisy version of, (B, C, H, W) in [-1, 1], for an alignment.
+        position: number of the first image in the run. None is the plain network, without the switches. images: the
+        clean images of x, (B, C, H, W) in [-1, 1], for an alignment.
         """
         cond = self.backbone.embed(labels)
         if position is None:
@@ -65,5 +65,5 @@ class TrainingNetwork(nn.Module):
             self.backbone.block_hook = None
         if self.alignment is None or probe is None:
             return NetworkOutput(output)
-        assert images is not None, "an alignment is with images"
+        assert images is not None, "an alignment needs the clean images"
         return NetworkOutput(output, self.alignment(probe, images))

@@ -1,8 +1,8 @@
-"""What is drawn for each training sample: pure functions of (seed, position), with no state to save.
+"""Random numbers of training samples: pure functions of (seed, position), with no state to save.
 
-A run of any number of processes, and a run resumed at any step, sees the same noise, times and dropped labels
-for the k-th sample. Noise is drawn sample by sample, so a process draws only its own share; times and dropped
-labels are drawn for the whole global batch, because stratification spreads over it, and cost a few numbers.
+The k-th sample has the same noise, time and dropped label in a run of any number of processes, and in one resumed
+at any step. Noise is drawn sample by sample, so a process draws only its own; times and dropped labels, a few
+numbers, are drawn for the whole global batch, because stratification works on it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a run trains: the network, its optimiser and its averages, in one process or spread over several."""
+"""State of a training run: the network, its optimiser and its averages, in one process or sharded over several."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from dinit.training.sharding import local, put, shard, whole
 
 
 class TrainState:
-    """Built alike in every process.
+    """Network, optimiser and averages; every process builds the same.
 
     network: a TrainingNetwork with its first weights, the same in every process. With `training.sharding: fsdp2`
-    and several processes the weights, their averages and the optimiser's state are spread over them; what `tensors`
-    gives and `load` takes is whole all the same. ValueError for settings that do not go with spreading.
+    and several processes the weights, their averages and the optimiser's state are sharded over them; `tensors`
+    returns and `load` takes whole tensors all the same. ValueError for settings that exclude sharding.
     """
 
     def __init__(self, recipe: Recipe, network: nn.Module, accelerator: Accelerator) -> None:
@@ -44,13 +44,13 @@ class TrainState:
             self.network, self.optimizer = accelerator.prepare(network, optimizer)
         inner: Any = accelerator.unwrap_model(self.network)
         self.backbone: Any = inner.backbone
-        self.beside: nn.Module = getattr(inner, "beside", nn.ModuleList())
+        self.auxiliary: nn.Module = getattr(inner, "auxiliary", nn.ModuleList())
         self.parameters = [p for p in inner.parameters() if p.requires_grad]
         self.ema = EMA(self.backbone, recipe.ema.decay, recipe.ema.warmup, self.sharded)
         self.powers = [PowerEMA(self.backbone, width) for width in recipe.ema.widths]
 
     def release(self) -> None:
-        """Drop the wrapper that adds gradients up over processes, and with it its hold on a process group.
+        """Drop the wrapper that sums gradients over processes, and with it its reference to a process group.
 
         For the end of a run, before the process groups are destroyed. Weights, averages and the optimiser's state
         stay readable; the network takes no further training step.
@@ -66,7 +66,7 @@ class TrainState:
 
     @contextmanager
     def gradients_of(self, last_part: bool) -> Iterator[None]:
-        """Around forward and backward of one accumulated part: processes add up gradients at the last alone."""
+        """Around forward and backward of one accumulated part: processes sum gradients after the last part only."""
         if self.sharded:
             self.network.set_requires_gradient_sync(last_part)
             yield
@@ -80,7 +80,7 @@ class TrainState:
         """One optimiser step, unless the gradient is not finite. Returns its norm before clipping, and whether that
         is finite, both 0-dimensional on the device and equal in all processes; the host does not wait for them.
 
-        Under a loss scaler (fp16) the scaler passes steps over and lowers its scale: these count as finite.
+        Under a loss scaler (fp16) the scaler skips such steps and lowers its scale: these count as finite.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -96,13 +96,14 @@ class TrainState:
         return norm, finite
 
     def update_averages(self, step: int) -> None:
-        """After optimiser step `step`. A step that was skipped counts: the weights stay, time goes on."""
+        """Call after optimiser step `step`, also where it was skipped."""
         for average in (self.ema, *self.powers):
             average.update(step)
 
     def averaged(self, fresh: Callable[[], nn.Module]) -> Any:
-        """The network of averaged weights: the EMA's own, or a `fresh` one where they are spread. Never the trained
-        one. Asked in all processes; where they are spread, those but the first get None.
+        """The network of averaged weights: the EMA's own, or a `fresh` one where they are sharded.
+
+        Never the trained one. Call it in all processes; where weights are sharded, all but the first get None.
         """
         if not self.sharded:
             return self.ema.network
@@ -116,7 +117,7 @@ class TrainState:
         return network.eval().requires_grad_(False)
 
     def finite(self) -> bool:
-        """Whether all weights are numbers, in all processes. The host waits."""
+        """Whether all weights are finite, in all processes. The host waits for the device."""
         with torch.no_grad():
             bad = sum((~local(p).isfinite().all()).float() for p in self.parameters)
         bad = torch.as_tensor(bad, dtype=torch.float32, device=self.accelerator.device)
@@ -124,24 +125,24 @@ class TrainState:
         return not bool(total > 0)
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """What a Checkpoint holds of all this, of whole tensors. Asked in all processes."""
+        """The tensors of a Checkpoint, whole. Call it in all processes."""
         powers = [power.gathered() for power in self.powers]
         return {
             "model": _whole(self.backbone.state_dict()),
             "ema": self.ema.state(),
             "optimizer": _whole(optimizer_tensors(self.optimizer)),
             "powers": {f"{p.sigma_rel}/{name}": value for p in powers for name, value in p.averages.items()},
-            "beside": _whole(self.beside.state_dict()),
+            "auxiliary": _whole(self.auxiliary.state_dict()),
         }
 
     def load(self, checkpoint: Checkpoint) -> None:
-        """Puts back what `tensors` gave. CheckpointError where it does not fit, saying which version wrote it."""
+        """Restore a checkpoint. CheckpointError, with the version that wrote it, where it does not fit."""
         try:
             _load(self.backbone, checkpoint.model)
             self.ema.load(checkpoint.ema)
             for power in self.powers:
                 power.load({name: checkpoint.powers[f"{power.sigma_rel}/{name}"] for name in power.averages})
-            _load(self.beside, checkpoint.beside)
+            _load(self.auxiliary, checkpoint.auxiliary)
             restore_optimizer(self.optimizer, checkpoint.optimizer)
         except (KeyError, IndexError, RuntimeError, ValueError) as error:
             raise CheckpointError(

@@ -1,8 +1,8 @@
 """The training loop and its step.
 
 One optimiser step, in `TrainingStep.__call__`: times → x_t → network → loss → gradient → weights → averages. The
-loop
-around it, `TrainingLoop.run`, reports, saves, samples and evaluates when the recipe says so, and ends on request.
+loop around it, `TrainingLoop.run`, reports, saves, samples and evaluates at the recipe's intervals, and ends on
+request.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from dinit.training.state import TrainState
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one optimiser step leaves on the device, which the host reads at the log interval alone.
+    """The result of one optimiser step, on the device; the host reads it at the log interval alone.
 
     Attributes:
         loss: Mean loss of this process's samples, 0-dimensional.
@@ -139,14 +139,14 @@ Hook = Callable[["TrainingLoop", Any], None]
 
 
 class TrainingLoop:
-    """One process's part of a run: what is trained, how far it has come, and the loop that goes on from there.
+    """One process's part of a run: what is trained, the current step, and the loop that continues from it.
 
     Args:
         recipe: What is trained.
         out: The run's folder.
         accelerator: Of `dinit.pipelines.launch.training_processes`, which must outlive this object.
-        progress: Show a progress bar, or a line now and then.
-        profile: Show where the time of a step goes, and write profile.json.
+        progress: Show a progress bar, or a line at intervals.
+        profile: Show the time of each part of a step, and write profile.json.
         on_step: Called after every optimiser step with this loop and the step's result. The result's tensors are
             on the device: reading one waits for it.
         preview: Called with this loop and the averaged network, in the first process, when samples are due.
@@ -204,7 +204,7 @@ class TrainingLoop:
         """Trains from the newest checkpoint to the recipe's last step.
 
         Raises:
-            TrainingStopped: SIGTERM or Ctrl-C came; all is saved.
+            TrainingStopped: SIGTERM or Ctrl-C was received; everything is saved.
             TrainingDiverged: `training.max_skipped` consecutive steps had no finite gradient.
         """
         self._restore()
@@ -226,7 +226,7 @@ class TrainingLoop:
             self._steps(display, stop)
 
     def close(self) -> None:
-        """Let go of the process groups, which may then be destroyed, whoever still holds this loop."""
+        """Drop all references to the process groups, so that they can be destroyed while this loop still exists."""
         self.state.release()
 
     def averaged(self) -> Any:

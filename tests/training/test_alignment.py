@@ -131,7 +131,7 @@ def test_gradients_reach_the_blocks_before_and_not_the_encoder() -> None:
     loss.sum().backward()
     assert all(torch.equal(value, before[name]) for name, value in encoder.state_dict().items())
     assert all(parameter.grad is None for parameter in encoder.parameters())
-    assert all(parameter.grad is not None for parameter in network.beside.parameters())
+    assert all(parameter.grad is not None for parameter in network.auxiliary.parameters())
     first, second = (block.attention.qkv.weight.grad for block in backbone.blocks)
     assert float(first.abs().max()) > 0
     assert second is None

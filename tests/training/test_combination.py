@@ -138,7 +138,7 @@ def test_snapshots_are_weights_too(run: Path, tmp_path: Path) -> None:
     ]
     found = combine_run(run, tmp_path / "to", "loss", "snapshots", 32, Search(evaluations=5))
     assert len(found.coefficients) == 2
-    with pytest.raises(ValueError, match="weights are of 'ema', 'raw' or 'snapshots', got 'model'"):
+    with pytest.raises(ValueError, match="the weights must be 'ema', 'raw' or 'snapshots', got 'model'"):
         saved_weights(run, "model")
     with pytest.raises(ValueError, match=r"keeps 0 saved weights.*training\.keep"):
         saved_weights(tmp_path)

@@ -99,9 +99,9 @@ def test_recipe_takes_what_the_pipeline_was_trained_with() -> None:
     ("override", "message"),
     [
         ("process=flow", "process: digits-dico was trained with {'beta_end'"),
-        ("parameterization=epsilon", "trained with {'name': 'v'}, and the recipe says 'epsilon'; leave it out"),
+        ("parameterization=epsilon", "trained with {'name': 'v'}, and the recipe has 'epsilon'; leave it out"),
         ("backbone.hidden_size=32", "backbone.hidden_size: digits-dico has 16, and the recipe 32; leave it out"),
-        ("t_max=0.9", "trained with 1.0, and the recipe says 0.9"),
+        ("t_max=0.9", "trained with 1.0, and the recipe has 0.9"),
         ("finetune.init_from=digits-dicoo", "did you mean 'digits-dico'?"),
         ("finetune.init_from=digits-classifier", "no shipped pipeline 'digits-classifier'"),
         ("finetune.mode=half", "finetune.mode: input should be 'full', 'difffit' or 'lora'"),

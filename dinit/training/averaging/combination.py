@@ -22,10 +22,10 @@ from dinit.training.run.checkpoint import list_checkpoints
 
 @dataclass(frozen=True)
 class Search:
-    """How long and how far. evaluations: of the metric, at least 1. population: members kept, at least 4.
+    """Settings of the search. evaluations: of the metric, at least 1. population: members kept, at least 4.
 
-    step: of differences between members, about 0.5. mutation: normal noise of that deviation, of sum zero, which
-    shrinks as 1 - done / evaluations. ValueError for what is out of range.
+    step: factor on differences of members, about 0.5. mutation: standard deviation of normal noise of sum zero,
+    which shrinks as 1 - done / evaluations. ValueError for what is out of range.
     """
 
     evaluations: int = 200
@@ -63,7 +63,7 @@ def search(metric: Callable[[Tensor], float], count: int, how: Search | None = N
     members: list[tuple[Tensor, float]] = []
 
     def score(coefficients: Tensor) -> float:
-        coefficients = coefficients + (1 - coefficients.sum()) / count  # what rounding took
+        coefficients = coefficients + (1 - coefficients.sum()) / count  # rounding moves the sum off 1
         value = float(metric(coefficients))
         value = value if value == value else float("inf")
         found.tried.append((coefficients, value))
@@ -141,10 +141,10 @@ def saved_weights(run: Path, of: str = "ema") -> list[Path]:
     elif of in ("ema", "raw"):
         found = [path / f"{of}.safetensors" for path in list_checkpoints(run / "checkpoints")]
     else:
-        raise ValueError(f"weights are of 'ema', 'raw' or 'snapshots', got {of!r}")
+        raise ValueError(f"the weights must be 'ema', 'raw' or 'snapshots', got {of!r}")
     if len(found) < 2:
         raise ValueError(
-            f"{run} keeps {len(found)} saved weights of {of!r}, and a combination wants two or more; train with a "
+            f"{run} has {len(found)} saved weights of {of!r}, and a combination needs two or more; train with a "
             "larger training.keep, or with ema.widths for snapshots"
         )
     return found

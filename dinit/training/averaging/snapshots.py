@@ -31,7 +31,7 @@ def list_snapshots(folder: Path) -> dict[Snapshot, Path]:
 def average_of_width(folder: Path, sigma_rel: float, step: int | None = None) -> tuple[dict[str, Tensor], int]:
     """Parameters of the EMA of width sigma_rel as it was after `step` (None: the last kept), and that step.
 
-    ValueError for a folder without snapshots, or a width or step that they do not tell about.
+    ValueError for a folder without snapshots, or a width or step that they do not cover.
     """
     snapshots = list_snapshots(folder)
     if not snapshots:

@@ -1,8 +1,8 @@
-"""Which weights fine-tuning trains: all, DiffFit's few, or low-rank additions (LoRA).
+"""Adapters of fine-tuning: all weights, DiffFit's few, or low-rank additions (LoRA).
 
-What is added to a network is folded into its own weights by `merged`, exactly, so that a pipeline needs none of it.
-LoRA's layers are our own: peft asks for transformers to be installed, for three lines of arithmetic. What
-`save_adapter` writes is an adapter of peft's, which opens it.
+`merged` folds what was added to a network into its own weights, exactly, so that a pipeline does not need it.
+LoRA's layers are our own: peft requires transformers, for three lines of arithmetic. peft opens what `save_adapter`
+writes.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def adapt_lora(backbone: Backbone, rank: int, alpha: float, targets: Sequence[st
 
 
 def merged(network: Any) -> Any:
-    """An ordinary backbone that computes what this one does; itself, where nothing was added to it."""
+    """A plain backbone that computes the same as this one; itself, where nothing was added to it."""
     if not any(isinstance(module, (ScaledGates, LowRank)) for module in network.modules()):
         return network
     network = copy.deepcopy(network)

@@ -1,4 +1,4 @@
-"""Starting from a pretrained pipeline with other classes: what is taken over, and what is new."""
+"""Transfer from a pretrained pipeline to other classes: the weights that are loaded, and those that are new."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _FREE_TO_CHANGE = ("dropout",)  # changes no tensor
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A pipeline's folder, read as far as its JSON. init_from: how it was asked for. own: its recipe, or {}."""
+    """A pipeline's folder, of which the JSON is read. init_from: the name given for it. own: its recipe, or {}."""
 
     init_from: str
     folder: Path
@@ -41,11 +41,11 @@ class Pretrained:
         return list(self.index.get("class_names") or map(str, range(count)))
 
     def load(self) -> Backbone:
-        """Its network. OSError for weights that are not there, ValueError for such that are not whole."""
+        """Its network. OSError for missing weights, ValueError for incomplete ones."""
         path: Any = self.folder / "backbone"
         loaded: Any = self.backbone.from_pretrained(path, use_safetensors=True, output_loading_info=True)
-        network, said = loaded
-        odd = [*said["missing_keys"], *said["unexpected_keys"], *said["mismatched_keys"]]
+        network, info = loaded
+        odd = [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]
         if odd:
             raise ValueError(
                 f"the weights in {path} do not fit its config.json: {_some([str(key) for key in odd])}"
@@ -54,7 +54,7 @@ class Pretrained:
 
     def settings(self) -> dict[str, Any]:
         """Sections of a recipe: backbone, process, parameterization and t_max, which a recipe cannot change, and
-        sampling, time, loss and label_dropout for one that says nothing of them.
+        sampling, time, loss and label_dropout for one that does not set them.
         """
         options = {key: value for key, value in self.config.items() if key not in _OF_DATA and key[0] != "_"}
         defaults = {key: value for key, value in (self.index.get("defaults") or {}).items() if value is not None}
@@ -88,7 +88,7 @@ def read_pretrained(init_from: str) -> Pretrained:
 def default_recipe(pretrained: Pretrained, data: Mapping[str, Any]) -> dict[str, Any]:
     """A recipe that fine-tunes the pipeline on a data set: 1,000 steps of its optimiser, at half the rate.
 
-    data: name and options, as in a recipe. What it leaves out is the pipeline's, or Recipe's default.
+    data: name and options, as in a recipe. All other settings are the pipeline's, or Recipe's defaults.
     """
     optimizer = pretrained.own.get("optimizer") or {}  # whose rate means nothing without its kind
     return {
@@ -122,11 +122,11 @@ def data_spec(text: str, pretrained: Pretrained | None) -> dict[str, Any]:
 
 
 def inherit(data: dict[str, Any]) -> list[Mistake]:
-    """Fills in what a recipe with finetune.init_from takes from its pipeline. Returns what is at odds with it."""
+    """Fill in the settings that a recipe takes from the pipeline of finetune.init_from. Returns contradictions."""
     section = data.get("finetune")
     init_from = section.get("init_from") if isinstance(section, dict) else None
     if not isinstance(init_from, str):
-        return []  # the checks of types will say what is wrong, if anything is
+        return []  # the checks of types report what is wrong, if anything is
     try:
         pretrained = read_pretrained(init_from)
     except (OSError, ValueError) as error:
@@ -138,7 +138,7 @@ def inherit(data: dict[str, Any]) -> list[Mistake]:
         elif key == "backbone":
             mistakes += _merge_backbone(data, value, init_from)
         elif key in ("process", "parameterization", "t_max") and not _same(key, data[key], value):
-            message = f"{init_from} was trained with {value!r}, and the recipe says {data[key]!r}; leave it out"
+            message = f"{init_from} was trained with {value!r}, and the recipe has {data[key]!r}; leave it out"
             mistakes.append(Mistake((key,), message))
     return mistakes
 
@@ -162,7 +162,7 @@ def _merge_backbone(data: dict[str, Any], base: dict[str, Any], init_from: str) 
 
 
 def _same(key: str, given: Any, value: Any) -> bool:
-    """Whether both make the same. True where `given` makes nothing: other checks say so."""
+    """Whether both make the same object. True where `given` makes none, which other checks report."""
     registries: Any = {"process": PROCESSES, "parameterization": PARAMETERIZATIONS}
     if key not in registries:
         return given == value
@@ -179,9 +179,9 @@ def _plain(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Transfer:
-    """What a network got from a pipeline. tensors: taken as they are. kept: new class -> the old one, whose row it
-    got. new: classes without one. dropped: old classes without a new one. fresh: tensors that the pipeline lacks.
-    trained, parameters: numbers that are trained, and all.
+    """Weights that a network got from a pipeline. tensors: loaded unchanged. kept: new class -> the old class whose
+    row it got. new: classes without one. dropped: old classes without a new one. fresh: tensors that the pipeline
+    lacks. trained, parameters: trained numbers, and all.
     """
 
     init_from: str
@@ -199,7 +199,7 @@ class Transfer:
         same = [name for name, old in self.kept.items() if name == old]
         mapped = [f"{name} from {old}" for name, old in self.kept.items() if name != old]
         start = {"mean": "the mean of the old rows", "random": "random rows"}[self.new_rows]
-        told = [
+        lines = [
             f"{self.tensors} tensors loaded from {self.init_from}",
             f"classes kept: {_some(same)}" if same else "",
             f"classes mapped: {_some(mapped)}" if mapped else "",
@@ -208,7 +208,7 @@ class Transfer:
             f"not in the pipeline, and random: {_some(self.fresh)}" if self.fresh else "",
             f"{self.trained:,} of {self.parameters:,} numbers are trained",
         ]
-        return [line for line in told if line]
+        return [line for line in lines if line]
 
 
 def start_from(backbone: Backbone, class_names: Sequence[str], section: FinetuneSection) -> Transfer:
@@ -239,7 +239,7 @@ def start_from(backbone: Backbone, class_names: Sequence[str], section: Finetune
 
 
 def adapt(backbone: Backbone, section: FinetuneSection) -> None:
-    """Freezes and adds what the mode says. ValueError as `adapt_lora`."""
+    """Freeze and add weights according to the mode. ValueError as `adapt_lora`."""
     if section.mode == "difffit":
         adapt_difffit(backbone)
     elif section.mode == "lora":
@@ -280,9 +280,9 @@ def _combined(
             state[name] = theirs[name]
     lost = sorted(theirs.keys() - state.keys())
     if misfits or lost:
-        told = [*misfits, *(f"{name} there alone" for name in lost)]
+        misfits += [f"{name} only in the pipeline" for name in lost]
         raise ValueError(
-            f"{section.init_from} is for other images than the data's ({_some(told)}): it takes "
+            f"{section.init_from} is for other images than the data's ({_some(misfits)}): it takes "
             f"{old.in_channels} channels and {old.image_size}×{old.image_size} pixels; give the data that shape"
         )
     return state, fresh

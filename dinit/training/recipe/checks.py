@@ -1,4 +1,4 @@
-"""What a recipe's types cannot say: names and options of registries, and settings that exclude each other."""
+"""Recipe checks beyond types: names and options of registries, and settings that exclude each other."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ class _Checks:
     def attempt(self, path: Path, build: Callable[[], Any], named: Named | None = None) -> Any:
         """What `build` returns, or None with its ValueError or TypeError noted as a mistake.
 
-        It is noted at `path`, or at the option of `named` that the message speaks of.
+        It is noted at `path`, or at the option of `named` that the message names.
         """
         try:
             return build()
         except (ValueError, TypeError, OSError) as error:
             options = named.options if named else {}
-            spoken_of = [word for word in re.findall(r"\w+", str(error)) if word in options]
-            self.mistakes.append(Mistake((*path, *spoken_of[:1]), str(error)))
+            mentioned = [word for word in re.findall(r"\w+", str(error)) if word in options]
+            self.mistakes.append(Mistake((*path, *mentioned[:1]), str(error)))
             return None
 
     def entry(self, path: Path, registry: Registry[Any], named: Named, extra: tuple[str, ...] = ()) -> bool:

@@ -1,4 +1,4 @@
-"""A recipe: one typed value that says what to train. The home of every default of training."""
+"""Recipes as one typed value: the settings of a training run, with all their defaults."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Section(BaseModel):
 
 
 class Named(BaseModel):
-    """An entry of a registry: `name`, and its options beside it. A bare name may stand for the mapping."""
+    """An entry of a registry: a mapping of `name` and options, or only the name."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
     name: str
@@ -53,7 +53,7 @@ class LossSection(Section):
 
 
 class OptimizerSection(Section):
-    """betas: of 'muon' the first is its momentum. eps: not for 'lion', which wants a third of the rate or less."""
+    """betas: of 'muon' the first is its momentum. eps: not for 'lion', which needs a third of the rate or less."""
 
     kind: Literal["adamw", "lion", "muon"] = "adamw"
     lr: float = Field(default=1e-3, gt=0)
@@ -63,7 +63,7 @@ class OptimizerSection(Section):
 
 
 class ScheduleSection(Section):
-    """warmup_steps: optimiser steps of linear rise. floor: what is left of the rate at the end of 'cosine'."""
+    """warmup_steps: optimiser steps of linear increase. floor: the last rate of 'cosine', as a fraction of lr."""
 
     kind: Literal["constant", "cosine"] = "constant"
     warmup_steps: Count = 0
@@ -71,9 +71,9 @@ class ScheduleSection(Section):
 
 
 class EMASection(Section):
-    """decay: of what is sampled from. widths: relative ones of power-function EMAs (EDM2) kept beside it.
+    """decay: of the average that is sampled from. widths: relative widths of further, power-function EMAs (EDM2).
 
-    Of these, snapshots are written every snapshot_every steps; `dinit ema` makes any width of them afterwards.
+    Snapshots of these are written every snapshot_every steps; `dinit ema` computes other widths from them later.
     """
 
     decay: float = Field(default=0.999, ge=0, lt=1)
@@ -90,7 +90,7 @@ class ConditionNoiseSection(Section):
 
 
 class RoutingSection(Section):
-    """Token routing (TREAD): `ratio` of the tokens pass by the blocks start .. end - 1; negative: from the last."""
+    """Token routing (TREAD): `ratio` of the tokens skip the blocks start .. end - 1; negative: from the last."""
 
     ratio: float = Field(default=0.5, ge=0, lt=1)
     start: int = 2
@@ -98,9 +98,9 @@ class RoutingSection(Section):
 
 
 class AlignmentSection(Section):
-    """Representation alignment (REPA). encoder: of the registry, or 'module:function'. block: whose features.
+    """Representation alignment (REPA). encoder: of the registry, or 'module:function'. block: the aligned block.
 
-    hidden: width of the projection between the two.
+    hidden: width of the projection from the block's features to the encoder's.
     """
 
     encoder: Named
@@ -110,10 +110,11 @@ class AlignmentSection(Section):
 
 
 class FinetuneSection(Section):
-    """Starting from a pipeline: a shipped one, a folder or a hub id. Other sections say what it was trained on.
+    """Fine-tuning of a pipeline: init_from is a shipped one, a folder or a hub id.
 
-    mode: what is trained. classes: {new class: the old one that it starts as}, beside those of equal names.
-    new_rows: what the others' embeddings start from. rank, alpha, targets: of 'lora'; alpha is the rank where null.
+    mode: what is trained. classes: {new class: the old class whose embedding it starts from}; classes of equal
+    names need no entry. new_rows: initial embeddings of the other classes. rank, alpha, targets: of 'lora'; alpha
+    is the rank where null.
     """
 
     init_from: str
@@ -130,10 +131,10 @@ class FinetuneSection(Section):
 
 
 class LoopSection(Section):
-    """batch_size: images an optimiser step, over all processes and accumulated parts. 0 turns samples off.
+    """batch_size: images in an optimiser step, over all processes and accumulated parts. sample_every: 0 is never.
 
-    max_skipped: steps in a row with a gradient that is not finite, from which a run ends. sharding: whether each of
-    several processes holds all weights, or (fsdp2) a part of them.
+    max_skipped: consecutive steps with a gradient that is not finite, after which a run ends. sharding: whether
+    each of several processes holds all weights, or (fsdp2) a part of them.
     """
 
     steps: Positive
@@ -152,7 +153,7 @@ class LoopSection(Section):
 
 
 class SamplingSection(Section):
-    """How the trained pipeline samples unless told otherwise; also how the sample grids are made."""
+    """The default sampling of the trained pipeline, which the sample grids use too."""
 
     sampler: Named = Named(name="ddim")
     steps: Positive = 20
@@ -161,10 +162,10 @@ class SamplingSection(Section):
 
 
 class EvaluationSection(Section):
-    """Scores of the averaged weights every so many steps, and after the last, in evaluations.jsonl. 0: none.
+    """Scores of the averaged weights every `every` steps and after the last, in evaluations.jsonl; 0 is never.
 
-    metrics: names out of `dinit list metrics`; null is the usual six. data: what to compare with; null is what is
-    trained on. protocol, reference: as for `dinit evaluate`.
+    metrics: names from `dinit list metrics`; null is the usual six. data: the real images; null is the training
+    data. protocol, reference: as for `dinit evaluate`.
     """
 
     every: Count = 0
@@ -180,10 +181,10 @@ class EvaluationSection(Section):
 
 
 class Recipe(Section):
-    """What to train. Build it with `load_recipe` or `parse_recipe`, which check it whole.
+    """The settings of a training run. Build it with `load_recipe` or `parse_recipe`, which check it completely.
 
-    t_max: the noisy end of times. label_dropout: share of samples trained as the null class.
-    tracker: 'tensorboard', any other tracker that Accelerate knows, or null.
+    t_max: the largest time. label_dropout: fraction of samples trained as the null class.
+    tracker: 'tensorboard', any other tracker of Accelerate, or null.
     """
 
     name: str = "dinit-model"

@@ -1,4 +1,4 @@
-"""YAML with the place of every key, and dotted overrides on top of it."""
+"""Recipe YAML, with the line of every key, and dotted overrides."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Mistake:
 
 @dataclass
 class Source:
-    """What a recipe says before it is checked. places: 'line 4', or the override, of each key."""
+    """A recipe's text, parsed but not checked. places: 'line 4', or the override, of each key."""
 
     data: dict[str, Any] = field(default_factory=dict)
     places: dict[Path, str] = field(default_factory=dict)

@@ -40,7 +40,7 @@ def find_block(backbone: Backbone, block: int | str) -> nn.Module:
 
 
 class Probe:
-    """A `block_hook` that keeps what a block gives, beside a route, if there is one.
+    """A `block_hook` that keeps the output of a block, and applies a route, if there is one.
 
     features: the block's tokens (B, n, D), those alone that the route lets it see, or its map (B, D, H, W); None
     before it ran.
@@ -115,7 +115,7 @@ class Alignment(nn.Module):
         return Probe(find_block(backbone, self.block), backbone.adds_blocks, route)
 
     def forward(self, probe: Probe, images: Tensor) -> Tensor:
-        """(B,) float32, for images (B, C, H, W) in [-1, 1] whose noisy versions the network has just seen."""
+        """(B,) float32, for the clean images (B, C, H, W) in [-1, 1] of the network's last batch."""
         features = probe.features
         assert features is not None, "the block has run"
         tokens = features[:, self.prefix :] if features.ndim == 3 else features.flatten(2).transpose(1, 2)
@@ -137,7 +137,7 @@ class Alignment(nn.Module):
         return _as_map(features.float())
 
     def _look(self, backbone: Backbone) -> Tensor:
-        """What the block gives for one black image."""
+        """The block's output for one black image."""
         device, size = backbone.device, backbone.image_size
         probe, names = self.probe(backbone), []
         blocks = {module: name for name, module in backbone.named_modules()}
@@ -148,7 +148,7 @@ class Alignment(nn.Module):
 
         backbone.block_hook = hook
         try:
-            with torch.random.fork_rng(), torch.no_grad():  # dropout's draws are the run's
+            with torch.random.fork_rng(), torch.no_grad():  # dropout must not use the run's generators
                 x = torch.zeros(1, backbone.in_channels, size, size, device=device)
                 cond = backbone.embed(torch.zeros(1, dtype=torch.int64, device=device))
                 backbone(x, torch.full((1,), 0.5, device=device), cond)

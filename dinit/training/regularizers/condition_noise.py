@@ -23,7 +23,7 @@ class ConditionNoise:
 
     gamma: positive. With 'gaussian' gamma / sqrt(D) is the standard deviation, and gamma the root mean square
     length of the noise; 'uniform' lies in [-gamma, gamma] / sqrt(D) and is sqrt(3) times as short. D is the whole
-    condition's width: of a network that embeds a label for each of its levels, all levels together.
+    condition's width: of a network that embeds a label for each of its resolutions, all of them together.
     ValueError for a gamma that is not positive.
     """
 

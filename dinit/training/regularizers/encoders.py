@@ -1,4 +1,4 @@
-"""Frozen encoders whose features a network's own may be aligned with: callables from images to feature maps."""
+"""Frozen encoders for representation alignment: callables from images to feature maps."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def make_encoder(named: Named) -> Encoder:
     except (ImportError, AttributeError, TypeError) as error:
         raise ValueError(
             f"encoder {named.name!r} cannot be made: {error}. It names a module that can be imported, and a "
-            "function in it that takes the options beside the name and returns a callable from images to features"
+            "function in it that takes the options after the name and returns a callable from images to features"
         ) from error
 
 
@@ -51,7 +51,7 @@ class Reader(nn.Module):
 
 @ENCODERS.register("digits-classifier")
 def digits_classifier(folder: str | None = None) -> Encoder:
-    """The last feature map of the 8×8 digits classifier. folder: of another one than the shipped."""
+    """The last feature map of the 8×8 digits classifier. folder: of another classifier than the shipped one."""
     from dinit.evaluation.features.digits_classifier import SHIPPED, DigitsClassifier
 
     classifier = DigitsClassifier.from_pretrained(Path(folder) if folder else SHIPPED)
@@ -60,7 +60,7 @@ def digits_classifier(folder: str | None = None) -> Encoder:
 
 @ENCODERS.register("glyphs-classifier")
 def glyphs_classifier(folder: str | None = None, layer: int = 3) -> Encoder:
-    """A feature map of the glyphs classifier: layers 0 to 4 at 16, 16, 8, 8 and 4 pixels. folder: of another one.
+    """A feature map of the glyphs classifier, layer 0 to 4 at 16, 16, 8, 8 and 4 pixels. folder: of another one.
 
     ValueError for another layer.
     """

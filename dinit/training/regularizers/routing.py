@@ -1,4 +1,4 @@
-"""Token routing (TREAD): in training, a share of the tokens passes some blocks by.
+"""Token routing (TREAD): in training, a fraction of the tokens skips some blocks.
 
 Krause et al. 2025, "TREAD: Token Routing for Efficient Architecture-agnostic Diffusion Training", arXiv:2501.04765.
 A step costs less, and the deeper blocks get the early features of the routed tokens, which speeds up training.
@@ -29,7 +29,7 @@ def token_stages(backbone: Backbone) -> list[list[nn.Module]]:
 
 @dataclass(frozen=True)
 class Routing:
-    """Which tokens pass which blocks by: `ratio` of them pass by the blocks start .. end - 1.
+    """The route: a fraction `ratio` of the tokens skips the blocks start .. end - 1.
 
     ratio: in [0, 1); 0 is the plain network. Blocks are counted from 0 in the order they run, a negative end from
     the last one; the paper's routes are 2 to 8 of DiT-B's 12 blocks and 2 to 24 of DiT-XL's 28. A sample's tokens
@@ -46,7 +46,7 @@ class Routing:
             raise ValueError(f"ratio is the share of tokens that pass by, in [0, 1), got {self.ratio}")
 
     def blocks(self, backbone: Backbone) -> list[nn.Module]:
-        """The blocks passed by. ValueError for a backbone without tokens, or blocks that it has not."""
+        """The skipped blocks. ValueError for a backbone without tokens, or blocks that it does not have."""
         stages = token_stages(backbone)
         if not stages:
             known = [name for name in BACKBONES.names() if BACKBONES[name].token_stages]
@@ -81,7 +81,7 @@ class Route:
     """A `block_hook` that runs some blocks on a part of the tokens and puts them back among the others after.
 
     blocks: consecutive ones. drawn: (B, N) -> (B, k) int64, the places that stay, rising, on the CPU. prefix:
-    tokens that always stay. adds: whether blocks give what is to be added to the tokens; those passing by get 0.
+    tokens that always stay. adds: whether blocks return what is added to the tokens; skipped tokens get 0.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Route:
         self._whole: Tensor | None = None
 
     def routes(self, block: nn.Module) -> bool:
-        """Whether it is one of the blocks passed by."""
+        """Whether it is one of the skipped blocks."""
         return any(block is routed for routed in self.blocks)
 
     def __call__(self, run: Callable[..., Tensor], block: nn.Module, x: Tensor, *args: Any) -> Tensor:

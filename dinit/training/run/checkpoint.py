@@ -25,18 +25,19 @@ from dinit.files import remove_folder, whole_folder
 from dinit.training.sharding import like
 
 FORMAT = 2
-"""1, which state.json does not name: the trained weights lie in model.safetensors. 2: in raw.safetensors."""
+"""1, which state.json does not name: the trained weights are in model.safetensors. 2: in raw.safetensors."""
 _TENSORS = ("model", "ema", "optimizer", "random")
-_OPTIONAL = ("powers", "beside")
+_OPTIONAL = ("powers", "auxiliary")
+_FILES = {"auxiliary": "beside"}  # where a file has another name than the field
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Everything a run needs to go on after `step` optimiser steps.
+    """Everything that a run needs to continue after `step` optimiser steps.
 
     model, ema: state dicts. optimizer: `optimizer_tensors`. random: `random_state` of every process. extra:
-    plain values. powers: '{width}/{parameter}' of every power-function EMA. beside: state dict of what is trained
-    beside the model.
+    plain values. powers: '{width}/{parameter}' of every power-function EMA. auxiliary: state dict of trained
+    modules that are no part of the model.
     """
 
     step: int
@@ -46,7 +47,7 @@ class Checkpoint:
     random: Mapping[str, Tensor]
     extra: Mapping[str, Any] = field(default_factory=dict)
     powers: Mapping[str, Tensor] = field(default_factory=dict)
-    beside: Mapping[str, Tensor] = field(default_factory=dict)
+    auxiliary: Mapping[str, Tensor] = field(default_factory=dict)
     version: str = __version__
 
 
@@ -55,9 +56,9 @@ class CheckpointError(ValueError):
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
-    """Writes folder/step-XXXXXXXX, reads its outlines back, then removes all but the newest `keep` checkpoints.
+    """Write folder/step-XXXXXXXX, read its headers back, then remove all but the newest `keep` checkpoints.
 
-    Returns its path. OSError, and nothing was removed, where it could not be written whole.
+    Returns its path. OSError, and nothing was removed, where it could not be written completely.
     """
     target = folder / f"step-{checkpoint.step:08d}"
     with whole_folder(target) as temporary:
@@ -76,14 +77,14 @@ def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
         save_file(plain, path)
         with safe_open(path, "pt") as written:  # ValueErrors of safetensors: the file ends too soon
             names = set(written.keys())
-    except SafetensorError as error:  # how it says that the disk is full
+    except SafetensorError as error:  # its error for a full disk
         raise OSError(f"{path.name} could not be written: {error}") from error
     if names != set(plain):
         raise OSError(f"{path.name} was not written whole")
 
 
 def _file(name: str, form: int = FORMAT) -> str:
-    return f"{'raw' if name == 'model' and form > 1 else name}.safetensors"
+    return f"{'raw' if name == 'model' and form > 1 else _FILES.get(name, name)}.safetensors"
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -92,7 +93,7 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def newest_checkpoint(folder: Path) -> Checkpoint | None:
-    """The newest whole checkpoint; damaged ones are skipped. None where there is none at all.
+    """The newest complete checkpoint; damaged ones are skipped. None where there is none at all.
 
     CheckpointError where all are damaged, or where one is of a newer format: a run must not start again over them.
     """
@@ -114,14 +115,14 @@ class NewerFormat(CheckpointError):
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Reads one checkpoint, of this format or an older one. CheckpointError where it is not whole, or newer."""
+    """Read one checkpoint, of this format or an older one. CheckpointError where it is incomplete, or newer."""
     try:
         state = json.loads((path / "state.json").read_text())
         form, version = state.get("format", 1), state.get("dinit", "0.1.0")
         if form > FORMAT:
             raise NewerFormat(
                 f"checkpoint {path} was written by dinit {version}, in format {form}; this dinit {__version__} "
-                f"reads formats up to {FORMAT}. Go on with dinit {version} or newer"
+                f"reads formats up to {FORMAT}. Continue with dinit {version} or newer"
             )
         parts: dict[str, Any] = {name: load_file(path / _file(name, form)) for name in _TENSORS}
         for name in _OPTIONAL:
@@ -147,14 +148,14 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Puts back what `optimizer_tensors` gave, on the devices of the parameters, spread as they are."""
+    """Restore what `optimizer_tensors` returned, on the devices of the parameters, sharded as they are."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         index, _, name = key.partition(".")
         parameter = parameters[int(index)]
-        spread = like(value.to(parameter.device), parameter) if value.shape == parameter.shape else value
-        state.setdefault(int(index), {})[name] = spread
+        placed = like(value.to(parameter.device), parameter) if value.shape == parameter.shape else value
+        state.setdefault(int(index), {})[name] = placed
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
@@ -167,7 +168,7 @@ def random_state(rank: int, device: torch.device) -> dict[str, Tensor]:
 
 
 def restore_random_state(states: Mapping[str, Tensor], rank: int, device: torch.device) -> None:
-    """Puts this process's generators back; those of a process that the checkpoint lacks stay as they are."""
+    """Restore this process's generators; they stay as they are where the checkpoint has none of this process."""
     if f"{rank}.cpu" in states:
         torch.set_rng_state(states[f"{rank}.cpu"])
     if device.type == "cuda" and f"{rank}.cuda" in states:

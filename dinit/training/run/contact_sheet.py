@@ -1,4 +1,4 @@
-"""Pictures side by side, enlarged until one can see them: the sample grids of a run."""
+"""Contact sheets: images side by side, enlarged. The sample grids of a run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _SIDE, _GAP = 64, 4  # pixels
 def sheet(pictures: Sequence[Image.Image], columns: int) -> Image.Image:
     """One image of square pictures of the same mode and size, row by row, each at least 64 pixels wide.
 
-    Pixels are repeated whole numbers of times, so nothing is smoothed over.
+    Pixels are repeated, so nothing is interpolated.
     """
     side = pictures[0].width * math.ceil(_SIDE / pictures[0].width)
     rows = math.ceil(len(pictures) / columns)

@@ -1,4 +1,4 @@
-"""Steps whose gradient is not finite: skipped, counted, written down; and losses far off the recent ones."""
+"""Divergence: steps whose gradient is not finite are skipped, counted and logged; spikes of the loss are found."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _RECENT = 50
 
 
 class TrainingDiverged(RuntimeError):
-    """The loss or its gradient is no longer a number, step after step."""
+    """The loss or its gradient was not finite for too many consecutive steps."""
 
 
 @dataclass
@@ -43,14 +43,14 @@ class Skips:
 
 
 def write_skip(path: Path, step: int, loss: float, indices: Sequence[int]) -> None:
-    """One line more in skipped.jsonl: the step, its loss and the data set's rows of its batch."""
+    """Append a line to skipped.jsonl: the step, its loss and the data set's rows of its batch."""
     with open(path, "a", encoding="utf-8") as stream:
         stream.write(json.dumps({"step": step, "loss": str(loss), "indices": list(indices)}) + "\n")
 
 
 @dataclass
 class SpikeDetector:
-    """Looks for losses that stand out from the recent ones."""
+    """Finds losses far above the recent ones."""
 
     recent: list[float] = field(default_factory=list)
 

@@ -1,4 +1,4 @@
-"""The folder of a run, and whether a recipe may write into it."""
+"""Run folders: the recipe of a run, and the check whether another recipe may write into its folder."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def write_recipe(out: Path, recipe: Recipe) -> None:
 
 
 def read_recipe(out: Path) -> Recipe:
-    """The recipe that a run was started with. RunFolderError where it cannot be read."""
+    """The recipe with which a run was started. RunFolderError where it cannot be read."""
     try:
         text = (out / "recipe.yaml").read_text(encoding="utf-8")
         return Recipe.model_validate(yaml.safe_load(text))
@@ -79,6 +79,6 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def scalars(values: dict[str, Any]) -> dict[str, Any]:
-    """Nested mappings as trackers take them: one level of numbers and words."""
+    """Nested mappings as trackers take them: flat, of numbers and words."""
     plain = (int, float, str, bool)
     return {key: value if isinstance(value, plain) else str(value) for key, value in flatten(values).items()}

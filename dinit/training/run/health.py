@@ -1,6 +1,6 @@
-"""How a run is doing, beside its loss: gradient norms, the loss at each noise level, what its samples look like.
+"""Health of a run: gradient norms, the loss by noise level, statistics of its samples' pixels.
 
-Everything is added up on the device and read when the losses are read anyway. health.jsonl holds a line a report.
+Everything is summed on the device and read together with the losses. health.jsonl has a line for each report.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dinit.data import ImageData
 from dinit.files import write_atomically
 
 EDGES = (-9.0, -6.0, -3.0, 0.0, 3.0, 6.0, 9.0)
-"""Borders, in log-SNR = log(alpha^2 / sigma^2), of the bins that losses are told by; the outer two are open."""
+"""Edges, in log-SNR = log(alpha^2 / sigma^2), of the bins by which losses are reported; the outer two are open."""
 BINS = len(EDGES) + 1
 _COMPARED = 512  # images of the data set that samples are compared with
 
@@ -31,7 +31,7 @@ def bin_names() -> list[str]:
 
 
 class NoiseBins:
-    """The mean loss of the samples of each noise level since the last reading. Nothing waits for the device."""
+    """The mean loss of the samples in each bin of log-SNR since the last reading. Nothing waits for the device."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -65,19 +65,19 @@ def image_statistics(images: Tensor) -> dict[str, float]:
 
 
 def data_statistics(data: ImageData) -> dict[str, float]:
-    """`image_statistics` of up to 512 images, spread evenly over the data set."""
+    """`image_statistics` of up to 512 images, at equal distances in the data set."""
     stride = max(len(data) // _COMPARED, 1)
     return image_statistics(torch.stack([data.image(k) for k in range(0, len(data), stride)][:_COMPARED]))
 
 
 def append_line(path: Path, entry: Mapping[str, Any]) -> None:
-    """One more line of JSON; numbers that are not finite become null, which every reader takes."""
+    """Append a line of JSON; numbers that are not finite become null, because JSON has none."""
     with open(path, "a", encoding="utf-8") as stream:
         stream.write(json.dumps(_plain(entry)) + "\n")
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Every whole line; from one that a killed run left half written on, nothing."""
+    """Every complete line, up to one that a killed run left incomplete."""
     entries: list[dict[str, Any]] = []
     if path.exists():
         for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
@@ -92,7 +92,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def forget_after(path: Path, step: int) -> None:
-    """Drops the lines of later steps, which a resumed run takes again."""
+    """Remove the lines of later steps, which a resumed run repeats."""
     if path.exists():
         kept = [entry for entry in read_lines(path) if entry.get("step", 0) <= step]
         write_atomically(path, "".join(json.dumps(entry) + "\n" for entry in kept))

@@ -1,4 +1,4 @@
-"""How much memory a recipe will take, found without allocating any: on torch's meta device."""
+"""Memory estimates of a recipe, computed without allocating any: on torch's meta device."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _HALF = ("bf16", "fp16")
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one process. activations: None where the network cannot run without data, and `note` says why."""
+    """Bytes of one process. activations: None where the network cannot run without data; `note` is the reason."""
 
     parameters: int
     gradients: int
@@ -34,10 +34,10 @@ class Memory:
 
 
 def estimate_memory(recipe: Recipe, data: ImageData, processes: int = 1) -> Memory:
-    """What training holds at once in each of `processes`; temporary buffers of single operations come on top.
+    """The memory of training in each of `processes`, without temporary buffers of single operations.
 
     Activations are what the forward pass of one accumulated part keeps for the backward pass, measured; half of it
-    in bf16 and fp16. With `training.sharding: fsdp2` everything but activations is shared out.
+    in bf16 and fp16. With `training.sharding: fsdp2` everything but activations is divided by the processes.
     """
     with torch.device("meta"):
         backbone = make_backbone(recipe, data)

@@ -1,4 +1,4 @@
-"""health.html of a run folder: its curves and its preview pictures on one page, without scripts."""
+"""Health page of a run, health.html: its curves and its previews, without scripts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the time of a training step goes."""
+"""Profiling of a training step: the time of each of its parts."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _WARM_UP = 5  # steps whose time is not counted: the first ones compile, allocat
 
 
 class Profile:
-    """Adds up seconds by the part of the step that they were spent in. Off, it costs nothing.
+    """Sums the seconds spent in each part of the step. It costs nothing where it is off.
 
-    On a GPU the host waits for the device at every border between parts, so that each part is charged with its own
-    work; steps are then somewhat slower than without.
+    On a GPU the host waits for the device at the end of every part, so that each part's time is its own work; steps
+    are then somewhat slower than without.
     """
 
     def __init__(self, enabled: bool, device: torch.device) -> None:
@@ -34,7 +34,7 @@ class Profile:
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """What runs inside counts as `name`."""
+        """Time what runs inside, as part `name`."""
         if not self.enabled:
             yield
             return
@@ -45,7 +45,7 @@ class Profile:
             self._seconds[name] += self._now() - start
 
     def end_step(self) -> None:
-        """After each step: the first five are forgotten again."""
+        """Call after each step. The times of the first five are discarded."""
         if not self.enabled:
             return
         self.steps += 1
@@ -55,10 +55,10 @@ class Profile:
         self._loop = self._now() - self._began
 
     def rows(self) -> list[tuple[str, float, float]]:
-        """(part, milliseconds a step, share of a step). Shares add up to 1; 'other' is what no part had.
+        """(part, milliseconds per step, fraction of a step). Fractions sum to 1; 'other' is the rest.
 
-        Checkpoints and samples are in no step: their share is of the steps' time as well. Empty for fewer than six
-        steps.
+        Checkpoints and samples are not in any step: their fraction is of the steps' time as well. Empty for fewer
+        than six steps.
         """
         counted = self.steps - _WARM_UP
         if counted < 1:

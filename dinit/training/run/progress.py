@@ -1,4 +1,4 @@
-"""What a run shows while it goes: a bar on a terminal, a line now and then elsewhere."""
+"""Progress display of a run: a bar on a terminal, a line at intervals elsewhere."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 class Display:
-    """Loss, images/s and the time left. A context manager; `show` is called where losses are at hand anyway.
+    """Loss, images/s and the time left. A context manager; `show` is called when the losses are read.
 
     start, total: optimiser steps. batch: images a step. enabled: False shows nothing.
     """
