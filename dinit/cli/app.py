@@ -47,8 +47,8 @@ app.command()(convert)
 app.command()(export)
 
 
-def _show_version(asked: bool) -> None:
-    if asked:
+def _show_version(show: bool) -> None:
+    if show:
         typer.echo(f"dinit {__version__}")
         raise typer.Exit
 

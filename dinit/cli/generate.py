@@ -131,7 +131,7 @@ def _check_targets(out: Path | None, out_dir: Path | None, trajectory: Path | No
 
 
 def _make(pipe: Pipeline, call: Call, out: Path | None, out_dir: Path | None, trajectory: Path | None) -> None:
-    """Runs the call, writes what was asked for, and says so."""
+    """Run the call, write the requested files, and report them."""
     start = time.perf_counter()
     generated, frames = _run(pipe, call, keep_frames=trajectory is not None)
     seconds = time.perf_counter() - start
@@ -170,7 +170,7 @@ def _save(
     out_dir: Path | None,
     animation: Path | None,
 ) -> list[str]:
-    """Writes what was asked for. Returns the paths."""
+    """Write the requested files. Returns the paths."""
     from dinit.pipelines.outputs.files import save_animation, save_folder, save_sheet
 
     if out is not None:

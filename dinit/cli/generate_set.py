@@ -89,7 +89,7 @@ def _report(made: MadeSet, stopped: bool) -> None:
         packed = f" and {made.pack.name}" if made.pack else ""
         console.print(f"{made.count} images in {made.folder}{packed}; {made.made} of them made by this process now")
     elif stopped:
-        console.print(f"stopped; the same call goes on with what is missing in {made.folder}")
+        console.print(f"stopped; the same call makes what is missing in {made.folder}")
 
 
 @contextmanager
@@ -98,7 +98,7 @@ def _signals() -> Iterator[list[int]]:
     caught: list[int] = []
 
     def note(number: int, _: Any) -> None:
-        if caught:  # asked twice: now
+        if caught:  # the second signal ends at once
             raise KeyboardInterrupt
         caught.append(number)
 
@@ -112,7 +112,7 @@ def _signals() -> Iterator[list[int]]:
 
 @contextmanager
 def _show(enabled: bool) -> Iterator[Callable[[Progress], None]]:
-    """What shows how far all processes are: a bar on a terminal, a line now and then elsewhere."""
+    """What shows how far all processes are: a bar on a terminal, a line at intervals elsewhere."""
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
     from rich.progress import Progress as Bar
 

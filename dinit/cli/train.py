@@ -81,7 +81,7 @@ def train(
     if recipe is not None and "=" in recipe.name and not recipe.exists():
         recipe, overrides = None, [str(recipe), *(overrides or ())]  # a value, where no recipe was given
     loaded = _load(recipe, overrides or (), init_from, data)
-    # After the recipe's mistakes were told: this is slow to import.
+    # After the recipe is checked, because this is slow to import.
     from dinit.pipelines.train import train as run
     from dinit.training.run.divergence import TrainingDiverged
     from dinit.training.run.stopping import TrainingStopped
@@ -100,7 +100,7 @@ def train(
         show_error(str(error))
         raise typer.Exit(1) from error
     if os.environ.get("RANK", "0") != "0":
-        return  # one of several processes speaks
+        return  # only the main process prints
     took = f"{result.steps} steps in {result.seconds:.0f} s, loss {result.final_loss:.4f}"
     console.print(f"{took} → {result.pipeline}")
 

@@ -1,4 +1,4 @@
-"""What a user runs: generate, train, evaluate; and the files that remember what was run."""
+"""Pipelines: generation, training, evaluation, and the files that record what was run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A diffusers pipeline folder opened as it is: unconditional or with classes, on pixels or on latents."""
+"""Pipeline folders of diffusers, opened without conversion: unconditional or with classes, on pixels or latents."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ OPTIONS = ("dtype", "torch_dtype", "null_label")
 STEPS = 50
 DIT_GUIDANCE = 4.0  # DiTPipeline's own, on all channels
 
-# What each component may be; a pipeline with others does something that we do not know of.
+# What each component may be; pipelines with other components are not covered.
 _COMPONENTS = {
     "unet": ("UNet2DModel",),
     "transformer": ("DiTTransformer2DModel",),
@@ -42,8 +42,8 @@ def read_diffusers_folder(folder: Path, options: Mapping[str, Any]) -> dict[str,
     """The arguments of dinit's Pipeline for it. Only safetensors are read, and only known classes are made.
 
     options: dtype, as diffusers takes it; null_label, as denoiser_from_diffusers does. The defaults are DDIM
-    in 50 steps, spaced as the scheduler says, with its clipping of pixels and DiTPipeline's guidance scale.
-    FileNotFoundError or ValueError, with the class of the pipeline and of the part, for what is not understood.
+    in 50 steps, with the scheduler's spacing, its clipping of pixels and DiTPipeline's guidance scale.
+    FileNotFoundError or ValueError, with the classes of the pipeline and of the part, for what is not covered.
     """
     index = read_json(folder / INDEX)
     parts, owner = _components(index), f"{folder} ({index.get('_class_name')})"
@@ -101,7 +101,7 @@ def _load(kind: str, folder: Path, dtype: Any) -> Any:
 
 
 def _renamed(name: str, expected: Mapping[str, Any]) -> str:
-    """Today's name of a tensor that was saved under an old one."""
+    """The current name of a tensor that was saved under an old one."""
     new = re.sub(r"(?<=\.)(query|key|value|proj_attn)(?=\.(weight|bias)$)", lambda m: _RENAMED[m[0]], name)
     return new if name not in expected and new in expected else name
 

@@ -1,4 +1,4 @@
-"""Methods that diffusers' users expect of a pipeline: moving, converting, and what its autoencoder can do."""
+"""Pipeline methods of diffusers: moving, converting, and slicing and tiling of the autoencoder."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class DiffusersMethods(DiffusionPipeline):
-    """A DiffusionPipeline whose `to` gives no meaningless warning, and whose switches work or say they do not."""
+    """A DiffusionPipeline whose `to` gives no meaningless warning, and whose switches work or warn."""
 
     if TYPE_CHECKING:
         vae: Any

@@ -1,4 +1,4 @@
-"""The generating pipeline: a diffusers DiffusionPipeline of a backbone, its process and its parameterization."""
+"""Pipeline for generation: a diffusers DiffusionPipeline of a backbone, its process and its parameterization."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ _OF_DIFFUSERS = ("backbone", "vae", "hf_device_map", "quantization_config")
 
 @dataclass
 class Generated(ImagePipelineOutput):
-    """What a call gives.
+    """The result of a pipeline's call.
 
     Attributes:
         images: in the form of output_type: a list of PIL images, an array or a tensor.
@@ -221,7 +221,7 @@ class Pipeline(CallDefaults, DiffusersMethods, DiffusionPipeline):
 
         Raises:
             ValueError: a keyword that is none of these; a missing, unexpected or mis-shaped tensor, by its name.
-            FileNotFoundError: nothing is there; it says where was looked.
+            FileNotFoundError: there is no such pipeline; the error lists where it was searched.
         """
         given, hub, dtype = load_options(options, dtype)
         folder = locate(pretrained_model_name_or_path, **hub)
@@ -270,7 +270,7 @@ class Pipeline(CallDefaults, DiffusersMethods, DiffusionPipeline):
 
     @property
     def t_max(self) -> float:
-        """The noisiest time that the backbone may be asked at."""
+        """The largest time at which the backbone may be evaluated."""
         return self._plain("t_max")
 
     @property
@@ -289,12 +289,12 @@ class Pipeline(CallDefaults, DiffusersMethods, DiffusionPipeline):
 
     @property
     def codec(self) -> Codec:
-        """Between images and what the backbone sees. ValueError where an autoencoder is needed and not there."""
+        """The codec between images and the backbone's input. ValueError where a needed autoencoder is missing."""
         if self._codec is None:
             raise ValueError(
                 f"this pipeline works on latents of the autoencoder {self._plain('vae_reference')}, which is not "
                 "in it: give it with Pipeline.from_pretrained(..., vae=AutoencoderKL.from_pretrained(...)), "
-                "convert again with --vae, or ask for output_type='latent'"
+                "convert again with --vae, or use output_type='latent'"
             )
         return self._codec
 
@@ -369,7 +369,7 @@ class Pipeline(CallDefaults, DiffusersMethods, DiffusionPipeline):
         if scale is None:
             return self.guidance if spec is DEFAULT else make_guidance(spec)
         if spec is not DEFAULT:
-            raise ValueError("guidance and guidance_scale both say how to guide; give one of them")
+            raise ValueError("guidance and guidance_scale both set the guidance; give one of them")
         return guidance_at_scale(self.guidance, scale)
 
     @overload
@@ -440,7 +440,7 @@ class Pipeline(CallDefaults, DiffusersMethods, DiffusionPipeline):
                 same images, though not those of diffusers.
             eta: of a sampler that has it (ddim, ancestral, ...), in place of its own.
             *positional: refused; only labels go without a keyword.
-            **foreign: refused, with what each is called here.
+            **foreign: refused, with the name of each in dinit.
 
         Raises:
             ValueError: anything that cannot run, or a keyword that is none of these, before the first evaluation of

@@ -1,4 +1,4 @@
-"""Files of a pipeline's folder that the Hub and diffusers' own entry read: the card and the custom pipeline."""
+"""Hub card and custom pipeline: files of a pipeline's folder that the Hub and diffusers' own entry read."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def front_matter(num_classes: int, license: str | None = None) -> list[str]:
 
 
 def card_text(backbone: str, num_classes: int) -> str:
-    """A card that says how to open the pipeline."""
+    """A card that shows how to open the pipeline."""
     kind = f"{num_classes} classes" if num_classes else "unconditional"
     lines = [
         *front_matter(num_classes),

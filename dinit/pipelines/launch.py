@@ -81,7 +81,7 @@ def launched_processes(cpu: bool = False) -> Iterator[PartialState]:
     """
     joined_before = bool(PartialState._shared_state)
     launched = int(os.environ.get("WORLD_SIZE", "1"))
-    # Processes on CPUs find each other only if they are said to be on CPUs; else each would work alone.
+    # Processes on CPUs join only with cpu=True; otherwise each would work alone.
     on_cpu = launched > 1 and (cpu or not torch.accelerator.is_available())
     try:
         with _lost_named():
@@ -100,25 +100,25 @@ def launched_processes(cpu: bool = False) -> Iterator[PartialState]:
 
 @contextmanager
 def _lost_named() -> Iterator[None]:
-    """Around what several processes do together: frees the frames of an error, and names one that another
-    process's end has caused."""
+    """Around the joint work of several processes: frees the frames of an error, and explains one that the end of
+    another process has caused."""
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     try:
         yield
     except BaseException as error:
-        if several:  # alone there is no group to let go of, and a debugger may want the frames
+        if several:  # one process has no group to release, and a debugger may use the frames
             clear_frames(error)
         if several and isinstance(error, RuntimeError) and _is_lost(error):
             raise ConnectionError(
                 f"process {os.environ.get('RANK', '?')} of {os.environ['WORLD_SIZE']} waited for another one, "
                 f"which has ended, hangs or never came ({error}). Its own message says why. End what is left of "
-                "them and start the same command again: it goes on from what is on the disk"
+                "them and start the same command again: it continues from what is on the disk"
             ) from error
         raise
 
 
 def _is_lost(error: RuntimeError) -> bool:
-    """Whether torch says that another process did not answer."""
+    """Whether it is torch's error for another process that did not answer."""
     return isinstance(error, dist.DistError) or any(part in str(error) for part in _LOST)
 
 
@@ -147,7 +147,7 @@ def _destroy_groups() -> None:
     if thread.is_alive():
         warnings.warn(
             f"the connections to the other processes are not closed after {_LEAVE:.0f} s, because they do not "
-            "answer; this process goes on without, and they will be told of a closed connection when it ends",
+            "answer; this process goes on without, and they will see a closed connection when it ends",
             stacklevel=2,
         )
 
@@ -166,7 +166,7 @@ def make_accelerator(recipe: Recipe, out: Path) -> Accelerator:
     precision = recipe.training.precision
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     accelerator = Accelerator(
-        # Processes on CPUs find each other only if told that they are on CPUs; else each would train alone.
+        # Processes on CPUs join only with cpu=True; otherwise each would train alone.
         cpu=launched > 1 and not torch.accelerator.is_available(),
         mixed_precision="no" if precision == "fp32" else precision,
         log_with=recipe.tracker,

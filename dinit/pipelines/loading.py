@@ -1,4 +1,4 @@
-"""Finding a pipeline's folder, and refusing a bad one with the reason before anything is built from it."""
+"""Checks of a pipeline's folder and of the options of loading, before anything is built from it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def check_folder(folder: Path, given: Sequence[str] = ()) -> None:
         raise ValueError(f"{folder / INDEX} is of the class {index.get('_class_name')!r}, not of a dinit Pipeline")
     for key in ("process", "parameterization"):
         if not isinstance(index.get(key), dict):
-            raise ValueError(f"{folder / INDEX} has no {key!r}; a dinit pipeline says what it was trained on")
+            raise ValueError(f"{folder / INDEX} has no {key!r}, which every dinit pipeline has")
     if BACKBONE in given:
         return
     entry = index.get(BACKBONE)
@@ -96,9 +96,9 @@ def check_tensors(folder: Path, expected: dict[str, list[int]], found: dict[str,
             if found[name] != expected[name]
         ],
     }
-    told = [f"{len(names)} {what}: {_some(names)}" for what, names in problems.items() if names]
-    if told:
-        raise ValueError(f"the weights in {folder} do not fit its config.json: {'; '.join(told)}")
+    listed = [f"{len(names)} {what}: {_some(names)}" for what, names in problems.items() if names]
+    if listed:
+        raise ValueError(f"the weights in {folder} do not fit its config.json: {'; '.join(listed)}")
 
 
 def weight_files(folder: Path) -> list[Path]:

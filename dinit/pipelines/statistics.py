@@ -1,4 +1,4 @@
-"""Reference statistics of one's own images, from a folder, a pack or a data set to a file."""
+"""Reference statistics of a user's images: from a folder, a pack or a data set to a file."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def write_reference(
     features: str | Mapping[str, Any] | Extractor | None = None,
     cuda: bool | None = None,
 ) -> Mapping[str, Any]:
-    """Writes the statistics of real images to `out` and returns what the file says of itself.
+    """Write the statistics of real images to `out` and return the metadata in the file.
 
     what: a folder of pictures or a pack (.npz, .npy), used as they are; or a data set by its spec, every image of
     it. protocol, features, cuda: as for `dinit.evaluation.evaluate_images`; for a folder or a pack without either,

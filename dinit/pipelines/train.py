@@ -1,4 +1,4 @@
-"""Training: from a recipe to a pipeline folder."""
+"""Training of a recipe to a pipeline folder."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from dinit.training.step import OnStep, TrainingLoop
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a training run made.
+    """The result of a training run.
 
     Attributes:
         folder: Of the run.
@@ -49,7 +49,7 @@ def train(
     profile: bool = False,
     on_step: OnStep | None = None,
 ) -> TrainResult:
-    """Train what a recipe says and write the pipeline; a stopped run goes on where it was.
+    """Train a recipe and write its pipeline; a stopped run is resumed.
 
     On one CPU, with one number of threads, the losses are the same, bit for bit, however often a run is stopped. A
     step whose gradient is not finite is skipped and written to skipped.jsonl. The folder gets recipe.yaml,
@@ -59,8 +59,8 @@ def train(
         recipe: What is trained; of `load_recipe` or `parse_recipe`.
         out: A new or empty folder, or one that this recipe has begun.
         resume: Go on from the newest checkpoint in `out`; False refuses a folder that has one.
-        progress: Show a progress bar, or a line now and then.
-        profile: Show where the time of a step goes, and write it to profile.json.
+        progress: Show a progress bar, or a line at intervals.
+        profile: Show the time of each part of a step, and write it to profile.json.
         on_step: Called after every optimiser step with the `TrainingLoop` and the `StepResult`, in every process.
 
     Returns:
@@ -70,9 +70,9 @@ def train(
         RunFolderError: `out` holds something else (a ValueError); nothing is overwritten.
         ValueError: Settings that this machine cannot run.
         TrainingDiverged: `training.max_skipped` consecutive steps had no finite gradient.
-        TrainingStopped: SIGTERM or Ctrl-C came; all is saved.
+        TrainingStopped: SIGTERM or Ctrl-C was received; everything is saved.
         OSError: The disk is full, another process trains into `out`, or a process of this run has died or hangs
-            (a ConnectionError). The last whole checkpoint is there, and the same call goes on from it.
+            (a ConnectionError). The last complete checkpoint is kept, and the same call continues from it.
     """
     out = Path(out)
     check_run_folder(out, recipe, resume)
@@ -93,7 +93,7 @@ def train(
 def _train(
     recipe: Recipe, out: Path, accelerator: Accelerator, progress: bool, profile: bool, on_step: OnStep | None
 ) -> None:
-    """The run to its pipeline. A frame of its own, which an exception leaves: no other of ours holds the loop."""
+    """Train to the pipeline. A function of its own, so that after an exception no frame of ours holds the loop."""
     loop = TrainingLoop(
         recipe,
         out,
@@ -116,7 +116,7 @@ def _train(
 
 
 class _Preview:
-    """Writes samples/step-XXXXXXXX-ema.png, always from the same noise, and what its pixels are like."""
+    """Write samples/step-XXXXXXXX-ema.png, always from the same noise, and the statistics of its pixels."""
 
     def __init__(self) -> None:
         self._of_data: dict[str, float] | None = None  # read at the first preview
@@ -163,7 +163,7 @@ def _export(loop: TrainingLoop, network: Any) -> None:
 
 
 def _finished(out: Path) -> TrainResult | None:
-    """The result of a run that has its pipeline; None where it has not."""
+    """The result of a run that has its pipeline; None where it has none."""
     record = out / "pipeline" / "training.json"
     if not record.exists():
         return None

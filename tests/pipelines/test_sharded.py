@@ -98,7 +98,7 @@ def test_a_changed_image_of_a_set_is_different(whole: Path, tmp_path: Path) -> N
     for path in (folder, image_path(folder, 9)):
         result = replay(path)
         assert (result.same, result.max_abs_diff) == (False, 1)
-        assert result.notes == ("image 9 differs by up to 1 of 255 levels",)
+        assert result.notes == ("image 9 differs by up to 1 of 255",)
     assert replay(image_path(folder, 8)).same
     assert replay(folder, tolerance=1).same
 
@@ -162,7 +162,7 @@ def test_each_process_makes_its_share(
 ) -> None:
     """Three processes one after the other: shares neither overlap nor leave anything, and the set is the same."""
     folder, made = tmp_path / "set", []
-    agreed = sharded._begin(folder, sharded._asked(pipe, call_of(pipe), GROUP), call_of(pipe), "")
+    agreed = sharded._begin(folder, sharded._spec_of(pipe, call_of(pipe), GROUP), call_of(pipe), "")
     monkeypatch.setattr(sharded, "broadcast_object_list", lambda given: given.__setitem__(0, agreed))
     for rank in (2, 1, 0):
         state = SimpleNamespace(is_main_process=rank == 0, process_index=rank, num_processes=3)

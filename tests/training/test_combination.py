@@ -140,5 +140,5 @@ def test_snapshots_are_weights_too(run: Path, tmp_path: Path) -> None:
     assert len(found.coefficients) == 2
     with pytest.raises(ValueError, match="the weights must be 'ema', 'raw' or 'snapshots', got 'model'"):
         saved_weights(run, "model")
-    with pytest.raises(ValueError, match=r"keeps 0 saved weights.*training\.keep"):
+    with pytest.raises(ValueError, match=r"has 0 saved weights.*training\.keep"):
         saved_weights(tmp_path)

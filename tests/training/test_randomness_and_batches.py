@@ -66,7 +66,7 @@ def test_readers_that_give_nothing_are_not_waited_for_without_end(monkeypatch: p
     monkeypatch.setattr("dinit.training.batches.PATIENCE", 1)
     slow = dataset(horizontal_flip=True)
     slow.__class__ = _Slow
-    with pytest.raises(TimeoutError, match="is the disk or network behind the data set reachable"):
+    with pytest.raises(TimeoutError, match="is the disk or network of the data set reachable"):
         next(batches(slow, 7, Share(4), 1, 2, workers=1))
 
 

@@ -1,1 +1,1 @@
-"""What a pipeline writes: image files, sheets, large sets, manifests, and their replay."""
+"""Output files of a pipeline: images, sheets, large sets, manifests, and their replay."""

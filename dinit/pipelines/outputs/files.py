@@ -1,4 +1,4 @@
-"""Writing what was generated: contact sheets, folders of PNGs, animations. Files are whole or not there."""
+"""Image files: contact sheets, folders of PNGs, animations. Each is written completely or not at all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What made a picture, in a form a machine reads: the manifest in a PNG's metadata and beside a folder."""
+"""Manifests: the call that made a picture, as JSON in a PNG's metadata and in a folder's manifest.json."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from dinit.pipelines.generate import Generated, Pipeline
 from dinit.pipelines.loading import read_json, shipped
 
 KEY = "dinit"  # of the text in a PNG
-FILE = "manifest.json"  # beside the PNGs of a folder
+FILE = "manifest.json"  # in a folder of PNGs
 FORMAT = 1
 
 
@@ -47,7 +47,7 @@ class Manifest:
     format: int = FORMAT
 
     def to_json(self) -> str:
-        """JSON in plain ASCII, as PNG text wants it."""
+        """JSON in plain ASCII, as PNG text requires."""
         return json.dumps(dataclasses.asdict(self), indent=1)
 
     @classmethod
@@ -135,7 +135,7 @@ def read_manifest(path: Path) -> Manifest:
     except UnidentifiedImageError as error:
         raise ValueError(f"{path} is not a picture that Pillow can read") from error
     if text is None:
-        raise ValueError(f"{path} carries no dinit manifest; only PNGs that `dinit generate` wrote do")
+        raise ValueError(f"{path} has no dinit manifest; only PNGs that `dinit generate` wrote have one")
     try:
         config = json.loads(text)
     except json.JSONDecodeError as error:

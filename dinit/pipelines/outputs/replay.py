@@ -1,4 +1,4 @@
-"""Making a picture again from its manifest, and saying whether it is the same."""
+"""Replay of a manifest: the picture is made again and compared."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ Pairs = Iterable[tuple[str, Image.Image, Image.Image]]  # name, picture in the f
 
 @dataclass(frozen=True)
 class Replay:
-    """same: every pixel within the tolerance, and all that the manifest says of the pipeline holds.
+    """The result of a replay.
 
-    max_abs_diff: in levels of 0 .. 255; 255 where sizes differ. pictures: how many were compared. notes: what
-    differs, for a person to read.
+    same: every pixel is within the tolerance, and the pipeline is as the manifest records it. max_abs_diff: of
+    pixels in 0 .. 255; 255 where sizes differ. pictures: how many were compared. notes: differences, in words.
     """
 
     same: bool
@@ -38,9 +38,9 @@ def replay(path: str | Path, pipe: Pipeline | str | None = None, tolerance: int 
     """Makes the picture, or the folder of pictures, again and compares pixel by pixel.
 
     path: may be a set (`dinit generate --out FOLDER`), of which a few groups of images are made again, or one
-    image in it. pipe: in place of the pipeline that the manifest names, or where that lies now. tolerance:
-    greatest difference that still counts as the same, in levels of 0 .. 255. ValueError where there is no manifest
-    or it is damaged.
+    image in it. pipe: in place of the pipeline that the manifest names, or its present place. tolerance: the
+    largest difference of pixels in 0 .. 255 that counts as the same. ValueError where there is no manifest or it is
+    damaged.
     """
     path = Path(path)
     folder = set_folder(path)
@@ -57,7 +57,7 @@ def replay(path: str | Path, pipe: Pipeline | str | None = None, tolerance: int 
 
 
 def max_abs_diff(before: Image.Image, after: Image.Image) -> int:
-    """The greatest difference of two pictures in levels of 0 .. 255; 255 where size or mode differ."""
+    """The largest difference of two pictures' pixels in 0 .. 255; 255 where size or mode differ."""
     if before.size != after.size or before.mode != after.mode:
         return 255
     first, second = np.asarray(before, dtype=np.int16), np.asarray(after, dtype=np.int16)
@@ -66,12 +66,12 @@ def max_abs_diff(before: Image.Image, after: Image.Image) -> int:
 
 def _judge(pairs: Pairs, differing: list[str], made_with: Mapping[str, str], tolerance: int) -> Replay:
     """differing: what of the pipeline is not as the manifest records it. made_with: versions, for a note only."""
-    notes = [f"{name} is not what the manifest says" for name in differing]
+    notes = [f"{name} is not as the manifest records it" for name in differing]
     differences = []
     for name, before, after in pairs:
         differences.append(max_abs_diff(before, after))
         if differences[-1] > tolerance and len(notes) < 8:
-            notes.append(f"{name} differs by up to {differences[-1]} of 255 levels")
+            notes.append(f"{name} differs by up to {differences[-1]} of 255")
     now = versions()
     older = [f"{k} {v} (now {now.get(k)})" for k, v in made_with.items() if now.get(k) != v]
     if older:
@@ -81,7 +81,7 @@ def _judge(pairs: Pairs, differing: list[str], made_with: Mapping[str, str], tol
 
 
 def _opened(pipe: Pipeline | str, device: str, dtype_name: str) -> Pipeline:
-    """The pipeline, without a progress bar; a name is opened as the manifest says. ValueError for no name."""
+    """The pipeline, without a progress bar; a name is opened by the manifest's settings. ValueError for no name."""
     if isinstance(pipe, str):
         if not pipe:
             raise ValueError("the manifest names no pipeline (it was never saved); give the pipeline yourself")

@@ -1,4 +1,4 @@
-"""Images of a large set, made again: one of them, or a few groups spread over the whole set."""
+"""Replay of a large set: one image of it, or a few groups from the first to the last."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ GROUPS = 4  # of a whole set: the first, the last, and some between
 
 @dataclass(frozen=True)
 class SetRecord:
-    """What a set's manifest says. group: images that the network was asked about at once."""
+    """The contents of a set's manifest. group: images that the network evaluated together."""
 
     folder: Path
     pipeline: str
     device: str
     dtype: str
     versions: Mapping[str, str]
-    asked: Mapping[str, Any]
+    spec: Mapping[str, Any]
     call: Call
     group: int
 
@@ -54,21 +54,21 @@ def read_set(folder: Path) -> SetRecord:
     """ValueError for a damaged manifest."""
     manifest = read_json(folder / FILE)
     try:
-        asked, versions = manifest["asked"], dict(manifest["versions"])
-        config, group, seeds = asked["call"], asked["call"]["group"], asked["call"]["seeds"]
+        spec, versions = manifest["asked"], dict(manifest["versions"])
+        config, group, seeds = spec["call"], spec["call"]["group"], spec["call"]["seeds"]
         if isinstance(seeds, Mapping):
             seeds = [(seeds["seed"], k) for k in range(seeds["images"])]
         call = Call.from_config({**config, "seeds": seeds, "batch_size": group})
-        name, device, dtype = manifest["pipeline"], asked["device"], asked["dtype"]
+        name, device, dtype = manifest["pipeline"], spec["device"], spec["dtype"]
     except (LookupError, TypeError, ValueError) as error:
         raise ValueError(f"{folder / FILE} is damaged: {error}") from error
-    return SetRecord(folder, name, device, dtype, versions, asked, call, group)
+    return SetRecord(folder, name, device, dtype, versions, spec, call, group)
 
 
 def mismatches(record: SetRecord, pipe: Pipeline) -> list[str]:
     """What of the pipeline is not as the set's manifest records it."""
     found = json.loads(json.dumps(to_spec(provenance(pipe))))
-    return [name for name in found if name in record.asked and found[name] != record.asked[name]]
+    return [name for name in found if name in record.spec and found[name] != record.spec[name]]
 
 
 def remake(record: SetRecord, path: Path, pipe: Pipeline) -> Iterator[tuple[str, Image.Image, Image.Image]]:
@@ -90,16 +90,16 @@ def remake(record: SetRecord, path: Path, pipe: Pipeline) -> Iterator[tuple[str,
 
 
 def _index(record: SetRecord, path: Path) -> int:
-    """Which image of the set the file says that it is."""
+    """The index of the image in its set, from the text in its file."""
     try:
         facts = json.loads(_text(path)[KEY])
         own, index = facts["set"], facts["index"]
     except (LookupError, TypeError, ValueError) as error:
         raise ValueError(f"the text in {path} is damaged: {error}") from error
-    if own != set_digest(record.asked):
-        raise ValueError(f"{path} says that it is of another set than {record.folder / FILE} is")
+    if own != set_digest(record.spec):
+        raise ValueError(f"{path} is of another set than {record.folder / FILE}, by its text")
     if not isinstance(index, int) or not 0 <= index < len(record.call.labels):
-        raise ValueError(f"{path} says that it is image {index!r} of {len(record.call.labels)}")
+        raise ValueError(f"{path} is image {index!r} of {len(record.call.labels)}, by its text")
     return index
 
 
@@ -120,4 +120,4 @@ def _text(path: Path) -> Mapping[Any, Any]:
         with Image.open(path) as picture:
             return dict(picture.info)
     except OSError:
-        return {}  # whoever reads manifests says what is wrong with it
+        return {}  # the reader of manifests raises what is wrong with it

@@ -1,6 +1,6 @@
-"""The files of a large set of images: what was asked for, where image k lies, and the pack that evaluators read.
+"""Files of a large set of images: its manifest, its images, and the pack for evaluators.
 
-samples/manifest.json    what makes the set, written before the first image; "complete" says whether all are there
+samples/manifest.json    the call of the set, written before the first image; "complete" is whether all are there
 samples/images/00012/00012345.png    lossless, a thousand a folder, each written whole or not at all
 samples/samples_50000x32x32x3.npz    ADM's pack: arr_0 (N, H, W, C) uint8, arr_1 (N,) int64 where there are classes
 """
@@ -33,7 +33,7 @@ class ImageSetError(ValueError):
 
 
 def image_path(folder: Path, index: int) -> Path:
-    """Where image `index` of a set lies."""
+    """The path of image `index` of a set."""
     return folder / "images" / f"{index // SHARD:05d}" / f"{index:08d}.png"
 
 
@@ -57,7 +57,7 @@ def png_bytes(picture: Image.Image, facts: Mapping[str, Any]) -> bytes:
     return buffer.getvalue()
 
 
-def begin(folder: Path, asked: Mapping[str, Any], versions: Mapping[str, str], pipeline: str) -> list[str]:
+def begin(folder: Path, spec: Mapping[str, Any], versions: Mapping[str, str], pipeline: str) -> list[str]:
     """Makes the folder, or checks that it holds this very set. Returns notes for the user.
 
     ImageSetError for a folder of another set, naming what differs, or of other things. Only for the one
@@ -67,7 +67,7 @@ def begin(folder: Path, asked: Mapping[str, Any], versions: Mapping[str, str], p
         before = read_json(folder / FILE)
         if before.get("kind") != "set":
             raise ImageSetError(f"{folder} holds images of `dinit generate --out-dir`; give another folder")
-        changed = list(differences(before.get("asked", {}), asked))
+        changed = list(differences(before.get("asked", {}), spec))
         if changed:
             shown = "\n".join(f"  {line}" for line in changed[:_SHOWN])
             raise ImageSetError(
@@ -82,15 +82,15 @@ def begin(folder: Path, asked: Mapping[str, Any], versions: Mapping[str, str], p
     if folder.exists() and any(path.name != LOCK for path in folder.iterdir()):
         raise ImageSetError(f"{folder} is not empty and holds no set of dinit; nothing was written. Give another")
     folder.mkdir(parents=True, exist_ok=True)
-    write_manifest(folder, asked, versions, {"complete": False, "pipeline": pipeline})
+    write_manifest(folder, spec, versions, {"complete": False, "pipeline": pipeline})
     return []
 
 
 def write_manifest(
-    folder: Path, asked: Mapping[str, Any], versions: Mapping[str, str], facts: Mapping[str, Any]
+    folder: Path, spec: Mapping[str, Any], versions: Mapping[str, str], facts: Mapping[str, Any]
 ) -> None:
-    """manifest.json: `asked` decides every byte of every image, `facts` are the rest."""
-    content = {"format": 1, "kind": "set", **facts, "versions": dict(versions), "asked": dict(asked)}
+    """Write manifest.json: `spec` decides every byte of every image, `facts` are the rest."""
+    content = {"format": 1, "kind": "set", **facts, "versions": dict(versions), "asked": dict(spec)}
     write_atomically(folder / FILE, json.dumps(content) + "\n")
 
 

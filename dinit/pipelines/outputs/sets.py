@@ -1,8 +1,8 @@
 """Large sets of images, by any number of processes: killed and started again, the set is the same to the byte.
 
-Image k has seed (seed, k) and a class that is a function of k. Kernels round by the size of a batch, so the network
-is always asked about the same groups of images, at the same places: images i·group .. (i+1)·group - 1. Processes
-share out the groups that are not on the disk yet; nothing else is to be remembered.
+Image k has seed (seed, k) and a class that is a function of k. Rounding depends on the size of a batch, so the
+network always evaluates the same groups of images, at the same places in a batch: images i·group .. (i+1)·group -
+1. The groups that are not on the disk yet are divided among the processes; there is no other state.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ GROUP = 64
 CLASS_ORDERS = ("balanced", "random", "none")
 _WRITERS, _BACKLOG = 4, 3  # threads that write a process's images; groups that may wait for them
 _PATIENCE = 1800.0  # seconds without a new image, after which the other processes are given up
-_LOOK_EVERY = 2.0  # seconds between looks at what all processes have written
+_LOOK_EVERY = 2.0  # seconds between two counts of what all processes have written
 _RANDOM_CLASS = 7  # keeps the stream of random classes apart from every other of the seed
 
 
@@ -61,7 +61,7 @@ class Progress:
 class MadeSet:
     """folder: of the set. made: images of this session and process. complete: whether all are on the disk.
 
-    pack: the .npz; None where it was not asked for, in processes other than the first, or if not complete.
+    pack: the .npz; None where it was not requested, in processes other than the first, or if not complete.
     """
 
     folder: Path
@@ -99,31 +99,33 @@ def generate_set(
     """Makes the images of `call` that are not in `folder` yet, together with the other launched processes.
 
     call: of Pipeline.prepare, with the labels of all images; its batch_size is how many images a process makes
-    between looks at `stop`. group: how many the network is asked about at once, part of what makes the set.
-    on_progress: called in the first process now and then. stop: asked between batches; True leaves the rest.
-    ImageSetError where the folder holds another set; OSError as the disk says it, and then nothing half written
-    is left; ValueError for a group that is no number.
+    between two calls of `stop`. group: images that the network evaluates together, which decides rounding and
+    belongs to the set. on_progress: called in the first process at intervals. stop: called between batches; True
+    ends the work. ImageSetError where the folder holds another set; OSError of the disk, after which no incomplete
+    file is left; ValueError for a group that is no number.
     """
     folder, group = Path(folder), whole_number("group", group)
     pipe.check(call)
-    asked = _as_begun(folder, _asked(pipe, call, group))
+    spec = _as_begun(folder, _spec_of(pipe, call, group))
     with launched_processes() as state, only_writer(folder) if state.is_main_process else nullcontext():
-        notes, pending = _agree(state, lambda: _begin(folder, asked, call, pipeline_name(pipe)))
+        notes, pending = _broadcast(state, lambda: _begin(folder, spec, call, pipeline_name(pipe)))
         mine = pending[state.process_index :: state.num_processes]
         watch = _Watch(folder, len(call.labels), on_progress if state.is_main_process else None)
-        made = sum(_make(pipe, call, folder, group, mine, set_digest(asked), watch, stop))
+        made = sum(_make(pipe, call, folder, group, mine, set_digest(spec), watch, stop))
         if not state.is_main_process:
             return MadeSet(folder, len(call.labels), made, complete=False, notes=tuple(notes))
         complete = watch.wait(stop if state.num_processes > 1 else lambda: True)
         packed = pack(folder, call.labels) if make_pack and complete else None
         if complete:
             facts = {"complete": True, "pipeline": pipeline_name(pipe), "pack": packed.name if packed else None}
-            write_manifest(folder, asked, versions(), facts)
+            write_manifest(folder, spec, versions(), facts)
         return MadeSet(folder, len(call.labels), made, complete, packed, tuple(notes))
 
 
-def _agree(state: PartialState, decide: Callable[[], tuple[list[str], list[int]]]) -> tuple[list[str], list[int]]:
-    """What the first process decides, in all; its error too, so that none waits for what never comes."""
+def _broadcast(
+    state: PartialState, decide: Callable[[], tuple[list[str], list[int]]]
+) -> tuple[list[str], list[int]]:
+    """The first process's decision, in all processes; its error too, so that none waits for ever."""
     decided: list[Any] = [None]
     if state.is_main_process:
         try:
@@ -137,15 +139,15 @@ def _agree(state: PartialState, decide: Callable[[], tuple[list[str], list[int]]
     return decided[0]
 
 
-def _begin(folder: Path, asked: dict[str, Any], call: Call, pipeline: str) -> tuple[list[str], list[int]]:
+def _begin(folder: Path, spec: dict[str, Any], call: Call, pipeline: str) -> tuple[list[str], list[int]]:
     """Notes for the user, and the groups of which an image is missing."""
-    notes = begin(folder, asked, versions(), pipeline)
-    there, count, group = present(folder, len(call.labels)), len(call.labels), asked["call"]["group"]
+    notes = begin(folder, spec, versions(), pipeline)
+    there, count, group = present(folder, len(call.labels)), len(call.labels), spec["call"]["group"]
     groups = range(-(-count // group))
     return notes, [g for g in groups if not there.issuperset(range(g * group, min((g + 1) * group, count)))]
 
 
-def _asked(pipe: Pipeline, call: Call, group: int) -> dict[str, Any]:
+def _spec_of(pipe: Pipeline, call: Call, group: int) -> dict[str, Any]:
     """Everything that decides the bytes of the images, but for the versions of the libraries."""
     config = call.to_config()
     seeds = [list(key) for key in call.keys]
@@ -155,31 +157,31 @@ def _asked(pipe: Pipeline, call: Call, group: int) -> dict[str, Any]:
     config["group"] = group
     del config["batch_size"]
     dtype = str(pipe.backbone.dtype).removeprefix("torch.")
-    asked = {**provenance(pipe), "dtype": dtype, "device": pipe.device.type, "call": config}
-    return json.loads(json.dumps(to_spec(asked)))  # as it will be read back
+    spec = {**provenance(pipe), "dtype": dtype, "device": pipe.device.type, "call": config}
+    return json.loads(json.dumps(to_spec(spec)))  # as it will be read back
 
 
-def _as_begun(folder: Path, asked: dict[str, Any]) -> dict[str, Any]:
-    """The record in the folder's manifest where it means the same as `asked`, else `asked`.
+def _as_begun(folder: Path, spec: dict[str, Any]) -> dict[str, Any]:
+    """The record in the folder's manifest where it means the same as `spec`, else `spec`.
 
     A set that was begun before an option got another name, or one more option, thus stays one set.
     """
     if not (folder / FILE).is_file():
-        return asked
+        return spec
     try:
         before = read_json(folder / FILE)["asked"]
         call = Call.from_config(
             {**before["call"], "labels": [None], "seeds": [[0, 0]], "batch_size": 1}
         ).to_config()
     except (LookupError, TypeError, ValueError):
-        return asked  # `begin` says what is wrong with it
+        return spec  # `begin` raises what is wrong with it
     read = {key: call[key] for key in ("sampler", "grid", "guidance")}
-    return before if {**before, "call": {**before["call"], **read}} == asked else asked
+    return before if {**before, "call": {**before["call"], **read}} == spec else spec
 
 
-def set_digest(asked: Mapping[str, Any]) -> str:
+def set_digest(spec: Mapping[str, Any]) -> str:
     """What ties an image to the manifest of its set."""
-    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _make(
@@ -192,7 +194,7 @@ def _make(
     watch: _Watch,
     stop: Callable[[], bool],
 ) -> Iterator[int]:
-    """Makes and writes groups of images; yields how many. Writing goes on while the network makes the next."""
+    """Make and write groups of images; yields how many. Images are written while the network makes the next."""
     together = max(call.batch_size // group, 1)
     waiting: deque[Future[None]] = deque()
     with ThreadPoolExecutor(_WRITERS) as writers:
@@ -255,7 +257,7 @@ class _Watch:
         return done
 
     def wait(self, stop: Callable[[], bool]) -> bool:
-        """Whether all images are there, once the other processes have made theirs, or once `stop` says so.
+        """Whether all images are there, once the other processes have made theirs or `stop` returned True.
 
         TimeoutError where no new image has come for `_PATIENCE` seconds: the process that was to make it is dead.
         """

@@ -1,4 +1,4 @@
-"""From a denoised batch to pictures: PIL images, a labelled contact sheet, an animation."""
+"""Contact sheets, PIL images and animations of a denoised batch."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def convert(images: Tensor, output_type: OutputType) -> Any:
 def to_pil(images: Tensor) -> list[Image.Image]:
     """(B, C, H, W) around [-1, 1], C of 1 or 3 -> images of mode L or RGB. ValueError for other C, NaN or inf."""
     if images.shape[1] not in (1, 3):
-        raise ValueError(f"pictures have 1 or 3 channels, got {images.shape[1]}; ask for output_type='pt'")
+        raise ValueError(f"pictures have 1 or 3 channels, got {images.shape[1]}; use output_type='pt'")
     pixels = to_uint8(images).permute(0, 2, 3, 1).cpu().numpy()
     return [Image.fromarray(p[..., 0] if p.shape[-1] == 1 else p) for p in pixels]
 
@@ -59,7 +59,7 @@ def enlargement(side: int) -> int:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where things lie on a contact sheet, in pixels. cells: upper left corners, one a picture, in call order.
+    """Layout of a contact sheet, in pixels. cells: upper left corners, one for each picture, in call order.
 
     texts: (x, y, text). scale: enlargement of the pictures.
     """

@@ -1,4 +1,4 @@
-"""Whether results can be written, asked before the work begins. Imports nothing heavy: a refusal is quick."""
+"""Checks, before the work begins, that results can be written. Imports nothing heavy: a refusal is quick."""
 
 from __future__ import annotations
 

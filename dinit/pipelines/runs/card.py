@@ -1,4 +1,4 @@
-"""The model card of a trained pipeline: recipe, steps, seconds and measured figures, as the hub reads it.
+"""Model card of a trained pipeline, for the Hub: recipe, steps, seconds and measured figures.
 
 `python -m dinit.pipelines.runs.card RUN/pipeline --to FOLDER` evaluates what `dinit train` wrote, with its own guidance
 and without any, and copies the pipeline with its card to FOLDER. The shipped pipelines are made this way.

@@ -1,4 +1,4 @@
-"""A run's pipeline with the best linear combination of its saved weights (LCSC), by a metric of one's choice."""
+"""Pipeline with the best linear combination of a run's saved weights (LCSC), by a given metric."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def combine_run(
 
 
 def make_metric(metric: Metric | str, run: Path, num_samples: int) -> Metric:
-    """The callable that a metric's name means; see `combine_run`. ValueError for a name that means none."""
+    """The callable of a metric's name; see `combine_run`. ValueError for an unknown name."""
     if not isinstance(metric, str):
         return metric
     if metric == "loss":

@@ -1,4 +1,4 @@
-"""A recipe tried out: data, memory, a few steps, a checkpoint and previews, and how long the run will take."""
+"""Dry run of a recipe: data, memory, a few steps, a checkpoint and previews, and an estimate of the run's time."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _STEPS = 9  # of which the first five warm up
 
 @dataclass(frozen=True)
 class DryRun:
-    """images: of the data set. memory: estimated. available: bytes of the device, None where it does not say.
+    """The result. images: of the data set. memory: estimated. available: bytes of the device, None where unknown.
 
     step, checkpoint, grid: seconds each. checkpoint_bytes: of one on disk. disk: free bytes where the run will be.
-    seconds: of the whole run. fits: False where the memory or the disk will not do; where it is the memory, nothing
-    was run and the seconds are 0.
+    seconds: of the whole run. fits: False where the memory or the disk does not suffice; where it is the memory,
+    nothing was run and the seconds are 0.
     """
 
     images: int
@@ -43,7 +43,7 @@ class DryRun:
     seconds: float = 0.0
 
     def lines(self, recipe: Recipe) -> Iterator[str]:
-        """What was found, for a person to read."""
+        """The result as text."""
         memory, loop = self.memory, recipe.training
         yield f"data: {self.images:,} images, read"
         parts = {"parameters": memory.parameters, "gradients": memory.gradients, "optimiser": memory.optimizer}
@@ -102,7 +102,7 @@ def _short(recipe: Recipe) -> Recipe:
 
 
 def _available() -> int | None:
-    """Bytes that the device has left."""
+    """Free bytes of the device."""
     if torch.cuda.is_available():
         return torch.cuda.mem_get_info()[0]
     try:

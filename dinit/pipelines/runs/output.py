@@ -1,4 +1,4 @@
-"""What a run gives out: the pipeline of its averaged weights, and the previews that it draws on the way."""
+"""Output of a training run: the pipeline of its averaged weights, and its previews."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _CLASSES, _COLUMNS = 10, 8  # of the sample grids
 def make_pipeline(
     network: Any, recipe: Recipe, objective: Objective, data: ImageData, device: torch.device
 ) -> Pipeline:
-    """The pipeline of a network that the recipe trains, with the autoencoder, read now, where it knows latents."""
+    """The pipeline of a network that the recipe trains, with the autoencoder where it is trained on latents."""
     sampling = recipe.sampling
     pipeline = Pipeline(
         backbone=merged(network),
@@ -68,7 +68,7 @@ def draw_samples(pipeline: Pipeline, seed: int, target: Path) -> dict[str, float
 
 
 def export(folder: Path, pipeline: Pipeline, recipe: Recipe, data: ImageData, facts: Mapping[str, Any]) -> None:
-    """What users load, with the recipe and the facts of its training; replaces the folder whole."""
+    """Write the pipeline's folder, with the recipe and the facts of its training; an old folder is replaced whole."""
     loop = recipe.training
     known = {
         "weights": "ema",

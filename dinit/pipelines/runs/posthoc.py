@@ -1,4 +1,4 @@
-"""A trained run's pipeline with an EMA of another width, chosen after the training."""
+"""Post-hoc EMA: a trained run's pipeline with an EMA of another width."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def pipeline_of_width(run: str | Path, sigma_rel: float, to: str | Path, step: i
     """Writes the run's pipeline to `to` with the EMA of relative width sigma_rel in place of its own.
 
     run: a folder of `train` whose recipe has ema.widths. step: the average as it was after that many steps; None is
-    the last. Karras et al. 2024 (EDM2). ValueError for a width or step that the snapshots do not tell about, and
-    FileExistsError for a folder that is there.
+    the last. Karras et al. 2024 (EDM2). ValueError for a width or step that the snapshots do not cover, and
+    FileExistsError for a folder that exists.
     """
     run, to = Path(run), Path(to)
     if to.exists():

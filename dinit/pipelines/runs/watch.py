@@ -1,4 +1,4 @@
-"""Scores while a model trains: of its averaged weights, from within the run or from beside it."""
+"""Scores during training: of the averaged weights, from within the run or from another process."""
 
 from __future__ import annotations
 
@@ -45,17 +45,17 @@ class Evaluations:
 
     @classmethod
     def of(cls, recipe: Recipe, out: Path, **options: Any) -> Evaluations:
-        """As the recipe's section `evaluation` says, but for `options` that are not None."""
+        """By the recipe's section `evaluation`, except for `options` that are not None."""
         section = recipe.evaluation
-        asked = {
+        settings = {
             "num_samples": section.num_samples,
             "metrics": section.metrics,
             "protocol": section.protocol,
             "reference": section.reference,
             "dataset_name": None if section.data is None else section.data.spec(),
         }
-        asked |= {key: value for key, value in options.items() if value is not None}
-        return cls(recipe, out, **{key: value for key, value in asked.items() if value is not None})
+        settings |= {key: value for key, value in options.items() if value is not None}
+        return cls(recipe, out, **{key: value for key, value in settings.items() if value is not None})
 
     def figures(self, pipeline: Pipeline, step: int) -> dict[str, float]:
         """The figures of `measure`, named for a tracker."""
@@ -129,10 +129,10 @@ def watch(
 
     Args:
         run: The run's folder.
-        poll_seconds: Between looks at the folder.
+        poll_seconds: Between two reads of the folder.
         patience_seconds: How long to wait for a checkpoint of a run that no process trains.
         device: None is a GPU if there is one.
-        options: num_samples and those of `Evaluator`, in place of what the recipe's section `evaluation` says.
+        options: num_samples and those of `Evaluator`, in place of the recipe's section `evaluation`.
 
     Yields:
         A step and its report.
@@ -164,7 +164,7 @@ def watch(
         else:
             raise TimeoutError(
                 f"{run} has no pipeline, no new checkpoint for {patience_seconds / 60:.0f} minutes, and no process "
-                "trains into it; start `dinit train` again, which goes on from the last checkpoint, and then watch"
+                "trains into it; start `dinit train` again, which continues from the last checkpoint, and then watch"
             )
 
 

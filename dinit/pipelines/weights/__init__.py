@@ -1,1 +1,1 @@
-"""Weights in and out: conversion, export, encoding of a data set to latents."""
+"""Conversion and export of weights, and encoding of a data set to latents."""

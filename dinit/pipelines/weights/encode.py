@@ -1,4 +1,4 @@
-"""Encoding a data set to latents, once, so that training needs no autoencoder."""
+"""Encoding of a data set to latents, once, so that training needs no autoencoder."""
 
 from __future__ import annotations
 
@@ -192,7 +192,7 @@ class _Run:
         self.codec.to(self.device, STORED[self.options.dtype])
         self.state.wait_for_everyone()
         missing = [shard for shard in range(self.plan.shards) if not is_whole(self.folder, self.plan, shard)]
-        self.state.wait_for_everyone()  # nobody writes before all have looked: they share out the same list
+        self.state.wait_for_everyone()  # no process writes before all have read: they divide the same list
         mine = missing[self.state.process_index :: self.state.num_processes]
         source = iter(self._loader(mine))
         with _Display(self.folder, self.plan, progress and self.main) as display:
@@ -298,7 +298,7 @@ class _Display:
     def __init__(self, folder: Path, plan: CachePlan, enabled: bool) -> None:
         self._folder, self._plan, self._enabled = folder, plan, enabled
         self._console = Console(stderr=True)
-        self._began, self._said, self._before = time.monotonic(), time.monotonic(), self._there()
+        self._began, self._reported, self._before = time.monotonic(), time.monotonic(), self._there()
         columns = (
             TextColumn("encode"),
             BarColumn(),
@@ -322,8 +322,8 @@ class _Display:
             return
         there, now = self._there(), time.monotonic()
         self._bar.update(self._task, completed=there)
-        if not self._console.is_terminal and (now - self._said > _EVERY or there == self._plan.shards):
-            self._said = now
+        if not self._console.is_terminal and (now - self._reported > _EVERY or there == self._plan.shards):
+            self._reported = now
             left = (self._plan.shards - there) * (now - self._began) / max(there - self._before, 1)
             self._console.print(f"encode: {there} of {self._plan.shards} shards, {left:.0f} s left")
 

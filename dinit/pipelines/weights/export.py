@@ -1,4 +1,4 @@
-"""Writing a pipeline as other programs read it."""
+"""Export of a pipeline to other programs' formats."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def export(pipe: Pipeline, to: str | Path, format: str, overwrite: bool = False)
     wanted = check_export(pipe.backbone, process, parameterization, format)
     if pipe.config["latent_normalization"] is not None:  # pyright: ignore
         raise ValueError(
-            f"this pipeline's latents are normalised channel by channel, which {wanted.program} cannot be told: it "
-            "would give other images"
+            f"this pipeline's latents are normalised channel by channel, which {wanted.program} does not support; "
+            "its images would be others"
         )
     if wanted.folder:
         check_pipeline_target(target, overwrite)
