@@ -1,7 +1,7 @@
-"""The checks that a sampler must pass to stand in the registry, against data whose every marginal is known.
+"""Conformance of samplers: checks against closed forms that every registered sampler must pass.
 
-Four closed-form checks, for every entry of the registries:
-order         the slope of the error to the exact probability-flow solution over step counts (deterministic)
+Four checks, on data whose marginals are known, for every entry of the registries:
+order         slope of the error to the exact probability-flow solution over step counts (deterministic)
 distribution  mean, standard deviation and component weights of 20,000 samples of a mixture (stochastic)
 grids         on every time grid the error shrinks as steps are added
 pairs         on every grid, every parameterization gives the same samples, or is refused with a reason
@@ -48,7 +48,15 @@ Named = list[tuple[str, TimeGrid]]
 
 @dataclass(frozen=True)
 class Check:
-    """One outcome. status: 'pass', 'FAIL', or 'refused' (a ValueError that says why, which is an answer)."""
+    """Outcome of one check.
+
+    Attributes:
+        sampler: its name.
+        process: name of the process.
+        check: "order", "distribution", "grids" or "pairs".
+        status: "pass", "FAIL", or "refused" (a ValueError with the reason, which counts as passed).
+        figure: what was measured, or the reason.
+    """
 
     sampler: str
     process: str
@@ -59,7 +67,7 @@ class Check:
 
 @dataclass(frozen=True)
 class ConformanceReport:
-    """All outcomes of a run."""
+    """Outcomes of all checks of a run."""
 
     checks: tuple[Check, ...]
 
@@ -97,11 +105,16 @@ class ConformanceReport:
 def verify(
     samplers: Sequence[str] | None = None, quick: bool = False, processes: Sequence[str] | None = None
 ) -> ConformanceReport:
-    """Runs the checks for the named samplers on the named processes (None: all).
+    """Run the checks.
 
-    quick: a fifth of the samples for the distribution check, with wider bounds to match, half the steps of the
-    order check, and every other time grid, others on the next process. UnknownName for a sampler or process that is
-    not registered.
+    Args:
+        samplers: names of samplers; None is all.
+        quick: a fifth of the samples for the distribution check, with wider bounds to match, half the steps of the
+            order check, and every other time grid, alternating between processes.
+        processes: names of processes; None is all.
+
+    Raises:
+        UnknownName: a sampler or process that is not registered.
     """
     made = [(name, SAMPLERS.create(name)) for name in (SAMPLERS.names() if samplers is None else samplers)]
     paths = [(name, PROCESSES.create(name)) for name in (PROCESSES.names() if processes is None else processes)]
@@ -129,22 +142,20 @@ def _guarded(sampler: str, process: str, check: str, function: Any, *args: Any) 
 
 
 def check_order(sampler: Sampler, process: Process, quick: bool = False) -> tuple[bool, str]:
-    """The slope of the log error over log steps must be the claimed order."""
+    """Check that the slope of the log error over log steps is the claimed order."""
     measured, _ = measured_order(sampler, process, ORDER_STEPS[:4] if quick else ORDER_STEPS)
-    if (
-        measured <= sampler.claims().order - ORDER_TOLERANCE
-    ):  # the higher the order, the finer the steps at which it shows
+    claimed = sampler.claims().order
+    if measured <= claimed - ORDER_TOLERANCE:  # a high order shows at fine steps only
         measured, _ = measured_order(sampler, process, [4 * n for n in ORDER_STEPS[:4]])
-    ok = measured > sampler.claims().order - ORDER_TOLERANCE
-    return ok, f"order {measured:.2f}/{sampler.claims().order}"
+    return measured > claimed - ORDER_TOLERANCE, f"order {measured:.2f}/{claimed}"
 
 
 def measured_order(
     sampler: Sampler, process: Process, steps: Sequence[int] = ORDER_STEPS, t_start: float = T_START
 ) -> tuple[float, float]:
-    """(order, error at the most steps) to the exact flow of Gaussian data, on times equally spaced in t.
+    """Order, and error at the most steps, against the exact flow of Gaussian data, on times equally spaced in t.
 
-    The slope is a least-squares fit over the step counts whose error stands clear of float64 rounding.
+    The order is a least-squares slope over the step counts whose error is clear of float64 rounding.
     """
     exact = GaussianDenoiser(process, MEAN, STD, (1, 2, 2))
     x = _noise(8).double() * process.prior_std(process.scales(t_start))
@@ -163,17 +174,17 @@ def measured_order(
 
 
 def two_component_mixture(process: Process) -> MixtureDenoiser:
-    """Two components in two dimensions with correlated coordinates; weights 0.3 and 0.7."""
+    """Mixture of two components in two dimensions with correlated coordinates; weights 0.3 and 0.7."""
     means = torch.tensor([[-0.6, 0.5], [0.6, -0.2]], dtype=torch.float64).reshape(2, 1, 1, 2)
     variances = torch.tensor([[0.04, 0.09], [0.09, 0.04]], dtype=torch.float64).reshape(2, 1, 1, 2)
     return MixtureDenoiser(process, means, variances, torch.tensor([0.3, 0.7]))
 
 
 def check_distribution(sampler: Sampler, process: Process, quick: bool) -> tuple[bool, str]:
-    """Mean, covariance and weights of a mixture's samples, and the spread of a Gaussian's, as they should be.
+    """Check mean, covariance and weights of a mixture's samples, and the standard deviation of a Gaussian's.
 
-    Bounds are five standard errors and a step bias of weak order 1. The Gaussian is there because wrong noise
-    shows in the spread within a component, which the covariance of a mixture hides.
+    Bounds are five standard errors and a step bias of weak order 1. The Gaussian detects wrong noise by the spread
+    within a component, which the covariance of a mixture hides.
     """
     count, steps = (4_000, 150) if quick else (20_000, 400)
     mixture = two_component_mixture(process)
@@ -202,19 +213,19 @@ def mixture_moments(mixture: MixtureDenoiser) -> tuple[Tensor, Tensor]:
 
 
 def right_weight(mixture: MixtureDenoiser) -> float:
-    """The probability that the first coordinate is positive."""
+    """Probability that the first coordinate is positive."""
     w, mu, std = mixture.weights, mixture.means.flatten(1)[:, 0], mixture.variances.flatten(1)[:, 0].sqrt()
     return float((w * torch.special.ndtr(mu / std)).sum())
 
 
 def check_grids(sampler: Sampler, process: Process, grids: Named | None = None) -> tuple[bool, str]:
-    """On every grid (None: all), four times the steps must lower the error; the figure is that of 64 steps."""
+    """Check that four times the steps lower the error on every grid (None: all); the figure is that of 64 steps."""
     worst, worst_name, ok = 0.0, "none", True
     for name, grid in grids or _grids():
         coarse, fine = (_grid_error(sampler, process, grid, n) for n in (16, 64))
-        if fine is None:  # the driver has told its user
+        if fine is None:  # the driver has warned its caller
             continue
-        floor = 0.05 if sampler.stochastic else 0.01  # what stochastic samplers show by chance
+        floor = 0.05 if sampler.stochastic else 0.01  # sampling error of stochastic samplers
         ok = ok and (fine < floor or fine < 0.75 * (coarse or math.inf))
         if fine > worst:
             worst, worst_name = fine, name
@@ -222,7 +233,7 @@ def check_grids(sampler: Sampler, process: Process, grids: Named | None = None) 
 
 
 def _grids() -> Named:
-    """Every registered grid that takes any number of steps; one of given times has nothing to refine."""
+    """Every registered grid that takes any number of steps; one of fixed times cannot be refined."""
     made = []
     for name in GRIDS:
         with suppress(ValueError):
@@ -246,9 +257,9 @@ def _grid_error(sampler: Sampler, process: Process, grid: Any, steps: int) -> fl
 
 
 def check_pairs(sampler: Sampler, process: Process, grids: Named | None = None) -> tuple[bool, str]:
-    """On every grid (None: all) the same samples through every parameterization; a singular pair must be refused.
+    """Check that every parameterization gives the same samples on every grid (None: all), unless it is singular.
 
-    One run does for all of them: each has its own part of the batch, from the same noise.
+    One run covers all of them: each has its own part of the batch, from the same noise.
     """
     exact = GaussianDenoiser(process, MEAN, STD, (1, 2, 2))
     regular = []
@@ -264,8 +275,8 @@ def check_pairs(sampler: Sampler, process: Process, grids: Named | None = None) 
             warnings.simplefilter("ignore")  # six steps are coarse on purpose
             denoiser = RoundTripDenoiser(exact, regular)
             found = sampler.sample(denoiser, noise, 6, grid=grid, noise_source=RepeatedNoise(BatchNoise(5), parts))
-        right, *read = found.chunk(parts)
-        apart += [(part - right).abs().max() for part in read]
+        exact_part, *read = found.chunk(parts)
+        apart += [(part - exact_part).abs().max() for part in read]
     worst = float(torch.stack(apart).max())  # NaN where any is
     refused = len(PARAMETERIZATIONS) - len(regular)
     return worst < 1e-6, f"{len(regular)} to {worst:.0e}" + (f", {refused} refused" if refused else "")
@@ -296,28 +307,27 @@ class RoundTripDenoiser(WrappedDenoiser):
 
 @dataclass(frozen=True)
 class RepeatedNoise:
-    """The same draws for each of `parts` equal parts of a batch. dinit.diffusion.condition.SupportsNormal."""
+    """Noise source with the same draws for each of `parts` equal parts of a batch, a SupportsNormal."""
 
     noise_source: SupportsNormal
     parts: int
 
     def normal(self, stream: str, number: int, like: Tensor) -> Tensor:
-        """(B, ...) of like's shape."""
+        """Draws (B, ...) of like's shape."""
         one = self.noise_source.normal(stream, number, like[: len(like) // self.parts])
         return one.repeat(self.parts, *[1] * (like.ndim - 1))
 
 
 @dataclass(frozen=True)
 class BatchNoise:
-    """One draw for the whole batch: many thousand samples need no key each.
-    dinit.diffusion.condition.SupportsNormal."""
+    """Noise source with one draw for the whole batch, a SupportsNormal: thousands of samples need no key each."""
 
     seed: int
 
     def normal(self, stream: str, number: int, like: Tensor) -> Tensor:
-        """(B, ...) of like's shape, a function of (seed, number)."""
+        """Draws (B, ...) of like's shape, a function of (seed, number)."""
         generator = torch.Generator().manual_seed(1_000_003 * self.seed + number)
-        # Float64 draws take over three times as long.
+        # Float64 draws take more than three times as long.
         return torch.randn(like.shape, generator=generator).to(like.dtype)
 
 

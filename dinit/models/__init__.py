@@ -1,4 +1,4 @@
-"""Backbones, codecs and closed-form denoisers."""
+"""Backbones, autoencoder codecs and closed-form denoisers."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ class ADMSuperRes(ADMNetwork):
         self.check_input(x, noise_label, cond)
         if low_res.ndim != 4 or low_res.shape[:2] != x.shape[:2]:
             raise ValueError(
-                f"ADMSuperRes takes low_res of shape {(*x.shape[:2], 'h', 'w')} beside x of shape "
+                f"ADMSuperRes takes low_res of shape {(*x.shape[:2], 'h', 'w')} with x of shape "
                 f"{tuple(x.shape)}, got {tuple(low_res.shape)}; give one small image for each in x"
             )
         if not all(0 < small <= large for small, large in zip(low_res.shape[2:], x.shape[2:], strict=True)):
@@ -60,7 +60,14 @@ class ADMSuperRes(ADMNetwork):
         return self.predict(torch.cat([x, enlarged], dim=1), noise_label, cond)
 
     def given(self, low_res: Tensor) -> GivenLowRes:
-        """This network as a backbone that samplers and guidance can run: low_res (b, C, h, w) is filled in."""
+        """This network with its small images as a backbone for samplers and guidance.
+
+        Args:
+            low_res: (b, C, h, w), one small image for each sample, in the range of x's data, [-1, 1].
+
+        Raises:
+            ValueError: another shape.
+        """
         if low_res.ndim != 4 or not len(low_res) or low_res.shape[1] != self.in_channels:
             raise ValueError(
                 f"low_res must be (b, {self.in_channels}, h, w), one small image a sample, "
@@ -71,10 +78,11 @@ class ADMSuperRes(ADMNetwork):
 
 @dataclass(frozen=True, eq=False)
 class GivenLowRes:
-    """An upsampler with its small images filled in: a backbone to whatever asks for one.
+    """Upsampler with its small images filled in, which acts as a backbone.
 
-    low_res: (b, C, h, w). A batch may be b samples several times over, [x, x] as guidance makes it: the
-    small images are then repeated. ValueError for other batches.
+    Attributes:
+        model: the upsampler.
+        low_res: (b, C, h, w). Batches of n * b images, such as [x, x] of guidance, repeat them n times.
     """
 
     model: ADMSuperRes
@@ -82,34 +90,52 @@ class GivenLowRes:
 
     @property
     def num_classes(self) -> int:
+        """Number of classes of the model."""
         return self.model.num_classes
 
     @property
     def null_class(self) -> bool:
+        """Whether the model has a null label."""
         return self.model.null_class
 
     @property
     def in_channels(self) -> int:
+        """Channels of x."""
         return self.model.in_channels
 
     @property
     def out_channels(self) -> int:
+        """Channels of the output."""
         return self.model.out_channels
 
     @property
     def image_size(self) -> int:
+        """Height = width of the large image in pixels."""
         return self.model.image_size
 
     @property
     def dtype(self) -> torch.dtype:
+        """Dtype of the weights."""
         return self.model.dtype
 
     def embed(self, labels: Tensor) -> Tensor:
-        """labels (B,) int64 -> (B, D)."""
+        """Condition (B, D) of `labels` (B,) int64."""
         return self.model.embed(labels)
 
     def __call__(self, x: Tensor, noise_label: Tensor, cond: Tensor) -> Tensor:
-        """x (n * b, C, H, W), noise_label (n * b,) or (1,), cond (n * b, D) -> (n * b, out_channels, H, W)."""
+        """Output of the upsampler.
+
+        Args:
+            x: (n * b, C, H, W).
+            noise_label: (n * b,) or (1,).
+            cond: (n * b, D), from `embed`.
+
+        Returns:
+            (n * b, out_channels, H, W).
+
+        Raises:
+            ValueError: a batch that is no multiple of b.
+        """
         times, rest = divmod(len(x), len(self.low_res))
         if rest or not times:
             raise ValueError(

@@ -1,7 +1,7 @@
-"""Denoisers in closed form: Gaussian data and class-conditional Gaussian mixtures.
+"""Closed-form denoisers for Gaussian data and class-conditional Gaussian mixtures.
 
-Everything a sampler is judged by is known of them at every t: posterior mean, score, log-likelihood, marginals,
-and for the Gaussian the probability-flow ODE itself. Use them to test a sampler of your own.
+Posterior mean, score, log-likelihood and marginals are known at every t, and for the Gaussian the solution of the
+probability-flow ODE. Use them to test a sampler of your own.
 """
 
 from __future__ import annotations
@@ -19,12 +19,20 @@ _ABSENT = -1e9
 
 
 class MixtureDenoiser(Denoiser):
-    """Exact for x0 ~ sum_k w_k N(mu_k, diag v_k), where each component k belongs to one class.
+    """Exact denoiser for x0 ~ sum_k w_k N(mu_k, diag v_k), where each component k belongs to one class.
 
-    means, variances: (K, *shape), variances >= 0; weights: (K,), positive, summing to 1 (made to);
-    component_class: (K,) int64 in 0 .. num_classes - 1, or None for unconditional data (one class).
     The null label stands for the whole mixture. A condition is embedded as component log-weights, (B, K).
-    ValueError for shapes that do not fit or a class without a component.
+
+    Args:
+        process: of the noise.
+        means: mu, (K, *shape).
+        variances: v, (K, *shape), >= 0.
+        weights: w, (K,), positive; they are divided by their sum. None is equal weights.
+        component_class: (K,) int64 in 0 .. num_classes - 1; None is one class.
+        t_max: largest time.
+
+    Raises:
+        ValueError: shapes that do not fit, or a class without a component.
     """
 
     def __init__(
@@ -73,7 +81,16 @@ class MixtureDenoiser(Denoiser):
         return Denoised(x_t, (r * (means + a * variances * pull)).sum(1), kx)
 
     def log_prob(self, x_t: Tensor, t: Scales | Tensor | float, cond: Condition | None = None) -> Tensor:
-        """log p_t(x_t | cond) in nats, (B,). cond None is the whole mixture."""
+        """Log-density log p_t(x_t | cond).
+
+        Args:
+            x_t: (B, *shape).
+            t: time, or its scales.
+            cond: None is the whole mixture.
+
+        Returns:
+            (B,) in nats.
+        """
         cond = cond or self.condition(None, x_t.shape[0])
         a, s = _components_like(self.scales(t).like(x_t), x_t)
         means, variances = self.means.to(x_t), self.variances.to(x_t)
@@ -82,7 +99,15 @@ class MixtureDenoiser(Denoiser):
         return torch.logsumexp(joint + log_weights, dim=1)
 
     def sample(self, labels: Tensor, generator: torch.Generator) -> Tensor:
-        """Exact draws of x0 for the labels, (B, *shape) float64."""
+        """Exact draws of x0.
+
+        Args:
+            labels: (B,) int64 in 0 .. num_classes.
+            generator: of the draws.
+
+        Returns:
+            (B, *shape) float64.
+        """
         component = torch.multinomial(self.embed(labels).exp(), 1, generator=generator)[:, 0]
         noise = torch.randn(len(labels), *self.means.shape[1:], generator=generator, dtype=torch.float64)
         return self.means[component] + self.variances[component].sqrt() * noise
@@ -95,9 +120,14 @@ class MixtureDenoiser(Denoiser):
 
 
 class GaussianDenoiser(MixtureDenoiser):
-    """Exact for x0 ~ N(mean, std^2) in every pixel: the probability-flow ODE has a closed solution.
+    """Exact denoiser for x0 ~ N(mean, std^2) in every pixel; its probability-flow ODE has a closed solution.
 
-    mean: number or (*shape) tensor; std: number >= 0; shape: of one sample.
+    Args:
+        process: of the noise.
+        mean: a number, or a tensor of `shape`.
+        std: >= 0.
+        shape: of one sample.
+        t_max: largest time.
     """
 
     def __init__(
@@ -108,14 +138,23 @@ class GaussianDenoiser(MixtureDenoiser):
         self.variance = std**2
 
     def __call__(self, x_t: Tensor, t: Scales | Tensor | float, cond: Condition) -> Denoised:
-        """The mixture's formula for one component, whatever the condition: a third of its kernels."""
+        """Arguments as in `Denoiser.__call__`; the mixture's formula for one component runs fewer kernels."""
         k = self.scales(t).like(x_t)
         signal, noise = k.alpha**2 * self.variance, k.sigma**2
         gain = k.alpha * self.variance / (signal + noise)
         return Denoised(x_t, self.means[0].to(x_t) * (noise / (signal + noise)) + gain * x_t, k)
 
     def flow(self, x_t: Tensor, t: Tensor | float, s: Tensor | float) -> Tensor:
-        """The exact solution at time s of the probability-flow ODE through x_t at time t, (B, *shape)."""
+        """Exact solution at time s of the probability-flow ODE through x_t at time t.
+
+        Args:
+            x_t: (B, *shape).
+            t: time of x_t.
+            s: time of the solution.
+
+        Returns:
+            (B, *shape).
+        """
         k, l = self.scales(t), self.scales(s)
         mean, variance = self.means[0].to(x_t), self.variances[0].to(x_t)
         stretch = ((l.alpha**2 * variance + l.sigma**2) / (k.alpha**2 * variance + k.sigma**2)).sqrt()
@@ -123,7 +162,7 @@ class GaussianDenoiser(MixtureDenoiser):
 
 
 def _components_like(k: Scales, x_t: Tensor) -> tuple[Tensor, Tensor]:
-    """alpha and sigma that broadcast against (B, K, *shape)."""
+    """Scales alpha and sigma that broadcast against (B, K, *shape)."""
     if k.time.ndim == 0:
         return k.alpha, k.sigma
     return k.alpha[:, None], k.sigma[:, None]

@@ -78,7 +78,7 @@ def _check_stages(depth: Sequence[int], channel_mult: Sequence[int], skip_stride
         if len(values) % 2 == 0 or len(values) != len(depth) or min(values) < 1:
             raise ValueError(
                 f"DiC: {argument} must be an odd number of positive integers, as many as depth has, "
-                f"got {tuple(values)} beside depth = {tuple(depth)}"
+                f"got {tuple(values)} with depth = {tuple(depth)}"
             )
     for down, up in zip(depth[: len(depth) // 2], depth[::-1], strict=False):
         if math.ceil(down / skip_stride) != math.ceil(up / skip_stride):
@@ -186,7 +186,7 @@ class DiC(Backbone):
         return self.head(x, parts[self.levels_of_stages[-1]])
 
     def _encode(self, blocks: Any, x: Tensor, c: Tensor, skips: list[Tensor]) -> Tensor:
-        """The blocks in turn; appends to skips what the decoder will ask for."""
+        """Run the blocks in turn; appends the outputs that the decoder needs to skips."""
         for b, block in enumerate(blocks):
             x = run_block(self, block, x, c)
             if (len(blocks) - 1 - b) % self.skip_stride == 0:
@@ -194,7 +194,7 @@ class DiC(Backbone):
         return x
 
     def _decode(self, blocks: Any, x: Tensor, c: Tensor, skips: list[Tensor]) -> Tensor:
-        """The blocks in turn; takes the newest skip from skips where one joins."""
+        """Run the blocks in turn; joins the newest of skips before every skip_stride-th."""
         for b, block in enumerate(blocks):
             if b % self.skip_stride == 0:
                 x = torch.cat([x, skips.pop()], dim=1)

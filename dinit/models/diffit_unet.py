@@ -68,7 +68,7 @@ class DiffiTResBlock(nn.Module):
 
 
 class Up(nn.Module):
-    """A transposed convolution of stride 2, the skip beside it, and a 3x3 convolution to the level's width."""
+    """Transposed convolution of stride 2, joined with the skip, and a 3x3 convolution to the level's width."""
 
     def __init__(self, in_width: int, width: int) -> None:
         super().__init__()

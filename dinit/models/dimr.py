@@ -151,9 +151,18 @@ class DiMR(Backbone):
         return self.heads[str(len(self.branches) - 1)](self._trunk(x, tau, cond)[-1], tau)
 
     def all_outputs(self, x: Tensor, noise_label: Tensor, cond: Tensor) -> list[Tensor]:
-        """As forward(), but the output of every stage, coarse to fine: (B, out_channels, H / s, W / s) each.
+        """Outputs of all stages, of which `forward` gives the last.
 
-        s is the stage's patch_size * image_ratio. ValueError for a model without coarse_heads.
+        Args:
+            x: (B, in_channels, H, W).
+            noise_label: (B,) or (1,), in 0..999.
+            cond: (B, D), from `embed`.
+
+        Returns:
+            Coarse to fine, (B, out_channels, H / s, W / s) each; s is the stage's patch_size * image_ratio.
+
+        Raises:
+            ValueError: a model without coarse_heads, or other shapes.
         """
         if len(self.heads) < len(self.branches):
             raise ValueError("this DiMR has one output only; build it with coarse_heads=True to have every stage's")
@@ -162,16 +171,23 @@ class DiMR(Backbone):
         return [self.heads[str(i)](h, tau) for i, h in enumerate(trunk)]
 
     def time(self, noise_label: Tensor, x: Tensor) -> Tensor:
-        """noise_label 0..999 -> tau in (-1, 1], float32 at least.
+        """Time tau that the norms depend on.
 
-        The published models call 8 n / 1000 - 4 their log-SNR for steps n = 1..1000 (it is none: it grows with
-        noise) and use a quarter of it.
+        The published models use a quarter of 8 n / 1000 - 4 for steps n = 1..1000, which they call the log-SNR
+        although it grows with the noise.
+
+        Args:
+            noise_label: (B,) or (1,), in 0..999.
+            x: its dtype is used, float32 at least.
+
+        Returns:
+            (B,) or (1,), in (-1, 1].
         """
         label = noise_label.to(torch.promote_types(x.dtype, torch.float32))
         return 2 * (label + 1) / 1000 - 1
 
     def _trunk(self, x: Tensor, tau: Tensor, cond: Tensor) -> list[Tensor]:
-        """What each stage's head reads: (B, H / s, W / s, width) each."""
+        """Input of each stage's head, (B, H / s, W / s, width) each."""
         self.check_input(x, tau, cond)
         labels = dict(zip(self.label_embeddings, cond.split(self.label_widths, dim=-1), strict=True))
         features: list[Tensor] = []

@@ -42,7 +42,7 @@ class DiSBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, residual: Tensor) -> Tensor:
-        """residual (B, N, dim) -> what the mixer makes of it, (B, N, dim)."""
+        """residual (B, N, dim) -> output of the mixer, (B, N, dim)."""
         return self.dropout(self.mixer(self.norm(residual)))
 
 
@@ -133,7 +133,7 @@ class DiS(Backbone):
         """x (B, in_channels, H, W), noise_label (B,) or (1,), cond (B, D) -> (B, out_channels, H, W)."""
         self.check_input(x, noise_label, cond)
         rows, columns = x.shape[2] // self.patch_size, x.shape[3] // self.patch_size
-        # The sinusoid is float32 at least: bf16 cannot tell step 998 from step 999.
+        # The sinusoid is float32 at least: bf16 has the same number for steps 998 and 999.
         label = noise_label.to(torch.promote_types(x.dtype, torch.float32))
         time = self.time_embedding(sinusoid(label, self.embed_dim).to(x.dtype)).expand(len(x), -1)
         prefix = [time] if self.label_embedding is None else [cond, time]
@@ -158,7 +158,15 @@ class DiS(Backbone):
         return self.norm(residual + hidden)
 
     def position_table(self, rows: int, columns: int) -> Tensor:
-        """(prefix + rows * columns, embed_dim): the learned table, its patch part resized bicubically."""
+        """Learned position table, its patch part resized bicubically for other sizes.
+
+        Args:
+            rows: patches in height.
+            columns: patches in width.
+
+        Returns:
+            (prefix + rows * columns, embed_dim).
+        """
         side = math.isqrt(len(self.positions) - self.prefix)
         if (rows, columns) == (side, side):
             return self.positions

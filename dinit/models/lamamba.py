@@ -87,7 +87,7 @@ def _check_stages(depth: Sequence[int], channel_mult: Sequence[int]) -> None:
     if not depth or len(depth) != len(channel_mult) or min(depth) < 1:
         raise ValueError(
             f"LaMamba: depth must be positive integers, as many as channel_mult has, "
-            f"got {tuple(depth)} beside channel_mult = {tuple(channel_mult)}"
+            f"got {tuple(depth)} with channel_mult = {tuple(channel_mult)}"
         )
     steps = zip((1, *channel_mult), channel_mult, strict=False)
     if channel_mult[0] != 1 or any(after not in (before, 2 * before) for before, after in steps):
@@ -212,7 +212,7 @@ class LaMamba(Backbone):
         return unpatchify(self.head(x, self.head_condition(c)), rows, columns, self.patch_size)
 
     def _run(self, blocks: Any, x: Tensor, c: Tensor, rows: int, columns: int) -> Tensor:
-        """Every block of a stage in turn."""
+        """Run every block of a stage in turn."""
         for block in blocks:
             x = run_block(self, block, x, c, rows, columns)
         return x

@@ -95,7 +95,7 @@ def _norm(channels: int) -> nn.GroupNorm:
 
 
 class InputSkip(nn.Module):
-    """The image itself, made smaller, joins each level through a 1x1 convolution."""
+    """The downsampled image is added to each level through a 1x1 convolution."""
 
     def __init__(self, in_channels: int, width: int, fir: bool) -> None:
         super().__init__()
@@ -109,7 +109,7 @@ class InputSkip(nn.Module):
 
 
 class InputResidual(nn.Module):
-    """What joined the last level, convolved and made smaller, joins this one as the other branch of a sum."""
+    """The sum of the last level, convolved and downsampled, is added to this level."""
 
     def __init__(self, in_width: int, width: int, fir: bool) -> None:
         super().__init__()
@@ -122,7 +122,7 @@ class InputResidual(nn.Module):
 
 
 def _input_pyramid(kind: str, in_channels: int, widths: Sequence[int], fir: bool) -> nn.ModuleList:
-    """What joins each level but the first, of whose widths these are."""
+    """Input pyramid: a module for each level but the first. widths: of these levels."""
     if kind == "skip":
         return nn.ModuleList(InputSkip(in_channels, width, fir) for width in widths[:-1])
     if kind == "residual":
@@ -151,7 +151,7 @@ class NCSNpp(Backbone):
         input_pyramid: how smaller images join the way down: "none", "skip", "residual".
         output_pyramid: how outputs at lower resolutions are summed on the way up: "none", "skip".
         embedding: "fourier" takes sigma itself as the noise label, positive; "positional" takes a number such as
-            999 t or a level's index.
+            999 t or the index of a noise level.
         scale_by_sigma: divide the output by sigma, which makes it a score; positional then takes the index, 0 at
             sigma_max .. num_scales - 1 at sigma_min, in a geometric sequence of noise levels.
         centered: x is in [-1, 1]; else in [0, 1], and the network maps it to [-1, 1] itself.
@@ -254,7 +254,7 @@ class NCSNpp(Backbone):
         return h, skips
 
     def _decode(self, h: Tensor, skips: list[Tensor], c: Tensor) -> Tensor:
-        """The way up to the output, (B, out_channels, H, W): the head's, and below it the sum of smaller ones."""
+        """Way up to the output (B, out_channels, H, W): the head's, plus the enlarged sum of the coarser heads'."""
         image: Tensor | None = None
         for level, blocks in enumerate(self.decoder):
             h = decode(self, blocks, h, c, skips)
@@ -267,20 +267,20 @@ class NCSNpp(Backbone):
         return out if image is None else self.enlarge(image) + out
 
     def _sigma(self, noise_label: Tensor) -> Tensor:
-        """The noise level that a label stands for, of its shape, float32 at least; fractional indices included."""
+        """Noise level of a label, in its shape, float32 at least; labels may be fractional indices."""
         label = noise_label.to(torch.promote_types(noise_label.dtype, torch.float32))
         return label if self.embedding == "fourier" else (self.log_sigma_max + self.log_step * label).exp()
 
 
 def _time_embedding(fourier: bool, cond_dim: int, channels: int) -> nn.Module:
-    """Of the log noise level in random Fourier features, or of the label in DDPM's sinusoids."""
+    """Time embedding by random Fourier features of the log noise level, or by DDPM's sinusoids of the label."""
     if fourier:
         return FourierEmbedding(cond_dim, channels)
     return TimeEmbedding(cond_dim, channels, freq_shift=1.0)
 
 
 def _blocks(cond_dim: int, dropout: float) -> Callable[..., ScoreBlock]:
-    """What makes a residual block of widths in and out, with attention or not, resampling or not."""
+    """Factory of residual blocks: widths in and out, with attention or not, resampling or not."""
 
     def block(in_width: int, width: int, attend: bool, resample: nn.Module | None = None) -> ScoreBlock:
         return ScoreBlock(
@@ -298,7 +298,7 @@ def _blocks(cond_dim: int, dropout: float) -> Callable[..., ScoreBlock]:
 
 
 def _check_choices(input_pyramid: str, output_pyramid: str, embedding: str) -> None:
-    """ValueError for a choice that there is not."""
+    """ValueError for an unknown choice."""
     for argument, given, known in (
         ("input_pyramid", input_pyramid, ("none", "skip", "residual")),
         ("output_pyramid", output_pyramid, ("none", "skip")),
@@ -309,7 +309,7 @@ def _check_choices(input_pyramid: str, output_pyramid: str, embedding: str) -> N
 
 
 def _check_sigmas(sigma_min: float, sigma_max: float, num_scales: int) -> None:
-    """ValueError for levels that do not fall from sigma_max to a positive sigma_min."""
+    """ValueError for noise levels that do not fall from sigma_max to a positive sigma_min."""
     if not 0 < sigma_min < sigma_max:
         raise ValueError(f"NCSNpp: sigmas must be 0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}")
     if num_scales < 2:

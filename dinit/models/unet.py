@@ -1,4 +1,4 @@
-"""A convolutional U-Net with self-attention, conditioned by scale and shift of its group norms."""
+"""U-Net of convolutions and self-attention, conditioned by scale and shift of its group norms."""
 
 from __future__ import annotations
 
@@ -207,7 +207,7 @@ class UNet(Backbone):
 def _build_encoder(
     block: Callable[..., UNetBlock], widths: list[int], channels: int, count: int
 ) -> tuple[nn.ModuleList, list[int]]:
-    """The way down and the widths of what it leaves for the way up, the stem's output first."""
+    """Way down, and the widths of its skips, the stem's output first."""
     blocks, skips = nn.ModuleList(), [channels]
     for level, width in enumerate(widths):
         for _ in range(count):
@@ -222,7 +222,7 @@ def _build_encoder(
 def _build_decoder(
     block: Callable[..., UNetBlock], widths: list[int], skips: list[int], count: int
 ) -> nn.ModuleList:
-    """The way up: count + 1 blocks a level, each fed what came from below and one skip, last in first out."""
+    """Way up: count + 1 blocks a level, each on the output from below and one skip, last in first out."""
     blocks, width, skips = nn.ModuleList(), widths[-1], list(skips)
     for level in reversed(range(len(widths))):
         for index in range(count + 1):

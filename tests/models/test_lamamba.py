@@ -199,7 +199,7 @@ def test_every_preset_is_counted() -> None:
         ({"num_heads": 3}, "num_heads must divide hidden_size, got num_heads = 3 and hidden_size = 16"),
         ({"hidden_size": 18}, "position table"),
         ({"depth": (1, 0)}, "depth must be positive integers"),
-        ({"depth": (1,)}, r"as many as channel_mult has, got \(1,\) beside channel_mult = \(1, 2\)"),
+        ({"depth": (1,)}, r"as many as channel_mult has, got \(1,\) with channel_mult = \(1, 2\)"),
         ({"depth": (), "channel_mult": ()}, "depth must be positive integers"),
         ({"channel_mult": (2, 2)}, "channel_mult must start at 1"),
         ({"channel_mult": (1, 3)}, r"or twice that .half of it., got \(1, 3\)"),

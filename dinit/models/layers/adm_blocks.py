@@ -1,4 +1,4 @@
-"""The layers of ADM's U-Net, its upsampler and its classifier. Dhariwal & Nichol 2021, arXiv:2105.05233."""
+"""Layers of ADM's U-Net, its upsampler and its classifier. Dhariwal & Nichol 2021, arXiv:2105.05233."""
 
 from __future__ import annotations
 
@@ -82,12 +82,12 @@ class ResBlock(nn.Module):
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         """x (B, in_width, H, W), c (B, cond_dim), SiLU applied -> (B, width, H', W')."""
         h = self.conv_1(self.resample(F.silu(self.norm_1(x)), c))
-        told = self.condition(c)[:, :, None, None]
+        condition = self.condition(c)[:, :, None, None]
         if self.scale_shift:
-            scale, shift = told.chunk(2, dim=1)
+            scale, shift = condition.chunk(2, dim=1)
             h = modulate(self.norm_2(h), shift, scale)
         else:
-            h = self.norm_2(h + told)
+            h = self.norm_2(h + condition)
         return conv1x1(self.shortcut, self.resample(x, c)) + self.conv_2(self.dropout(F.silu(h)))
 
 

@@ -1,4 +1,4 @@
-"""From ADM's arguments to its layers: what stands at each level, on the way down and up again."""
+"""ADM's plan: from its arguments to the layers of each level, on the way down and up."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ADMPlan:
-    """The arguments that ADM and its classifier share; see ADM. name: of the class, for messages.
+    """Arguments that ADM and its classifier share (see ADMNetwork), and the stages made from them.
 
-    Makes the stages of the network. ValueError for arguments that do not fit together.
+    name: of the class, for messages. ValueError for arguments that do not fit together.
     """
 
     name: str
@@ -75,7 +75,7 @@ class ADMPlan:
 
     @property
     def levels(self) -> int:
-        """How many resolutions there are."""
+        """Number of resolutions."""
         return len(self.channel_mult)
 
     @property
@@ -89,7 +89,7 @@ class ADMPlan:
         return 4 * self.channels
 
     def encoder(self, in_channels: int) -> tuple[nn.ModuleList, list[int]]:
-        """The stem and the way down, and the width of what each entry leaves behind for the way up."""
+        """Stem and way down, and the width of each entry's output, which are the skips of the way up."""
         entries = nn.ModuleList([ADMStem(in_channels, self.widths[0])])
         left = [self.widths[0]]
         for level, width in enumerate(self.widths):
@@ -108,7 +108,7 @@ class ADMPlan:
         return nn.ModuleList([first, ADMBlock(self._res(width, width))])
 
     def decoder(self, left: list[int], num_heads: int) -> nn.ModuleList:
-        """The way up: blocks_per_level + 1 blocks a level, each fed what came from below and the newest entry.
+        """Way up: blocks_per_level + 1 blocks a level, each on the output from below and the newest skip.
 
         left: widths of the encoder's entries. num_heads: of the way up.
         """

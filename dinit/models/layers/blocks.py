@@ -1,4 +1,4 @@
-"""Running a list of blocks, with or without activation checkpointing, and with what is hooked in around them."""
+"""Running blocks, with activation checkpointing and block hooks where they are set."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def run_block(model: Network, block: nn.Module, x: Tensor, *args: Any) -> Tensor:
     """block(x, *args); recomputed in the backward pass after `model.enable_gradient_checkpointing()`.
 
-    Where the model has a `block_hook`, what that makes of it: see Backbone.
+    Where the model has a `block_hook`, the hook's result: see Backbone.
     """
     hook = getattr(model, "block_hook", None)
     if hook is not None:

@@ -1,4 +1,4 @@
-"""Checks of arguments and inputs: on Python integers only, so that they cost nothing and compile away."""
+"""Checks of arguments and inputs, on Python integers only, so that they cost nothing and compile away."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One resolution of DiMR: its blocks, and how it hands its features on. Liu et al. 2024, arXiv:2406.09416."""
+"""DiMR stage: the blocks of one resolution and the lift to the next. Liu et al. 2024, arXiv:2406.09416."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class StageConfig:
 
     @property
     def features(self) -> int:
-        """The width of what it hands on: its input and every block's output, side by side."""
+        """Width of the features passed on: its input and every block's output, concatenated."""
         return self.width * (self.depth + 1)
 
 

@@ -36,7 +36,7 @@ class TimeEmbedding(nn.Module):
     def forward(self, noise_label: Tensor, dtype: torch.dtype) -> Tensor:
         """noise_label (B,) or (1,) -> (B, dim) or (1, dim), for activations of the given dtype.
 
-        The sinusoid is float32 at least: bf16 cannot tell step 998 from step 999.
+        The sinusoid is float32 at least: bf16 has the same number for steps 998 and 999.
         """
         label = noise_label.to(torch.promote_types(dtype, torch.float32))
         return self.mlp(sinusoid(label, self.features, freq_shift=self.freq_shift).to(dtype))

@@ -1,4 +1,4 @@
-"""Resampling by two: with the binomial filter that NCSN++ takes from StyleGAN2 (FIR), or with plain averages.
+"""Resampling by two, with the binomial filter that NCSN++ takes from StyleGAN2 (FIR), or with plain averages.
 
 Zhang 2019 (Making Convolutional Networks Shift-Invariant Again) is why to filter. As depthwise convolutions they
 need no extension, keep channels-last, and run at any size.

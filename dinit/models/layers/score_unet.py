@@ -1,4 +1,4 @@
-"""What the U-Nets of Song et al. 2021 are made of: DDPM's parts, and NCSN++'s with BigGAN's resampling."""
+"""Layers of the U-Nets of Song et al. 2021: DDPM's, and NCSN++'s with BigGAN's resampling."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def fan_average(module: nn.Module) -> nn.Module:
 class FourierEmbedding(nn.Module):
     """Noise level sigma -> sin and cos of 2 pi W log(sigma), random fixed W -> Linear, SiLU, Linear.
 
-    Tancik et al. 2020; Song et al. 2021. The frequencies W are weights of the model that nobody trains.
+    Tancik et al. 2020; Song et al. 2021. The frequencies W are saved with the model and not trained.
     """
 
     def __init__(self, dim: int, features: int, scale: float = 16.0) -> None:
@@ -55,7 +55,7 @@ class FourierEmbedding(nn.Module):
         exact = self.frequencies.detach()
         super()._apply(fn, recurse)
         if self.frequencies.dtype.itemsize < exact.dtype.itemsize:
-            # In half precision they would be other frequencies, and the trained MLP would not know them.
+            # In half precision they would be other frequencies than those that the MLP was trained with.
             self.frequencies.data = exact.to(self.frequencies.device)
         return self
 
@@ -84,7 +84,7 @@ class SpatialAttention(nn.Module):
 
 
 class ScoreBlock(nn.Module):
-    """Norm, SiLU, conv, plus the condition, norm, SiLU, conv; added to the input; then attention where asked.
+    """Norm, SiLU, conv, plus the condition, norm, SiLU, conv; added to the input; then attention with `attend`.
 
     Ho et al. 2020. resample: changes the resolution of both branches between the first SiLU and the first
     convolution, as in BigGAN (Brock et al. 2019); the input then passes a 1x1 convolution, as it does where the
@@ -152,7 +152,7 @@ def build_levels(
     """Encoder (level by level), middle (two blocks) and decoder (from the bottom up).
 
     block(in_width, width, attend) makes one. stem, widths: of the stem and of the levels. count: blocks of an
-    encoder level; a decoder level has one more, each fed what came from below and one skip. Attention follows
+    encoder level; a decoder level has one more, each on the output from below and one skip. Attention follows
     every encoder block of its levels, the first block of the middle, and the last decoder block of its levels.
     """
     encoder, decoder, skips, width = nn.ModuleList(), nn.ModuleList(), [stem], stem
@@ -174,7 +174,7 @@ def build_levels(
 
 
 def encode(model: Network, blocks: Any, x: Tensor, c: Tensor, skips: list[Tensor]) -> Tensor:
-    """An encoder level's blocks in turn; what each makes goes to skips."""
+    """Run an encoder level's blocks in turn; each output is appended to skips."""
     for block in blocks:
         x = run_block(model, block, x, c)
         skips.append(x)
@@ -182,7 +182,7 @@ def encode(model: Network, blocks: Any, x: Tensor, c: Tensor, skips: list[Tensor
 
 
 def decode(model: Network, blocks: Any, x: Tensor, c: Tensor, skips: list[Tensor]) -> Tensor:
-    """A decoder level's blocks in turn, each joined by the newest of skips."""
+    """Run a decoder level's blocks in turn, each on the newest of skips as well."""
     for block in blocks:
         x = run_block(model, block, torch.cat([x, skips.pop()], dim=1), c)
     return x
@@ -191,7 +191,7 @@ def decode(model: Network, blocks: Any, x: Tensor, c: Tensor, skips: list[Tensor
 def check_levels(
     owner: str, channels: int, channel_mult: Sequence[int], attention_levels: Collection[int]
 ) -> list[int]:
-    """The levels' widths. ValueError for multiples or levels that there cannot be."""
+    """Widths of the levels. ValueError for multiples or levels that are out of range."""
     if not channel_mult or min(channel_mult) < 1:
         raise ValueError(f"{owner}: channel_mult must be one or more positive multiples, got {tuple(channel_mult)}")
     if channels % 2 or channels < 4:

@@ -1,4 +1,4 @@
-"""Attention that depends on time by its queries, keys and values: what DiffiT's two models are made of."""
+"""Time-dependent attention (TMSA), the layer of DiffiT's two models. Hatamizadeh et al. 2023, arXiv:2312.02139."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Patch embedding, attention and MLP: what transformer backbones are made of."""
+"""Transformer layers: patch embedding, attention and MLP."""
 
 from __future__ import annotations
 
