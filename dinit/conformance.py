@@ -76,10 +76,6 @@ class ConformanceReport:
         """Whether nothing failed and something was checked."""
         return bool(self.checks) and all(c.status != "FAIL" for c in self.checks)
 
-    @property
-    def failures(self) -> list[Check]:
-        return [c for c in self.checks if c.status == "FAIL"]
-
     def table(self) -> Table:
         """One row for each sampler and process."""
         from rich.table import Table

@@ -31,7 +31,7 @@ def test_every_registered_sampler_passes(place: int) -> None:
     """On a third of the processes, the next sampler on the next third; `dinit verify` runs them on all."""
     processes = PROCESSES.names()[place % 3 :: 3]
     report = verify([SAMPLERS.names()[place]], quick=True, processes=processes)
-    assert report.passed, [f"{c.process} {c.check}: {c.figure}" for c in report.failures]
+    assert report.passed, [f"{c.process} {c.check}: {c.figure}" for c in report.checks if c.status == "FAIL"]
     assert len(report.checks) == 3 * len(processes)
     assert any(c.status == "pass" for c in report.checks)
 
@@ -45,7 +45,6 @@ def rendered(report: ConformanceReport) -> str:
 def test_report_of_a_right_sampler() -> None:
     report = verify(["euler"], quick=True)
     assert report.passed
-    assert report.failures == []
     assert report.table().row_count == len(PROCESSES)
     assert "FAIL" not in rendered(report)
 
@@ -61,7 +60,6 @@ def test_report_tells_a_failure() -> None:
     )
     report = ConformanceReport(checks)
     assert not report.passed
-    assert report.failures == [checks[1]]
     shown = rendered(report)
     assert f"FAIL: {figure}" in shown
     assert "refused: singular at t = 1" in shown

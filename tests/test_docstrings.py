@@ -38,7 +38,6 @@ dinit.checkpoints.SchedulerGrid
 dinit.checkpoints.SchedulerSampler
 dinit.checkpoints.SchedulerSampler.run
 dinit.checkpoints.sampler_from_diffusers
-dinit.data.IndexStream
 dinit.evaluate
 dinit.evaluation.ReportOptions
 dinit.evaluation.evaluate_images
@@ -46,12 +45,6 @@ dinit.likelihood.LogLikelihood
 dinit.likelihood.VariationalBound
 dinit.likelihood.log_likelihood
 dinit.likelihood.variational_bound
-dinit.models.AutoencoderKLCodec
-dinit.models.AutoencoderKLCodec.from_pretrained
-dinit.models.AutoencoderKLCodec.posterior
-dinit.models.Codec.encode
-dinit.models.Codec.latent_shape
-dinit.models.IdentityCodec
 dinit.pipelines.Call
 dinit.pipelines.Call.from_config
 dinit.samplers.BDIADDIM

@@ -36,7 +36,6 @@ COMPLETE = {
     "dinit.evaluation.EXTRACTORS": ("dinit.evaluation",),
     "dinit.evaluation.METRICS": (),  # functions, called by name alone
     "dinit.models.BACKBONES": ("dinit", "dinit.models"),
-    "dinit.models.CODECS": ("dinit.models",),
     "dinit.samplers.GRIDS": ("dinit.samplers",),
     "dinit.samplers.SAMPLERS": ("dinit.samplers",),
     "dinit.samplers.guidance.GUIDANCES": ("dinit.samplers.guidance",),

@@ -18,7 +18,6 @@ _REGISTRIES = {
     "samplers": ("dinit.samplers", "SAMPLERS"),
     "grids": ("dinit.samplers", "GRIDS"),
     "guidance": ("dinit.samplers.guidance", "GUIDANCES"),
-    "codecs": ("dinit.models.codec", "CODECS"),
     "datasets": ("dinit.data", "DATASETS"),
     "features": ("dinit.evaluation", "EXTRACTORS"),
     "metrics": ("dinit.evaluation", "METRICS"),

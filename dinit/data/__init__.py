@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from dinit.data.glyphs import Glyphs as Glyphs
     from dinit.data.hf import HuggingFace as HuggingFace
     from dinit.data.latents import Latents as Latents
-    from dinit.data.order import IndexStream as IndexStream
     from dinit.data.order import epoch_order as epoch_order
     from dinit.data.order import sample_indices as sample_indices
     from dinit.data.order import sample_key as sample_key

@@ -6,8 +6,7 @@ and k alone, on every platform and with every number of workers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
@@ -111,26 +110,3 @@ def stratified(labels: NDArray[np.int64], share: float, seed: int) -> NDArray[np
         members = np.flatnonzero(labels == label)
         marked[members[epoch_order(seed, int(label), len(members))[: round(share * len(members))]]] = True
     return marked
-
-
-@dataclass(frozen=True)
-class IndexStream:
-    """The endless sequence of (index, key) from sample `position` on: an iterable without a state of its own.
-
-    n: images in the data set. To resume after k samples, take IndexStream(n, seed, position=k).
-    """
-
-    n: int
-    seed: int
-    position: int = 0
-
-    def __post_init__(self) -> None:
-        if self.n < 1 or self.position < 0:
-            raise ValueError(f"needs n >= 1 and position >= 0, got n={self.n}, position={self.position}")
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        k = self.position
-        while True:
-            epoch, offset = divmod(k, self.n)
-            yield int(epoch_order(self.seed, epoch, self.n)[offset]), sample_key(self.seed, k)
-            k += 1

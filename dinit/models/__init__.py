@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from dinit.models.analytic import MixtureDenoiser as MixtureDenoiser
     from dinit.models.base import BACKBONES as BACKBONES
     from dinit.models.base import Backbone as Backbone
-    from dinit.models.codec import CODECS as CODECS
     from dinit.models.codec import AutoencoderKLCodec as AutoencoderKLCodec
     from dinit.models.codec import Codec as Codec
     from dinit.models.codec import IdentityCodec as IdentityCodec

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Unpack, cast, overload
@@ -22,7 +22,14 @@ from dinit.diffusion import (
     Process,
 )
 from dinit.models.base import BACKBONES
-from dinit.models.codec import AutoencoderKLCodec, Codec, IdentityCodec, align
+from dinit.models.codec import (
+    AutoencoderKLCodec,
+    Codec,
+    IdentityCodec,
+    align,
+    normalization_in_config,
+    per_channel,
+)
 from dinit.pipelines.advice import CALL, unknown_attribute, unknown_keywords
 from dinit.pipelines.call import (
     DEFAULT,
@@ -251,7 +258,10 @@ class Pipeline(CallDefaults, DiffusersMethods, DiffusionPipeline):
         (folder / CUSTOM_PIPELINE).write_text(CUSTOM_PIPELINE_TEXT)
         if not (folder / CARD).exists():
             (folder / CARD).write_text(card_text(type(self.backbone).__name__, self.num_classes))
-        super().save_pretrained(save_directory, *args, **kwargs)
+        own = self._plain("latent_normalization")
+        normalized = self.vae is not None and own  # vae/config.json then has it too, for diffusers
+        with normalization_in_config(self.vae, **per_channel(**own)) if normalized else nullcontext():
+            super().save_pretrained(save_directory, *args, **kwargs)
 
     @property
     def process(self) -> Process:

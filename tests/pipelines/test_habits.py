@@ -556,6 +556,25 @@ def test_vae_methods_and_sizes_reach_the_autoencoder() -> None:
     assert type(pipe.scheduler).__name__ == "FlowMatchEulerDiscreteScheduler"
 
 
+def test_a_normalization_of_latents_is_in_the_saved_autoencoder_alone(tmp_path: Path) -> None:
+    """diffusers reads it from vae/config.json; the autoencoder that was handed in keeps its own scale."""
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+    blocks: Any = {"down_block_types": ("DownEncoderBlock2D",), "up_block_types": ("UpDecoderBlock2D",)}
+    vae = AutoencoderKL(3, 3, **blocks, block_out_channels=(8,), latent_channels=4, norm_num_groups=4)
+    before = dict(vae.config)
+    network = dinit.DiT(8, 2, in_channels=4, hidden_size=16, depth=1, num_heads=2, num_classes=10)
+    own = {"mean": [0.0, 0.1, 0.2, 0.3], "std": [1.0, 2.0, 3.0, 4.0]}
+    pipe = Pipeline(network, {"name": "flow"}, {"name": "velocity"}, vae=vae, latent_normalization=own)
+    pipe.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "vae" / "config.json").read_text())
+    assert (saved["latents_mean"], saved["latents_std"], saved["scaling_factor"]) == (own["mean"], own["std"], 1.0)
+    assert dict(vae.config) == before
+    latents = torch.ones(1, 4, 8, 8)
+    again = Pipeline.from_pretrained(tmp_path)
+    assert torch.equal(again.codec.decode(latents), pipe.codec.decode(latents))
+
+
 def test_reading_the_codec_changes_nothing(pipe: Pipeline) -> None:
     before = json.dumps(dict(pipe.config), default=str)
     assert pipe.codec is pipe.codec
