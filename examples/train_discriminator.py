@@ -49,7 +49,7 @@ def main() -> None:
     before, after = generate(pipe, labels, seed=1), generate(pipe, labels, seed=1, guidance=guidance)
     for name, fresh in (("without", before), ("with", after)):
         shares = accuracy_by_time(network, process, (images, labels), (fresh, labels))
-        print(f"{name:>7} guidance, told from real:", ", ".join(f"t={t:g} {share:.0%}" for t, share in shares))
+        print(f"{name:>7} guidance, accuracy:", ", ".join(f"t={t:g} {share:.0%}" for t, share in shares))
 
 
 if __name__ == "__main__":
