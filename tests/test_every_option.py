@@ -2,15 +2,21 @@
 
 The options are read from the entries' signatures, so that a new one is tested on arrival: its other values are
 known from its type (True and False, the words of a Literal), or one has to be written into `OTHER`.
+
+What every entry gives, at its defaults and at each other value, is held as numbers in fixtures/every_option.json:
+closed forms and orders of convergence leave free what any value does right. `python tests/test_every_option.py`
+writes the file; a change of numbers that exist needs a reason in CHANGELOG.md.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import inspect
 import json
 import math
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -128,7 +134,11 @@ def through_a_network(parameterization: Any, process: Any) -> Tensor:
 
 
 def of_process(process: Any) -> Tensor:
-    return through_a_network(PARAMETERIZATIONS.create("v"), process)
+    k = process.scales(torch.tensor([0.2, 0.55, 1.0], dtype=F64))
+    own = [k.alpha, k.sigma, k.d_alpha, k.d_sigma, process.noise_label(k), process.prior_std(k)]
+    numbers = torch.tensor([process.t_min, process.num_steps], dtype=F64)
+    found = through_a_network(PARAMETERIZATIONS.create("v"), process)
+    return torch.cat([found.flatten(), *own, process.time_of(torch.tensor([-1.0, 2.0], dtype=F64)), numbers])
 
 
 def of_parameterization(parameterization: Any) -> Tensor:
@@ -410,9 +420,6 @@ MODELS = {
     ("guidance", "noise-damped", "base"),
 }
 
-# Values that change no result, with the reason. They are held to it: one that acts is to be taken off.
-ACTS_NOT: dict[tuple[str, str, str, str], str] = {}
-
 
 @dataclass(frozen=True)
 class Case:
@@ -425,6 +432,12 @@ class Case:
 
     def __str__(self) -> str:
         return f"{self.kind}: {self.entry}({self.option}={self.value!r})"
+
+    @property
+    def name(self) -> str:
+        """The option and its value, in the file of numbers."""
+        value = "a model" if self.of_a_model else repr(self.value)
+        return f"{self.option}={value if len(value) < 60 else value[:57] + '...'}"
 
     @property
     def of_a_model(self) -> bool:
@@ -499,6 +512,11 @@ def test_options_made_of_options_are_kinds_of_their_own() -> None:
 def searched_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The files that the grid 'searched' reads here."""
     monkeypatch.chdir(tmp_path)
+    write_searched_times()
+
+
+def write_searched_times() -> None:
+    """Into the current folder."""
     Path("times.json").write_text(json.dumps({"times": [0.9, 0.5, 0.1]}))
     Path("other.json").write_text(json.dumps({"times": [0.9, 0.4, 0.2]}))
 
@@ -511,18 +529,50 @@ def each(cases: list[Case]) -> Any:
     return pytest.mark.parametrize("cases", by_entry.values(), ids=by_entry.keys())
 
 
-@each(CASES)
+def at_defaults(kind: str, entry: str) -> Any:
+    """The entry as it comes, and guided by nothing where it needs a model."""
+    models = {kind_entry[:2] for kind_entry in MODELS}
+    needed = KINDS[kind].needs.get(entry, {})
+    unguided = (kind, entry) in models and entry != "noise-damped"
+    return () if unguided else KINDS[kind].whole(KINDS[kind].entries[entry](**needed))
+
+
 @torch.no_grad()
-def test_it_changes_the_result(cases: list[Case]) -> None:
-    found, defaults = {}, {}
-    for case in cases:
+def results(kind: str, entry: str) -> tuple[dict[str, Tensor], dict[str, bool]]:
+    """What the entry gives at its defaults and at each other value, and whether the value changes it."""
+    run = at(placed, steps=3) if entry in KINDS[kind].needs and kind == "grid" else KINDS[kind].run
+    found, changes = {"as it comes": run(at_defaults(kind, entry))}, {}
+    before: dict[Any, Tensor] = {}
+    for case in cases_of(kind, entry):
         made = () if case.of_a_model else case.made(changed=False)
-        if (key := (repr(made), case.run)) not in defaults:
-            defaults[key] = case.result(made)
-        before, after = defaults[key], case.result(case.made())
-        assert bool(after.isfinite().all()), case
-        found[str(case)] = before.shape != after.shape or bool((before - after).abs().max() > 1e-6)
-    assert found == dict.fromkeys(found, True)
+        if (key := (repr(made), case.run)) not in before:
+            before[key] = case.result(made)
+        after = case.result(case.made())
+        found[case.name] = after
+        changes[case.name] = before[key].shape != after.shape or bool((before[key] - after).abs().max() > 1e-6)
+    return found, changes
+
+
+def condensed(x: Tensor) -> list[float]:
+    """Two sums that every element takes part in, with a weight of its own."""
+    places = torch.arange(x.numel(), dtype=F64)
+    return [float((x.flatten() * weight).mean()) for weight in ((1.7 * places).cos() + 1.5, (0.9 * places).sin())]
+
+
+NUMBERS = Path(__file__).parent / "fixtures" / "every_option.json"
+ENTRIES = [(kind, entry) for kind in KINDS for entry in KINDS[kind].entries]
+
+
+@pytest.mark.parametrize(("kind", "entry"), ENTRIES, ids=[f"{kind} {entry}" for kind, entry in ENTRIES])
+def test_it_changes_the_result_to_known_numbers(kind: str, entry: str) -> None:
+    found, changes = results(kind, entry)
+    assert changes == dict.fromkeys(changes, True)
+    known = json.loads(NUMBERS.read_text())[kind][entry]
+    assert known.keys() == found.keys(), "write the numbers of new options: python tests/test_every_option.py"
+    for name, x in found.items():
+        assert bool(x.isfinite().all()), name
+        # Six digits: what another processor's last bit becomes over a run is a thousandth of that.
+        assert condensed(x) == pytest.approx(known[name], rel=1e-6, abs=1e-8), name
 
 
 def replayed(case: Case, made: Any) -> Any:
@@ -621,3 +671,18 @@ def test_it_reaches_the_network_from_a_saved_pipeline(cases: list[Case], tmp_pat
         Pipeline(pipeline().backbone, **parts).save_pretrained(tmp_path / "saved")
         again = Pipeline.from_pretrained(tmp_path / "saved").denoiser()
         assert getattr(again, place) == made, case
+
+
+def written_numbers() -> dict[str, Any]:
+    numbers: dict[str, Any] = {}
+    for kind, entry in ENTRIES:
+        found, _ = results(kind, entry)
+        short = {name: [float(f"{v:.9g}") for v in condensed(x)] for name, x in found.items()}
+        numbers.setdefault(kind, {})[entry] = short
+    return numbers
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        write_searched_times()
+        NUMBERS.write_text(json.dumps(written_numbers(), indent=1) + "\n")
