@@ -82,7 +82,11 @@ VP_PROCESS, FLOW, NOISY_DDIM = VP(), LinearFlow(), DDIM(0.5)
 
 
 def sampled(
-    sampler: Sampler, process: Any = VP_PROCESS, steps: int = 6, grid: Any = None, end: Any = "posterior-mean"
+    sampler: Sampler,
+    process: Any = VP_PROCESS,
+    steps: int | None = 6,
+    grid: Any = None,
+    end: Any = "posterior-mean",
 ):
     return sampler.sample(mixture(process), NOISE, steps, grid=grid, end=end, labels=LABELS, seed=3)
 
@@ -103,7 +107,7 @@ def freely(sampler: Sampler) -> Tensor:
 
 
 def inverted(sampler: Sampler) -> Tensor:
-    x = mixture(VP_PROCESS).inner.means[:BATCH]
+    x = 0.5 * randn(BATCH, *SHAPE, seed=4)
     return invert(sampler, mixture(VP_PROCESS), x, 8, labels=LABELS, grid=LogSNR()).x
 
 
@@ -500,7 +504,8 @@ def test_options_made_of_options_are_kinds_of_their_own() -> None:
     inside = set()
     for registry in (SAMPLERS, GRIDS, GUIDANCES, SCHEDULES, PROCESSES, PARAMETERIZATIONS):
         for name in registry:
-            for field_ in dataclasses.fields(registry[name]):
+            entry: Any = registry[name]
+            for field_ in dataclasses.fields(entry):
                 default = field_.default
                 parts = default if isinstance(default, tuple) else (default,)
                 if any(dataclasses.is_dataclass(p) for p in parts):
