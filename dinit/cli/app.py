@@ -1,10 +1,11 @@
-"""The commands put together, and the one place where an error becomes a message."""
+"""The `dinit` command line: all commands, and the conversion of errors to messages."""
 
 from __future__ import annotations
 
+import inspect
 import sys
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
 
 import typer
 
@@ -32,19 +33,29 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Diffusion images: any backbone × any noise process × any sampler × any guidance.",
 )
-app.command()(generate)
-app.command()(encode)
-app.command()(train)
-app.command()(ema)
-app.command()(combine)
-app.command()(evaluate)
-app.command()(stats)
-app.command("list")(list_registries)
-app.command()(info)
-app.command()(verify)
-app.command()(replay)
-app.command()(convert)
-app.command()(export)
+
+
+def _help(command: Callable[..., Any]) -> str:
+    """The command's docstring with a line for each paragraph: Typer keeps line breaks, also on narrow terminals."""
+    return "\n\n".join(" ".join(part.split()) for part in (inspect.getdoc(command) or "").split("\n\n"))
+
+
+for _command in (
+    generate,
+    encode,
+    train,
+    ema,
+    combine,
+    evaluate,
+    stats,
+    list_registries,
+    info,
+    verify,
+    replay,
+    convert,
+    export,
+):
+    app.command("list" if _command is list_registries else None, help=_help(_command))(_command)
 
 
 def _show_version(show: bool) -> None:

@@ -28,7 +28,7 @@ WeightsOption = Annotated[
     str | None,
     typer.Option(
         "--weights",
-        help="Which weights: ema or model [default: ema, where the file has it].",
+        help="Which weights: ema or model. Default: ema, where the file has it.",
         rich_help_panel=_GIVEN,
     ),
 ]

@@ -14,7 +14,7 @@ Width = Annotated[
     float, typer.Option("--sigma-rel", help="Relative width of the EMA, such as 0.08.", show_default=False)
 ]
 To = Annotated[Path, typer.Option("--to", help="Folder of the new pipeline.", show_default=False)]
-Step = Annotated[int | None, typer.Option("--step", help="Training step of the EMA [default: the last].")]
+Step = Annotated[int | None, typer.Option("--step", help="Training step of the EMA. Default: the last.")]
 
 
 def ema(run: Run, sigma_rel: Width, to: To, step: Step = None) -> None:

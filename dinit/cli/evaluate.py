@@ -40,14 +40,14 @@ What = Annotated[
 NumSamples = Annotated[
     int | None,
     typer.Option(
-        help="Number of images to generate [default: 1000, or that of the run's recipe].", show_default=False
+        help="Number of images to generate. Default: 1000, or that of the run's recipe.", show_default=False
     ),
 ]
 Data = Annotated[
     str | None,
     typer.Option(
         metavar=_SPEC,
-        help="Data set to compare with [default: the recipe's, or digits].",
+        help="Data set to compare with. Default: the recipe's, or digits.",
         rich_help_panel=_MEASURE,
     ),
 ]
@@ -62,7 +62,7 @@ ProtocolName = Annotated[
     str | None,
     typer.Option(
         "--protocol",
-        help="Protocol: digits, glyphs, torch-fidelity, adm or clean [default: that of the features].",
+        help="Protocol: digits, glyphs, torch-fidelity, adm or clean. Default: that of the features.",
         rich_help_panel=_MEASURE,
     ),
 ]
@@ -70,14 +70,14 @@ Features = Annotated[
     str | None,
     typer.Option(
         metavar=_SPEC,
-        help="Feature extractor [default: that of the protocol or the data].",
+        help="Feature extractor. Default: that of the protocol or the data.",
         rich_help_panel=_MEASURE,
     ),
 ]
 Metrics = Annotated[
     str | None,
     typer.Option(
-        help="Names of `dinit list metrics`, separated by commas, or all [default: six of them].",
+        help="Names of `dinit list metrics`, separated by commas, or all. Default: six of them.",
         rich_help_panel=_MEASURE,
     ),
 ]

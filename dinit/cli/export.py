@@ -20,7 +20,7 @@ To = Annotated[Path, typer.Option("--to", help="File or folder to write.", show_
 
 
 def export(name: Name, format: FormatOption, to: To, overwrite: Overwrite = False) -> None:
-    """Write a pipeline's weights as another program reads them."""
+    """Write a pipeline's weights in the format of another program."""
     pipe = Opening(name, "cpu").open()
     from dinit.pipelines.weights.export import export as run
 

@@ -52,7 +52,7 @@ NumImages = Annotated[
 Out = Annotated[
     Path | None,
     typer.Option(
-        help="Contact sheet, .png [default: samples.png, unless --out-dir is given]; or a folder for a set."
+        help="Contact sheet, .png, or a folder for a set. Default: samples.png, unless --out-dir is given."
     ),
 ]
 OutDir = Annotated[Path | None, typer.Option(help="Folder for one PNG per image, with a manifest.json.")]

@@ -13,9 +13,11 @@ from dinit.cli.options import quiet
 Picture = Annotated[Path, typer.Argument(help="PNG, folder of PNGs, or set that dinit wrote.", show_default=False)]
 PipelineOption = Annotated[
     str | None,
-    typer.Option("--pipeline", help="The pipeline, where it is not at the place that the manifest records."),
+    typer.Option("--pipeline", help="The pipeline, where it is no longer at the place that the manifest records."),
 ]
-Tolerance = Annotated[int, typer.Option(min=0, max=255, help="Largest difference of 255 that counts as the same.")]
+Tolerance = Annotated[
+    int, typer.Option(min=0, max=255, help="Largest difference of pixels, in 0 .. 255, that counts as the same.")
+]
 
 
 def replay(path: Picture, pipeline: PipelineOption = None, tolerance: Tolerance = 0) -> None:

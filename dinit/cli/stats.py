@@ -23,11 +23,11 @@ ProtocolName = Annotated[
     str | None,
     typer.Option(
         "--protocol",
-        help="Protocol: digits, glyphs, torch-fidelity, adm or clean [default: that of the data's features].",
+        help="Protocol: digits, glyphs, torch-fidelity, adm or clean. Default: that of the data's features.",
     ),
 ]
 Features = Annotated[
-    str | None, typer.Option(metavar="NAME[:KEY=VALUE,…]", help="Feature extractor [default: the protocol's].")
+    str | None, typer.Option(metavar="NAME[:KEY=VALUE,…]", help="Feature extractor. Default: the protocol's.")
 ]
 
 

@@ -19,7 +19,7 @@ RecipeFile = Annotated[Path | None, typer.Argument(metavar="[RECIPE]", help="Rec
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY.PATH=VALUE]…", help="Values that replace the recipe's.")
 ]
-Out = Annotated[Path | None, typer.Option(help="Folder of the run [default: runs/NAME of the recipe].")]
+Out = Annotated[Path | None, typer.Option(help="Folder of the run. Default: runs/NAME, with the recipe's name.")]
 InitFrom = Annotated[
     str | None,
     typer.Option(
@@ -40,7 +40,7 @@ DryRun = Annotated[
     typer.Option("--dry-run", help="Run a few steps, a checkpoint and previews, and print what the run will need."),
 ]
 NoResume = Annotated[
-    bool, typer.Option("--no-resume", help="Start from the beginning where the run could be resumed.")
+    bool, typer.Option("--no-resume", help="Refuse a folder with a run in it, in place of resuming.")
 ]
 
 
