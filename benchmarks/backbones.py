@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import dinit.models  # noqa: F401  (makes diffusers importable beside a torchvision whose operators do not load)
+import dinit.models  # noqa: F401  (makes diffusers importable with a torchvision whose operators do not load)
 from dinit.models.base import BACKBONES
 
 Run = Callable[[], Any]
@@ -114,7 +114,7 @@ def inputs(batch: int, channels: int, device: torch.device, dtype: torch.dtype) 
 def ours(
     model: Any, batch: int, channels: int, device: torch.device, dtype: torch.dtype, train: bool = False
 ) -> Run:
-    """A forward as sampling asks for it, or a training step without its optimiser."""
+    """A forward pass as in sampling, or a training step without its optimiser."""
     x, t, labels = inputs(batch, channels, device, dtype)
     if not train:
         with torch.no_grad():
@@ -222,7 +222,7 @@ class _WithEmbed:
 
 
 def small_cases(args: argparse.Namespace) -> Iterable[Row]:
-    """At batch 4 in float32: DiT-S/2 and its floor, the U-Net, DiC-S and DiCo-S beside their repositories."""
+    """At batch 4 in float32: DiT-S/2 and its floor, the U-Net, DiC-S and DiCo-S against their repositories."""
     where = {"batch": 4, "channels": 4, "device": args.device, "dtype": torch.float32}
     peer, dit = dit_pair("S/2", args.device, torch.float32)
     unet_peer, unet = unet_pair(args.device, torch.float32)
@@ -256,7 +256,7 @@ def small_cases(args: argparse.Namespace) -> Iterable[Row]:
 
 
 def families(args: argparse.Namespace) -> Iterable[tuple[str, float, float, float]]:
-    """(name, millions of parameters, images/s, ratio to DiT-S/2 timed beside it), eager, float32, batch 4."""
+    """(name, millions of parameters, images/s, ratio to DiT-S/2 timed in the same run), eager, float32, batch 4."""
     dit = ours(
         randomized(BACKBONES["dit"].preset("S/2"), args.device, torch.float32), 4, 4, args.device, torch.float32
     )

@@ -77,8 +77,8 @@ def main() -> None:
         images = to_uint8(images * 2 - 1)
         found = {key: spread.entropy for key, spread in diversity(images, labels).items()}
         with torch.no_grad():
-            said = load_glyphs_classifier()(images / 127.5 - 1).argmax(1)
-        accuracy = float((said == labels).double().mean())
+            predicted = load_glyphs_classifier()(images / 127.5 - 1).argmax(1)
+        accuracy = float((predicted == labels).double().mean())
         mean = sum(found.values()) / len(found)
         if not lines:
             lines = [f"| | {' | '.join(found)} | mean | class accuracy |", "|---|" + "---|" * (len(found) + 2)]

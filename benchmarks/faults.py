@@ -255,7 +255,7 @@ def training(place: Path, count: int, seed: int) -> list[str]:
 def generation(place: Path, count: int, seed: int) -> list[str]:
     """Rows of the table for the set."""
 
-    def asked(folder: Path) -> list[str]:
+    def make_set(folder: Path) -> list[str]:
         call = ["generate", "digits-dit", "--num-images", str(IMAGES), "--steps", "4", "--group", str(GROUP)]
         return [*call, "--batch-size", str(GROUP), "--out", str(folder)]
 
@@ -264,12 +264,12 @@ def generation(place: Path, count: int, seed: int) -> list[str]:
         return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
     whole = place / "whole-set"
-    calm = Job(whole, place / "whole-set.log", asked(whole), lambda: 0)
+    calm = Job(whole, place / "whole-set.log", make_set(whole), lambda: 0)
     calm.start()
     calm.finish()
     with small_disk(place / "disk-set") as mounted:
         folder = place / "disk-set" / "set"
-        job = Job(folder, place / "set.log", asked(folder), lambda: sum(1 for _ in folder.rglob("0*.png")))
+        job = Job(folder, place / "set.log", make_set(folder), lambda: sum(1 for _ in folder.rglob("0*.png")))
         kinds = ["all processes killed", "one process killed", "SIGTERM", *(["disk full"] if mounted else [])]
         hits, damaged = torment(
             job, kinds, count, 120, place / "disk-set", lambda: unreadable_set(folder), random.Random(seed)
@@ -282,8 +282,10 @@ def generation(place: Path, count: int, seed: int) -> list[str]:
 
 def rows(what: str, hits: Counter[str], job: Job, damaged: int, left: int, same: dict[str, bool]) -> list[str]:
     listed = "; ".join(f"{count} × {kind}" for kind, count in sorted(hits.items()))
-    said = "; ".join(f"{name} {'the same, bit for bit' if yes else '**different**'}" for name, yes in same.items())
-    return [f"| {what} | {sum(hits.values())}: {listed} | {job.starts} | {damaged} | {left} | {said} |"]
+    result = "; ".join(
+        f"{name} {'the same, bit for bit' if yes else '**different**'}" for name, yes in same.items()
+    )
+    return [f"| {what} | {sum(hits.values())}: {listed} | {job.starts} | {damaged} | {left} | {result} |"]
 
 
 STOP_RECIPE = RECIPE.replace("workers: 1", "workers: 0").replace("name: faults", "name: stops")
@@ -333,9 +335,9 @@ def stops(place: Path, count: int, seed: int) -> list[str]:
         )
     ranks.kill(busy)
     listed = "; ".join(f"{number} × {kind}" for kind, number in sorted(hits.items()))
-    said = f"{left} processes left {STOP_LIMIT:.0f} s after a stop; at most {longest:.1f} s to the end"
+    result = f"{left} processes left {STOP_LIMIT:.0f} s after a stop; at most {longest:.1f} s to the end"
     return [
-        f"| stops of a training run under load | {sum(hits.values())}: {listed} | {job.starts} | - | - | {said} |"
+        f"| stops of a training run under load | {sum(hits.values())}: {listed} | {job.starts} | - | - | {result} |"
     ]
 
 

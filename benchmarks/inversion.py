@@ -1,4 +1,4 @@
-"""Round trips between images and noise: DDIM's error beside the solvers that invert exactly.
+"""Round trips between images and noise: DDIM's error against the solvers that invert exactly.
 
 The denoiser is the exact one of a two-class Gaussian mixture. Image: x -> noise -> x from clean images. Sample:
 noise -> x -> noise -> x, the last against the first. Figures are the largest deviation of any pixel of 64 images.

@@ -37,7 +37,7 @@ class Run:
 
 
 class Network:
-    """x = alpha x0 + sigma eps -> the posterior mean of x0, asked where the process has the same sigma / alpha."""
+    """x = alpha x0 + sigma eps -> the posterior mean of x0, evaluated at the process's same sigma / alpha."""
 
     def __init__(self, model: Denoiser, batch: int) -> None:
         self.model, self.cond, self.calls = model, model.condition(None, batch), 0

@@ -36,7 +36,7 @@ def schedules(first: float, last: float) -> Iterator[tuple[str, Any]]:
     yield "vp", noise.VPSchedule(**circle)
 
 
-class Asked(torch.nn.Module):
+class PosteriorOfNetwork(torch.nn.Module):
     """What azula calls a denoiser: schedule(t) -> (alpha, sigma), and the posterior's mean at (x, t)."""
 
     def __init__(self, network: Network, schedule: Any) -> None:
@@ -63,15 +63,15 @@ def run(name: str, grid: str, schedule: Any, model: Denoiser, x: Tensor, nfe: in
     if (nfe - denoised) % each:
         return None
     network = Network(model, len(x))
-    asked = Asked(network, schedule)
+    posterior = PosteriorOfNetwork(network, schedule)
     one, zero = torch.ones((), dtype=F64), torch.zeros((), dtype=F64)
     start = x * (float(schedule(one)[1]) / float(model.process.scales(1.0).sigma))
-    sampler = getattr(sample, cls)(asked, **options, steps=(nfe - denoised) // each, silent=True, dtype=F64)
+    sampler = getattr(sample, cls)(posterior, **options, steps=(nfe - denoised) // each, silent=True, dtype=F64)
     alpha, sigma = schedule(sampler.timesteps)
     prepare(model.process, sigma / alpha)
     end = sampler(start)
     if denoised:
-        end = asked(end, zero).mean
+        end = posterior(end, zero).mean
     assert network.calls == nfe, (name, network.calls, nfe)
     return Run("azula", name, grid, end, tuple((sigma / alpha).tolist()), denoised)
 

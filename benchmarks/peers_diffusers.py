@@ -10,7 +10,7 @@ import torch
 from peer_network import Network, Run, Wanted, prepare
 from torch import Tensor
 
-import dinit.models  # noqa: F401  (makes diffusers importable beside a torchvision whose operators do not load)
+import dinit.models  # noqa: F401  (makes diffusers importable with a torchvision whose operators do not load)
 from dinit.diffusion import Denoiser, Process
 from dinit.diffusion.continuous import EDM, LinearFlow
 
@@ -89,7 +89,7 @@ def noisiest(process: Process) -> float:
 
 
 def betas_of(process: Process, levels: int = 1000) -> list[float]:
-    """The chain whose level i stands at t = (i + 1) / levels of the process."""
+    """The chain whose timestep i is t = (i + 1) / levels of the process."""
     alphas = process.scales(torch.arange(levels + 1, dtype=torch.float64) / levels).alpha
     return (1 - (alphas[1:] / alphas[:-1]) ** 2).tolist()
 
@@ -143,7 +143,7 @@ def run(scheduler: Any, name: str, option: Options, model: Denoiser, x: Tensor, 
     closed = not last and cls != "LMSDiscreteScheduler"  # LMS extrapolates over the last step as well
     if not closed:
         levels.append(last / (1 - last) if flow else last)
-    # Heun's asks twice at a level; KDPM2 between two of them, and PNDM twice at the second.
+    # Heun's evaluates twice at a noise level; KDPM2 between two of them, and PNDM twice at the second.
     ends = [] if cls in ("KDPM2DiscreteScheduler", "PNDMScheduler") else dict.fromkeys(levels)
     return Run("diffusers", variant(name, option), " ".join(words(option)), state, tuple(ends), closed)
 

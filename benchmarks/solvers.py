@@ -1,4 +1,4 @@
-"""Error of every deterministic sampler at few network evaluations, beside diffusers', azula's and k-diffusion's.
+"""Error of every deterministic sampler at few network evaluations, against diffusers', azula's and k-diffusion's.
 
 The data are a class-conditional mixture of Gaussians, so the denoiser is exact and so is the end of the
 probability-flow ODE: what is left is the solver's own error. Every sampler of the registry runs as it comes, and
@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--search", action="store_true")
     parser.add_argument("--nfe", type=int, nargs="+", default=NFES)
     parser.add_argument("--jobs", type=int, default=1, help="problems measured at a time")
-    parser.add_argument("--out", type=Path, help="the Markdown file; its plots go beside it")
+    parser.add_argument("--out", type=Path, help="the Markdown file; its plots go into the same folder")
     given = parser.parse_args()
     if MISSING:
         print(f"{' and '.join(MISSING)} not installed: going on without (pip install dinit[benchmarks])")

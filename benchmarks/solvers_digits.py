@@ -67,7 +67,7 @@ def digits(names: Sequence[str], out: Path, jobs: int = 1) -> None:
     """Measures the shipped models and writes their report."""
     every: dict[str, Errors] = {}
     lead = [
-        "64 digits of each shipped model in float32 beside where 1,000 steps of `eab 3 velocity` lead from the",
+        "64 digits of each shipped model in float32 against 1,000 steps of `eab 3 velocity` from the",
         "same noise; a few solvers and grids. KID is of 500 other digits against the training set, in the features",
         "of the shipped classifier (torch-fidelity, 100 subsets of 250); the spread over subsets follows.",
         "",

@@ -75,7 +75,7 @@ def measure(
 
 
 def report(every: dict[str, Errors], lead: Sequence[str], out: Path) -> None:
-    """The tables and, beside them, the plots."""
+    """The tables and the plots, in one folder."""
     parts: list[str] = []
     for title, errors in every.items():
         picture = out.with_name(f"{out.stem}_{title}.png")

@@ -122,7 +122,7 @@ def sample(problem: Problem, sampler: Sampler, nfe: int, grid: TimeGrid | Tensor
 
     end: 'state' is without the last posterior mean; the state is then scaled to alpha = 1, as azula's paths end.
     """
-    spare = end == "state"  # the time at which the network is not asked
+    spare = end == "state"  # the time at which the network is not evaluated
     steps = next((n for n in range(1, nfe + 2) if sampler.nfe(n) - spare == nfe), None)
     if steps is None or (isinstance(grid, Tensor) and len(grid) != steps):
         return None

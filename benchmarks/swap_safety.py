@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-import dinit.models  # noqa: F401  (makes diffusers importable beside a torchvision whose operators do not load)
+import dinit.models  # noqa: F401  (makes diffusers importable with a torchvision whose operators do not load)
 from dinit.diffusion.discrete import VPDiscrete
 from dinit.models.analytic import GaussianDenoiser
 from dinit.samplers import SAMPLERS

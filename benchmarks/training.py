@@ -169,8 +169,8 @@ class Test:
             t = self.t[rows_]
             k = denoiser.process.scales(t).like(self.x0[rows_])
             x_t = k.alpha * self.x0[rows_] + k.sigma * self.eps[rows_]
-            said = denoiser(x_t, t, denoiser.condition(self.labels[rows_], len(rows_)))
-            total += float((said.velocity - (self.eps[rows_] - self.x0[rows_])).square().mean((1, 2, 3)).sum())
+            predicted = denoiser(x_t, t, denoiser.condition(self.labels[rows_], len(rows_)))
+            total += float((predicted.velocity - (self.eps[rows_] - self.x0[rows_])).square().mean((1, 2, 3)).sum())
         return total / HELD_OUT
 
     def quality(self, pipe: Pipeline) -> dict[str, float]:

@@ -30,7 +30,8 @@ def attach(
     Args:
         package: `__name__` of the package.
         file: its `__file__`, whose source is read.
-        elsewhere: packages of dinit whose names are easily looked for in this one; the error says where they are.
+        elsewhere: packages of dinit whose names are easily looked for in this one; the error names the right
+            package.
 
     Returns:
         `__getattr__`, `__dir__` and the sorted `__all__`.

@@ -2,7 +2,7 @@
 
 `ensure_torchvision` makes `import torchvision` possible where its compiled operators cannot be loaded.
 
-The registry's torchvision wheel is built for CUDA. Beside a CPU-only torch its library does not load, and the
+The registry's torchvision wheel is built for CUDA. With a CPU-only torch its library does not load, and the
 Python half then fails on import with `operator torchvision::nms does not exist`, because it registers shape
 functions for two operators that were never declared. diffusers and torch-fidelity import torchvision, so they
 fail with it. Declaring the two schemas is enough: nothing in dinit calls them. Where the compiled library does

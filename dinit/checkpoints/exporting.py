@@ -40,8 +40,8 @@ _PREDICTIONS = {"epsilon": "epsilon", "x0": "sample", "v": "v_prediction"}
 @dataclass(frozen=True)
 class Format:
     """What a program reads. layout: in LAYOUTS, what its weights are of and trained on. fixed: arguments of our
-    backbone that are built into the program's class, with their only values. free: whether the program is told
-    its process and parameterization, and so need not have the layout's. folder: a folder, or one file."""
+    backbone that are built into the program's class, with their only values. free: whether the program takes
+    process and parameterization, which may then differ from the layout's. folder: a folder, or one file."""
 
     program: str
     layout: str

@@ -75,7 +75,7 @@ def common(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the command line and exits: 0 done, 1 a check said no, 2 something given cannot be used.
+    """Runs the command line and exits: 0 done, 1 a check failed, 2 an argument cannot be used.
 
     Errors that a user can mend (ValueError, OSError, too little memory) are shown in a panel; any other is a
     fault of ours and keeps its traceback.

@@ -1,4 +1,4 @@
-"""Where the command line writes, and how it says that something went wrong."""
+"""Consoles of the command line, and the panel of an error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`dinit list`: the registries, as they are."""
+"""`dinit list`: the registered names."""
 
 from __future__ import annotations
 

@@ -111,8 +111,8 @@ def _lost_named() -> Iterator[None]:
         if several and isinstance(error, RuntimeError) and _is_lost(error):
             raise ConnectionError(
                 f"process {os.environ.get('RANK', '?')} of {os.environ['WORLD_SIZE']} waited for another one, "
-                f"which has ended, hangs or never came ({error}). Its own message says why. End what is left of "
-                "them and start the same command again: it continues from what is on the disk"
+                f"which has ended, hangs or never came ({error}). Its own message has the reason. End what is left "
+                "of them and start the same command again: it continues from what is on the disk"
             ) from error
         raise
 

@@ -94,7 +94,7 @@ def _betas(scheduler: Any) -> Process:
 def _flow(scheduler: Any, shift: float) -> tuple[Process, Parameterization]:
     if _get(scheduler, "prediction_type", "flow_prediction") != "flow_prediction":
         raise _refused(scheduler, "prediction_type", "flow_prediction")
-    if _get(scheduler, "num_train_timesteps", 1000) != 1000:  # the network is told 1000 sigma
+    if _get(scheduler, "num_train_timesteps", 1000) != 1000:  # the time input is 1000 sigma
         raise _refused(scheduler, "num_train_timesteps", 1000)
     if _get(scheduler, "use_dynamic_shifting", False):  # by the image's size, which only the pipeline knows
         raise _refused(scheduler, "use_dynamic_shifting", False)

@@ -16,7 +16,7 @@ _PREDICTIONS = {"epsilon": Epsilon(), "sample": X0(), "v_prediction": V()}
 
 
 def training_scheduler(process: Process, parameterization: Parameterization, learns_variance: bool = False) -> Any:
-    """The diffusers scheduler whose config says what a network was trained on.
+    """The diffusers scheduler whose config has the process and parameterization of a network.
 
     A chain of betas is a DDPMScheduler without clipping, a linear flow a FlowMatchEulerDiscreteScheduler, EDM an
     EDMEulerScheduler. `OtherScheduler.from_config(scheduler.config)` has the same schedule and prediction type.

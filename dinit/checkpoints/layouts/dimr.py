@@ -21,7 +21,7 @@ def as_map(table: Tensor) -> Tensor:
 
 
 def _norm(foreign: str, ours: str) -> list[Rule]:
-    """The vectors of a time-dependent norm, four for each of scale (called weight beside a bias) and shift."""
+    """The vectors of a time-dependent norm, four for each of scale (named weight where it has a bias) and shift."""
     vectors = {"param0": "p0", "param1": "p1", "nodecay_weight": "slope", "nodecay_bias": "offset"}
     return [
         Rule(rf"{foreign}\.{part}\.{vector}", rf"{ours}.{our_part}.{our_vector}")

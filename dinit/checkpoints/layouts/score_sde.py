@@ -160,7 +160,7 @@ class NCSNppLayout(_ScoreSDE):
 
     def options(self, shapes: Shapes) -> dict[str, Any]:
         found = self.structure(shapes)
-        told = {
+        inferred = {
             **super().options(shapes),
             # With a single resolution nothing is joined, whatever the option was.
             "input_pyramid": found.input_pyramid if len(found.widths) > 1 else None,
@@ -171,11 +171,11 @@ class NCSNppLayout(_ScoreSDE):
             "centered": False if found.fourier else None,
         }
         if "sigmas" in shapes:
-            told["num_scales"] = shapes["sigmas"][0]
+            inferred["num_scales"] = shapes["sigmas"][0]
         # A residual input pyramid has a further convolution where it filters; otherwise filters cannot be inferred.
-        known = {name: value for name, value in told.items() if name in _TELL_FIR}
+        known = {name: value for name, value in inferred.items() if name in _TELL_FIR}
         filtered = None if found.join is None or found.input_pyramid == "skip" else "Conv2d_0.weight" in found.join
-        return {**told, "fir": published("ncsnpp", "fir", **known) if filtered is None else filtered}
+        return {**inferred, "fir": published("ncsnpp", "fir", **known) if filtered is None else filtered}
 
     def values(self, state: Mapping[str, Tensor]) -> dict[str, Any]:
         if "sigmas" not in state:

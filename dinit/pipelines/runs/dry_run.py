@@ -65,7 +65,7 @@ class DryRun:
 
 
 def dry_run(recipe: Recipe, out: Path) -> DryRun:
-    """Tries the recipe in a temporary folder beside `out`, which is removed. Nothing is written to `out`.
+    """Tries the recipe in a temporary folder next to `out`, which is removed. Nothing is written to `out`.
 
     ValueError as train; also where several processes were launched: one is enough.
     """

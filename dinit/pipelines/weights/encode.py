@@ -203,8 +203,8 @@ class _Run:
         if self.main and not (self.folder / MANIFEST).exists():
             finish(self.folder, self.plan, versions())
         self.state.wait_for_everyone()
-        _, _, said = read_manifest(self.folder)
-        figures = said["reconstruction"]
+        _, _, facts = read_manifest(self.folder)
+        figures = facts["reconstruction"]
         quality = figures["images"], figures["psnr"], figures["ssim"]
         return Encoded(self.folder, self.plan.images, self.plan.shards, len(missing), *quality)
 
