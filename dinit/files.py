@@ -17,7 +17,7 @@ LOCK = ".lock"
 
 @contextmanager
 def whole_folder(target: Path) -> Iterator[Path]:
-    """A temporary folder beside `target` to write into; it becomes `target` when the block ends without error.
+    """A temporary folder next to `target` to write into; it becomes `target` when the block ends without error.
 
     Everything in it reaches the disk before the rename, so after a crash `target` is whole or absent. An
     existing `target` is replaced. On an error the temporary folder is removed.
@@ -42,7 +42,7 @@ def whole_folder(target: Path) -> Iterator[Path]:
 
 
 def write_atomically(target: Path, content: bytes | str) -> None:
-    """Writes a file, text as UTF-8, replacing an existing one. OSError as the disk says it."""
+    """Writes a file, text as UTF-8, replacing an existing one. OSError of the disk."""
     with whole_file(target) as stream:
         stream.write(content.encode() if isinstance(content, str) else content)
 

@@ -176,7 +176,7 @@ class Registry(Generic[T]):
         Args:
             spec: a name; a name with options as on the command line, 'ddim:eta=0.5'; a mapping
                 `{"name": ..., **options}`; or an instance, which is returned as it is.
-            options: of the class; beside a name or a mapping only.
+            options: of the class; only with a name or a mapping.
 
         Raises:
             UnknownName: (a ValueError too) for a name that is not registered.

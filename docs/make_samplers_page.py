@@ -56,15 +56,15 @@ Notation: a step leads from $x_t$ to $x_s$, $s < t$, with $x_t = \\alpha_t x_0 +
 $\\varepsilon$ and $v = dx/dt$ in a formula are the network's posterior means at $x_t$, $z$ is fresh noise;
 $\\lambda = \\log(\\alpha / \\sigma)$ (half the log-SNR), $h = \\lambda_s - \\lambda_t$, $h'$ and $x_0'$ are those
 of the step before. $y$ and $u$ are a rescaled state and the variable that its slope is taken in: $x / \\alpha$ and
-$\\sigma / \\alpha$ unless the text says otherwise, and for `flow-*` $x / (\\alpha + \\sigma)$, written $x$, and
+$\\sigma / \\alpha$ unless the text names another, and for `flow-*` $x / (\\alpha + \\sigma)$, written $x$, and
 $\\sigma / (\\alpha + \\sigma)$. $P$ is a polynomial through the last predictions.
 
 Order: of convergence to the probability-flow ODE's solution for deterministic solvers, of the distribution for
 stochastic ones, with default options. NFE: network evaluations a step.
 
 Pictures: `{PIPELINE}`, all classes from the same noise (seed {SEED}), at most {NFE} evaluations (more where the
-picture says so), no guidance, on the sampler's default grid, which is even in $t$ unless its section names another.
-Deterministic solvers approach one solution and draw the same digits; stochastic ones draw others.
+label gives more), no guidance, on the sampler's default grid, which is even in $t$ unless its section names
+another. Deterministic solvers approach one solution and draw the same digits; stochastic ones draw others.
 """
 
 

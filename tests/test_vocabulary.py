@@ -16,13 +16,54 @@ GONE = {
     r"so-manieth": "every n-th",
     r"passed over": "skipped",
     r"anew": "again, afresh",
-    r"network levels": "sampling steps",
     r"in_a_row": "consecutive",
     r"askew": "misaligned",
+    r"told": "given, detected, inferred, reported",
+    r"asked": "evaluated, called, requested",
+    r"asks": "evaluates, calls, needs",
+    r"hears?|heard|speaks?": "uses, sends, receives, prints",
+    r"beside": "with, next to, as well as",
+    r"says|said": "contains, names, reports, means",
+    r"wants": "needs, takes",
+    r"(network|sampling) levels": "sampling steps",
+    r"chain's (first |last )?levels?": "timesteps of a chain",
+    r"levels (of the|in a) (chain|grid)": "timesteps, times",
+    r"without levels": "not a chain of betas",
+    r"(?!256 )[0-9]+ levels": "steps; resolutions of a U-Net",
+    r"for a person to read": "in words",
 }
-_WORD = re.compile("|".join(rf"\b{word}\b" for word in GONE))
-# A key of checkpoints on disk, which keep their format.
-_KEPT = re.compile(r'"skipped_in_a_row"')
+_WORD = re.compile("|".join(rf"\b(?:{word})\b" for word in GONE))
+# Keys and file names of formats on disk, which stay.
+_KEPT = re.compile(r'"skipped_in_a_row"|"asked"|"beside"|beside\.safetensors')
+# Files that are not clean yet. A clean one must leave the list.
+NOT_YET: frozenset[str] = frozenset(
+    {
+        "dinit/checkpoints/interop/scheduler_run.py",
+        "dinit/checkpoints/interop/scheduler_sampler.py",
+        "dinit/evaluation/evaluate.py",
+        "dinit/likelihood/ode.py",
+        "dinit/models/adm_superres.py",
+        "dinit/models/codec.py",
+        "dinit/models/dic.py",
+        "dinit/models/diffit_unet.py",
+        "dinit/models/lamamba.py",
+        "dinit/models/layers/adm_blocks.py",
+        "dinit/models/layers/score_unet.py",
+        "dinit/pipelines/call.py",
+        "dinit/pipelines/evaluate.py",
+        "dinit/samplers/inversion/bdia.py",
+        "dinit/samplers/inversion/invert.py",
+        "dinit/samplers/multistep/rules.py",
+        "dinit/samplers/ode/dpm_adaptive.py",
+        "dinit/samplers/ode/euler.py",
+        "dinit/samplers/ode/rk45.py",
+        "dinit/samplers/ode/runge_kutta.py",
+        "dinit/samplers/search/solver.py",
+        "dinit/samplers/search/timesteps.py",
+        "docs/samplers.md",
+        "examples/swap_samplers.ipynb",
+    }
+)
 
 
 def offending(text: str) -> list[str]:
@@ -39,11 +80,26 @@ def pages() -> list[Path]:
 def test_words_of_our_own_are_gone() -> None:
     files = pages()
     assert len(files) > 250
-    lines = [f"{path.relative_to(ROOT)}:{line}" for path in files for line in offending(path.read_text("utf-8"))]
+    names = {path: str(path.relative_to(ROOT)) for path in files}
+    lines = [
+        f"{names[p]}:{line}" for p in files if names[p] not in NOT_YET for line in offending(p.read_text("utf-8"))
+    ]
     assert not lines, "\n".join(["words that are gone (tests/test_vocabulary.py says what to write):", *lines])
+    clean = [names[path] for path in files if names[path] in NOT_YET and not offending(path.read_text("utf-8"))]
+    assert not clean, f"clean now; take off NOT_YET: {', '.join(clean)}"
 
 
-@pytest.mark.parametrize("line", ["a step is passed over", "begun anew", "honours = frozenset()", "skips.in_a_row"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "a step is passed over",
+        "begun anew",
+        "honours = frozenset()",
+        "skips.in_a_row",
+        "beside the network",
+        "200 levels",
+    ],
+)
 def test_an_offending_line_is_found(line: str) -> None:
     assert offending(f"x = 1\n{line}\n") == [f"2: {line}"]
 
