@@ -1,7 +1,5 @@
 """Calls that a type checker must refuse: each line marked `# error expected`, and no other.
 
-`# error expected, not yet` is a call whose keywords are not all named yet.
-
 Checked by tests/test_typing.py; nothing here is run.
 """
 
@@ -59,6 +57,7 @@ recipe = load_recipe("recipe.yaml")
 dinit.train(recipe, output="runs/digits")  # error expected
 dinit.train("recipe.yaml", out="runs/digits")  # error expected
 dinit.evaluate(pipe, samples=1000)  # error expected
+dinit.evaluate(pipe, stepz=20)  # error expected
 dinit.evalute(pipe)  # error expected
 dinit.list_samplers(patern="*2m*")  # error expected
 denoiser, noise = pipe.denoiser(), torch.zeros(1, 1, 8, 8)
