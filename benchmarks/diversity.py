@@ -1,4 +1,4 @@
-"""Diversity of guided glyphs against the factors they are known to be made of, with CADS and without.
+"""Diversity of guided glyphs by their known factors, with CADS and without.
 
 Entropy of hue, background, font, rotation and scale within classes, each as a share of the greatest (1: as even as
 the data), their mean, and class accuracy by the glyphs classifier; the same seeds and classes in every row.

@@ -1,4 +1,4 @@
-"""Random faults in a training run and in the making of a set, both of two processes: is the result the same?
+"""Random faults in a training run and in the generation of a set, both in two processes: is the result the same?
 
 Kinds: every process killed; one killed, the other ended as a launcher does; SIGTERM; the disk full (a small tmpfs
 that is filled up, where this may mount one); a process that reads data killed. After each fault every file under

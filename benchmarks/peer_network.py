@@ -1,4 +1,4 @@
-"""A denoiser of dinit as the libraries of benchmarks/peers_*.py call theirs: at any alpha and sigma, counted."""
+"""Denoiser of dinit for the libraries of benchmarks/peers_*.py: at any alpha and sigma, evaluations counted."""
 
 from __future__ import annotations
 

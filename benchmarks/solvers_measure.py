@@ -1,4 +1,4 @@
-"""Runs of every solver on a problem, and their report: what benchmarks/solvers.py does for each problem."""
+"""Runs of every solver on a problem of benchmarks/solvers.py, and their report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""dinit's side of benchmarks/solvers.py: its deterministic samplers, their grids, and the searched schedule."""
+"""dinit in benchmarks/solvers.py: its deterministic samplers, their grids, and the searched schedule."""
 
 from __future__ import annotations
 

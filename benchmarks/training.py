@@ -1,4 +1,4 @@
-"""What each switch of training does to a small DiT on glyphs: loss and FID against images seen, over several seeds.
+"""Effect of each training switch on a small DiT on glyphs: loss and FID against training images, several seeds.
 
 Every switch is trained with the same backbone, budget and seeds as the plain recipe, which sees the same images,
 noise and dropped labels; so each is compared with the plain run of its own seed. The loss is that of the

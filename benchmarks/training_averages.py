@@ -1,4 +1,4 @@
-"""What is done with weights after a training: EMAs of other widths (EDM2) and the best combination (LCSC).
+"""Averages of weights after training: EMAs of other widths (EDM2) and the best combination (LCSC).
 
 The plain run of benchmarks/training.py, which keeps checkpoints and snapshots; its figures for each average of the
 same run. LCSC searches on the loss of 500 training images, which its figures are not measured on.

@@ -1,4 +1,4 @@
-"""Differences between the versions of libraries that dinit runs with.
+"""Compatibility with several versions of torchvision and diffusers.
 
 `ensure_torchvision` makes `import torchvision` possible where its compiled operators cannot be loaded.
 

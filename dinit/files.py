@@ -1,4 +1,4 @@
-"""Files and folders that are whole or not there: written under a temporary name, flushed, renamed."""
+"""Atomic files and folders: written under a temporary name, flushed, renamed."""
 
 from __future__ import annotations
 

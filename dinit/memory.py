@@ -1,4 +1,4 @@
-"""Keeping freed memory in the process, which makes a network on a CPU a fifth to a quarter faster."""
+"""Reuse of freed memory on CPUs, which makes a network a fifth to a quarter faster."""
 
 from __future__ import annotations
 

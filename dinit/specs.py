@@ -1,4 +1,4 @@
-"""Names with options in one word, as commands take them: cfg:scale=4,interval=[0.1,0.9]."""
+"""Specs: names with options in one word, such as cfg:scale=4,interval=[0.1,0.9]."""
 
 from __future__ import annotations
 

@@ -42,13 +42,6 @@ NOT_YET: frozenset[str] = frozenset(
         "dinit/checkpoints/interop/scheduler_sampler.py",
         "dinit/evaluation/evaluate.py",
         "dinit/likelihood/ode.py",
-        "dinit/models/adm_superres.py",
-        "dinit/models/codec.py",
-        "dinit/models/dic.py",
-        "dinit/models/diffit_unet.py",
-        "dinit/models/lamamba.py",
-        "dinit/models/layers/adm_blocks.py",
-        "dinit/models/layers/score_unet.py",
         "dinit/pipelines/call.py",
         "dinit/pipelines/evaluate.py",
         "dinit/samplers/inversion/bdia.py",
@@ -61,7 +54,6 @@ NOT_YET: frozenset[str] = frozenset(
         "dinit/samplers/search/solver.py",
         "dinit/samplers/search/timesteps.py",
         "docs/samplers.md",
-        "examples/swap_samplers.ipynb",
     }
 )
 

@@ -1,4 +1,4 @@
-"""Reading published checkpoints, and diffusers' own models and schedulers."""
+"""Published checkpoints, and diffusers' models and schedulers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Finding the folder of a pipeline by name, and reading its JSON."""
+"""Location of a pipeline's folder by name, and reading of its JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which images a command generates: the label of every image, from the options of the command line."""
+"""Labels of the images that a command generates, from the options of the command line."""
 
 from __future__ import annotations
 

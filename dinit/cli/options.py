@@ -1,4 +1,4 @@
-"""What several commands take: options of a call, and the text forms of specs and classes."""
+"""Options shared by several commands: those of a call, and the text forms of specs and classes."""
 
 from __future__ import annotations
 

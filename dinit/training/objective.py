@@ -1,4 +1,4 @@
-"""The training loss: a weighted squared error of the network's output, for any process and parameterization."""
+"""Training loss: a weighted squared error of the network's output, for any process and parameterization."""
 
 from __future__ import annotations
 

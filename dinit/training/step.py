@@ -1,4 +1,4 @@
-"""The training loop and its step.
+"""Training loop and its step.
 
 One optimiser step, in `TrainingStep.__call__`: times → x_t → network → loss → gradient → weights → averages. The
 loop around it, `TrainingLoop.run`, reports, saves, samples and evaluates at the recipe's intervals, and ends on

@@ -1,4 +1,4 @@
-"""openai/guided-diffusion: the U-Net, its upsamplers and its classifiers."""
+"""Checkpoint layouts of openai/guided-diffusion: the U-Net, its upsamplers and its classifiers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""YuchuanTian/DiC."""
+"""Checkpoint layout of YuchuanTian/DiC."""
 
 from __future__ import annotations
 

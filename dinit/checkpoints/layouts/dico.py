@@ -1,4 +1,4 @@
-"""shallowdream204/DiCo."""
+"""Checkpoint layout of shallowdream204/DiCo."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""NVlabs/DiffiT: the latent model, the only one whose weights are published."""
+"""Checkpoint layout of NVlabs/DiffiT: the latent model, the only one whose weights are published."""
 
 from __future__ import annotations
 

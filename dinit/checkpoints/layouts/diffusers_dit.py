@@ -1,4 +1,4 @@
-"""huggingface/diffusers: DiT as DiTTransformer2DModel keeps it."""
+"""Checkpoint layout of diffusers' DiTTransformer2DModel."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""qihao067/DiMR."""
+"""Checkpoint layout of qihao067/DiMR."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""feizc/DiS."""
+"""Checkpoint layout of feizc/DiS."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""facebookresearch/DiT."""
+"""Checkpoint layouts of facebookresearch/DiT and willisma/SiT."""
 
 from __future__ import annotations
 

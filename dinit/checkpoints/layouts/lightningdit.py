@@ -1,4 +1,4 @@
-"""hustvl/LightningDiT."""
+"""Checkpoint layout of hustvl/LightningDiT."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""yang-song/score_sde_pytorch: NCSN++, DDPM++ and DDPM, whose modules are numbered in one flat list.
+"""Checkpoint layouts of yang-song/score_sde_pytorch: NCSN++, DDPM++ and DDPM, with modules numbered in a flat list.
 
 A positional NCSN++ has the same tensors whether it was trained on VP, sub-VP or discrete VE. There is one layout
 for each, so that `recognise` calls such a state ambiguous and names them: pass layout="ncsnpp-vp" (DDPM++ too),

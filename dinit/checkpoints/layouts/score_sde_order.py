@@ -1,4 +1,4 @@
-"""The flat list `all_modules` of a score_sde network: the options it shows, and the order of its numbers."""
+"""Module order of a score_sde network: its flat list `all_modules`, and the options inferred from it."""
 
 from __future__ import annotations
 

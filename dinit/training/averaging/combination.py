@@ -1,4 +1,4 @@
-"""A search for the best linear combination of a run's saved weights (LCSC).
+"""Linear combinations of a run's saved weights, and the search for the best one (LCSC).
 
 Liu et al. 2024, "Linear Combination of Saved Checkpoints Makes Consistency and Diffusion Models Better",
 arXiv:2404.02241: coefficients that sum to 1 and may be negative, found by an evolutionary search on the metric

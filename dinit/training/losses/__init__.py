@@ -1,1 +1,1 @@
-"""The terms of the loss, their weighting in time, and the distribution of training times."""
+"""Loss terms, weightings by time, and distributions of training times."""

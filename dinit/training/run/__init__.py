@@ -1,1 +1,1 @@
-"""A run's folder: checkpoints, logs, health page, progress, stopping."""
+"""Folder of a training run: checkpoints, logs, health page, progress, stopping."""
