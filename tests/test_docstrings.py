@@ -38,9 +38,6 @@ dinit.checkpoints.SchedulerGrid
 dinit.checkpoints.SchedulerSampler
 dinit.checkpoints.SchedulerSampler.run
 dinit.checkpoints.sampler_from_diffusers
-dinit.evaluate
-dinit.evaluation.ReportOptions
-dinit.evaluation.evaluate_images
 dinit.likelihood.LogLikelihood
 dinit.likelihood.VariationalBound
 dinit.likelihood.log_likelihood

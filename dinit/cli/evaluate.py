@@ -1,4 +1,4 @@
-"""`dinit evaluate`."""
+"""`dinit evaluate`: scores of a pipeline, of existing images, or of a run while it trains."""
 
 from __future__ import annotations
 
@@ -127,26 +127,24 @@ def evaluate(
 ) -> None:
     """Evaluate a pipeline or existing images against real images, with real images as the baseline."""
     _check_targets(json, html, overwrite)
-    how = _how(data, reference, protocol, features, metrics, bootstrap, curve)
+    given = _given(data, reference, protocol, features, metrics, bootstrap, curve)
     if during_training:
-        how["metrics"] = how["metrics"] if metrics else None  # of the recipe's section
-        _watch(Path(what), {**how, "num_samples": num_samples, "device": torch_device(device)})
+        _watch(Path(what), {**given, "num_samples": num_samples, "device": torch_device(device)})
         return
-    how |= {"seed": seed, "output": json, "page": html}
+    from dinit.evaluation.evaluate import EvaluationSpec
     from dinit.evaluation.samples import is_samples
+    from dinit.pipelines.evaluate import evaluate_pipeline, evaluate_samples
 
     if is_samples(what):
         _refuse_call(sampler, sampler_option, steps, grid, guidance)
-        from dinit.pipelines.evaluate import evaluate_samples
-
-        report = evaluate_samples(what, cuda=torch_device(device).startswith("cuda"), **how)
+        spec = EvaluationSpec(**given, seed=seed, cuda=torch_device(device).startswith("cuda"))
+        report = evaluate_samples(what, spec, json, html)
     else:
-        from dinit.pipelines.evaluate import evaluate as run
-
         pipe = Opening(what, device, dtype).open()
         flags = CallFlags(sampler, sampler_option or (), steps, grid, guidance or (), seed, batch_size)
         options = flags.options(pipe.defaults.get("sampler"))
-        report = run(pipe, 1000 if num_samples is None else num_samples, **how, **options)
+        count = 1000 if num_samples is None else num_samples
+        report = evaluate_pipeline(pipe, count, EvaluationSpec(**given, seed=seed), json, html, **options)
     console.print(report.table())
 
 
@@ -158,7 +156,7 @@ def _check_targets(json: Path | None, html: Path | None, overwrite: bool) -> Non
             check_target(path, overwrite, (suffix,))
 
 
-def _how(
+def _given(
     data: str | None,
     reference: Path | None,
     protocol: str | None,
@@ -167,23 +165,23 @@ def _how(
     bootstrap: int,
     curve: bool,
 ) -> dict[str, Any]:
-    """What the options say of the measuring, as `dinit.pipelines.evaluate.evaluate` takes it."""
+    """Fields of an EvaluationSpec that the options set."""
     if data is not None and reference is not None:
         raise ValueError("--data and --reference contradict each other; give one of them")
     from dinit.evaluation.evaluate import ReportOptions
-    from dinit.evaluation.metrics.base import DEFAULT_METRICS, METRICS
+    from dinit.evaluation.metrics.base import METRICS
 
-    names = {None: DEFAULT_METRICS, "all": METRICS.names()}.get(metrics) or [
-        name.strip() for name in str(metrics).split(",")
-    ]
-    return {
+    fields = {
         "dataset_name": None if data is None else parse_spec(data),
         "reference": reference,
         "protocol": protocol,
         "features": None if features is None else parse_spec(features),
-        "metrics": names,
+        "metrics": METRICS.names()
+        if metrics == "all"
+        else metrics and [name.strip() for name in metrics.split(",")],
         "report_options": ReportOptions(bootstrap, curve),
     }
+    return {key: value for key, value in fields.items() if value is not None}
 
 
 def _refuse_call(*options: Any) -> None:

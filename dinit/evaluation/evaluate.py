@@ -1,16 +1,17 @@
-"""From a set of generated images to a report, with real images measured the same way beside them."""
+"""Evaluation of a set of images: its report, with real images measured the same way as the baseline."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dinit.data import ImageData
+from dinit.data import DATASETS, ImageData
 from dinit.evaluation.features.base import EXTRACTORS, Extractor
 from dinit.evaluation.image_features import ImageFeatures, ImageSource, extract
 from dinit.evaluation.metrics.base import (
@@ -23,7 +24,7 @@ from dinit.evaluation.metrics.base import (
 )
 from dinit.evaluation.metrics.embedding_distances import CallableExtractor
 from dinit.evaluation.protocols import NamedProtocol, choose_protocol
-from dinit.evaluation.real_images import RealImages, real_images
+from dinit.evaluation.real_images import has_splits, real_images
 from dinit.evaluation.reference import Reference, load_reference
 from dinit.evaluation.reports.report import REAL, Protocol, Report, Row
 from dinit.evaluation.resampling import MIN_RESAMPLINGS, fid_curve, intervals
@@ -34,11 +35,16 @@ _STATISTICS = "mean and unbiased covariance; KID: unbiased MMD², cubic kernel"
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """What a report may have beside its figures.
+    """Options of a report beyond its scores.
 
-    bootstrap: resamplings for 95 % intervals; 0 is none. curve: whether to measure FID against the number of
-    samples. encoders: extractors, or functions of (B, C, H, W) uint8 images, for metrics that have their own
-    ("cmmd", "fdd").
+    Attributes:
+        bootstrap: number of resamplings for 95 % intervals, at least 20; 0 is none.
+        curve: whether to measure FID against the number of samples.
+        encoders: by metric, extractors or functions of (B, C, H, W) uint8 images, for metrics that have their own
+            ("cmmd", "fdd").
+
+    Raises:
+        ValueError: fewer than 20 resamplings.
     """
 
     bootstrap: int = 0
@@ -51,9 +57,62 @@ class ReportOptions:
 
 
 @dataclass(frozen=True)
+class EvaluationSpec:
+    """Everything that decides how a set of samples is measured, validated as far as that needs no file.
+
+    Attributes:
+        dataset_name: data set to compare with: its name, a mapping with options, or an object; None is the digits.
+        features: extractor, likewise, or a function of (B, C, H, W) uint8 images to (B, D); None is that of the
+            protocol, or else of the data set.
+        metrics: names of metrics.
+        protocol: name of a protocol; None is the first that uses the features.
+        reference: file of reference statistics (`dinit stats`, or the ADM evaluator's) in place of the data set;
+            there is no row of real images then.
+        report_options: intervals, curves and encoders of the report.
+        seed: of subsets, shuffles and the choice of real images.
+        cuda: whether to extract features on a GPU; None is a GPU if there is one.
+
+    Raises:
+        ValueError: no metrics, or unknown ones.
+    """
+
+    dataset_name: str | Mapping[str, Any] | ImageData | None = None
+    features: str | Mapping[str, Any] | Extractor | Callable[..., Any] | None = None
+    metrics: Sequence[str] = DEFAULT_METRICS
+    protocol: str | None = None
+    reference: str | Path | None = None
+    report_options: ReportOptions | None = None
+    seed: int = 0
+    cuda: bool | None = None
+
+    def __post_init__(self) -> None:
+        check_metrics(self.metrics)
+
+    @property
+    def data(self) -> str | Mapping[str, Any] | ImageData:
+        """The data set, with its default filled in."""
+        return "digits" if self.dataset_name is None else self.dataset_name
+
+    @property
+    def options(self) -> ReportOptions:
+        """The report's options, with their default filled in."""
+        return self.report_options or ReportOptions()
+
+
+@dataclass(frozen=True)
 class ReferenceSet:
-    """What samples are compared with: `featured`, and its description. real: for the real row. shape: that images
-    must have; None: any that the extractor reads. train: gives all training images.
+    """Set that samples are compared with.
+
+    Attributes:
+        featured: its features.
+        dataset: name of the data set.
+        reference: description for the report.
+        class_names: of the data set.
+        num_classes: of the data set.
+        shape: (C, H, W) that samples must have; None is any that the extractor reads.
+        real: features of other real images, for the row of real images.
+        train: gives all training images.
+        notes: for the report.
     """
 
     featured: ImageFeatures
@@ -71,7 +130,7 @@ def evaluate_images(
     images: ImageSource,
     labels: Tensor | None = None,
     dataset_name: str | Mapping[str, Any] | ImageData = "digits",
-    features: str | Mapping[str, Any] | Extractor | None = None,
+    features: str | Mapping[str, Any] | Extractor | Callable[..., Any] | None = None,
     metrics: Sequence[str] = DEFAULT_METRICS,
     *,
     protocol: str | None = None,
@@ -83,112 +142,69 @@ def evaluate_images(
     label_sampling: str | None = None,
     report_options: ReportOptions | None = None,
 ) -> Report:
-    """Measures images against the data set's test split, and as many of its train split in the same way.
+    """Report of a set of images against a data set's test split, with as many train images as the baseline.
 
-    images: (N, C, H, W) uint8, or another `ImageSource`. labels: (N,) int64, the classes that were asked for; None
-    leaves class accuracy out. The others as for `Evaluator` and `Evaluator.report`. ValueError for images of
-    another shape or dtype, labels out of range, unknown metrics, protocols that contradict.
+    Args:
+        images: (N, C, H, W) uint8, or another `ImageSource`; at least 8.
+        labels: (N,) int64, the classes that the images were generated for; None leaves class accuracy out.
+        dataset_name: data set to compare with: its name, a mapping with options, or an object. One without splits
+            of its own is halved, class by class.
+        features: extractor, likewise, or a function of (B, C, H, W) uint8 images to (B, D); None is that of the
+            protocol, or else of the data set.
+        metrics: names of metrics, see `dinit list metrics`.
+        protocol: name of a protocol; None is the first that uses the features.
+        reference: file of reference statistics (`dinit stats`, or the ADM evaluator's) in place of the data set;
+            there is no row of real images then.
+        seed: of subsets, shuffles and the choice of real images.
+        name: of the model's row.
+        cuda: whether to extract features on a GPU; None is a GPU if there is one.
+        made_by: call that generated the images, kept in the report.
+        label_sampling: how labels were drawn, where it is known; see `Protocol`.
+        report_options: intervals, curves and encoders of the report.
+
+    Raises:
+        ValueError: images of another shape or dtype, labels out of range, unknown names, or a protocol and features
+            that contradict each other.
     """
     _check_images(images)
-    evaluator = Evaluator(
-        len(images),
-        dataset_name,
-        features,
-        metrics,
-        protocol,
-        reference,
-        seed=seed,
-        cuda=cuda,
-        report_options=report_options,
-    )
-    return evaluator.report(images, labels, name, made_by, label_sampling)
+    spec = EvaluationSpec(dataset_name, features, metrics, protocol, reference, report_options, seed, cuda)
+    return Evaluator(spec, len(images)).report(images, labels, name, made_by, label_sampling)
 
 
 class Evaluator:
-    """Real images and their features, at hand for one set of samples after another.
+    """Protocol, extractor and reference set of an evaluation, for one or more sets of samples.
 
-    count: how many samples there will be; as many real ones are measured beside them. dataset_name, features: a
-    name, a mapping with options, or an object; features None is the extractor of the protocol, or else the one that
-    the data set names; a function of (B, C, H, W) uint8 images to (B, D) is one too. A data set without splits of
-    its own is halved, class by class. protocol: a named one. reference: a file of statistics (`dinit stats`, or the
-    ADM evaluator's) in place of the data set; there is no real row then. cuda: where to extract features; None: a
-    GPU if there is one. ValueError for unknown names, and what contradicts.
+    Args:
+        spec: how samples are measured. A data set without splits of its own is halved, class by class.
+        count: number of samples of a set; as many real images are measured as the baseline.
+
+    Raises:
+        ValueError: unknown names, a protocol and features that contradict each other, or files that are missing;
+            before any image is read.
     """
 
-    def __init__(
-        self,
-        count: int,
-        dataset_name: str | Mapping[str, Any] | ImageData = "digits",
-        features: Any = None,
-        metrics: Sequence[str] = DEFAULT_METRICS,
-        protocol: str | None = None,
-        reference: str | Path | None = None,
-        *,
-        seed: int = 0,
-        cuda: bool | None = None,
-        report_options: ReportOptions | None = None,
-    ) -> None:
-        check_metrics(metrics)
-        self.metrics, self.seed, self.cuda, self.report_options = (
-            tuple(metrics),
-            seed,
-            cuda,
-            report_options or ReportOptions(),
-        )
-        self.spatial = "sfid" in metrics
+    def __init__(self, spec: EvaluationSpec, count: int) -> None:
+        self.spec, self.count = spec, count
+        self._real: str | Mapping[str, Any] | ImageData | Reference
+        if spec.reference is None:
+            data = DATASETS.create(spec.data)
+            self._real = spec.data if has_splits(spec.data) else data
+            features, self.num_classes = data.features, data.num_classes
+        else:
+            self._real = load_reference(spec.reference)
+            features, self.num_classes = self._real.features, len(self._real.class_names)
+        self.named = protocol_of(spec.protocol, spec.features, features)
+        self.extractor = make_extractor(self.named, spec.features)
+        self.extractor.weights_hash()  # a missing file of weights is an error from here on
         self._real_rows: dict[Settings, Row] = {}
-        if reference is not None:
-            loaded = load_reference(reference)
-            self.named = protocol_of(protocol, features, loaded.features)
-            self.extractor = make_extractor(self.named, features)
-            self.against = _from_file(loaded, self.named, self.extractor, cuda)
-            return
-        real = real_images(dataset_name, count, seed)
-        self.named = protocol_of(protocol, features, real.features)
-        self.extractor = make_extractor(self.named, features)
-        _check_counts([count, len(real.train), len(real.test)])
-        self.against = self._from_data(real)
 
-    def report(
-        self,
-        images: ImageSource,
-        labels: Tensor | None = None,
-        name: str = "model",
-        made_by: Mapping[str, Any] | None = None,
-        label_sampling: str | None = None,
-    ) -> Report:
-        """The report of one set of images. made_by: kept in it. label_sampling: how labels were drawn, if known."""
-        _check_images(images)
-        against, count = self.against, len(images)
-        self._check_shape(images)
-        _check_labels(labels, count, against.num_classes)
-        samples = self._extract(images, labels)
-        inputs = self._inputs(samples)
-        scores, missing = measure_inputs(inputs, self.metrics)
-        if self.report_options.bootstrap:
-            scores |= intervals(inputs, self.metrics, self.report_options.bootstrap)
-        curves = fid_curve(samples, against.featured, self.seed) if self.report_options.curve else {}
-        if curves:
-            scores["fid_infinity"] = curves["fid"]["infinity"]
-        elif self.report_options.curve:
-            missing.append("FID's curve: not measured, it needs 4 samples for each feature")
-        rows = [Row(name, count, scores), *self._real_row(inputs)]
-        notes = (*_notes(inputs, self.metrics, self.named), *missing, *against.notes)
-        shown = {"samples": images, "reference": against.featured.images, "class names": against.class_names}
-        return Report(
-            self._protocol(inputs, label_sampling or _label_sampling(labels, against.num_classes)),
-            tuple(rows),
-            notes,
-            dict(made_by or {}),
-            tuple(uneven(samples, against.featured, self.extractor.any_size)),
-            curves,
-            {**inputs.evidence, **shown},
-        )
-
-    def _extract(self, images: ImageSource, labels: Tensor | None) -> ImageFeatures:
-        return extract(images, self.extractor, labels=labels, spatial=self.spatial, cuda=self.cuda)
-
-    def _from_data(self, real: RealImages) -> ReferenceSet:
+    @cached_property
+    def reference_set(self) -> ReferenceSet:
+        """Reference set, whose features are extracted at the first use. ValueError for too few images."""
+        if isinstance(self._real, Reference):
+            return _from_file(self._real, self.named, self.extractor, self.spec.cuda)
+        real = real_images(self._real, self.count, self.spec.seed)
+        _check_counts([self.count, len(real.train), len(real.test)])
         return ReferenceSet(
             self._extract(real.test, real.test_labels),
             real.name,
@@ -200,49 +216,94 @@ class Evaluator:
             real.all_train,
         )
 
+    def report(
+        self,
+        images: ImageSource,
+        labels: Tensor | None = None,
+        name: str = "model",
+        made_by: Mapping[str, Any] | None = None,
+        label_sampling: str | None = None,
+    ) -> Report:
+        """Report of one set of images; arguments as for `evaluate_images`."""
+        _check_images(images)
+        reference, metrics, options = self.reference_set, self.spec.metrics, self.spec.options
+        self._check_shape(images)
+        _check_labels(labels, len(images), reference.num_classes)
+        samples = self._extract(images, labels)
+        inputs = self._inputs(samples)
+        scores, missing = measure_inputs(inputs, metrics)
+        if options.bootstrap:
+            scores |= intervals(inputs, metrics, options.bootstrap)
+        curves = fid_curve(samples, reference.featured, self.spec.seed) if options.curve else {}
+        if curves:
+            scores["fid_infinity"] = curves["fid"]["infinity"]
+        elif options.curve:
+            missing.append("FID's curve: not measured, it needs 4 samples for each feature")
+        rows = [Row(name, len(images), scores), *self._real_row(inputs)]
+        notes = (*_notes(inputs, metrics, self.named), *missing, *reference.notes)
+        shown = {"samples": images, "reference": reference.featured.images, "class names": reference.class_names}
+        return Report(
+            self._protocol(inputs, label_sampling or _label_sampling(labels, reference.num_classes)),
+            tuple(rows),
+            notes,
+            dict(made_by or {}),
+            tuple(uneven(samples, reference.featured, self.extractor.any_size)),
+            curves,
+            {**inputs.evidence, **shown},
+        )
+
+    def _extract(self, images: ImageSource, labels: Tensor | None) -> ImageFeatures:
+        spatial = "sfid" in self.spec.metrics
+        return extract(images, self.extractor, labels=labels, spatial=spatial, cuda=self.spec.cuda)
+
     def _inputs(self, samples: ImageFeatures) -> MetricInputs:
-        against = self.against
-        sets = (samples, against.featured, *([against.real] if against.real else []))
+        reference = self.reference_set
+        sets = (samples, reference.featured, *([reference.real] if reference.real else []))
         counts = [len(one.pooled) for one in sets if one.pooled is not None]
-        settings = self.named.settings(counts, samples.count, self.seed)
-        knows = against.num_classes > 0 and self.extractor.class_names() in (None, against.class_names)
-        encoders = dict(self.report_options.encoders)
         return MetricInputs(
-            samples, against.featured, self.extractor, settings, knows, against.train, encoders, self.cuda
+            samples,
+            reference.featured,
+            self.extractor,
+            self.named.settings(counts, samples.count, self.spec.seed),
+            knows_classes=reference.num_classes > 0
+            and self.extractor.class_names() in (None, reference.class_names),
+            train=reference.train,
+            encoders=dict(self.spec.options.encoders),
+            cuda=self.spec.cuda,
         )
 
     def _real_row(self, inputs: MetricInputs) -> list[Row]:
-        real = self.against.real
+        real = self.reference_set.real
         if real is None:
             return []
         if inputs.settings not in self._real_rows:
-            again = replace(inputs, samples=real, evidence={}, of_real=True, _own={})
-            self._real_rows[inputs.settings] = Row(REAL, real.count, measure_inputs(again, self.metrics)[0])
+            of_real = replace(inputs, samples=real, evidence={}, of_real=True, _own={})
+            self._real_rows[inputs.settings] = Row(REAL, real.count, measure_inputs(of_real, self.spec.metrics)[0])
         return [self._real_rows[inputs.settings]]
 
     def _check_shape(self, images: ImageSource) -> None:
-        wanted, shape = self.against.shape, tuple(images[0:1].shape[1:])
+        wanted, shape = self.reference_set.shape, tuple(images[0:1].shape[1:])
         if wanted is not None and shape != wanted and not (self.extractor.any_size and len(images)):
-            raise ValueError(f"images of {self.against.dataset} are {wanted}, got {shape}")
+            raise ValueError(f"images of {self.reference_set.dataset} are {wanted}, got {shape}")
 
     def _protocol(self, inputs: MetricInputs, labels: str) -> Protocol:
         import torch_fidelity
 
-        against, encoders = self.against, (inputs.shared.get(name) for name in self.metrics)
+        reference, encoders = self.reference_set, (inputs.shared.get(name) for name in self.spec.metrics)
         return Protocol(
-            dataset=against.dataset,
-            reference=against.reference,
+            dataset=reference.dataset,
+            reference=reference.reference,
             features=self.named.features,
             weights=self.extractor.weights_hash(),
             resize=self.extractor.resize,
             statistics=_STATISTICS,
             labels=labels,
             sample_count=inputs.samples.count,
-            real_count=0 if against.real is None else against.real.count,
-            reference_count=against.featured.count,
+            real_count=0 if reference.real is None else reference.real.count,
+            reference_count=reference.featured.count,
             torch_fidelity=torch_fidelity.__version__,
             name=self.named.name,
-            encoders="; ".join(said for said in encoders if said),
+            encoders="; ".join(encoder for encoder in encoders if encoder),
             **asdict(inputs.settings),
         )
 
@@ -254,7 +315,7 @@ def _from_file(loaded: Reference, protocol: NamedProtocol, extractor: Extractor,
 
 
 def protocol_of(name: str | None, features: Any, of_data: str | None) -> NamedProtocol:
-    """The protocol by its name, or by the features asked for, or by those of the data. See `choose_protocol`."""
+    """Protocol by its name, by the features given, or by those of the data; see `choose_protocol`."""
     given = features.get("name") if isinstance(features, Mapping) else features
     if isinstance(given, Extractor):
         given = getattr(given, "name", None) or getattr(type(given), "registry_name", type(given).__name__)
@@ -264,7 +325,7 @@ def protocol_of(name: str | None, features: Any, of_data: str | None) -> NamedPr
 
 
 def make_extractor(protocol: NamedProtocol, features: Any) -> Extractor:
-    """The extractor asked for, a function of images among what can be, else the protocol's."""
+    """Extractor from a name, a mapping, an object or a function of images; None is the protocol's."""
     if callable(features):
         return CallableExtractor(embed=features)
     return EXTRACTORS.create(protocol.features if features is None else features)
@@ -309,5 +370,5 @@ def _notes(inputs: MetricInputs, metrics: Sequence[str], named: NamedProtocol) -
     if "inception-score" in metrics:
         notes.append(f"Inception score over {settings.isc_splits} split(s)")
     if named.samples and count != named.samples:
-        notes.append(f"published figures of this protocol are on {named.samples:,} samples, these on {count:,}")
+        notes.append(f"published scores of this protocol are on {named.samples:,} samples, these on {count:,}")
     return notes

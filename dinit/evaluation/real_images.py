@@ -54,7 +54,7 @@ def real_images(
     data set given with a split.
     """
     options = {"name": dataset} if isinstance(dataset, str) else dataset
-    if isinstance(options, Mapping) and "split" in _options_of(options):
+    if isinstance(options, Mapping) and has_splits(options):
         if "split" in options:
             raise ValueError(f"evaluation reads both splits; leave split={options['split']!r} out")
         train, test = (DATASETS.create(options, split=split) for split in ("train", "test"))
@@ -84,5 +84,9 @@ def _drawn(rows: NDArray[np.int64], count: int | None, seed: int) -> list[int]:
     return (rows if count is None else rows[epoch_order(seed, 0, len(rows))[:count]]).tolist()
 
 
-def _options_of(spec: Mapping[str, Any]) -> list[str]:
-    return list(inspect.signature(DATASETS[spec.get("name", "")]).parameters)
+def has_splits(dataset: str | Mapping[str, Any] | ImageData) -> bool:
+    """Whether the data set is given by its name or a mapping and has splits of its own."""
+    if isinstance(dataset, ImageData):
+        return False
+    name = dataset if isinstance(dataset, str) else dataset.get("name", "")
+    return "split" in inspect.signature(DATASETS[name]).parameters

@@ -119,7 +119,7 @@ def test_watching_a_run_that_nobody_trains_ends(tmp_path: Path) -> None:
 
 
 def test_a_run_that_goes_back_measures_anew(runs: tuple[Path, Path], tmp_path: Path) -> None:
-    evaluations = Evaluations(tiny(), tmp_path, 16, ["fid"], cuda=False)
+    evaluations = Evaluations(tiny(), tmp_path, 16, metrics=["fid"], cuda=False)
     for step, fid in ((2, 1.0), (4, 2.0), (6, 3.0), (4, 9.0)):
         report = evaluations.evaluator.report(Digits("train").uint8_images(list(range(16))))
         object.__setattr__(report.model, "metrics", {"fid": fid})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import Image
 from dinit.data import epoch_order
 from dinit.data.digits import Digits
 from dinit.evaluation import evaluate_images
+from dinit.evaluation.evaluate import EvaluationSpec
 from dinit.evaluation.features.digits import DigitsExtractor
 from dinit.evaluation.image_features import extract
 from dinit.evaluation.metrics.frechet import frechet_distance
@@ -139,7 +141,7 @@ def test_packs_are_mapped_not_read(tmp_path: Path, digits: tuple) -> None:
     assert mapped(tmp_path / "small.npz", "arr_0") is None
     assert torch.equal(read_samples(tmp_path / "small.npz").images[0:120], images)
     direct = evaluate_images(images, labels, metrics=["fid", "class-accuracy"], cuda=False)
-    packed = evaluate_samples(path, metrics=["fid", "class-accuracy"], cuda=False)
+    packed = evaluate_samples(path, EvaluationSpec(metrics=["fid", "class-accuracy"], cuda=False))
     assert packed.model.metrics == direct.model.metrics
     assert packed.model.name == "pack.npz"
 
@@ -156,16 +158,17 @@ def folder_of(root: Path, digits: tuple, suffix: str = "png", by_class: bool = T
 def test_a_folder_of_pictures_is_measured_with_its_classes(tmp_path: Path, digits: tuple) -> None:
     folder = folder_of(tmp_path / "samples", digits)
     assert is_samples(folder)
-    report = evaluate_samples(folder, metrics=["fid", "class-accuracy"], cuda=False, output=tmp_path / "r.json")
+    spec = EvaluationSpec(metrics=["fid", "class-accuracy"], cuda=False)
+    report = evaluate_samples(folder, spec, output=tmp_path / "r.json")
     direct = evaluate_images(*digits, metrics=["fid", "class-accuracy"], cuda=False)
     assert report.model.metrics["fid"] == pytest.approx(direct.model.metrics["fid"], rel=1e-9)
     assert report.model.metrics["class_accuracy"] == direct.model.metrics["class_accuracy"]
     assert json.loads((tmp_path / "r.json").read_text())["protocol"]["name"] == "digits"
     unlabelled = evaluate_samples(
-        folder_of(tmp_path / "b", digits, by_class=False), metrics=["class-accuracy"], cuda=False
+        folder_of(tmp_path / "b", digits, by_class=False), replace(spec, metrics=["class-accuracy"])
     )
     assert any("no labels were given" in note for note in unlabelled.notes)
-    lossy = evaluate_samples(folder_of(tmp_path / "c", digits, "jpg"), metrics=["fid"], cuda=False)
+    lossy = evaluate_samples(folder_of(tmp_path / "c", digits, "jpg"), replace(spec, metrics=["fid"]))
     assert any("120 of 120 files are JPEG" in note for note in lossy.notes)
 
 

@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dinit.evaluation.evaluate import Evaluator
-from dinit.evaluation.metrics.base import DEFAULT_METRICS
+from dinit.evaluation.evaluate import EvaluationSpec, Evaluator
 from dinit.evaluation.protocols import PROTOCOLS
 from dinit.evaluation.reports.report import Report
 from dinit.files import is_held, write_atomically
@@ -30,18 +29,19 @@ LOG = "evaluations.jsonl"
 
 
 class Evaluations:
-    """The scores of one run at several steps. Real images are read and measured once.
+    """Scores of one run at several steps. Real images are read and measured once, here.
 
-    out: the run's folder, whose evaluations.jsonl gets a line a step. options: as for `Evaluator`, in place of the
-    recipe's. ValueError for what `Evaluator` refuses.
+    out: the run's folder, whose evaluations.jsonl gets a line a step. options: fields of an `EvaluationSpec`, in
+    place of the recipe's. ValueError for what `EvaluationSpec` and `Evaluator` refuse.
     """
 
-    def __init__(self, recipe: Recipe, out: Path, num_samples: int, metrics: Any = None, **options: Any) -> None:
+    def __init__(self, recipe: Recipe, out: Path, num_samples: int, **options: Any) -> None:
         self.recipe, self.out, self.count = recipe, out, num_samples
         data = {key: value for key, value in recipe.data.spec().items() if key != "split"}
-        options = {"dataset_name": data, "seed": recipe.seed, **options}
+        spec = EvaluationSpec(**{"dataset_name": data, "seed": recipe.seed, **options})
         with untouched_randomness():
-            self.evaluator = Evaluator(num_samples, metrics=metrics or DEFAULT_METRICS, **options)
+            self.evaluator = Evaluator(spec, num_samples)
+            _ = self.evaluator.reference_set
 
     @classmethod
     def of(cls, recipe: Recipe, out: Path, **options: Any) -> Evaluations:
@@ -132,7 +132,7 @@ def watch(
         poll_seconds: Between two reads of the folder.
         patience_seconds: How long to wait for a checkpoint of a run that no process trains.
         device: None is a GPU if there is one.
-        options: num_samples and those of `Evaluator`, in place of the recipe's section `evaluation`.
+        options: num_samples and fields of an `EvaluationSpec`, in place of the recipe's section `evaluation`.
 
     Yields:
         A step and its report.
