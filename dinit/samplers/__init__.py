@@ -65,9 +65,9 @@ if TYPE_CHECKING:
     from dinit.samplers.ode.euler import Euler as Euler
     from dinit.samplers.ode.euler import Heun as Heun
     from dinit.samplers.ode.flow import FlowEuler as FlowEuler
-    from dinit.samplers.ode.flow_solvers import FlowHeun as FlowHeun
-    from dinit.samplers.ode.flow_solvers import FlowMidpoint as FlowMidpoint
-    from dinit.samplers.ode.flow_solvers import FlowTurbo as FlowTurbo
+    from dinit.samplers.ode.flow import FlowHeun as FlowHeun
+    from dinit.samplers.ode.flow import FlowMidpoint as FlowMidpoint
+    from dinit.samplers.ode.flow import FlowTurbo as FlowTurbo
     from dinit.samplers.ode.restart import Restart as Restart
     from dinit.samplers.ode.rk45 import RK45 as RK45
     from dinit.samplers.ode.runge_kutta import RK4 as RK4

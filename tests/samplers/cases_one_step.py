@@ -17,7 +17,7 @@ from dinit.samplers.base import StepDenoiser, StepNoise
 from dinit.samplers.grids.karras import Karras
 from dinit.samplers.ode.edm import DPM2, EDMEuler, EDMHeun
 from dinit.samplers.ode.euler import Euler, Heun
-from dinit.samplers.ode.flow_solvers import FlowHeun
+from dinit.samplers.ode.flow import FlowHeun
 from dinit.samplers.ode.runge_kutta import RK4, Heun3, Midpoint
 
 PATHS = {"Linear": LinearFlow(), "GVP": GVP(), "VP": VP()}

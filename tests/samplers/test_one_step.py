@@ -15,8 +15,7 @@ from dinit.samplers import SAMPLERS, RecordedNoise, Sampler
 from dinit.samplers.ode.ddim import DDIM
 from dinit.samplers.ode.edm import DPM2, EDMEuler, EDMHeun
 from dinit.samplers.ode.euler import Heun
-from dinit.samplers.ode.flow import FlowEuler
-from dinit.samplers.ode.flow_solvers import FlowHeun, FlowMidpoint, FlowTurbo
+from dinit.samplers.ode.flow import FlowEuler, FlowHeun, FlowMidpoint, FlowTurbo
 from dinit.samplers.ode.restart import Interval, Restart
 from dinit.samplers.ode.runge_kutta import HEUN3, MIDPOINT, RK4, RK4_CLASSIC, RK38, TRAPEZOID, Heun3, Midpoint
 

@@ -1,46 +1,32 @@
-"""Explicit one-step solvers of the probability-flow ODE dx/dt = velocity(x, t). Song et al. 2021, Eq. 13."""
+"""Euler and Heun on the probability-flow ODE dx/dt = velocity(x, t). Song et al. 2021 (score SDE), Eq. 13."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-from torch import Tensor
-
-from dinit.diffusion import Denoiser, Scales
-from dinit.samplers.base import SAMPLERS, Claims, Sampler, StepDenoiser, StepNoise
+from dinit.samplers.base import SAMPLERS
+from dinit.samplers.ode.runge_kutta import EULER, TRAPEZOID, RungeKutta
 
 
 @SAMPLERS.register("euler")
 @dataclass(frozen=True)
-class Euler(Sampler):
-    """Explicit Euler on the probability-flow ODE, in t. On the linear path this is flow-matching Euler."""
+class Euler(RungeKutta):
+    r"""Explicit Euler on the probability-flow ODE, in t. On the linear path this is flow-matching Euler.
 
-    def step(
-        self, denoise: StepDenoiser, x_t: Tensor, t: Scales, s: Scales, state: Any, noise: StepNoise
-    ) -> tuple[Tensor, Any]:
-        return x_t + (s.time - t.time) * denoise(x_t, t).velocity, None
+    Formula: $x_s = x_t + (s - t)\,v(x_t, t)$
+    """
+
+    tableau = EULER
 
 
 @SAMPLERS.register("heun")
 @dataclass(frozen=True)
-class Heun(Sampler):
-    """Explicit trapezoid on the probability-flow ODE, 2 NFE a step. Karras et al. 2022, Algorithm 1, in t."""
+class Heun(RungeKutta):
+    r"""Explicit trapezoid on the probability-flow ODE, in t, 2 NFE a step.
 
-    def claims(self) -> Claims:
-        return Claims(order=2, nfe_per_step=2)
+    Formula: $x_s = x_t + \tfrac{1}{2}(s - t)\left(v(x_t, t) + v(x_t + (s-t)\,v(x_t, t),\, s)\right)$
 
-    def check(self, denoiser: Denoiser, points: list[Scales]) -> None:
-        if not bool(points[-1].d_sigma.isfinite()):
-            raise ValueError(
-                f"Heun asks for the velocity at the last time, t = {float(points[-1].time):g}, where it is "
-                "infinite on "
-                f"{denoiser.process}: end with 'posterior-mean', or at a later time"
-            )
+    Karras et al. 2022, Algorithm 1, in t; arXiv:2206.00364. EDM's own Heun, in the noise level, is 'edm-heun'.
+    """
 
-    def step(
-        self, denoise: StepDenoiser, x_t: Tensor, t: Scales, s: Scales, state: Any, noise: StepNoise
-    ) -> tuple[Tensor, Any]:
-        slope = denoise(x_t, t).velocity
-        euler = x_t + (s.time - t.time) * slope
-        return x_t + (s.time - t.time) * (slope + denoise(euler, s).velocity) / 2, None
+    tableau = TRAPEZOID

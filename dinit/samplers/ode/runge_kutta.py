@@ -1,10 +1,10 @@
-"""Explicit Runge–Kutta methods on the probability-flow ODE, in t. Song et al. 2021, Eq. 13; Butcher's tableaux."""
+"""Explicit Runge–Kutta methods by their tableaux, on the probability-flow ODE. Song et al. 2021, Eq. 13."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -17,9 +17,13 @@ from dinit.samplers.multistep.ode_variables import TIME, ODEVariable
 
 @dataclass(frozen=True)
 class Tableau:
-    """An explicit method. nodes: of the stages after the first, in (0, 1]. stages: a row of weights for each.
+    """Butcher tableau of an explicit method.
 
-    weights: of all stages, summing to 1. order: of convergence.
+    Attributes:
+        nodes: Of the stages after the first, in (0, 1], as fractions of the step.
+        stages: A row of weights of the earlier slopes for each of them.
+        weights: Of all slopes, summing to 1.
+        order: Of convergence.
     """
 
     nodes: tuple[float, ...]
@@ -28,17 +32,12 @@ class Tableau:
     order: int = 1
 
 
+EULER = Tableau((), (), (1,))
 MIDPOINT = Tableau((1 / 2,), ((1 / 2,),), (0, 1), 2)
 TRAPEZOID = Tableau((1,), ((1,),), (1 / 2, 1 / 2), 2)
 HEUN3 = Tableau((1 / 3, 2 / 3), ((1 / 3,), (0, 2 / 3)), (1 / 4, 0, 3 / 4), 3)
 RK4_CLASSIC = Tableau((1 / 2, 1 / 2, 1), ((1 / 2,), (0, 1 / 2), (0, 0, 1)), (1 / 6, 1 / 3, 1 / 3, 1 / 6), 4)
 RK38 = Tableau((1 / 3, 2 / 3, 1), ((1 / 3,), (-1 / 3, 1), (1, -1, 1)), (1 / 8, 3 / 8, 3 / 8, 1 / 8), 4)
-
-
-def inner_times(tableau: Tableau, ode: ODEVariable, denoiser: Denoiser, t: Scales, s: Scales) -> Tensor:
-    """(N, stages - 1): the times of all stages after the first, at nodes of the ode's variable."""
-    times = [ode.between(denoiser.process, t, s, node) for node in tableau.nodes]
-    return torch.stack(times, dim=-1)
 
 
 def runge_kutta_step(
@@ -50,7 +49,7 @@ def runge_kutta_step(
     s: Scales,
     inner: Sequence[Scales],
 ) -> Tensor:
-    """x_s, (B, C, H, W). inner: the scales of the times that `inner_times` planned for this step."""
+    """x_s, (B, C, H, W). inner: scales of the stages after the first, at the nodes of the ode's variable."""
     y = x_t / ode.scale(t)
     h = ode.value(s) - ode.value(t)
     slopes = [ode.slope(denoise(x_t, t))]
@@ -66,76 +65,90 @@ def combined(weights: Sequence[float], slopes: Sequence[Tensor]) -> Tensor:
 
 
 def check_finite_velocity(sampler: Sampler, denoiser: Denoiser, points: list[Scales]) -> None:
-    """ValueError where the velocity at the last time is asked for and infinite."""
+    """ValueError where the velocity at the last time, which is evaluated, is infinite."""
     if not bool(points[-1].d_sigma.isfinite()):
         raise ValueError(
-            f"{type(sampler).__name__} asks for the velocity at the last time, t = {float(points[-1].time):g}, "
-            "where it "
-            f"is infinite on {denoiser.process}: end with 'posterior-mean', or at a later time"
+            f"{type(sampler).__name__} needs the velocity at the last time, t = {float(points[-1].time):g}, where "
+            f"it is infinite on {denoiser.process}: end with 'posterior-mean', or at a later time"
         )
 
 
-class _RungeKutta(Sampler):
-    """What the methods of this file share: a tableau, and steps in t."""
+class RungeKutta(Sampler):
+    """An explicit Runge–Kutta method, as a sampler. Subclasses give its tableau.
 
-    @property
-    def tableau(self) -> Tableau:
-        raise NotImplementedError
+    Attributes:
+        tableau: Of the method.
+        variable: What the steps are taken in: t, unless a subclass says otherwise.
+    """
+
+    tableau: ClassVar[Tableau]
+    variable: ClassVar[ODEVariable] = TIME
+
+    def method(self) -> Tableau:
+        """The tableau with the present options."""
+        return self.tableau
 
     def claims(self) -> Claims:
-        return Claims(self.tableau.order, nfe_per_step=len(self.tableau.weights))
+        return Claims(self.method().order, nfe_per_step=len(self.method().weights))
 
     def check(self, denoiser: Denoiser, points: list[Scales]) -> None:
-        if self.tableau.nodes[-1] == 1:
+        if self.variable is TIME and 1 in self.method().nodes:
             check_finite_velocity(self, denoiser, points)
 
     def inner_times(self, denoiser: Denoiser, t: Scales, s: Scales, total: int) -> Tensor:
-        return inner_times(self.tableau, TIME, denoiser, t, s)
+        times = [self.variable.between(denoiser.process, t, s, node) for node in self.method().nodes]
+        return torch.stack(times, dim=-1) if times else super().inner_times(denoiser, t, s, total)
 
     def step(
-        self, denoise: StepDenoiser, x_t: Tensor, t: Scales, s: Scales, state: Any, noise: StepNoise
-    ) -> tuple[Tensor, Any]:
-        return runge_kutta_step(self.tableau, TIME, denoise, x_t, t, s, denoise.inner), None
+        self, denoise: StepDenoiser, x_t: Tensor, t: Scales, s: Scales, state: None, noise: StepNoise
+    ) -> tuple[Tensor, None]:
+        return runge_kutta_step(self.method(), self.variable, denoise, x_t, t, s, denoise.inner), None
 
 
 @SAMPLERS.register("midpoint")
 @dataclass(frozen=True)
-class Midpoint(_RungeKutta):
-    """Explicit midpoint on the probability-flow ODE, in t: 2 NFE a step, none of them at the step's end."""
+class Midpoint(RungeKutta):
+    r"""Explicit midpoint on the probability-flow ODE, in t: 2 NFE a step, none of them at the step's end.
 
-    @property
-    def tableau(self) -> Tableau:
-        return MIDPOINT
+    Formula: $x_s = x_t + (s - t)\,v\!\left(x_t + \tfrac{1}{2}(s - t)\,v(x_t, t),\ \tfrac{1}{2}(t + s)\right)$
+    """
+
+    tableau = MIDPOINT
 
 
 @SAMPLERS.register("heun3")
 @dataclass(frozen=True)
-class Heun3(_RungeKutta):
-    """Heun's method of third order, in t: stages at 0, 1/3 and 2/3 of the step, 3 NFE. Heun 1900."""
+class Heun3(RungeKutta):
+    r"""Heun's method of third order, in t: stages at 0, 1/3 and 2/3 of the step, 3 NFE. Heun 1900.
 
-    @property
-    def tableau(self) -> Tableau:
-        return HEUN3
+    Formula: $x_s = x_t + (s - t)\left(\tfrac{1}{4} v_t + \tfrac{3}{4} v_{2/3}\right)$
+    """
+
+    tableau = HEUN3
 
 
 @SAMPLERS.register("rk4")
 @dataclass(frozen=True)
-class RK4(_RungeKutta):
-    """Runge–Kutta of fourth order, in t, 4 NFE a step. Kutta 1901.
+class RK4(RungeKutta):
+    r"""Runge–Kutta of fourth order, in t, 4 NFE a step. Kutta 1901.
 
-    rule: 'classic', or '3/8', which has smaller error coefficients and is what torchdiffeq, and with it SiT and
-    flow_matching, call rk4.
+    Formula: $x_s = x_t + \tfrac{1}{6}(s - t)(v_1 + 2 v_2 + 2 v_3 + v_4)$
+
+    Args:
+        rule: 'classic', as in the formula, or '3/8', which has smaller error coefficients and is what torchdiffeq,
+            and with it SiT and flow_matching, call rk4.
+
+    Raises:
+        ValueError: Another rule.
     """
 
     rule: Literal["classic", "3/8"] = "classic"
+
+    tableau = RK4_CLASSIC
 
     def __post_init__(self) -> None:
         if self.rule not in ("classic", "3/8"):
             raise ValueError(f"unknown rule {self.rule!r}{suggest(str(self.rule), ['classic', '3/8'])}")
 
-    @property
-    def tableau(self) -> Tableau:
-        return RK4_RULES[self.rule]
-
-
-RK4_RULES = {"classic": RK4_CLASSIC, "3/8": RK38}
+    def method(self) -> Tableau:
+        return RK38 if self.rule == "3/8" else self.tableau
