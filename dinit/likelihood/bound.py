@@ -1,4 +1,4 @@
-"""The variational bound of the diffusion chain, in bits/dim. Ho et al. 2020, Eq. 5; Nichol & Dhariwal 2021."""
+"""Variational bound of the diffusion chain, in bits/dim. Ho et al. 2020, Eq. 5; Nichol & Dhariwal 2021."""
 
 from __future__ import annotations
 
@@ -22,8 +22,12 @@ from dinit.samplers.sde.ddpm import Variance, check_variance, posterior_mean_of_
 class VariationalBound:
     """An upper bound on -log2 p(x) / D of 256-level data, and its terms, all float64 in bits/dim.
 
-    total: (B,), the sum of prior (B,), the divergence at the noisiest time, and terms (B, N), one a time from the
-    noisiest to the cleanest, whose last is the decoder's. x0_mse, eps_mse: (B, N), of the network at each time.
+    Attributes:
+        total: (B,), the sum of the prior and the terms.
+        prior: (B,), the divergence at the noisiest time.
+        terms: (B, N), one a time from the noisiest to the cleanest; the last is the decoder's.
+        x0_mse: (B, N), mean squared error of the network's x0 at each time.
+        eps_mse: (B, N), that of its eps.
     """
 
     total: Tensor
@@ -44,12 +48,29 @@ def variational_bound(
     noise_source: SupportsNormal | None = None,
     seed: int | Sequence[int] = 0,
 ) -> VariationalBound:
-    """The bound of x (B, C, H, W), images of 256 levels in [-1, 1] (not dequantised), by one draw for each time.
+    """The variational bound of images, by one draw for each time. Ho et al. 2020, Eq. 5; arXiv:2006.11239.
 
-    The chain runs through the grid's times and ends at clean data. variance: of its steps, as for DDPM; the last,
-    whose 'fixed-small' is 0, takes that of the step before. noise_source: the stream 'step', number i for the i-th
-    time.
-    ValueError for fewer than two times, an unknown variance, or a learned one that the network does not have.
+    The chain runs through the grid's times and ends at clean data.
+
+    Args:
+        denoiser: A network read as a posterior mean, or a guidance around one.
+        x: (B, C, H, W), images of 256 levels in [-1, 1], not dequantised.
+        steps: The number of times, at least 2; None where the grid fixes it.
+        labels: (B,) class labels; None for the denoiser's own, or null.
+        grid: A TimeGrid, a registered name or mapping, or decreasing times in [0, 1]; None for the process's usual
+            grid.
+        variance: Of the chain's steps, as for DDPM; the last, whose 'fixed-small' is 0, takes that of the step
+            before.
+        noise_source: Of the draws, number i of the stream 'step' for the i-th time; None for
+            `NoiseSource.from_seed(seed)`.
+        seed: Of the noise source, where none is given: one seed, or one an image.
+
+    Returns:
+        The bound and its terms.
+
+    Raises:
+        ValueError: Fewer than two times; an unknown variance, or a learned one that the network does not have; a
+            grid that `Sampler.iterate` would refuse.
     """
     check_variance(variance, denoiser)
     points = sampling_points(denoiser, steps, grid)
@@ -94,7 +115,7 @@ def _log_variance(d: Denoised, t: Scales, s: Scales, variance: Variance, lower: 
     upper = transition_variance(t, s)
     if variance.startswith("learned"):
         assert d.variance_fraction is not None, "checked before the first evaluation"
-        if variance == "learned":  # log of the variance itself, in channels that say 2 fraction - 1
+        if variance == "learned":  # log of the variance itself, in channels that hold 2 fraction - 1
             return 2 * d.variance_fraction - 1
         return d.variance_fraction * upper.log() + (1 - d.variance_fraction) * lower.log()
     return (lower if variance == "fixed-small" else upper).log()

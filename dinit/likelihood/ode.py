@@ -1,4 +1,4 @@
-"""Log-likelihood by the probability-flow ODE. Song et al. 2021, Section 4.3; Grathwohl et al. 2019 (FFJORD).
+"""Log-likelihood by the probability-flow ODE. Song et al. 2021 (score SDE), Section 4.3; Grathwohl et al. 2019.
 
     found = log_likelihood(denoiser, x, labels=[3, 1], steps=100)
     found.bits_per_dim                                                  # (2,)
@@ -27,18 +27,22 @@ from dinit.registry import suggest
 from dinit.samplers.grids.log_snr import LogSNR
 from dinit.samplers.multistep.ode_variables import STRAIGHT, TIME, ODEVariable
 from dinit.samplers.noise import NoiseSource
-from dinit.samplers.ode.runge_kutta import MIDPOINT, RK4_CLASSIC, TRAPEZOID, Tableau, combined
+from dinit.samplers.ode.runge_kutta import EULER, MIDPOINT, RK4_CLASSIC, TRAPEZOID, Tableau, combined
 from dinit.samplers.points import GridLike, sampling_points
 
 Probe = Literal["rademacher", "gaussian"]
-METHODS = {"euler": Tableau((), (), (1,)), "midpoint": MIDPOINT, "heun": TRAPEZOID, "rk4": RK4_CLASSIC}
+METHODS = {"euler": EULER, "midpoint": MIDPOINT, "heun": TRAPEZOID, "rk4": RK4_CLASSIC}
 
 
 @dataclass(frozen=True)
 class LogLikelihood:
-    """log_prob: (B,) float64, nats. bits_per_dim: (B,) float64. latent: (B, C, H, W), x carried to the noise.
+    """Log-likelihood of a batch.
 
-    nfe: network evaluations per image; each is followed by one backward pass a probe, or one a dimension.
+    Attributes:
+        log_prob: (B,) float64, nats.
+        bits_per_dim: (B,) float64.
+        latent: (B, C, H, W), x carried to the noise.
+        nfe: Network evaluations per image; each is followed by one backward pass a probe, or one a dimension.
     """
 
     log_prob: Tensor
@@ -48,16 +52,23 @@ class LogLikelihood:
 
 
 class Trace(ABC):
-    """How the divergence of a vector field is found, from vector-Jacobian products."""
+    """A method for the divergence of a vector field, from vector-Jacobian products."""
 
     @abstractmethod
     def __call__(self, slope: Tensor, x: Tensor, noise_source: SupportsNormal, call: int) -> Tensor:
-        """tr d slope / dx of each sample, (B,). slope: (B, ...) computed from x with gradients. call: which one."""
+        """tr d slope / dx of each sample, (B,).
+
+        Args:
+            slope: (B, ...), computed from x with gradients.
+            x: (B, ...), with requires_grad.
+            noise_source: Of random probes.
+            call: Number of the evaluation within the run.
+        """
 
 
 @dataclass(frozen=True)
 class Exact(Trace):
-    """The sum of the diagonal, one backward pass a dimension."""
+    """The exact trace: the sum of the diagonal, one backward pass a dimension."""
 
     def __call__(self, slope: Tensor, x: Tensor, noise_source: SupportsNormal, call: int) -> Tensor:
         size = x[0].numel()
@@ -70,11 +81,18 @@ class Exact(Trace):
 
 @dataclass(frozen=True)
 class Hutchinson(Trace):
-    """The mean of v^T J v over probes v of unit covariance: unbiased. Hutchinson 1990.
+    """Hutchinson's unbiased estimate of the trace: the mean of v^T J v over probes v of unit covariance.
 
-    probe: 'rademacher' (signs), whose variance is the smaller, or 'gaussian'. probes: how many, each one backward
-    pass. fresh: other probes at every evaluation (SiT), so that their errors average out over the run; False is one
-    set for the whole run (FFJORD), which an adaptive solver needs. They are draws of the stream 'probe'.
+    Probes are draws of the stream 'probe'. Hutchinson 1990; Grathwohl et al. 2019 (FFJORD); arXiv:1810.01367.
+
+    Args:
+        probe: 'rademacher' (signs), of the smaller variance, or 'gaussian'.
+        probes: Number of probes, at least 1, each one backward pass.
+        fresh: Other probes at every evaluation, as in SiT, so that their errors average out over the run; False is
+            one set for the whole run, as in FFJORD, which an adaptive solver needs.
+
+    Raises:
+        ValueError: Another kind of probe; fewer than one.
     """
 
     probe: Probe = "rademacher"
@@ -113,18 +131,34 @@ def log_likelihood(
     noise_source: SupportsNormal | None = None,
     seed: int | Sequence[int] = 0,
 ) -> LogLikelihood:
-    """log p(x | labels) of a batch, its bits/dim, and the noise that x is carried to.
+    """Log-likelihood log p(x | labels) of a batch, its bits/dim, and the noise that x is carried to.
 
-    x: (B, C, H, W) float32 or float64. steps: times, as for a sampler; 100 where no grid fixes it. grid: decreasing
-    times, the last of which is x's; None is uniform log-SNR. method: the Runge–Kutta method taken between times, in
-    `variable`. prior: the Gaussian that the latent is judged by. 'standard' is published practice
-    and has mean 0, though a mean m of the data leaves alpha m at t_max: 1e-3 bits/dim and more on VE. 'centred' has
-    the network say m, at noise that is independent of the latent. bin_width: of one level of the data, in units of
-    x; bits/dim is -log2 p(x) / D - log2(bin_width). 2 / 256 (+ 7 bits) is for [-1, 1], 1 / 256 (+ 8) for [0, 1], 1
-    for a density.
-    noise_source: of probes, NoiseSource.from_seed(seed) where it is None.
-    ValueError for options out of range, a grid with one time, a velocity that is infinite at a time, or a guidance
-    that is not a gradient of a density's log alone.
+    Song et al. 2021 (score SDE), Section 4.3; arXiv:2011.13456.
+
+    Args:
+        denoiser: A network read as a posterior mean, or a guidance that changes x0 alone.
+        x: (B, C, H, W) float32 or float64, the state at the grid's last time.
+        steps: The number of times; None for the grid's own, or 100.
+        labels: (B,) class labels; None for the denoiser's own, or null.
+        grid: A TimeGrid, a registered name or mapping, or decreasing times in [0, 1], the last of which is that of
+            x; None is uniform in log-SNR.
+        trace: How the divergence is found: 'hutchinson' (one Rademacher probe for the run), 'exact', or an object.
+        method: Runge–Kutta method between times.
+        variable: What its steps are taken in.
+        prior: The Gaussian whose density the latent gets. 'standard' is published practice and has mean 0, though
+            a mean m of the data leaves alpha m at t_max: an error of 1e-3 bits/dim and more on VE. 'centred' takes
+            m from the network, at noise that is independent of the latent.
+        bin_width: Of one level of the data, positive, in units of x; bits/dim is -log2 p(x) / D - log2(bin_width).
+            2 / 256 (+ 7 bits) is for [-1, 1], 1 / 256 (+ 8) for [0, 1], 1 for a density.
+        noise_source: Of probes; None for `NoiseSource.from_seed(seed)`.
+        seed: Of the noise source, where none is given: one seed, or one an image.
+
+    Returns:
+        The log-likelihood, with the latent and the number of evaluations.
+
+    Raises:
+        ValueError: An option out of its range; a grid with one time; a velocity that is infinite at a time; a
+            guidance that returns more than x0, which has no ODE in x.
     """
     tableau, estimate = METHODS.get(method), _trace(trace)
     if tableau is None:
@@ -135,7 +169,8 @@ def log_likelihood(
         raise ValueError(f"bin_width must be positive, got {bin_width}: 2 / 256 is for 8-bit data in [-1, 1]")
     if denoiser.required_outputs:
         raise ValueError(
-            f"a guidance that speaks through {', '.join(sorted(denoiser.required_outputs))} has no ODE in x"
+            f"a guidance that returns {', '.join(sorted(denoiser.required_outputs))} besides x0 has no ODE in x: "
+            "leave it out, or take another guidance"
         )
     if grid is None and steps is None:
         steps = 100
@@ -174,7 +209,7 @@ class Flow:
     noise_source: SupportsNormal
 
     def run(self, tableau: Tableau, x: Tensor, points: list[Scales]) -> tuple[Tensor, Tensor, int]:
-        """(x at the last level, log p_first - log p_last in nats, evaluations), from x at the first level."""
+        """(x at the last time, log p_first - log p_last in nats, evaluations), from x at the first time."""
         variable, process = self.variable, self.denoiser.process
         gained = x[0].numel() * (variable.scale(points[-1]) / variable.scale(points[0])).log()
         calls = 0
@@ -203,9 +238,14 @@ class Flow:
 
 
 def dequantise(images: Tensor, noise_source: SupportsNormal) -> Tensor:
-    """Pixels in [-1, 1] from uint8 images (B, C, H, W), float32, each anywhere in its level's bin of 2 / 256.
+    """Dequantised pixels in [-1, 1], float32: each uniform in its level's bin of 2 / 256. Theis et al. 2016.
 
-    noise_source: a NoiseSource; its stream is 'dequantise'. ValueError for another dtype.
+    Args:
+        images: (B, C, H, W) uint8.
+        noise_source: Of the draws, by its stream 'dequantise'.
+
+    Raises:
+        ValueError: Images of another dtype.
     """
     if images.dtype != torch.uint8:
         raise ValueError(f"dequantise takes uint8 images, got {images.dtype}")
@@ -223,8 +263,8 @@ def _trace(trace: Trace | str) -> Trace:
 
 
 def _check_slopes(denoiser: Denoiser, variable: ODEVariable, method: str, points: list[Scales]) -> None:
-    asked = points if method in ("rk4", "heun") else points[:-1]
-    if variable is TIME and not all(bool(k.d_sigma.isfinite()) for k in asked):
+    evaluated = points if 1 in METHODS[method].nodes else points[:-1]
+    if variable is TIME and not all(bool(k.d_sigma.isfinite()) for k in evaluated):
         raise ValueError(
             f"the velocity of {denoiser.process} is infinite at a time of the grid: use another variable"
         )

@@ -1,4 +1,4 @@
-"""Several samplers from one noise, side by side: numbers to compute with and a labelled grid to look at."""
+"""Comparison of samplers from one noise: their images, and a labelled grid of pictures."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from dinit.diffusion.condition import SupportsNormal
 from dinit.samplers.base import SAMPLERS, Sampler
 from dinit.samplers.points import End, GridLike
 
+if TYPE_CHECKING:  # a heavy import, needed for drawing alone
+    from PIL import Image
+
 SamplerSpec = Sampler | str | Mapping[str, Any]
 
 _GAP, _LINE, _FONT_SIZE, _TILE = 4, 14, 12, 48  # pixels
@@ -23,9 +26,14 @@ _GAP, _LINE, _FONT_SIZE, _TILE = 4, 14, 12, 48  # pixels
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare` found: for each sampler its name, its images (B, C, H, W) and evaluations per image.
+    """Images of several samplers from the same noise, as `compare` returns them. A notebook shows the grid.
 
-    pictures: the images as they are drawn, (B, 1 or 3, H, W) around [-1, 1]; a notebook shows the grid by itself.
+    Attributes:
+        names: The sampler's label, for each sampler.
+        images: (B, C, H, W) each.
+        nfe: Network evaluations per image.
+        stochastic: Whether the sampler adds noise.
+        pictures: The images as they are drawn, (B, 1 or 3, H, W) each, around [-1, 1].
     """
 
     names: tuple[str, ...]
@@ -35,7 +43,7 @@ class Comparison:
     pictures: tuple[Tensor, ...]
 
     def __getitem__(self, name: str) -> Tensor:
-        """The images of one sampler. KeyError for a name that is not here."""
+        """The images of one sampler, (B, C, H, W). KeyError for an unknown name."""
         try:
             return self.images[self.names.index(name)]
         except ValueError:
@@ -46,14 +54,21 @@ class Comparison:
         return f"Comparison({', '.join(rows)})"
 
     def rms_to(self, reference: str | Tensor) -> dict[str, float]:
-        """Root mean square distance of each sampler's images to a reference: one of the samplers, or images."""
+        """Root mean square distance of each sampler's images to a reference.
+
+        Args:
+            reference: The name of one of the samplers, or images (B, C, H, W).
+
+        Returns:
+            A distance by name, in units of x.
+        """
         exact = self[reference] if isinstance(reference, str) else reference
         return {
             name: float((found - exact).double().square().mean().sqrt())
             for name, found in zip(self.names, self.images, strict=True)
         }
 
-    def figure(self) -> Any:
+    def figure(self) -> Image.Image:
         """The grid as a PIL image: one row a sampler, its name, kind and NFE at the left."""
         from PIL import Image, ImageDraw, ImageFont
 
@@ -169,7 +184,7 @@ def _steps_for(sampler: Sampler, nfe: int) -> int:
     return steps
 
 
-def _strip(images: Tensor) -> Any:
+def _strip(images: Tensor) -> Image.Image:
     """A batch (B, 1 or 3, H, W) around [-1, 1] as one row of tiles. ValueError for other channels, NaN or inf."""
     from PIL import Image
 

@@ -1,4 +1,4 @@
-"""All randomness of sampling, keyed by (seed, image index, stream, number).
+"""Noise sources: all randomness of sampling, keyed by (seed, image index, stream, number).
 
 A draw is a function of its key alone, so the same seed gives the same image whatever the batch size, the order
 of the images or the number of processes.
@@ -17,19 +17,31 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class NoiseSource:
-    """Standard normal draws for a batch. keys: one (seed, image index) a sample.
+    """Standard normal draws for a batch, a function of each image's key.
 
-    Draws are made in float32 on the CPU, whatever dtype and device they are wanted in, so that an image does
-    not depend on either.
+    Draws are made in float32 on the CPU, whatever dtype and device they are for, so that an image does not depend
+    on either.
+
+    Args:
+        keys: One (seed, image index) an image.
     """
 
     keys: tuple[tuple[int, int], ...]
 
     @classmethod
     def from_seed(cls, seed: int | Sequence[int], batch: int, start: int = 0) -> NoiseSource:
-        """One seed: images start, start + 1, ... of that seed. A sequence: image 0 of each seed.
+        """The noise source of one seed, or of one seed an image.
 
-        ValueError where the number of seeds is not the batch.
+        Args:
+            seed: One seed, for images start, start + 1, ... of it; a sequence, for image 0 of each seed.
+            batch: Number of images.
+            start: Index of the first image of one seed.
+
+        Returns:
+            A NoiseSource of `batch` keys.
+
+        Raises:
+            ValueError: Another number of seeds than images.
         """
         if isinstance(seed, int):
             return cls(tuple((seed, start + i) for i in range(batch)))
@@ -38,12 +50,23 @@ class NoiseSource:
         return cls(tuple((int(s), 0) for s in seed))
 
     def normal(self, stream: str, number: int, like: Tensor) -> Tensor:
-        """(B, ...) of like's shape, dtype and device. stream: the purpose; number: counts within the stream.
+        """One draw for the batch.
 
-        ValueError where like's batch is not the number of keys.
+        Args:
+            stream: The purpose of the draw, as 'step'.
+            number: Of the draw within its stream.
+            like: (B, ...), whose shape, dtype and device the draw takes.
+
+        Returns:
+            (B, ...) standard normal.
+
+        Raises:
+            ValueError: Another batch than the number of keys.
         """
         if like.shape[0] != len(self.keys):
-            raise ValueError(f"this noise source serves {len(self.keys)} images, not {like.shape[0]}")
+            raise ValueError(
+                f"this noise source has {len(self.keys)} keys, for as many images; got {like.shape[0]}"
+            )
         shape = tuple(like.shape[1:])
         draws = np.stack([_generator(*key, stream, number).standard_normal(shape, np.float32) for key in self.keys])
         return torch.from_numpy(draws).to(device=like.device, dtype=like.dtype)
@@ -57,19 +80,35 @@ def _generator(seed: int, index: int, stream: str, number: int) -> np.random.Gen
 
 
 class RecordedNoise:
-    """Replays recorded draws: streams maps a stream's name to its draws [number], each (B, ...)."""
+    """A noise source that replays recorded draws.
+
+    Args:
+        **streams: A stream's name to its draws by number, each (B, ...).
+    """
 
     def __init__(self, **streams: Sequence[Tensor] | Tensor) -> None:
         self.streams: Mapping[str, Sequence[Tensor] | Tensor] = streams
 
     def normal(self, stream: str, number: int, like: Tensor) -> Tensor:
-        """The recorded draw. ValueError where nothing, or another shape, was recorded for it."""
+        """The recorded draw.
+
+        Args:
+            stream: Name of the stream.
+            number: Of the draw within its stream.
+            like: (B, ...), whose dtype and device the draw takes.
+
+        Returns:
+            (B, ...) of like's shape.
+
+        Raises:
+            ValueError: Nothing was recorded under this number, or a draw of another shape.
+        """
         draws = self.streams.get(stream, ())
         if number >= len(draws):
             raise ValueError(f"no draw {number} was recorded for {stream!r}; it holds {len(draws)}")
         if draws[number].shape != like.shape:
             raise ValueError(
-                f"the draw recorded for {stream!r} has shape {tuple(draws[number].shape)}, "
-                f"{tuple(like.shape)} is wanted"
+                f"the draw recorded for {stream!r} has shape {tuple(draws[number].shape)}, the state has "
+                f"{tuple(like.shape)}: record draws of this batch and size"
             )
         return draws[number].to(device=like.device, dtype=like.dtype)

@@ -1,10 +1,10 @@
-"""What a sampler does on a process, as a table: the grid and the weights of every step, measured on unit inputs."""
+"""Table of a run: the grid and the weights of every step, measured on unit inputs."""
 
 from __future__ import annotations
 
 import html
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -22,10 +22,13 @@ _TINY = 1e-12  # what float64 leaves of a weight that is 0
 class Weights:
     """One step of a linear solver: x_s = x_t * state + sum of x0[i] * (the i-th posterior mean) + noise * z.
 
-    state: the weight of x_t. x0: those of the posterior means of the run so far, the latest first (a step of
-    several evaluations has several, at its inner states), without the zeros at the end. noise: standard deviation
-    of what the step's draws add. The representation is unique: a solver that keeps eps or velocities is rewritten
-    in x_t and posterior means.
+    The representation is unique: a solver that keeps eps or velocities is rewritten in x_t and posterior means.
+
+    Attributes:
+        state: The weight of x_t.
+        x0: The weights of the run's posterior means so far, the latest first, without the zeros at the end. A step
+            of several evaluations has several, at its inner states.
+        noise: Standard deviation of what the step's draws add.
     """
 
     state: float
@@ -35,7 +38,16 @@ class Weights:
 
 @dataclass(frozen=True)
 class Row:
-    """A step: from time t with its scales. nfe: evaluations so far. weights: None for a step that is not linear."""
+    """A step of the table.
+
+    Attributes:
+        t: Time of the step's start.
+        alpha: Its signal scale.
+        sigma: Its noise scale.
+        log_snr: Its log signal-to-noise ratio, log(alpha² / sigma²).
+        nfe: Network evaluations so far.
+        weights: Of the step; None where it is not linear.
+    """
 
     t: float
     alpha: float
@@ -47,13 +59,18 @@ class Row:
 
 @dataclass(frozen=True)
 class Description:
-    """A run as `Sampler.describe` tells it. `print` gives a table, a notebook shows one by itself."""
+    """Table of a run, as `Sampler.describe` returns it. `print` and a notebook show it as a table.
+
+    Attributes:
+        title: Sampler, process, and cost.
+        rows: One a step.
+    """
 
     title: str
     rows: tuple[Row, ...]
 
     def cells(self) -> tuple[list[str], list[list[str]]]:
-        """Headings and rows, as text."""
+        """Headings, and the cells of every row, as text."""
         linear = any(row.weights for row in self.rows)
         head = ["step", "t", "alpha", "sigma", "log-SNR", "NFE"] + [
             "on x_t",
@@ -90,30 +107,30 @@ def describe(
 ) -> Description:
     """The table of a run. Arguments and errors as `Sampler.describe`."""
     path: Process = PROCESSES.create(process)
-    options = {"grid": sampler.own_grid or grid}
     # A first run counts the unit inputs, the second has one sample for each, and one that mixes them all.
     count = _Inputs(size=1)
-    _run(sampler, path, count, steps, options)
+    _run(sampler, path, count, steps, grid)
     inputs = _Inputs(size=1 + len(count.places))
-    trajectory = _run(sampler, path, inputs, steps, options)
+    trajectory = _run(sampler, path, inputs, steps, grid)
     linear = sampler.claims().cost_depends_on != "state" and all(inputs.adds_up(step.x_s) for step in trajectory)
-    rows, seen = [], 0
+    rows = []
     for step in trajectory:
         k = path.scales(step.t).floats
-        weights = None
-        if linear:
-            weights = _weights(step, inputs)
+        weights = _weights(step, inputs) if linear else None
         rows.append(Row(step.t, k.alpha, k.sigma, k.log_snr, step.nfe, weights))
-        seen = step.nfe
-    return Description(f"{sampler} on {path}, {len(rows)} steps, {seen} NFE", tuple(rows))
+    return Description(f"{sampler} on {path}, {len(rows)} steps, {rows[-1].nfe} NFE", tuple(rows))
 
 
 @dataclass
 class _Inputs:
     """Unit inputs of a linear run: the start, each posterior mean and each draw, one sample of the batch for each.
 
-    The last sample of the batch is given all of them, by fixed weights, to see whether the run is linear. places:
-    where an input lies in the batch, in order of its first use.
+    The last sample of the batch gets all of them, by fixed weights, which shows whether the run is linear.
+
+    Attributes:
+        size: Number of inputs.
+        places: Index of an input in the batch, in order of its first use.
+        calls: Evaluations so far.
     """
 
     size: int
@@ -150,7 +167,7 @@ class _Inputs:
 
 
 class _Probe(Denoiser):
-    """Answers every question with the next unit input. Its learned variance is the lower bound."""
+    """A denoiser whose posterior means are the next unit inputs. Its learned variance is the lower bound."""
 
     num_classes = 1
     learns_variance = True
@@ -165,27 +182,29 @@ class _Probe(Denoiser):
         return Denoised(x_t, self.inputs.posterior_mean(), self.scales(t).like(x_t), torch.zeros_like(x_t))
 
 
-def _run(sampler: Sampler, process: Process, inputs: _Inputs, steps: int | None, options: Any) -> list[Step]:
-    probe = _Probe(process, inputs)
-    return list(sampler.iterate(probe, inputs.unit(0), steps, noise_source=inputs, **options))
+def _run(
+    sampler: Sampler, process: Process, inputs: _Inputs, steps: int | None, grid: GridLike | None
+) -> list[Step]:
+    probe, start = _Probe(process, inputs), inputs.unit(0)
+    return list(sampler.iterate(probe, start, steps, noise_source=inputs, grid=sampler.own_grid or grid))
 
 
 def _weights(step: Step, inputs: _Inputs) -> Weights:
     """The step's own weights, from x_t and x_s as combinations of the run's inputs.
 
-    The start and earlier draws reach x_s through x_t alone, so any of them tells the weight of x_t; where alpha is
-    0 the start may be forgotten at once, and a draw has to.
+    The start and earlier draws reach x_s through x_t alone, so any of them gives the weight of x_t. Where alpha is
+    0, nothing of the start may be left after one step; an earlier draw then takes its place.
     """
     x_t, x_s = step.x_t.flatten()[:-1], step.x_s.flatten()[:-1]
     carried = [0, *(place for (kind, _), place in inputs.places.items() if kind != "x0")]
     pivot = max(carried, key=lambda place: abs(float(x_t[place])))
     state = float(x_s[pivot] / x_t[pivot])
     rest = x_s - state * x_t
-    answers = [
+    means = [
         float(rest[place]) for (kind, number), place in inputs.places.items() if kind == "x0" and number < step.nfe
     ]
-    while answers and abs(answers[0]) < _TINY:  # evaluations that the step no longer looks at
-        answers.pop(0)
+    while means and abs(means[0]) < _TINY:  # evaluations that the step no longer uses
+        means.pop(0)
     drawn = [float(rest[place]) for (kind, _), place in inputs.places.items() if kind != "x0"]
     noise = float(torch.tensor(drawn, dtype=torch.float64).square().sum().sqrt()) if drawn else 0.0
-    return Weights(state, tuple(reversed(answers)), noise if noise > _TINY else 0.0)
+    return Weights(state, tuple(reversed(means)), noise if noise > _TINY else 0.0)

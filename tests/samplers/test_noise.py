@@ -44,12 +44,12 @@ def test_dtype_changes_nothing_but_the_dtype() -> None:
 
 
 def test_refusals() -> None:
-    with pytest.raises(ValueError, match="serves 3 images, not 4"):
+    with pytest.raises(ValueError, match="has 3 keys, for as many images; got 4"):
         NoiseSource.from_seed(1, 3).normal("step", 0, LIKE)
     with pytest.raises(ValueError, match="one for each of 4 images; got 2"):
         NoiseSource.from_seed([1, 2], 4)
     recorded = RecordedNoise(step=[torch.zeros(2, 1)])
     with pytest.raises(ValueError, match="no draw 1 was recorded for 'step'; it holds 1"):
         recorded.normal("step", 1, torch.zeros(2, 1))
-    with pytest.raises(ValueError, match=r"shape \(2, 1\), \(3, 1\) is wanted"):
+    with pytest.raises(ValueError, match=r"shape \(2, 1\), the state has \(3, 1\)"):
         recorded.normal("step", 0, torch.zeros(3, 1))

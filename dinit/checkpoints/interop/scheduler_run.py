@@ -1,7 +1,7 @@
-"""One run of a diffusers scheduler: where its calls stand on the process, and the calls themselves.
+"""One run of a diffusers scheduler: its timesteps as times of the process, and its calls.
 
-A scheduler keeps the trajectory's history in itself, so every run has one of its own, made from class name and
-config. Its tables are float32, and so is what it computes, whatever the state's dtype.
+A scheduler keeps the trajectory's history in itself, so every run makes one of its own from class name and config.
+Its tables are float32, and so is what it computes, whatever the state's dtype.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ _SPLITS_VARIANCE = ("DDPMParallelScheduler", "DDPMScheduler")
 
 
 def build(name: str, config: Mapping[str, Any]) -> Any:
-    """A fresh scheduler of diffusers' class `name`."""
+    """A new scheduler of diffusers' class `name`."""
     import diffusers
 
     scheduler = getattr(diffusers, name).from_config(dict(config))
     if name not in _SPLITS_VARIANCE and scheduler.config.get("variance_type") is not None:
-        # It would keep three channels of the output, for RGB with a variance beside; here there is none to cut off.
+        # It would keep three channels of the output, RGB without its variance; here there is no variance to cut.
         scheduler.register_to_config(variance_type=None)
     return scheduler
 
@@ -53,8 +53,13 @@ def build(name: str, config: Mapping[str, Any]) -> Any:
 class SchedulerRun:
     """A scheduler in the middle of a run, with its calls grouped into steps. The one state that changes in place.
 
-    groups: for each step its calls of the network: the timestep that the scheduler is told, and the scales at which
-    the state stands. over_alpha: its state is x_t / alpha_t. options: further arguments of its `step`.
+    Attributes:
+        scheduler: Of diffusers.
+        parameterization: What it reads a network's output as.
+        groups: For each step its network evaluations: the scheduler's timestep, and the scales of the state.
+        over_alpha: Whether its state is x_t / alpha_t.
+        options: Further arguments of its `step`.
+        taken: Steps taken.
     """
 
     scheduler: Any
@@ -87,16 +92,16 @@ class SchedulerRun:
         return x * s.alpha if self.over_alpha else x
 
     def _output(self, denoised: Denoised) -> Tensor:
-        """What a network of the scheduler's prediction type would have said."""
-        said = self.parameterization.target(denoised.x0, denoised.eps, denoised.scales)
+        """The output of a network of the scheduler's prediction type."""
+        output = self.parameterization.target(denoised.x0, denoised.eps, denoised.scales)
         if not learns_variance(self.scheduler):
-            return said
-        assert denoised.variance_fraction is not None, "the sampler's check asks for it"
-        return torch.cat([said, 2 * denoised.variance_fraction - 1], dim=1)
+            return output
+        assert denoised.variance_fraction is not None, "the sampler's check has made sure of it"
+        return torch.cat([output, 2 * denoised.variance_fraction - 1], dim=1)
 
 
 def learns_variance(scheduler: Any) -> bool:
-    """Whether the scheduler takes a variance beside the prediction."""
+    """Whether the scheduler reads a learned variance besides the prediction."""
     return type(scheduler).__name__ in _SPLITS_VARIANCE and scheduler.config["variance_type"] == "learned_range"
 
 
@@ -108,7 +113,7 @@ def start(
     parameterization: Parameterization,
     steps: int,
 ) -> SchedulerRun:
-    """A run of so many steps on the process. ValueError where the scheduler makes another number of them."""
+    """A run of `steps` steps on the process. ValueError where the scheduler makes another number of them."""
     scheduler = build(name, config)
     scheduler.set_timesteps(steps)
     if hasattr(scheduler, "set_begin_index"):
@@ -124,22 +129,22 @@ def start(
         groups.append(calls[first : first + size])
         first += size
     if len(groups) != steps:
-        raise ValueError(f"{name} makes {len(groups)} steps of {steps}: ask for another number")
+        raise ValueError(f"{name} makes {len(groups)} steps of {steps}: give another number of steps")
     return SchedulerRun(scheduler, parameterization, groups, name in _OVER_ALPHA, options)
 
 
 def _times(name: str, scheduler: Any, process: Process) -> Tensor:
     """The times of the network's calls, (calls,) float64: from the noise levels where the scheduler has them.
 
-    The scheduler computes with its noise levels, and the network should be told those. A timestep, which
-    diffusers tells it, is rounded where noise levels were chosen first. Elsewhere it may be a level of the chain,
-    and is meant to be where the noise level is that level's up to float32.
+    The scheduler computes with its noise levels, so the network should get those. A timestep, which diffusers gives
+    it, is rounded where noise levels were chosen first. Elsewhere it may be a level of the chain, and it is one
+    where its noise level is that level's up to float32.
     """
-    told = scheduler.timesteps.double()
-    levels = (told + 1) / process.num_steps
+    timesteps = scheduler.timesteps.double()
+    levels = (timesteps + 1) / process.num_steps
     if getattr(scheduler, "sigmas", None) is None:
         return levels
-    noise = scheduler.sigmas[: len(told)].double().clone()
+    noise = scheduler.sigmas[: len(timesteps)].double().clone()
     if (between := getattr(scheduler, "sigmas_interpol", None)) is not None:  # a second-order step's middle
         late = "Ancestral" in name
         noise[1::2] = between[0 if late else 1 :: 2][: len(noise[1::2])].double()
@@ -154,8 +159,8 @@ def _times(name: str, scheduler: Any, process: Process) -> Tensor:
     times = times.clamp(0, 1)
     if name not in CHAIN_SCHEDULERS or any(scheduler.config.get(one) for one in _LEVELS_FIRST):
         return times
-    meant = (told == told.round()) & ((times - levels).abs() * process.num_steps < 0.01)
-    return torch.where(meant, levels, times)
+    on_chain = (timesteps == timesteps.round()) & ((times - levels).abs() * process.num_steps < 0.01)
+    return torch.where(on_chain, levels, times)
 
 
 def _ends(process: Process) -> str:
@@ -164,7 +169,7 @@ def _ends(process: Process) -> str:
 
 
 def _sizes(name: str, scheduler: Any) -> list[int]:
-    """How many calls each step has."""
+    """Network evaluations of each step."""
     calls, order = len(scheduler.timesteps), scheduler.order
     if name == "PNDMScheduler":  # three steps of Runge-Kutta first, or one of Heun
         warm = [4, 4, 4] if len(scheduler.prk_timesteps) else [min(2, calls)]
@@ -175,7 +180,7 @@ def _sizes(name: str, scheduler: Any) -> list[int]:
 class _KeyedNoise(TorchFunctionMode):
     """While it is entered, torch.randn gives a step's keyed noise: an image's noise is its own, whatever the batch.
 
-    The schedulers draw through diffusers' randn_tensor, which asks torch.randn and nothing else.
+    The schedulers draw through diffusers' randn_tensor, which calls torch.randn and nothing else.
     """
 
     def __init__(self, noise: StepNoise, like: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Any diffusers scheduler as a sampler: the same samples as diffusers' own loop, or an error that says why not."""
+"""diffusers schedulers as samplers: the same samples as diffusers' own loop, or an error with the reason."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dinit.samplers import GRIDS, SAMPLERS, Sampler, Step, TimeGrid
 from dinit.samplers.base import Claims, StepDenoiser, StepNoise
 from dinit.samplers.points import End, GridLike, checked_steps
 
-NAME = "diffusers"  # in the record of a call; not listed, as a sampler of this name needs a scheduler
+NAME = "diffusers"  # in the record of a call; not listed, as a sampler of this name needs a scheduler's class
 _TREE = "DPMSolverSDEScheduler"  # draws from a Brownian tree, by a generator of its own
 KNOWN = tuple(name for name in SCHEDULERS if name != _TREE)
 PREDICTIONS = {"epsilon": Epsilon(), "sample": X0(), "v_prediction": V()}
@@ -28,19 +28,25 @@ _OURS = ("self", "model_output", "timestep", "sample", "generator", "variance_no
 
 
 def sampler_from_diffusers(scheduler: Any, options: Mapping[str, Any] | None = None) -> SchedulerSampler:
-    """The scheduler as a sampler, for `pipe(labels, sampler=..., steps=20)` and any denoiser.
+    """A diffusers scheduler as a sampler, for `pipe(labels, sampler=..., steps=20)` and any denoiser.
 
-    scheduler: of one of diffusers' own classes; its class and config are read, and it is left as it is. options:
-    further arguments of its `step`, such as {"eta": 1.0} for DDIMScheduler. ValueError for a class or a setting
-    that is not covered.
+    Args:
+        scheduler: Of one of diffusers' own classes. Its class and config are read; it is left as it is.
+        options: Further arguments of its `step`, such as {"eta": 1.0} for DDIMScheduler.
+
+    Returns:
+        The sampler, which makes such a scheduler for every run.
+
+    Raises:
+        ValueError: A class or a setting that is not covered; an option that its `step` does not have.
     """
     import diffusers
 
     name = type(scheduler).__name__
     if getattr(diffusers, name, None) is not type(scheduler) or not hasattr(scheduler, "set_timesteps"):
         raise ValueError(
-            f"give an object of one of diffusers' scheduler classes, got {type(scheduler)}: every run makes a "
-            "scheduler again from its class and config, which for other classes may not be all there is to it"
+            f"give an object of one of diffusers' scheduler classes, got {type(scheduler)}: every run makes a new "
+            "scheduler from class and config, which may not be enough for other classes"
         )
     config = {key: _plain(scheduler.config[key]) for key in _arguments(type(scheduler)) if key in scheduler.config}
     if (shift := vars(scheduler).get("_shift", config.get("shift"))) != config.get("shift"):
@@ -54,9 +60,11 @@ def sampler_from_diffusers(scheduler: Any, options: Mapping[str, Any] | None = N
 @GRIDS.register(NAME, listed=False)
 @dataclass(frozen=True)
 class SchedulerGrid(TimeGrid):
-    """The times at which a diffusers scheduler starts its steps, for the samplers of dinit.
+    """The times at which a diffusers scheduler starts its steps, for any sampler. ValueError on another path.
 
-    scheduler: the name of its class. config: what it is made of. ValueError on a path that is not the scheduler's.
+    Args:
+        scheduler: Name of its class in diffusers.
+        config: Its config.
     """
 
     scheduler: str
@@ -69,24 +77,31 @@ class SchedulerGrid(TimeGrid):
 @SAMPLERS.register(NAME, listed=False)
 @dataclass(frozen=True)
 class SchedulerSampler(Sampler):
-    """A diffusers scheduler by class name and config, which every run makes for itself.
+    """A diffusers scheduler as a sampler, by class name and config; every run makes the scheduler for itself.
 
-    A step is all of the scheduler's calls that belong to one of its `num_inference_steps`; the last is the
-    scheduler's too, down to its own final sigma. It starts from the noise that diffusers would scale for it. The
-    posterior mean is handed over as the prediction type that the scheduler expects, and noise comes from the keyed
-    source. The schedule and the prediction type are compared with the denoiser's before the network is asked.
-    scheduler: see KNOWN. options: further arguments of the scheduler's step. ValueError for what is not covered.
+    A step is all of the scheduler's calls that belong to one of its `num_inference_steps`; the last one goes down
+    to its own final sigma. It starts from the noise that diffusers would scale for it. The posterior mean is
+    converted to the prediction type that the scheduler reads, and noise comes from the keyed source. The schedule
+    and the prediction type are compared with the denoiser's before the first network evaluation.
+
+    Args:
+        scheduler: Name of its class in diffusers, one of KNOWN.
+        config: Its config.
+        options: Further arguments of its `step`.
+
+    Raises:
+        ValueError: A class, a setting or an option that is not covered.
     """
 
     scheduler: str
     config: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
-    _trained: Any = field(init=False, repr=False, compare=False, default=None)
-    _plain_step: Any = field(init=False, repr=False, compare=False, default=(1, 0))
+    _trained: tuple[Process, Parameterization] = field(init=False, repr=False, compare=False)
+    _plain_step: tuple[int, int] = field(init=False, repr=False, compare=False, default=(1, 0))
 
     def __post_init__(self) -> None:
         if self.scheduler == _TREE:
-            raise ValueError(f"{_TREE} draws noise that no seed of an image controls: use dinit's 'dpmpp-sde'")
+            raise ValueError(f"{_TREE} draws noise that no image's seed determines: use dinit's 'dpmpp-sde'")
         if self.scheduler not in KNOWN:
             raise ValueError(f"{self.scheduler} is not covered as a sampler (known: {', '.join(KNOWN)})")
         made = build(self.scheduler, self.config)
@@ -113,7 +128,18 @@ class SchedulerSampler(Sampler):
         return SchedulerGrid(self.scheduler, self.config)
 
     def run(self, process: Process, steps: int) -> SchedulerRun:
-        """A fresh run of the scheduler on the process. ValueError for another path than the scheduler's."""
+        """A new run of the scheduler.
+
+        Args:
+            process: The denoiser's path, which has to be the scheduler's.
+            steps: `num_inference_steps`, at least 1.
+
+        Returns:
+            The run, with the times of all its network evaluations.
+
+        Raises:
+            ValueError: Another path than the scheduler's; a number of steps that it does not make.
+        """
         expected, parameterization = self._trained
         check_path(self.scheduler, expected, process)
         return start(self.scheduler, self.config, self.options, process, parameterization, steps)
@@ -209,7 +235,7 @@ class SchedulerSampler(Sampler):
         return len(scheduler.timesteps)
 
     def _rehearse(self) -> tuple[int, int]:
-        """Calls and draws of a plain step, counted on one black pixel: a scheduler that cannot run says so here."""
+        """Calls and draws of a plain step, counted on one black pixel. A scheduler that cannot run fails here."""
         process, parameterization = self._trained
         run = start(
             self.scheduler, self.config, self.options, process, parameterization, min(10, process.num_steps)
@@ -224,7 +250,7 @@ class SchedulerSampler(Sampler):
 
 
 class _Counted:
-    """Zeros for noise, and how many were asked for."""
+    """A noise source of zeros that counts its draws."""
 
     draws = 0
 
@@ -277,7 +303,7 @@ def _parameterization(denoiser: Any) -> Parameterization | None:
 
 
 def same_prediction(one: Parameterization, other: Parameterization, process: Process) -> bool:
-    """Whether the two say the same up to a factor: a velocity on any clock; a score and eps."""
+    """Whether the two differ by a factor alone: a velocity in any time; a score and eps."""
     k = process.scales(torch.linspace(0.1, 0.9, 9, dtype=torch.float64))
     (p, q), (u, v) = one.coefficients(k), other.coefficients(k)
     return bool(((p * v - q * u).abs() <= 1e-6 * torch.hypot(p, q) * torch.hypot(u, v)).all())
@@ -292,7 +318,7 @@ def _arguments(function: Any) -> list[str]:
 
 
 def _plain(value: Any) -> Any:
-    """Arrays and tuples as lists: what a record in JSON gives back."""
+    """Arrays and tuples as lists, as they are read back from JSON."""
     if hasattr(value, "tolist"):
         return value.tolist()
     return list(value) if isinstance(value, tuple) else value

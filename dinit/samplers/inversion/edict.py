@@ -1,4 +1,4 @@
-"""Exact inversion by two coupled states. Wallace et al. 2023 (EDICT)."""
+"""EDICT: exact inversion by two coupled states. Wallace et al. 2023; arXiv:2211.12446."""
 
 from __future__ import annotations
 
@@ -17,16 +17,25 @@ Coupled = tuple[Tensor, Tensor]
 @SAMPLERS.register("edict")
 @dataclass(frozen=True)
 class EDICT(Reversible):
-    """Two states x and y, each moved by DDIM with the network's word on the other, then mixed. Wallace et al. 2023.
+    r"""Exact inversion by EDICT: two states, each moved by DDIM with the other's prediction, then mixed.
+
+    Formula: $x' = a x_t + b\,\varepsilon(y_t),\ y' = a y_t + b\,\varepsilon(x'),\quad x_s = p x' + (1-p) y',\ y_s =
+        p y' + (1-p) x_s$
 
     A step is a chain of affine maps of one state given the other, so each is undone in closed form. Both start from
-    the same x, and x is the sample. The order of x and y is the same at every step.
+    the same x, and x is the sample. The order of x and y is the same at every step. The states are kept in float64,
+    as undoing a damped mode multiplies its rounding errors. Wallace et al. 2023 (EDICT); arXiv:2211.12446.
 
-    network: what one state tells the other. mixing: the paper's p, in (0, 1]. The paper has 'eps', 0.93. With eps
-    a step carries x - y on by alpha_s / alpha_t > 1, which mixing has to damp, by mixing² a step; inversion then
-    raises it by as much. Few steps are lost to the first (on flow and EDM below 50), many to the second. With 'v',
-    which carries it on by at most 1, no mixing is needed and both directions are stable; that is the default. The
-    states are kept in float64, against the rounding that undoing a damped mode multiplies.
+    With 'eps', the paper's, a step multiplies x - y by alpha_s / alpha_t > 1, which mixing has to damp, by mixing²
+    a step, and inversion multiplies by as much. With few steps (below 50 on flow and EDM) the first diverges, with
+    many the second. With 'v' the factor is at most 1: no mixing is needed and both directions are stable.
+
+    Args:
+        mixing: The paper's p, in (0, 1]; 1 is no mixing. The paper has 0.93.
+        network: The prediction of one state that is held fixed while the other is moved: 'v' or 'eps'.
+
+    Raises:
+        ValueError: mixing outside (0, 1]; another prediction.
     """
 
     mixing: float = 1.0

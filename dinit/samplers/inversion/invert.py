@@ -1,12 +1,12 @@
-"""From data to noise: solvers run on increasing times, approximately (DDIM, Runge–Kutta) or exactly (EDICT, BDIA).
+"""Inversion, from data to noise: solvers run on increasing times, approximate (DDIM, Runge–Kutta) or exact.
 
     start = invert("bdia-ddim", denoiser, x0, steps=50, labels=[3])
     again = BDIADDIM().sample(denoiser, start.x, 50, labels=[3], initial_state=start.x, state=start.state,
     end="state")
 
-`again` is x0 up to rounding. It is the state at the grid's last time on both sides: the posterior mean that a run
-ends with otherwise cannot be undone. An exact solver carries more than x (a coupled state, the state before), so a
-run that is to be inverted hands over the state of its last step, and an inversion its own to the run after it:
+`again` is x0 up to rounding. x0 is the state at the grid's last time: the posterior mean that a run ends with
+otherwise cannot be undone. An exact solver (EDICT, BDIA) carries more than x (a coupled state, the state before),
+so the inversion of a run needs the state of its last step, and a run after an inversion that of the inversion:
 
     last = list(EDICT().iterate(denoiser, noise, 50, end="state"))[-1]
     start = invert(EDICT(), denoiser, last.x_s, 50, state=last.state)
@@ -37,15 +37,18 @@ class Reversible(Sampler):
     """A deterministic solver whose `step` also goes up, from t to s > t, as the inverse of its own step down."""
 
 
-# One-step formulas that say nothing about the direction: on increasing times they solve the same ODE.
+# One-step formulas that do not depend on the direction: on increasing times they solve the same ODE.
 EITHER_WAY = (Euler, Heun, Midpoint, Heun3, RK4, FlowEuler)
 
 
 @dataclass(frozen=True)
 class Inversion:
-    """x: the state at the grid's first time, (B, C, H, W), whose standard deviation is that of the prior there.
+    """Noise that `invert` found.
 
-    state: what an exact solver needs besides it to come back. nfe: network evaluations per image.
+    Attributes:
+        x: (B, C, H, W), the state at the grid's first time; its standard deviation is that of the prior there.
+        state: What an exact solver needs besides x to sample the image again, for `Sampler.iterate(state=...)`.
+        nfe: Network evaluations per image.
     """
 
     x: Tensor
@@ -130,7 +133,7 @@ def upward(sampler: Sampler) -> Sampler:
 
 @dataclass
 class _Placed(StepDenoiser):
-    """A denoiser whose guidance is told the step of the sampling run that starts where this one asks first."""
+    """A denoiser whose guidance gets the number that the step has in the sampling run, by its first evaluation."""
 
     places: dict[float, int] = field(default_factory=dict)
 
@@ -143,8 +146,8 @@ class _Placed(StepDenoiser):
 def wide(x: Tensor) -> Tensor:
     """x in float64, where the device has it.
 
-    Undoing a damped mode multiplies its rounding errors at every step. Kept in float64 they stay below what
-    float32 can tell, while the network sees float32.
+    Undoing a damped mode multiplies its rounding errors at every step. In float64 they stay below the resolution of
+    float32, in which the network is evaluated.
     """
     return x if x.device.type == "mps" else x.double()
 
@@ -152,12 +155,20 @@ def wide(x: Tensor) -> Tensor:
 @SAMPLERS.register("ddim-inverse", special_case_of="ddim")
 @dataclass(frozen=True)
 class DDIMInverse(Reversible):
-    """DDIM without noise, in either direction. Song et al. 2021, Section 4.3.
+    r"""DDIM without noise, in either direction. Song et al. 2021 (DDIM), Section 4.3; arXiv:2010.02502.
+
+    Formula: $x_s = \alpha_s x_0 + \sigma_s \varepsilon,\quad s < t \text{ or } s > t$
 
     Down it is 'ddim'. Up it is the same formula between the same times, which is not the inverse of the step down:
-    the error of a round trip is of first order. iterations: evaluations spent on each step up to solve for the
-    state that the step down does come from, by fixed-point iteration; 0 is the plain step. Pan et al. 2023 (AIDI).
-    It converges where the steps are short. ValueError for a negative number.
+    the error of a round trip is of first order.
+
+    Args:
+        iterations: Evaluations spent on each step up to solve for the state that the step down comes from, by
+            fixed-point iteration, as Pan et al. 2023 (AIDI); it converges where the steps are short. 0 is the plain
+            step.
+
+    Raises:
+        ValueError: A negative number of iterations.
     """
 
     iterations: int = 0
@@ -184,11 +195,12 @@ class DDIMInverse(Reversible):
 
 
 def split(d: Denoised, t: Scales, s: Scales, network: Literal["eps", "v"]) -> tuple[Tensor, Tensor]:
-    """DDIM's step from t down to s as carry x_t + push, where the push holds the network: (carry, push).
+    """DDIM's step from t down to s as carry x_t + push, with the network in the push: (carry, push).
 
-    network: what is held fixed while x_t is carried on. 'eps' gives Song et al. 2021, Eq. 13, whose carry
-    alpha_s / alpha_t is at least 1, and infinite from alpha = 0: there 'v' takes its place. 'v' gives a rotation on
-    variance-preserving paths, and no carry above 1 there.
+    network: the prediction that is held fixed while x_t is moved. 'eps' gives Song et al. 2021 (DDIM), Eq. 13,
+        whose
+    carry alpha_s / alpha_t is at least 1, and infinite from alpha = 0: there 'v' takes its place. 'v' gives a
+    rotation on variance-preserving paths, and no carry above 1 there.
     """
     if network == "eps" and t.floats.alpha > 0:
         carry = s.alpha / t.alpha

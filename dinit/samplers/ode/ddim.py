@@ -1,9 +1,8 @@
-"""DDIM and its stochastic family. Song et al. 2021 (Denoising Diffusion Implicit Models)."""
+"""DDIM and its stochastic family. Song et al. 2021 (DDIM)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
@@ -17,9 +16,12 @@ def transition_variance(t: Scales, s: Scales) -> Tensor:
 
 
 def ancestral_std(t: Scales, s: Scales, eta: float) -> Tensor:
-    """Standard deviation of the noise put back from t to s < t. Song et al. 2021 (DDIM), Eq. 16.
+    """Standard deviation of the noise put back from t to s < t, in units of x. Song et al. 2021 (DDIM), Eq. 16.
 
-    eta: 0 is deterministic DDIM, 1 is DDPM. In units of x.
+    Args:
+        t: Scales of the step's start.
+        s: Scales of its end.
+        eta: In [0, 1]: 0 is deterministic DDIM, 1 is DDPM.
     """
     return eta * s.sigma / t.sigma * transition_variance(t, s).sqrt()
 
@@ -27,7 +29,17 @@ def ancestral_std(t: Scales, s: Scales, eta: float) -> Tensor:
 @SAMPLERS.register("ddim")
 @dataclass(frozen=True)
 class DDIM(Sampler):
-    """DDIM with eta from 0 (deterministic) to 1 (DDPM), first order. Song et al. 2021, Eq. 12."""
+    r"""DDIM, first order, from deterministic to DDPM's noise. Song et al. 2021 (DDIM), Eq. 12; arXiv:2010.02502.
+
+    Formula: $x_s = \alpha_s x_0 + \sqrt{\sigma_s^2 - \varsigma^2}\,\varepsilon + \varsigma z,\quad \varsigma^2 =
+        \eta^2 \frac{\sigma_s^2}{\sigma_t^2}\left(\sigma_t^2 - \frac{\alpha_t^2}{\alpha_s^2}\sigma_s^2\right)$
+
+    Args:
+        eta: Share of the noise of the reverse process, in [0, 1]: 0 is deterministic DDIM, 1 is DDPM.
+
+    Raises:
+        ValueError: eta outside [0, 1].
+    """
 
     eta: float = 0.0
 
@@ -39,8 +51,8 @@ class DDIM(Sampler):
         return Claims(draws_per_step=int(self.eta > 0), supported_outputs=frozenset({"renoise_eps"}))
 
     def step(
-        self, denoise: StepDenoiser, x_t: Tensor, t: Scales, s: Scales, state: Any, noise: StepNoise
-    ) -> tuple[Tensor, Any]:
+        self, denoise: StepDenoiser, x_t: Tensor, t: Scales, s: Scales, state: None, noise: StepNoise
+    ) -> tuple[Tensor, None]:
         d = denoise(x_t, t)
         std = ancestral_std(t, s, self.eta)
         x_s = s.alpha * d.x0 + (s.sigma**2 - std**2).sqrt() * d.eps

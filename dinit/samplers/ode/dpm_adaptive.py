@@ -18,10 +18,12 @@ FLOOR = 1e-8  # of an error, so that its inverse is finite
 
 
 class Controller(NamedTuple):
-    """What one step hands to the next, for every sample.
+    """State of the step-size controller, for every sample.
 
-    size: (B,), of the step to try, in half the log-SNR. inverse: 1 / error of the last two accepted steps, the
-    latest first, each (B,); not a number where there is none. low: the lower-order solution at the present state.
+    Attributes:
+        size: (B,), of the step to try, in half the log-SNR.
+        inverse: 1 / error of the last two accepted steps, the latest first, each (B,); NaN where there is none.
+        low: (B, C, H, W), the lower-order solution at the present state.
     """
 
     size: Tensor
@@ -32,7 +34,10 @@ class Controller(NamedTuple):
 @SAMPLERS.register("dpm-adaptive", aliases=("k-dpm-adaptive",))
 @dataclass(frozen=True)
 class DPMAdaptive(Sampler):
-    """DPM-Solver-12 or -23, whose steps follow their own error. Lu et al. 2022 (DPM-Solver), Appendix C.
+    r"""DPM-Solver-12 or -23 with adaptive steps. Lu et al. 2022 (DPM-Solver), Appendix C; arXiv:2206.00927.
+
+    Formula: $x_s^{(2)},\, x_s^{(3)} \text{ of DPM-Solver-2 and -3},\quad E = \left\|\frac{x_s^{(3)} -
+        x_s^{(2)}}{\max(a,\, r\,|x|)}\right\|,\quad h \leftarrow h\,(1 + \arctan(E^{-1/3} - 1))$
 
     A step in half the log-SNR is taken by the pair's two solvers from the same evaluations. Their difference over
     max(atol, rtol max(|x_low|, |x_low before|)), as root mean square over the sample, is its error E. A controller
@@ -40,13 +45,25 @@ class DPMAdaptive(Sampler):
     controller where `proportional` or `derivative` is not 0, and softly limited (Söderlind & Wang 2006). A step is
     accepted where the factor is at least `accept`, and the next is longer by the factor. Defaults: k-diffusion's.
 
-    Between two grid times it takes as many steps as the tolerances ask for; with a grid of two times it is free
-    between them. Every sample has steps of its own, where k-diffusion has one size for a batch, so that an image
-    does not depend on its neighbours; the batch is evaluated until its slowest arrives. A step from alpha = 0
-    starts with DDIM's to t = 0.999.
-    solver: 12 or 23, the orders of the pair. first: size of the first step to try. nfe_per_step is the least, and
-    a trial's cost; the steps tell the truth. ValueError for settings out of range or a run that ends at sigma = 0,
-    where the log-SNR is infinite; RuntimeError where the tolerances cannot be met.
+    Between two grid times it takes as many steps as the tolerances need; a grid of two times leaves it free between
+    them. Every sample has steps of its own, where k-diffusion has one size for a batch, so that an image does not
+    depend on its neighbours; the batch is evaluated until its slowest sample arrives. A run from alpha = 0 begins
+    with a step of DDIM to t = 0.999. The claimed NFE a step is that of one trial, a lower bound; `Step.nfe` counts.
+    A run that ends at sigma = 0, where the log-SNR is infinite, is refused with a ValueError; tolerances that
+    cannot be met end it with a RuntimeError.
+
+    Args:
+        solver: 12 or 23, the orders of the pair.
+        rtol: Relative tolerance, positive.
+        atol: Absolute tolerance, positive, in units of x.
+        first: Size of the first step to try, positive, in half the log-SNR.
+        proportional: Coefficient of the controller's proportional term.
+        integral: Coefficient of its integral term.
+        derivative: Coefficient of its derivative term. The three sum to more than 0.
+        accept: The smallest factor of an accepted step, in (0, 1).
+
+    Raises:
+        ValueError: A setting out of its range.
     """
 
     solver: Literal[12, 23] = 23
@@ -167,7 +184,7 @@ class DPMAdaptive(Sampler):
         raw = inverse ** (p + i + d) * before ** -(p + 2 * d) * earlier**d
         factor = (1 + torch.atan(raw - 1)).nan_to_num(0.5)
         accepted = moving & (factor >= self.accept) & raw.isfinite()
-        # A step cut short by the grid says nothing against the size that was to be tried.
+        # A step that the grid cut short is no reason to shorten the next one.
         grown = torch.where(size < control.size, (size * factor).maximum(control.size), size * factor)
         tried = torch.where(accepted, grown, size * factor)
         return Controller(

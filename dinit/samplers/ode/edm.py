@@ -1,15 +1,16 @@
 """Solvers in the noise level sigma / alpha, with churn. Karras et al. 2022, Algorithms 2 and 3, on any path.
 
-On x / alpha the probability-flow ODE is dy/du = eps in the noise level u, which is EDM's dx/dsigma. Where alpha is
-0 at the first time, u is infinite there and that one step is taken along the straight path (see ode_variables).
-'euler' and 'heun' step in t, which is the same on EDM's process alone.
+With y = x / alpha the probability-flow ODE is dy/du = eps in the noise level u, which is EDM's dx/dsigma. Where
+alpha is 0 at the first time, u is infinite there and that one step is taken along the straight path (see
+ode_variables). 'euler' and 'heun' step in t, which is the same on EDM's process alone.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -23,12 +24,19 @@ from dinit.samplers.multistep.ode_variables import NOISE_LEVEL, STRAIGHT, TIME, 
 
 @dataclass(frozen=True)
 class Churned(Sampler):
-    """What the solvers of this file share: noise is raised first, then one deterministic step is taken.
+    """A step with churn: noise is added, then one deterministic step is taken. Karras et al. 2022, Algorithm 2.
 
-    s_churn: how much, over all steps; 0 is deterministic. A level u in [s_tmin, s_tmax] is raised to u (1 + gamma)
-    with gamma = s_churn / steps, at most sqrt(2) - 1, and never above the denoiser's noisiest time. s_noise: a
-    factor on the noise put in. Karras et al. 2022, Algorithm 2, whose step is followed by `_move`.
-    ValueError for a negative s_churn or s_noise, or an empty interval.
+    A noise level u in [s_tmin, s_tmax] is raised to u (1 + gamma), gamma = min(s_churn / steps, sqrt(2) - 1), and
+    never above the denoiser's noisiest time. Subclasses give the deterministic step.
+
+    Args:
+        s_churn: How much noise is added over all steps, at least 0; 0 is deterministic.
+        s_tmin: The least noise level sigma / alpha at which noise is added.
+        s_tmax: The largest one.
+        s_noise: A factor on the standard deviation of the added noise, at least 0.
+
+    Raises:
+        ValueError: A negative or infinite s_churn or s_noise; s_tmin > s_tmax.
     """
 
     s_churn: float = 0.0
@@ -76,8 +84,8 @@ class Churned(Sampler):
         raise NotImplementedError
 
     def step(
-        self, denoise: StepDenoiser, x_t: Tensor, t: Scales, s: Scales, state: Any, noise: StepNoise
-    ) -> tuple[Tensor, Any]:
+        self, denoise: StepDenoiser, x_t: Tensor, t: Scales, s: Scales, state: None, noise: StepNoise
+    ) -> tuple[Tensor, None]:
         raised, *nodes = denoise.inner
         if raised.floats.time > t.floats.time:
             added = (raised.noise_level**2 - t.noise_level**2).sqrt()
@@ -93,7 +101,13 @@ def _euler(ode: ODEVariable, x_t: Tensor, slope: Tensor, t: Scales, s: Scales) -
 @SAMPLERS.register("edm-euler", aliases=("k-euler",), special_case_of="ddim")
 @dataclass(frozen=True)
 class EDMEuler(Churned):
-    """Euler in the noise level, with churn; without it, this is DDIM. Karras et al. 2022, Algorithm 2 cut short."""
+    r"""Euler in the noise level, with churn; without churn it is DDIM. Options of the churn are those of EDMHeun.
+
+    Formula: $y_s = \hat y + (u_s - \hat u)\,\varepsilon(\hat y, \hat u),\quad \hat y = y_t + \sqrt{\hat u^2 -
+        u_t^2}\, z,\ \hat u = (1+\gamma) u_t$
+
+    Karras et al. 2022, Algorithm 2 without its second-order correction; arXiv:2206.00364.
+    """
 
     def _move(self, denoise: StepDenoiser, x_t: Tensor, t: Scales, s: Scales, nodes: tuple[Scales, ...]) -> Tensor:
         d = denoise(x_t, t)
@@ -104,12 +118,25 @@ class EDMEuler(Churned):
 @SAMPLERS.register("edm-heun", aliases=("edm", "k-heun"))
 @dataclass(frozen=True)
 class EDMHeun(Churned):
-    """EDM's stochastic sampler: churn, then Heun in the noise level, 2 NFE a step. Karras et al. 2022, Algorithm 2.
+    r"""EDM's stochastic sampler: churn, then Heun in the noise level, 2 NFE. Karras et al. 2022, Algorithm 2.
 
-    alpha: where the second evaluation stands, as a fraction of the step in (0, 1]: 1 is Heun, 1/2 the midpoint,
-    2/3 Ralston (Algorithm 3). variable: what the step is even in: 'noise-level', or 't', the process's own time
-    with its own scaling, as EDM's ablations of published samplers have it.
-    A step onto sigma = 0 is Euler's, 1 NFE.
+    Formula: $y_s = y_t + \tfrac{1}{2}(u_s - u_t)\left(\varepsilon(y_t, u_t) + \varepsilon(y_t + (u_s -
+        u_t)\,\varepsilon(y_t, u_t),\, u_s)\right)\text{, from } \hat u = (1 + \gamma) u_t$
+
+    A step onto sigma = 0 is Euler's, 1 NFE. Source: arXiv:2206.00364; alpha is that of Algorithm 3.
+
+    Args:
+        s_churn: How much noise is added over all steps, at least 0; 0 is deterministic.
+        s_tmin: The least noise level sigma / alpha at which noise is added.
+        s_tmax: The largest one.
+        s_noise: A factor on the standard deviation of the added noise, at least 0.
+        alpha: Where the second evaluation is, as a fraction of the step in (0, 1]: 1 is Heun, 1/2 the midpoint,
+            2/3 Ralston.
+        variable: What the step is taken in: 'noise-level', or 't', the process's own time with its own scaling, as
+            in EDM's ablations of published samplers.
+
+    Raises:
+        ValueError: alpha outside (0, 1]; another variable; and as for the churn.
     """
 
     alpha: float = 1.0
@@ -130,9 +157,7 @@ class EDMHeun(Churned):
     def _nodes(self, denoiser: Denoiser, start: Scales, s: Scales) -> list[Tensor]:
         if self.variable == "t" or self.alpha == 1:
             return [TIME.between(denoiser.process, start, s, self.alpha)]
-        return [
-            _in_noise_level(denoiser, start, s, lambda ode: ode.between(denoiser.process, start, s, self.alpha))
-        ]
+        return [_in_noise_level(start, s, lambda ode: ode.between(denoiser.process, start, s, self.alpha))]
 
     def _move(self, denoise: StepDenoiser, x_t: Tensor, t: Scales, s: Scales, nodes: tuple[Scales, ...]) -> Tensor:
         ode = TIME if self.variable == "t" else noise_level_or_straight(t)
@@ -148,9 +173,12 @@ class EDMHeun(Churned):
 @SAMPLERS.register("dpm-2", aliases=("k-dpm-2",), special_case_of="dpm-solver-2")
 @dataclass(frozen=True)
 class DPM2(Churned):
-    """Midpoint in the noise level, taken at the geometric mean of both ends, 2 NFE a step.
+    r"""Midpoint in the noise level, at the geometric mean of both ends, 2 NFE a step. Options are those of EDMHeun.
 
-    KDPM2 of diffusers and k-diffusion's dpm_2, after DPM-Solver-2 (Lu et al. 2022) and Algorithm 2 of Karras et
+    Formula: $y_s = y_t + (u_s - u_t)\,\varepsilon(y_m, u_m),\quad u_m = \sqrt{u_t u_s},\ y_m = y_t + (u_m -
+        u_t)\,\varepsilon(y_t, u_t)$
+
+    KDPM2 of diffusers and dpm_2 of k-diffusion, after DPM-Solver-2 (Lu et al. 2022) and Algorithm 2 of Karras et
     al. 2022. A step onto sigma = 0 is Euler's, 1 NFE.
     """
 
@@ -161,12 +189,13 @@ class DPM2(Churned):
 
     def _nodes(self, denoiser: Denoiser, start: Scales, s: Scales) -> list[Tensor]:
         process = denoiser.process
-        middle = lambda ode: (  # noqa: E731
-            ode.between(process, start, s, 0.5)
-            if ode is STRAIGHT
-            else process.time_of((start.log_snr + s.log_snr) / 2)
-        )
-        return [_in_noise_level(denoiser, start, s, middle)]
+
+        def middle(ode: ODEVariable) -> Tensor:
+            if ode is STRAIGHT:
+                return ode.between(process, start, s, 0.5)
+            return process.time_of((start.log_snr + s.log_snr) / 2)
+
+        return [_in_noise_level(start, s, middle)]
 
     def _move(self, denoise: StepDenoiser, x_t: Tensor, t: Scales, s: Scales, nodes: tuple[Scales, ...]) -> Tensor:
         ode = noise_level_or_straight(t)
@@ -177,7 +206,7 @@ class DPM2(Churned):
         return _euler(ode, x_t, ode.slope(denoise(_euler(ode, x_t, slope, t, middle), middle)), t, s)
 
 
-def _in_noise_level(denoiser: Denoiser, start: Scales, s: Scales, time: Any) -> Tensor:
-    """(N,) times in each step's variable; s, unused, where the step is Euler's onto sigma = 0."""
+def _in_noise_level(start: Scales, s: Scales, time: Callable[[ODEVariable], Tensor]) -> Tensor:
+    """(N,) times, by each step's variable; the time of s, unused, where the step is Euler's onto sigma = 0."""
     inside = torch.where(s.sigma == 0, s.time, time(NOISE_LEVEL))
     return torch.where(start.alpha == 0, torch.where(s.sigma == 0, s.time, time(STRAIGHT)), inside)

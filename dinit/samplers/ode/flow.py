@@ -1,8 +1,8 @@
 """Solvers along the straight path of flow matching, in u = sigma / (alpha + sigma).
 
 Every path is the straight one after division by alpha + sigma, so they run on any process. On linear flow u is
-sigma and the state is not rescaled: these are the solvers that flow matching takes in sigma, whatever the resolution
-shift, where 'euler', 'heun' and 'midpoint' step in t (the same without a shift).
+sigma and the state is not rescaled: these are the solvers that flow matching takes in sigma, whatever the
+resolution shift, where 'euler', 'heun' and 'midpoint' step in t (the same without a shift).
 """
 
 from __future__ import annotations

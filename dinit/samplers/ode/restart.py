@@ -19,10 +19,16 @@ from dinit.samplers.ode.runge_kutta import TRAPEZOID, runge_kutta_step
 
 @dataclass(frozen=True)
 class Interval:
-    """One restart interval, in noise levels sigma / alpha.
+    """A restart interval, in noise levels sigma / alpha.
 
-    low, high: its ends, 0 < low < high. steps: noise levels of the way back down, low's included, at least 2.
-    repeats: how often it is gone through, at least 1 (the paper's K). ValueError for other numbers.
+    Args:
+        low: Its lower end, 0 < low < high.
+        high: Its upper end.
+        steps: Noise levels from high back down to low, both included, at least 2.
+        repeats: How often the interval is gone through, at least 1; the paper's K.
+
+    Raises:
+        ValueError: A number out of its range.
     """
 
     low: float
@@ -54,14 +60,24 @@ class Interval:
 @SAMPLERS.register("restart")
 @dataclass(frozen=True)
 class Restart(Sampler):
-    """EDM's Heun that, once a noise interval is crossed, adds noise back to its top and solves down again.
+    r"""EDM's Heun that, once a noise interval is crossed, adds noise up to its top and solves down again.
 
-    Xu et al. 2023, Algorithm 1. The added noise contracts the errors gathered so far, the few steps keep the
-    discretisation error small. An interval is restarted when the grid first steps to or past its lower end, from
-    the time reached there; a grid that stays above it never restarts. The state is x / alpha, on any path.
+    Formula: $y_s = y_t + \tfrac{1}{2}(u_s - u_t)\left(\varepsilon(y_t, u_t) + \varepsilon(y_t + (u_s -
+        u_t)\,\varepsilon(y_t, u_t),\, u_s)\right);\quad \text{then } y \leftarrow y + \sqrt{u_{max}^2 -
+        u_{min}^2}\, z \text{ and down again}$
 
-    intervals: from high to low; the default is the paper's for CIFAR-10. s_noise: a factor on the added noise.
-    ValueError for no interval, a negative s_noise, or a run that starts below an interval's top.
+    Xu et al. 2023 (Restart), Algorithm 1; arXiv:2306.14878. The added noise contracts the errors made so far, and
+    the few steps keep the discretisation error small. An interval is restarted when the grid first steps to or past
+    its lower end, from the time reached there; a grid that stays above it never restarts. A run that starts below
+    an interval's top is refused with a ValueError.
+
+    Args:
+        intervals: Restart intervals, from high to low noise; the default is the paper's for CIFAR-10.
+        s_noise: A factor on the standard deviation of the added noise, at least 0.
+        rho: Spacing of the noise levels within an interval, as in Karras's grid; positive.
+
+    Raises:
+        ValueError: No interval; a negative s_noise; rho that is not positive.
     """
 
     intervals: tuple[Interval, ...] = (Interval(0.06, 0.30, steps=3, repeats=2),)

@@ -1,6 +1,6 @@
-"""The adaptive solver: step sizes chosen by an error estimate. Dormand & Prince 1980; Hairer et al. 1993.
+"""RK45: Runge–Kutta with step sizes chosen by an error estimate. Dormand & Prince 1980; Hairer et al. 1993.
 
-It is the one kind of sampler that reads a number back to the host at every trial step.
+Adaptive samplers alone read a number back to the host at every trial step.
 """
 
 from __future__ import annotations
@@ -37,7 +37,12 @@ SMALLEST, MOST_TRIALS = 1e-10, 2000  # shorter steps, or more between two grid t
 
 
 class Controller(NamedTuple):
-    """What one step hands to the next, for every sample: the size to try, and the last accepted error; (B,)."""
+    """State of the step-size controller, for every sample.
+
+    Attributes:
+        size: (B,), of the step to try, in t.
+        error: (B,), of the last accepted step, over the tolerance.
+    """
 
     size: Tensor
     error: Tensor
@@ -46,17 +51,28 @@ class Controller(NamedTuple):
 @SAMPLERS.register("rk45", aliases=("dopri5", "dormand-prince"))
 @dataclass(frozen=True)
 class RK45(Sampler):
-    """Dormand–Prince 5(4) on the probability-flow ODE in t, with adaptive steps. Song et al. 2021, Section 4.3.
+    r"""Dormand–Prince 5(4) on the probability-flow ODE in t, with adaptive steps. Song et al. 2021 (score SDE).
 
-    Between two grid times it takes as many steps as the tolerances ask for, and never evaluates outside them;
-    with a grid of two times the solver is free between them. Every sample has step sizes of its own, so that an
-    image does not depend on its batch: a trial is accepted where the root mean square over the sample of
-    error / (atol + rtol max(|x_t|, |x_s|)) is at most 1, and a PI controller chooses the next size. The batch is
-    evaluated until its slowest sample arrives. That is why no library stands behind it: torchdiffeq has one step
-    size for the whole batch, and its dopri5 asks the network beyond the last time and interpolates back.
-    order: what single steps between the times of a fine grid show. nfe is the least; the steps tell the truth.
-    Evaluations are 6 a trial and 1 for each grid interval. The default tolerances are score_sde's.
-    ValueError for tolerances that are not positive, RuntimeError where they cannot be met.
+    Formula: $x_s = x_t + \sum_n h_n \sum_i b_i v_{n,i},\quad h_n \text{ from the error } h_n \left\|\sum_i (b_i -
+        b_i^*) v_{n,i}\right\|$
+
+    Between two grid times it takes as many steps as the tolerances need, and never evaluates outside them; a grid
+    of two times leaves it free between them. A trial is accepted where the root mean square over the sample of
+    error / (atol + rtol max(|x_t|, |x_s|)) is at most 1, and a PI controller chooses the next size. Every sample
+    has step sizes of its own, so that an image does not depend on its batch, and no evaluation is made beyond the
+    last time; torchdiffeq's dopri5 has one size for the batch, evaluates beyond it and interpolates back. The batch
+    is evaluated until its slowest sample arrives.
+
+    Evaluations are 6 a trial and 1 a grid interval. The claimed NFE a step is a lower bound; `Step.nfe` counts. The
+    claimed order is that of single steps between the times of a fine grid. Tolerances that cannot be met end the
+    run with a RuntimeError. Source: arXiv:2011.13456, Section 4.3, whose tolerances are the defaults.
+
+    Args:
+        rtol: Relative tolerance, positive.
+        atol: Absolute tolerance, positive, in units of x.
+
+    Raises:
+        ValueError: A tolerance that is not positive.
     """
 
     rtol: float = 1e-5
@@ -115,10 +131,10 @@ class RK45(Sampler):
 
 
 def _next(control: Controller, size: Tensor, error: Tensor, accepted: Tensor, rejected: Tensor) -> Controller:
-    """The sizes to try after steps of `size`. rejected: samples whose trial before this one was refused."""
+    """The sizes to try after steps of `size`. rejected: samples whose trial before this one was rejected."""
     factor = SAFETY * error.clamp(min=1e-10) ** -INTEGRAL * control.error**PROPORTIONAL
     grown = size * torch.where(rejected, factor.clamp(SLOWEST, 1.0), factor.clamp(SLOWEST, FASTEST))
-    # A step cut short by the grid says nothing against the size that was to be tried.
+    # A step that the grid cut short is no reason to shorten the next one.
     grown = torch.where(size < control.size, torch.maximum(grown, control.size), grown)
     shrunk = size * (SAFETY * error**-0.2).nan_to_num(0.0).clamp(min=SLOWEST)
     last = torch.where(accepted, error.clamp(min=1e-4), control.error)
