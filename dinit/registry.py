@@ -14,8 +14,9 @@ from typing import Any, Generic, TypeVar
 from dinit._deprecate import warn_once
 from dinit.specs import parse_spec
 
-T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 Entry = TypeVar("Entry")
+Made = TypeVar("Made")
 
 RENAMED_SINCE = "0.1"  # the version whose calls and files still read the old names of `renamed_options`
 
@@ -28,6 +29,42 @@ def suggest(name: str, known: list[str]) -> str:
     return f"{hint} (known: {', '.join(known)})"
 
 
+def construct(entry: Callable[..., Made], label: str, options: Mapping[str, Any]) -> Made:
+    """The object of a class or function with these options, or an error that names what it accepts.
+
+    Args:
+        entry: A class or a function.
+        label: What messages call it, as "sampler 'ddim'".
+        options: Its keyword arguments.
+
+    Returns:
+        What `entry` returns.
+
+    Raises:
+        ValueError: An option that it does not have; one that it needs and that is missing; one of a wrong type.
+    """
+    parameters = inspect.signature(entry).parameters
+    for option in options:
+        if option not in parameters:
+            known = suggest(option, list(parameters)) if parameters else "; it takes none"
+            raise ValueError(f"{label} has no option {option!r}{known}")
+    missing = [name for name, one in parameters.items() if one.default is one.empty and name not in options]
+    if missing:
+        raise ValueError(f"{label} needs a value for {', '.join(missing)}")
+    try:
+        return entry(**options)
+    except TypeError as error:  # an option of a wrong type: "'<' not supported between instances of ..."
+        given = ", ".join(f"{option}={value!r}" for option, value in options.items())
+        accepted = ", ".join(f"{option}: {_annotation(parameters[option])}" for option in options)
+        raise ValueError(f"{label} cannot be made with {given}: it takes {accepted} ({error})") from error
+
+
+def _annotation(parameter: inspect.Parameter) -> str:
+    if parameter.annotation is parameter.empty:
+        return "any value"
+    return str(parameter.annotation) if isinstance(parameter.annotation, str) else parameter.annotation.__name__
+
+
 class UnknownName(KeyError, ValueError):
     """A name that no registry entry has. Its message names the nearest entry and lists all."""
 
@@ -35,7 +72,7 @@ class UnknownName(KeyError, ValueError):
         return str(self.args[0])
 
 
-class Registry(Generic[T]):
+class Registry(Generic[T_co]):
     """Mapping from public names to classes (or functions).
 
     A name is found whatever its case and its `-`, `_`, spaces and other punctuation, with `++` for `pp`: 'DDIM',
@@ -58,13 +95,13 @@ class Registry(Generic[T]):
         kind: str,
         package: str,
         subfolders: bool = True,
-        advise: Callable[[Registry[T], str], str | None] | None = None,
+        advise: Callable[[Registry[T_co], str], str | None] | None = None,
     ) -> None:
         self.kind = kind
         self._package = package
         self._walk = pkgutil.walk_packages if subfolders else pkgutil.iter_modules
         self._advise = advise
-        self._entries: dict[str, T] = {}
+        self._entries: dict[str, T_co] = {}
         self._known: dict[str, tuple[str, Mapping[str, Any]]] = {}  # key of a name or alias -> (name, its options)
         self._special: dict[str, str] = {}
         self._unlisted: set[str] = set()
@@ -138,7 +175,7 @@ class Registry(Generic[T]):
             return False
         return True
 
-    def __getitem__(self, name: str) -> T:
+    def __getitem__(self, name: str) -> T_co:
         """The entry.
 
         Raises:
@@ -170,7 +207,7 @@ class Registry(Generic[T]):
                 raise UnknownName(f"unknown {self.kind} {name!r}: {advice}")
         raise UnknownName(f"unknown {self.kind} {name!r}{suggest(str(name), self.names())}")
 
-    def create(self, spec: Any, **options: Any) -> Any:
+    def create(self: Registry[Callable[..., Made]], spec: Made | str | Mapping[str, Any], **options: Any) -> Made:
         """An instance from its description.
 
         Args:
@@ -203,20 +240,7 @@ class Registry(Generic[T]):
         found, defaults = self.resolve(name)
         entry: Any = self._entries[found]
         given = {**defaults, **self.current_options(found, {**given, **options})}
-        parameters = inspect.signature(entry).parameters
-        accepted = list(parameters)
-        for option in given:
-            if option not in accepted:
-                known = suggest(option, accepted) if accepted else "; it takes none"
-                raise ValueError(f"{self.kind} {name!r} has no option {option!r}{known}")
-        missing = [n for n, p in parameters.items() if p.default is p.empty and n not in given]
-        if missing:
-            raise ValueError(f"{self.kind} {name!r} needs a value for {', '.join(missing)}")
-        try:
-            return entry(**given)
-        except TypeError as error:  # an option of a wrong type: "'<' not supported between instances of ..."
-            shown = ", ".join(f"{option}={value!r}" for option, value in given.items())
-            raise ValueError(f"{self.kind} {name!r} cannot be made with {shown}: {error}") from error
+        return construct(entry, f"{self.kind} {name!r}", given)
 
     def current_options(self, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
         """The options under the names that the entry has today; a DeprecationWarning for each old one.

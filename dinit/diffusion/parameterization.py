@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -24,6 +24,8 @@ Pair = tuple[Tensor, Tensor]
 
 class Parameterization(ABC):
     """Meaning of a network's output, (p, q), at the scales of a time, with its input scale and time input."""
+
+    registry_name: ClassVar[str]  # of a registered class
 
     @abstractmethod
     def coefficients(self, k: Scales) -> Pair:
@@ -98,7 +100,7 @@ class Parameterization(ABC):
     def to_config(self) -> dict[str, Any]:
         """A mapping of plain values that `PARAMETERIZATIONS.create` turns back into this object."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
-        return {"name": self.registry_name, **fields}  # type: ignore[attr-defined]
+        return {"name": self.registry_name, **fields}
 
 
 @PARAMETERIZATIONS.register("epsilon", aliases=("eps", "noise"))

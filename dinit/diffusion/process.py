@@ -6,7 +6,7 @@ import dataclasses
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -92,6 +92,8 @@ class Process(ABC):
     tensors of that shape. alpha falls and sigma rises with t, so the log-SNR falls strictly.
     """
 
+    registry_name: ClassVar[str]  # of a registered class
+
     @abstractmethod
     def scales(self, t: Tensor | float) -> Scales:
         """alpha, sigma and their time derivatives at t. Derivatives may be infinite at t = 0 (VP: sigma ~ √t)."""
@@ -138,7 +140,7 @@ class Process(ABC):
     def to_config(self) -> dict[str, Any]:
         """A mapping of plain values that `PROCESSES.create` turns back into this process."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
-        return {"name": self.registry_name, **fields}  # type: ignore[attr-defined]
+        return {"name": self.registry_name, **fields}
 
 
 def as_time(t: Tensor | float) -> Tensor:

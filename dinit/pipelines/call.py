@@ -1,15 +1,15 @@
-"""One call of a pipeline, validated whole: what a manifest records and a replay repeats."""
+"""Call of a pipeline, validated: what a manifest records and a replay repeats."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from numbers import Real
-from typing import Any, Final, TypedDict
+from typing import Any, Final, TypedDict, TypeVar
 
 import torch
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
@@ -39,6 +39,7 @@ class Default(Enum):
 DEFAULT: Final = Default.DEFAULT
 """Stands for the pipeline's own default in `guidance=`, where None is no guidance."""
 
+Part = TypeVar("Part")
 Label = int | str | None
 Labels = Label | Sequence[Label] | Tensor
 SamplerLike = Sampler | SchedulerMixin | str | Mapping[str, Any]
@@ -72,10 +73,19 @@ class CallOptions(SamplingOptions, total=False):
 
 @dataclass(frozen=True)
 class Call:
-    """Everything that decides the images of a call, beside the pipeline.
+    """Everything that decides the images of a call, besides the pipeline.
 
-    labels: one an image, None is the null class. keys: (seed, image index), one an image; see NoiseSource.
-    guidance: applied in order, the last is the outermost. batch_size: changes speed, not images.
+    Args:
+        labels: One an image, at least one; None is the null class.
+        keys: (seed, image index), one an image; see NoiseSource.
+        sampler: Of the images.
+        steps: Sampling steps, at least 1.
+        grid: Where they fall.
+        guidance: Applied in order, the last is the outermost.
+        batch_size: Images in one network evaluation at most, at least 1; images do not depend on it.
+
+    Raises:
+        ValueError: No labels; another number of keys than labels.
     """
 
     labels: tuple[int | None, ...]
@@ -93,7 +103,7 @@ class Call:
             raise ValueError("nothing to generate: give at least one label")
 
     def batches(self) -> list[Call]:
-        """The same call cut into calls of at most batch_size images."""
+        """The same call, cut into calls of at most batch_size images each."""
         starts = range(0, len(self.labels), self.batch_size)
         cuts = [slice(start, start + self.batch_size) for start in starts]
         return [dataclasses.replace(self, labels=self.labels[c], keys=self.keys[c]) for c in cuts]
@@ -112,7 +122,17 @@ class Call:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Call:
-        """The call that `to_config` wrote. ValueError where a value is missing or of the wrong kind."""
+        """The call that `to_config` wrote.
+
+        Args:
+            config: Plain values, with the keys of `to_config`.
+
+        Returns:
+            The call, with its sampler, grid and guidance made from the registries.
+
+        Raises:
+            ValueError: A value that is missing or of a wrong type; a name or an option that is not registered.
+        """
         try:
             return cls(
                 labels=tuple(None if label is None else operator.index(label) for label in config["labels"]),
@@ -127,13 +147,13 @@ class Call:
             raise ValueError(f"this record of a call is damaged: {error}") from error
 
 
-def to_spec(value: Any) -> Any:
+def to_spec(value: object) -> Any:
     """Plain values for a registered object, and for what it is made of.
 
-    A registered dataclass becomes {"name": ..., **fields}, which `from_spec` and its registry's `create` turn
-    back; a dataclass of numbers and words inside it becomes a mapping of its fields. Infinity, which JSON has not,
-    becomes "inf". Anything else that JSON cannot say becomes its repr, which
-    no registry accepts: such a call is recorded, not replayed.
+    A registered dataclass becomes {"name": ..., **fields}, from which `from_spec` and its registry's `create` make
+    it again; a dataclass of numbers and strings inside it becomes a mapping of its fields. Infinity, which JSON
+    does not have, becomes "inf". Any other value becomes its repr, which no registry accepts: such a call is
+    recorded, but cannot be replayed.
     """
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
@@ -154,14 +174,14 @@ def to_spec(value: Any) -> Any:
     return repr(value)
 
 
-def _is_plain(value: Any) -> bool:
-    """Whether the value is a number, a word, None, or a sequence of such."""
+def _is_plain(value: object) -> bool:
+    """Whether the value is a number, a string, None, or a sequence of such."""
     if isinstance(value, Sequence) and not isinstance(value, str):
         return all(map(_is_plain, value))
     return value is None or isinstance(value, (bool, int, float, str))
 
 
-def from_spec(spec: Any) -> Any:
+def from_spec(spec: object) -> Any:
     """What a registry's `create` takes, from the plain values of `to_spec`; any other object as it is."""
     if isinstance(spec, Mapping):
         return {key: from_spec(value) for key, value in spec.items()}
@@ -170,7 +190,7 @@ def from_spec(spec: Any) -> Any:
     return float(spec) if isinstance(spec, str) and spec in ("inf", "-inf", "nan") else spec
 
 
-def make_sampler(spec: Any, eta: float | None = None) -> Sampler:
+def make_sampler(spec: SamplerLike, eta: float | None = None) -> Sampler:
     """The sampler that a spec stands for.
 
     Args:
@@ -198,7 +218,7 @@ def _with_eta(sampler: Sampler, eta: float) -> Sampler:
     return dataclasses.replace(sampler, eta=eta)  # type: ignore[call-arg]
 
 
-def make_guidance(spec: Any) -> tuple[Guidance, ...]:
+def make_guidance(spec: GuidanceLike | Sequence[GuidanceLike] | None) -> tuple[Guidance, ...]:
     """The guidances that a spec stands for.
 
     Args:
@@ -216,7 +236,7 @@ def make_guidance(spec: Any) -> tuple[Guidance, ...]:
     return (_one_guidance(spec),)
 
 
-def _one_guidance(spec: Any) -> Guidance:
+def _one_guidance(spec: GuidanceLike) -> Guidance:
     if isinstance(spec, bool):
         raise ValueError(
             f"guidance = {spec} is not a scale: None or [] is no guidance, a number the scale of CFG, and what is "
@@ -247,14 +267,10 @@ def guidance_at_scale(default: tuple[Guidance, ...], scale: float) -> tuple[Guid
         return tuple(one for one in default if not isinstance(one, CFG))
     if not any(isinstance(one, CFG) for one in default):
         return (CFG(float(scale)), *default)
-    return tuple(_rescaled(one, float(scale)) if isinstance(one, CFG) else one for one in default)
+    return tuple(dataclasses.replace(one, scale=float(scale)) if isinstance(one, CFG) else one for one in default)
 
 
-def _rescaled(cfg: Any, scale: float) -> Guidance:
-    return dataclasses.replace(cfg, scale=scale)
-
-
-def make_grid(spec: Any) -> TimeGrid:
+def make_grid(spec: GridLike) -> TimeGrid:
     """The grid that a spec stands for: a TimeGrid, a name with or without options, a mapping, or times in [0, 1].
 
     Raises:
@@ -328,8 +344,14 @@ def resolve_labels(
 ) -> tuple[int | None, ...]:
     """Class numbers, one an image; None is the null class.
 
-    labels: a number or a name, or a sequence of them; one alone is repeated num_images times; None with
-    num_images is unconditional. ValueError for unknown names, numbers out of range, or counts that disagree.
+    Args:
+        labels: A number or a name, or a sequence of them. One alone is repeated num_images times; None is no class.
+        num_images: Number of images; None for one a label.
+        num_classes: Of the pipeline; 0 for an unconditional one.
+        class_names: Of the pipeline, by number; None where it has none.
+
+    Raises:
+        ValueError: An unknown name; a number out of range; another number of labels than of images.
     """
     if num_images is not None:
         num_images = whole_number("num_images", num_images)
@@ -389,7 +411,7 @@ def _integer(what: str, value: Any) -> int:
         raise ValueError(f"{what} must be a whole number, got {value!r}") from None
 
 
-def _create(registry: Registry[Any], kind: type, spec: Any) -> Any:
+def _create(registry: Registry[Callable[..., Part]], kind: type[Part], spec: object) -> Part:
     """The registry's object. ValueError where it is no `kind`."""
     value = registry.create(from_spec(spec))
     if not isinstance(value, kind):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -320,6 +320,10 @@ class Sampler(ABC):
     def nfe(self, steps: int) -> int:
         """Network evaluations per image of a run of `steps` sampling steps, the last posterior mean included."""
         return (steps - 1) * self.claims().nfe_per_step + 1
+
+
+SamplerSpec = Sampler | str | Mapping[str, Any]
+"""A sampler, or a name or a mapping with options, from which the registry makes one."""
 
 
 @dataclass(frozen=True)

@@ -6,20 +6,19 @@ import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from dinit.diffusion import Denoiser
 from dinit.diffusion.condition import SupportsNormal
-from dinit.samplers.base import SAMPLERS, Sampler
+from dinit.samplers.base import SAMPLERS, Sampler, SamplerSpec
 from dinit.samplers.points import End, GridLike
 
 if TYPE_CHECKING:  # a heavy import, needed for drawing alone
     from PIL import Image
 
-SamplerSpec = Sampler | str | Mapping[str, Any]
 
 _GAP, _LINE, _FONT_SIZE, _TILE = 4, 14, 12, 48  # pixels
 

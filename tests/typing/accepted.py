@@ -10,7 +10,7 @@ from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteSchedule
 import dinit
 from dinit import DiT, Pipeline, list_samplers
 from dinit.checkpoints import denoiser_from_diffusers, sampler_from_diffusers
-from dinit.data import DATASETS, Digits
+from dinit.data import DATASETS, Digits, ImageData
 from dinit.diffusion import Denoiser, Epsilon, LinearFlow, Process, VPDiscrete
 from dinit.evaluation import Report, compare
 from dinit.models import BACKBONES, DiCo, GaussianDenoiser
@@ -42,9 +42,9 @@ assert_type(DiT(hidden_size=64, depth=2, num_heads=2), DiT)
 network = DiCo(num_classes=10)
 data = Digits()
 names: list[str] = list_samplers("*2m*")
-made = SAMPLERS.create("ddim:eta=0.5")
-size = BACKBONES.create("DiT-XL/2", num_classes=10)
-digits = DATASETS.create("digits")
+assert_type(SAMPLERS.create("ddim:eta=0.5"), Sampler)
+assert_type(BACKBONES.create("DiT-XL/2", num_classes=10).num_classes, int)
+digits: ImageData = DATASETS.create("digits")
 
 pipe: Pipeline = dinit.Pipeline.from_pretrained("digits-dico")
 generated = pipe([3, 1, 4], sampler=DDIM(eta=0.0), steps=20, guidance=CFG(2.0), seed=0)

@@ -14,7 +14,7 @@ from dinit.checkpoints import sampler_from_diffusers
 from dinit.data import Digits, Digit  # error expected
 from dinit.diffusion import Epsilon, LinearFlow, VPDiscrete
 from dinit.models import ADMClassifier, DiCo, DiT, SiT
-from dinit.samplers import DDIM, Heun, Karras, Sampler, compare, invert, search_timesteps
+from dinit.samplers import DDIM, GRIDS, SAMPLERS, Heun, Karras, Sampler, compare, invert, search_timesteps
 from dinit.samplers import DDMI  # error expected
 from dinit.samplers import CFG as FromTheWrongPlace  # error expected
 from dinit.samplers.guidance import CADS, CFG
@@ -73,3 +73,6 @@ compare(denoiser, noise, None, [CFG(2.0)], 4)  # error expected
 search_timesteps(denoiser, "ddim", 8, len, noise=noise, girds="karras")  # error expected
 sampler_from_diffusers(EulerDiscreteScheduler()).iterate(denoiser, noise, 18, sede=1)  # error expected
 sampler_from_diffusers(EulerDiscreteScheduler(), option={})  # error expected
+sampler_from_diffusers("euler")  # error expected
+SAMPLERS.create("ddim").eta  # error expected
+another_kind: Sampler = GRIDS.create("karras")  # error expected

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -20,6 +20,9 @@ from dinit.samplers import GRIDS, SAMPLERS, Sampler, Step, TimeGrid
 from dinit.samplers.base import Claims, StepDenoiser, StepNoise
 from dinit.samplers.points import End, GridLike, checked_steps
 
+if TYPE_CHECKING:
+    from diffusers.schedulers.scheduling_utils import SchedulerMixin
+
 NAME = "diffusers"  # in the record of a call; not listed, as a sampler of this name needs a scheduler's class
 _TREE = "DPMSolverSDEScheduler"  # draws from a Brownian tree, by a generator of its own
 KNOWN = tuple(name for name in SCHEDULERS if name != _TREE)
@@ -27,7 +30,7 @@ PREDICTIONS = {"epsilon": Epsilon(), "sample": X0(), "v_prediction": V()}
 _OURS = ("self", "model_output", "timestep", "sample", "generator", "variance_noise", "return_dict")
 
 
-def sampler_from_diffusers(scheduler: Any, options: Mapping[str, Any] | None = None) -> SchedulerSampler:
+def sampler_from_diffusers(scheduler: SchedulerMixin, options: Mapping[str, Any] | None = None) -> SchedulerSampler:
     """A diffusers scheduler as a sampler, for `pipe(labels, sampler=..., steps=20)` and any denoiser.
 
     Args:
@@ -48,7 +51,9 @@ def sampler_from_diffusers(scheduler: Any, options: Mapping[str, Any] | None = N
             f"give an object of one of diffusers' scheduler classes, got {type(scheduler)}: every run makes a new "
             "scheduler from class and config, which may not be enough for other classes"
         )
-    config = {key: _plain(scheduler.config[key]) for key in _arguments(type(scheduler)) if key in scheduler.config}
+    configured: Any = scheduler  # diffusers has the config in another mixin
+    settings = configured.config
+    config = {key: _plain(settings[key]) for key in _arguments(type(scheduler)) if key in settings}
     if (shift := vars(scheduler).get("_shift", config.get("shift"))) != config.get("shift"):
         raise ValueError(
             f"this {name} has another shift, {shift}, than its config, {config['shift']}: make one with "
@@ -295,11 +300,12 @@ def _check_prediction(sampler: SchedulerSampler, expected: Parameterization, den
     )
 
 
-def _parameterization(denoiser: Any) -> Parameterization | None:
+def _parameterization(denoiser: Denoiser) -> Parameterization | None:
     """What the network under the guidance predicts; None for a denoiser that is no network's."""
-    while not hasattr(denoiser, "parameterization") and hasattr(denoiser, "inner"):
-        denoiser = denoiser.inner
-    return getattr(denoiser, "parameterization", None)
+    under: Denoiser | None = denoiser
+    while under is not None and not hasattr(under, "parameterization"):
+        under = getattr(under, "inner", None)
+    return getattr(under, "parameterization", None)
 
 
 def same_prediction(one: Parameterization, other: Parameterization, process: Process) -> bool:
@@ -313,7 +319,7 @@ def _own_times(name: str) -> str:
     return f"{name} places its own times, by its config and the number of steps: leave the grid out"
 
 
-def _arguments(function: Any) -> list[str]:
+def _arguments(function: Callable[..., object]) -> list[str]:
     return list(inspect.signature(function).parameters)
 
 

@@ -23,7 +23,7 @@ from dinit.models.base import Backbone
 from dinit.models.codec import VAE_FOLDER, open_autoencoder
 from dinit.pipelines.generate import Pipeline
 from dinit.pipelines.outputs.targets import check_pipeline_target
-from dinit.registry import suggest
+from dinit.registry import construct, suggest
 
 RECORD = "conversion.json"
 _TABLE_TOLERANCE = 1e-5  # of a stored position table: float32 sines of another library differ by 1e-7
@@ -163,10 +163,7 @@ def _arguments(
 
 
 def _backbone(layout: Layout, arguments: Mapping[str, Any]) -> Backbone:
-    try:
-        return layout.model(**arguments).eval()
-    except TypeError as error:  # an option of a wrong type
-        raise ValueError(f"backbone {layout.backbone!r} cannot be made with {dict(arguments)}: {error}") from error
+    return construct(layout.model, f"backbone {layout.backbone!r}", arguments).eval()
 
 
 def _load(backbone: Any, recognised: Recognised, checkpoint: Checkpoint) -> None:

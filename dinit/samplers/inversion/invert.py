@@ -15,7 +15,7 @@ so the inversion of a run needs the state of its last step, and a run after an i
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Literal
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from dinit.diffusion import Denoised, Denoiser, Scales
 from dinit.diffusion.condition import SupportsNormal
-from dinit.samplers.base import SAMPLERS, Run, Sampler, Step, StepDenoiser, StepNoise
+from dinit.samplers.base import SAMPLERS, Run, Sampler, SamplerSpec, Step, StepDenoiser, StepNoise
 from dinit.samplers.noise import NoiseSource
 from dinit.samplers.ode.ddim import DDIM
 from dinit.samplers.ode.euler import Euler, Heun
@@ -57,7 +57,7 @@ class Inversion:
 
 
 def invert(
-    sampler: Sampler | str | Mapping[str, Any],
+    sampler: SamplerSpec,
     denoiser: Denoiser,
     x: Tensor,
     steps: int | None = None,
@@ -77,7 +77,7 @@ def invert(
 
 
 def ascend(
-    sampler: Sampler | str | Mapping[str, Any],
+    sampler: SamplerSpec,
     denoiser: Denoiser,
     x: Tensor,
     steps: int | None = None,
@@ -182,8 +182,8 @@ class DDIMInverse(Reversible):
             check_invertible_steps(self, points)
 
     def step(
-        self, denoise: StepDenoiser, x_t: Tensor, t: Scales, s: Scales, state: Any, noise: StepNoise
-    ) -> tuple[Tensor, Any]:
+        self, denoise: StepDenoiser, x_t: Tensor, t: Scales, s: Scales, state: None, noise: StepNoise
+    ) -> tuple[Tensor, None]:
         if s.floats.time < t.floats.time or not self.iterations:
             d = denoise(x_t, t)
             return s.alpha * d.x0 + s.sigma * d.eps, None

@@ -12,7 +12,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +20,7 @@ from torch import Tensor
 from dinit.diffusion import Denoiser, Process
 from dinit.diffusion.condition import SupportsNormal
 from dinit.files import write_atomically
-from dinit.samplers.base import SAMPLERS, Sampler
+from dinit.samplers.base import SAMPLERS, Sampler, SamplerSpec
 from dinit.samplers.grids.times import Times
 from dinit.samplers.points import End, sampling_points
 
@@ -63,7 +62,7 @@ class Evolution:
 
 def search_timesteps(
     denoiser: Denoiser,
-    sampler: Sampler | str,
+    sampler: SamplerSpec,
     steps: int,
     metric: Metric,
     *,
@@ -83,7 +82,7 @@ def search_timesteps(
 
     Args:
         denoiser: what the samples are drawn from.
-        sampler: a Sampler, or the name of one.
+        sampler: a Sampler, a registered name, or a mapping with options.
         steps: the number of times, at least 3.
         metric: of the samples (B, C, H, W) to a number, lower is better; a candidate that gives NaN is dropped.
         noise: (B, C, H, W), the initial noise of every candidate.
@@ -106,7 +105,7 @@ def search_timesteps(
     """
     if steps < 3:
         raise ValueError(f"a search moves the times between two fixed ends: steps must be at least 3, got {steps}")
-    solver: Sampler = SAMPLERS.create(sampler)
+    solver = SAMPLERS.create(sampler)
     evolution = evolution or Evolution()
     key = _key(denoiser, solver, steps, noise, labels, evolution)
     if cache is not None and Path(cache).exists():
@@ -175,8 +174,13 @@ def _mutated(process: Process, times: Tensor, chance: float, random: np.random.G
 
 
 def _key(
-    denoiser: Denoiser, sampler: Sampler, steps: int, noise: Tensor, labels: Any, evolution: Evolution
-) -> dict[str, Any]:
+    denoiser: Denoiser,
+    sampler: Sampler,
+    steps: int,
+    noise: Tensor,
+    labels: Tensor | Sequence[int] | None,
+    evolution: Evolution,
+) -> dict[str, object]:
     """What a cached result belongs to, as JSON has it."""
     given = None if labels is None else torch.as_tensor(labels).tolist()
     return {
@@ -189,7 +193,7 @@ def _key(
     }
 
 
-def _read(cache: Path, key: dict[str, Any]) -> Times:
+def _read(cache: Path, key: dict[str, object]) -> Times:
     """The cached times. ValueError where the file holds another search."""
     found = json.loads(cache.read_text())
     differ = [k for k in key if found.get("search", {}).get(k) != key[k]]
