@@ -100,6 +100,6 @@ def test_facts_are_those_of_the_classes() -> None:
 
 
 def test_references_are_read_from_docstrings(maker: ModuleType) -> None:
-    assert maker.reference(SAMPLERS["ddim"]) == "Song et al. 2021, Eq. 12"
+    assert maker.reference(SAMPLERS["ddim"]) == "Song et al. 2021 (DDIM), Eq. 12"
     assert maker.reference(SAMPLERS["ipndm"]) == "Zhang & Chen 2023"
     assert all(maker.reference(SAMPLERS[name]) != "—" for name in SAMPLERS)
