@@ -7,7 +7,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from dinit.likelihood.bound import VariationalBound as VariationalBound
     from dinit.likelihood.bound import variational_bound as variational_bound
+    from dinit.likelihood.ode import Exact as Exact
+    from dinit.likelihood.ode import Hutchinson as Hutchinson
     from dinit.likelihood.ode import LogLikelihood as LogLikelihood
+    from dinit.likelihood.ode import Trace as Trace
+    from dinit.likelihood.ode import dequantise as dequantise
     from dinit.likelihood.ode import log_likelihood as log_likelihood
 else:
     from dinit._exports import attach

@@ -4,7 +4,7 @@
     found.bits_per_dim                                                  # (2,)
     x = RK4().sample(denoiser, found.latent, 100, grid="log-snr", initial_state=found.latent, end="state")  # back
 
-x is the state at the grid's last time, t_min, whose density is found: the data's with that little noise. Published
+The density is that of the state at the grid's last time, t_min: of the data with that little noise. Published
 bits/dim of 8-bit images are those of dequantised pixels, `dequantise(images)`, in [-1, 1]: a lower bound on the
 log-probability of the 256 levels (Theis et al. 2016), reported with a bin of 2 / 256, which adds 7 bits.
 """
@@ -200,7 +200,15 @@ def gaussian_log_prob(x: Tensor, std: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Flow:
-    """The probability-flow ODE and the density along it: y = x / scale moves along `slope`, log p_y by -trace."""
+    """The probability-flow ODE and the density along it: dy/du = slope for y = x / scale, d log p_y / du = -trace.
+
+    Attributes:
+        denoiser: What the ODE is of.
+        cond: Its condition.
+        variable: The change of variables: u, and the scale.
+        trace: How the divergence is found.
+        noise_source: Of random probes.
+    """
 
     denoiser: Denoiser
     cond: Condition

@@ -49,7 +49,7 @@ Generators = torch.Generator | Sequence[torch.Generator]
 
 
 class SamplingOptions(TypedDict, total=False):
-    """The keywords of a pipeline's call that say how to sample; `Pipeline.__call__` says what each means."""
+    """The keywords of a pipeline's call that decide how to sample; `Pipeline.__call__` documents each."""
 
     sampler: SamplerLike | None
     steps: int | None

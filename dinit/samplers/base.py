@@ -254,8 +254,8 @@ class Sampler(ABC):
             An iterator over the steps. The arguments are checked at once, before the first step is taken.
 
         Raises:
-            ValueError: steps < 1; times that do not decrease; a first time at which pure noise cannot stand for
-                the state; an unknown grid or end; a guidance that the sampler would ignore; a run that it refuses.
+            ValueError: steps < 1; times that do not decrease; noise to start from at a time that has more signal
+                than noise; an unknown grid or end; a guidance that the sampler would ignore; a run that it refuses.
         """
         x = initial_noise if initial_state is None else initial_state
         if not isinstance(x, Tensor):

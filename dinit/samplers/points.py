@@ -89,7 +89,7 @@ def checked_steps(steps: object) -> int:
 
 
 def check_noisy_start(first: Scales) -> None:
-    """ValueError where pure noise would stand for a state that is mostly image: a bad picture, and no error."""
+    """ValueError where noise would start a run at a time of mostly image: a bad picture, and no error."""
     if float(first.noise_level) < 1:
         raise ValueError(
             f"a run from pure noise cannot start at t = {float(first.time):.3g}, where x_t is more image than "

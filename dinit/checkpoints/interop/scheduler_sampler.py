@@ -209,8 +209,8 @@ class SchedulerSampler(Sampler):
             An iterator over the steps.
 
         Raises:
-            ValueError: Another grid; a state or an end; steps < 1, or so few that pure noise cannot stand for the
-                first state; a denoiser on another path, or with another prediction.
+            ValueError: Another grid; a state or an end; steps < 1, or so few that the first time has more signal
+                than noise; a denoiser on another path, or with another prediction.
         """
         if grid is not None and not (isinstance(grid, SchedulerGrid) and grid == self.own_grid):
             raise ValueError(_own_times(self.scheduler))
@@ -265,7 +265,7 @@ class _Counted:
 
 
 def check_path(name: str, expected: Process, process: Process) -> None:
-    """ValueError unless both are the same levels of one chain, or else the same path on any clock."""
+    """ValueError unless both are the same chain, or the same continuous path, whatever its time."""
     if isinstance(expected, BetaChain):
         t = torch.arange(1, expected.num_steps + 1, dtype=torch.float64) / expected.num_steps
         theirs, ours = expected.scales(t), process.scales(t)

@@ -124,7 +124,7 @@ class RK45(Sampler):
         for node, row in zip(DORMAND_PRINCE.nodes, DORMAND_PRINCE.stages, strict=True):
             moved = x - h * combined(row, slopes)
             slopes.append(denoise(moved, denoise.scales(target if node == 1 else now - node * size)).velocity)
-        # The last stage stands at the result: its row is the weights.
+        # The last stage is evaluated at the result: its row is the weights.
         allowed = self.atol + self.rtol * torch.maximum(x.abs(), moved.abs())
         ratio = (h * combined(DIFFERENCE, slopes) / allowed).flatten(1)
         return moved, slopes[-1], ratio.square().mean(1).sqrt().double().cpu()

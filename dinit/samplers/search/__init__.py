@@ -1,1 +1,1 @@
-"""Searched schedules: time steps by evolution, solver schedules by least squares."""
+"""Searched schedules: time steps by evolution, solver schedules by evolution and least squares."""

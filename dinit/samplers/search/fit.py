@@ -1,9 +1,9 @@
-"""Fits a schedule's numbers: where its steps fall and how far each extrapolates, by least squares.
+"""Least-squares fit of a solver schedule: the times of its steps and the weights of their divided differences.
 
-What a search over discrete choices finds still extrapolates by the book, which is right for short steps. With few,
-long ones the best times and the best weights of the divided differences are others, and they are numbers: the
-distance to a run of many steps is smooth in them. Gauss-Newton steps with finite differences need runs only, no
-gradients of the network. Learning weights and times from a solver's own long runs: Frankel et al. 2025 (S4S).
+A search over discrete choices keeps the textbook weights, which are right for short steps. With few, long steps
+other times and weights are better, and the distance to a run of many steps is smooth in both. Gauss-Newton steps
+with finite differences need runs alone, no gradients of the network. Frankel et al. 2025 (S4S) learn weights and
+times from a solver's own long runs too.
 """
 
 from __future__ import annotations
@@ -21,35 +21,42 @@ from dinit.samplers.multistep.rules import Extrapolate
 from dinit.samplers.multistep.unified import Unified
 
 _ROOM = 1e-2
-"""A first distance of the last time from t_min, in half the log-SNR, from where both ways are open."""
+"""The least distance of the last time from t_min at the start, in half the log-SNR: it can then move both ways."""
 
 Run = Callable[[Unified, Times], Tensor]
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Numbers of a run, (P,) float64, and back: logs of the gaps between times, then factors on differences.
+    """A schedule as a vector of numbers, (P,) float64: logs of the gaps between times, then factors on differences.
 
-    Times are kept in half the log-SNR, soft below that of t_min. The first stands still: a run starts from noise.
+    Times are in half the log-SNR, bounded softly by that of t_min. The first time is fixed: a run starts from
+    noise.
+
+    Attributes:
+        denoiser: Its process and t_min.
+        first: The first time.
+        start: Half the log-SNR from which the first gap is measured.
+        rules: One a step, whose difference weights are replaced.
     """
 
     denoiser: Denoiser
     first: float
-    start: float  # the half log-SNR from which the first gap is measured
+    start: float
     rules: tuple[Extrapolate, ...]
 
     @classmethod
     def of(
         cls, denoiser: Denoiser, rules: Sequence[Extrapolate], times: Sequence[float]
     ) -> tuple[Schedule, Tensor]:
-        """The schedule and its numbers. Rules get order 4 with factors 0 for what they did not extrapolate over."""
+        """The schedule and its numbers. Rules get order 4, with factor 0 on the differences that they lacked."""
         free = tuple(
             replace(rule, order=4, difference_weights=tuple(_factor(rule, j) for j in (1, 2, 3))) for rule in rules
         )
         levels = denoiser.process.scales(torch.tensor(list(times), dtype=torch.float64)).log_snr / 2
         top = denoiser.process.scales(denoiser.t_min).log_snr / 2
         room = (top - levels[1:]).clamp_min(_ROOM)
-        raw = top - torch.log(torch.expm1(room))  # softplus undone
+        raw = top - torch.log(torch.expm1(room))  # the inverse of softplus
         # A path without signal at its first time has no log-SNR there; the first gap is then from two below.
         start = float(levels[0]) if math.isfinite(float(levels[0])) else float(raw[0]) - 2.0
         start = min(start, float(raw[0]) - _ROOM)
@@ -60,6 +67,7 @@ class Schedule:
         return cls(denoiser, times[0], start, free), torch.cat([gaps.log(), factors])
 
     def read(self, numbers: Tensor) -> tuple[Unified, Times]:
+        """The sampler and its times at given numbers."""
         steps = len(self.rules)
         top = self.denoiser.process.scales(self.denoiser.t_min).log_snr / 2
         raw = self.start + numbers[:steps].exp().cumsum(0)
@@ -80,10 +88,22 @@ def _factor(rule: Extrapolate, difference: int) -> float:
 def fit(
     denoiser: Denoiser, sampler: Unified, grid: Times, run: Run, reference: Tensor, iterations: int
 ) -> tuple[Unified, Times, float]:
-    """A schedule of the same forms nearer to `reference`, and its RMS distance to it.
+    """A schedule of the same forms nearer to a reference, by Levenberg-Marquardt steps. Moré 1978.
 
-    run: the end of a run by a sampler on times, in reference's shape and dtype. iterations: Levenberg-Marquardt
-    steps, of one run for each number of the schedule (about four a step) and a few besides. Moré 1978.
+    Args:
+        denoiser: What is sampled from.
+        sampler: The schedule's rules, all of the kind Extrapolate.
+        grid: Its times.
+        run: The end of a run by a sampler on times, in the shape and dtype of `reference`.
+        reference: (B, C, H, W), the end of a run of many steps.
+        iterations: Steps of the fit, each of one run for each number of the schedule (about four a sampling step)
+            and a few more.
+
+    Returns:
+        The sampler, its times and the RMS distance to the reference.
+
+    Raises:
+        ValueError: A rule of another kind.
     """
     rules = [one for one in sampler.schedule_for(len(grid.values) - 1, True).rules if isinstance(one, Extrapolate)]
     if len(rules) < len(grid.values) - 1:

@@ -1,10 +1,10 @@
-"""Search for a schedule of solver steps that fits one denoiser and one number of evaluations.
+"""Solver search: a schedule of solver steps for one denoiser and one number of evaluations.
 
-Liu et al. 2023 (S³) search the choices of the unified framework, helped by a learned predictor of quality; here a
-plain evolutionary search goes over the same space: at each step the prediction, its variable, the order and the
-corrector, and besides where the steps fall. The best schedule's numbers, its times and how far each step
-extrapolates, are then fitted by least squares (dinit.samplers.search.fit). What is minimised is the distance to a
-run of many steps from the same noise.
+Liu et al. 2023 (USF; arXiv:2312.07243) search over the choices of the unified framework with a learned predictor of
+quality; here a plain evolutionary search goes over the same space: at each step the prediction, its variable, the
+order and the corrector, and the times as well. The times and the difference weights of the best schedules are then
+fitted by least squares (dinit.samplers.search.fit). The objective is the distance to a run of many steps from the
+same noise.
 """
 
 from __future__ import annotations
@@ -145,13 +145,13 @@ class SolverSearch:
 
     def _digest(self, denoiser: Denoiser, nfe: int, noise: Tensor, labels: Tensor | None, key: str) -> str:
         settings = {k: v for k, v in asdict(self).items() if k != "cache"}
-        asked = [settings, repr(denoiser.process), denoiser.t_min, denoiser.t_max, nfe, key]
+        identity = [settings, repr(denoiser.process), denoiser.t_min, denoiser.t_max, nfe, key]
         data = noise.detach().cpu().double().numpy().tobytes()
         chosen = b"" if labels is None else torch.as_tensor(labels).cpu().numpy().tobytes()
-        return hashlib.sha256(json.dumps(asked).encode() + data + chosen).hexdigest()[:16]
+        return hashlib.sha256(json.dumps(identity).encode() + data + chosen).hexdigest()[:16]
 
     def _search(self, denoiser: Denoiser, nfe: int, noise: Tensor, labels: Tensor | None) -> Found:
-        steps, luck = nfe - 1, random.Random(self.seed)
+        steps, rng = nfe - 1, random.Random(self.seed)
         reference = ExponentialAB(3, "v").sample(
             denoiser, noise, self.reference_steps, labels=labels, grid=LogSNR()
         )
@@ -169,13 +169,13 @@ class SolverSearch:
             size = 0.3 * 0.9**generation
             bred = []
             for child in range(self.population):
-                a, b = (pool[min(luck.randrange(len(pool)), luck.randrange(len(pool)))][2] for _ in range(2))
-                genome = mutated(crossed(a, b, luck), size, luck)
+                a, b = (pool[min(rng.randrange(len(pool)), rng.randrange(len(pool)))][2] for _ in range(2))
+                genome = mutated(crossed(a, b, rng), size, rng)
                 bred.append((error(genome), len(start) + generation * self.population + child, genome))
             pool = sorted(pool + bred)[: self.population]
         best, _, genome = pool[0]
         found = Found(genome.sampler, genome.grid, best, min(start)[0])
-        # What breeding found is not always what a fit leads furthest from: the best unbred schedules go beside it.
+        # The best schedule is not always the best start of a fit: some of the initial ones are fitted too.
         for chosen in [genome, *(g for _, _, g in sorted(start)[: self.fits - 1])] if self.fit else []:
             sampler, grid, fitted = fit(denoiser, chosen.sampler, chosen.grid, run, reference, self.fit)
             if fitted < found.error:
@@ -213,32 +213,32 @@ def starts(denoiser: Denoiser, steps: int) -> list[Genome]:
     return genomes
 
 
-def crossed(a: Genome, b: Genome, luck: random.Random) -> Genome:
+def crossed(a: Genome, b: Genome, rng: random.Random) -> Genome:
     """Each rule from one of the parents; the times between theirs, in one proportion for all."""
-    part = luck.choice((0.0, 0.5, 1.0))
+    part = rng.choice((0.0, 0.5, 1.0))
     times = tuple(part * s + (1 - part) * t for s, t in zip(a.times, b.times, strict=True))
-    return Genome(tuple(luck.choice(pair) for pair in zip(a.rules, b.rules, strict=True)), times)
+    return Genome(tuple(rng.choice(pair) for pair in zip(a.rules, b.rules, strict=True)), times)
 
 
-def mutated(genome: Genome, size: float, luck: random.Random) -> Genome:
-    """One choice of one step made again, and inner times moved by up to `size` of the gap beside them."""
-    i, rules, kind = luck.randrange(len(genome.rules)), list(genome.rules), luck.randrange(4)
+def mutated(genome: Genome, size: float, rng: random.Random) -> Genome:
+    """One choice of one step made again, and inner times moved by up to `size` of the gap to a neighbour."""
+    i, rules, kind = rng.randrange(len(genome.rules)), list(genome.rules), rng.randrange(4)
     if kind == 0:
-        prediction, variable = luck.choice(SPACE)
+        prediction, variable = rng.choice(SPACE)
         rules[i] = replace(rules[i], prediction=prediction, variable=variable)
     elif kind == 1:
-        rules[i] = replace(rules[i], order=luck.randint(1, 4))
+        rules[i] = replace(rules[i], order=rng.randint(1, 4))
     elif kind == 2:
         rules[i] = replace(rules[i], corrector=None if rules[i].corrector else Corrector())
-    return Genome(tuple(rules), moved(genome.times, size, luck))
+    return Genome(tuple(rules), moved(genome.times, size, rng))
 
 
-def moved(times: tuple[float, ...], size: float, luck: random.Random) -> tuple[float, ...]:
+def moved(times: tuple[float, ...], size: float, rng: random.Random) -> tuple[float, ...]:
     """Inner times, each moved with chance 1/2 towards a neighbour by up to `size` of the gap; order is kept."""
     found = list(times)
     for i in range(1, len(times) - 1):
-        if luck.random() < 0.5:
-            shift = size * luck.uniform(-1, 1)
+        if rng.random() < 0.5:
+            shift = size * rng.uniform(-1, 1)
             neighbour = found[i + 1] if shift > 0 else found[i - 1]
             found[i] = found[i] * (neighbour / found[i]) ** abs(shift)  # times span decades
     return tuple(found)

@@ -1,4 +1,4 @@
-"""Times searched for one denoiser, sampler and step count by evolution. Li et al. 2023 (AutoDiffusion).
+"""Time-step search: times for one denoiser, sampler and number of steps. Li et al. 2023 (AutoDiffusion).
 
 AutoDiffusion searches the subset of a chain's time steps that minimises a metric; here the times are real numbers
 and the metric is any function of samples. The grid "searched" reads what was found.
@@ -158,7 +158,7 @@ def _evolve(
 def _mutated(process: Process, times: Tensor, chance: float, random: np.random.Generator) -> Tensor:
     """The times, each inner one moved with the given chance to a place between its neighbours.
 
-    Places are even in log-SNR, and in t beside a time where the log-SNR is infinite.
+    Places are even in log-SNR, and in t next to a time where the log-SNR is infinite.
     """
     values = times.clone()
     for i in range(1, len(times) - 1):
