@@ -18,7 +18,7 @@ from dinit.diffusion import PROCESSES
 from dinit.models.base import BACKBONES
 from dinit.registry import Registry, UnknownName, suggest
 from dinit.samplers import DDIM, GRIDS, SAMPLERS
-from dinit.samplers.guidance import GUIDANCES
+from dinit.samplers.guidance import CFG, GUIDANCES
 
 
 def test_unknown_name_is_a_key_error_and_a_value_error_with_a_suggestion() -> None:
@@ -156,7 +156,7 @@ def test_spelling_variants_and_aliases_cannot_be_taken_twice() -> None:
 
 def test_options_in_the_name_are_read_as_on_the_command_line() -> None:
     assert SAMPLERS.create("ddim:eta=0.5") == DDIM(eta=0.5)
-    assert GUIDANCES.create("cfg:scale=4,high=inf").high == math.inf
+    assert GUIDANCES.create("cfg:scale=4,high=inf") == CFG(4.0, high=math.inf)
     with pytest.raises(ValueError, match="eta is given twice"):
         SAMPLERS.create("ddim:eta=0.5", eta=1.0)
     with pytest.raises(ValueError, match="options read KEY=VALUE"):
@@ -171,7 +171,7 @@ def test_an_option_of_a_wrong_type_is_a_value_error() -> None:
 
 def test_a_class_is_answered_with_its_call() -> None:
     with pytest.raises(ValueError, match=r"a sampler is an object, got the class DDIM: call it, DDIM\(\)"):
-        SAMPLERS.create(DDIM)
+        SAMPLERS.create(DDIM)  # pyright: ignore[reportArgumentType]
 
 
 def test_names_follow_a_pattern() -> None:

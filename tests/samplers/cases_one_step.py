@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from golden import Golden, Pairs, covers
@@ -97,7 +98,7 @@ def in_the_noise_level(golden: Golden) -> Pairs:
     return {"edm": edm_churn, "k": k_diffusion, "df": diffusers_second_order}[golden.name.split("_")[0]](golden)
 
 
-def churn(given: dict) -> dict[str, float]:
+def churn(given: dict) -> dict[str, Any]:
     """Their names for the settings of churn, read as ours."""
     ours = {"S_churn": "s_churn", "S_min": "s_tmin", "S_max": "s_tmax", "S_noise": "s_noise"}
     ours |= {name: name for name in ours.values()}

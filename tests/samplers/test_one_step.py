@@ -165,7 +165,7 @@ def test_churn_keeps_to_its_interval_and_to_the_denoisers_times() -> None:
 
     class Watching(GaussianDenoiser):
         def __call__(self, x_t, t, cond):
-            asked.append(t.floats.time)
+            asked.append(self.scales(t).floats.time)
             return super().__call__(x_t, t, cond)
 
     for sampler in (EDMHeun(s_churn=50.0), DPM2(s_churn=50.0), EDMEuler(s_churn=50.0)):
@@ -241,6 +241,7 @@ def test_restart_intervals_may_come_from_a_recipe() -> None:
     made = SAMPLERS.create(
         "restart", intervals=[{"low": 1.0, "high": 2.0}, {"low": 0.1, "high": 0.4, "repeats": 3}]
     )
+    assert isinstance(made, Restart)
     assert made.intervals == (Interval(1.0, 2.0), Interval(0.1, 0.4, repeats=3))
     assert made.claims().draws_per_step == 5
     assert not torch.allclose(

@@ -149,12 +149,6 @@ class SchedulerSampler(Sampler):
         check_path(self.scheduler, expected, process)
         return start(self.scheduler, self.config, self.options, process, parameterization, steps)
 
-    def init(self, denoiser: Denoiser, points: list[Scales], total: int) -> SchedulerRun:
-        run = self.run(denoiser.process, total)
-        if not torch.allclose(run.times, torch.stack([k.time for k in points[:total]]), rtol=0, atol=1e-9):
-            raise ValueError(_own_times(self.scheduler))
-        return run
-
     def step(
         self, denoise: StepDenoiser, x_t: Tensor, t: Scales, s: Scales, state: SchedulerRun, noise: StepNoise
     ) -> tuple[Tensor, SchedulerRun]:
