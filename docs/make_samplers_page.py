@@ -11,7 +11,6 @@ import dataclasses
 import inspect
 import re
 import sys
-import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +25,6 @@ from dinit.samplers.guidance import GUIDANCES
 DOCS = Path(__file__).parent
 PAGE = DOCS / "samplers.md"
 IMAGES = DOCS / "images"
-# Formulas that have not moved into their classes yet.
-FORMULAS = tomllib.loads((DOCS / "formulas.toml").read_text(encoding="utf-8"))
 PIPELINE, NFE, SEED = "digits-dico", 20, 1
 PROCESS = PROCESSES.create({"name": "vp-discrete", "schedule": "cosine"})  # the pipeline's
 _WHO = r"[A-Z][\w-]+(?:(?:, [A-Z][\w-]+)* (?:&|and) [A-Z][\w-]+| et al\.)?"
@@ -55,9 +52,9 @@ print(SAMPLERS.create("dpmpp-2m").describe("vp", steps=8))  # the times, and the
 Notation: a step leads from $x_t$ to $x_s$, $s < t$, with $x_t = \\alpha_t x_0 + \\sigma_t \\varepsilon$; $x_0$,
 $\\varepsilon$ and $v = dx/dt$ in a formula are the network's posterior means at $x_t$, $z$ is fresh noise;
 $\\lambda = \\log(\\alpha / \\sigma)$ (half the log-SNR), $h = \\lambda_s - \\lambda_t$, $h'$ and $x_0'$ are those
-of the step before. $y$ and $u$ are a rescaled state and the variable that its slope is taken in: $x / \\alpha$ and
-$\\sigma / \\alpha$ unless the text names another, and for `flow-*` $x / (\\alpha + \\sigma)$, written $x$, and
-$\\sigma / (\\alpha + \\sigma)$. $P$ is a polynomial through the last predictions.
+of the step before. $y$ is a rescaled state and $u$ the variable that its slope is taken in: $x / \\alpha$ and
+$\\sigma / \\alpha$, for `flow-*` and `flowturbo` $x / (\\alpha + \\sigma)$ and $\\sigma / (\\alpha + \\sigma)$,
+unless the section names others. $P$ is a polynomial through the last predictions.
 
 Order: of convergence to the probability-flow ODE's solution for deterministic solvers, of the distribution for
 stochastic ones, with default options. NFE: network evaluations a step.
@@ -136,8 +133,7 @@ def sampler_section(name: str) -> str:
     )
     if special := SAMPLERS.special_case_of(name):
         facts += f". At its defaults it equals [`{special}`](#{special})"
-    latex = FORMULAS[name] if name in FORMULAS else formula(SAMPLERS[name])
-    parts = [f"### {name}", f"```math\n{latex}\n```", f"*{facts}*", *paragraphs(SAMPLERS[name])]
+    parts = [f"### {name}", f"```math\n{formula(SAMPLERS[name])}\n```", f"*{facts}*", *paragraphs(SAMPLERS[name])]
     grid = sampler.grid_for(PROCESS)
     if grid != default_grid(PROCESS):
         parts.append(f"Its default grid, on this process as in the picture, is `{grid.registry_name}`.")  # type: ignore[attr-defined]

@@ -49,7 +49,7 @@ def readable_by_mathtext(latex: str) -> str:
 
 @pytest.mark.parametrize("name", SAMPLERS.names())
 def test_every_formula_is_valid_latex_and_on_the_page(name: str, maker: ModuleType) -> None:
-    latex = maker.FORMULAS.get(name) or maker.formula(SAMPLERS[name])
+    latex = maker.formula(SAMPLERS[name])
     MathTextParser("path").parse(f"${readable_by_mathtext(latex)}$")
     assert f"```math\n{latex}\n```" in section(name), AGAIN
 
@@ -97,6 +97,10 @@ def test_facts_are_those_of_the_classes() -> None:
         sampler = SAMPLERS.create(name)
         kind = "stochastic" if sampler.stochastic else "deterministic"
         assert f"*{kind}, order {sampler.claims().order}, " in section(name), AGAIN
+
+
+def test_the_page_is_what_the_docstrings_make(maker: ModuleType) -> None:
+    assert maker.page() == text(), AGAIN
 
 
 def test_references_are_read_from_docstrings(maker: ModuleType) -> None:

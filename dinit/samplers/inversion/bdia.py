@@ -96,8 +96,7 @@ class BDIADDIM(_BDIA):
         + \sigma^2,\ D \text{ DDIM's step},\ r > t > s$
 
     Inversion divides by gamma at every step: below 1 it is exact for about log(1e16) / log(1 / gamma) steps.
-        Source:
-    arXiv:2307.10829.
+    Source: arXiv:2307.10829.
 
     Args:
         gamma: Share of the correction, in (0, 1]. Towards 0 it is DDIM; 1, of order 2, cancels most of the error.

@@ -19,8 +19,8 @@ Coupled = tuple[Tensor, Tensor]
 class EDICT(Reversible):
     r"""Exact inversion by EDICT: two states, each moved by DDIM with the other's prediction, then mixed.
 
-    Formula: $x' = a x_t + b\,\varepsilon(y_t),\ y' = a y_t + b\,\varepsilon(x'),\quad x_s = p x' + (1-p) y',\ y_s =
-        p y' + (1-p) x_s$
+    Formula: $x' = a x_t + b\,F(y_t),\ y' = a y_t + b\,F(x'),\quad x_s = p x' + (1-p) y',\ y_s = p y' + (1-p)
+        x_s,\quad a x + b F \text{ DDIM's step, } F = \alpha\varepsilon - \sigma x_0 \text{ or } \varepsilon$
 
     A step is a chain of affine maps of one state given the other, so each is undone in closed form. Both start from
     the same x, and x is the sample. The order of x and y is the same at every step. The states are kept in float64,

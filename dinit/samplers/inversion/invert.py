@@ -195,12 +195,18 @@ class DDIMInverse(Reversible):
 
 
 def split(d: Denoised, t: Scales, s: Scales, network: Literal["eps", "v"]) -> tuple[Tensor, Tensor]:
-    """DDIM's step from t down to s as carry x_t + push, with the network in the push: (carry, push).
+    """DDIM's step from t down to s as carry x_t + push, with the network's prediction in the push.
 
-    network: the prediction that is held fixed while x_t is moved. 'eps' gives Song et al. 2021 (DDIM), Eq. 13,
-        whose
-    carry alpha_s / alpha_t is at least 1, and infinite from alpha = 0: there 'v' takes its place. 'v' gives a
-    rotation on variance-preserving paths, and no carry above 1 there.
+    Args:
+        d: The denoised batch at t.
+        t: Start of the step.
+        s: End of the step.
+        network: The prediction that is held fixed while x_t is moved. 'eps' is Song et al. 2021 (DDIM), Eq. 13,
+            whose carry alpha_s / alpha_t is at least 1, and infinite from alpha = 0: there 'v' takes its place.
+            'v' is a rotation on variance-preserving paths, with a carry of at most 1.
+
+    Returns:
+        The factor carry, and push (B, C, H, W).
     """
     if network == "eps" and t.floats.alpha > 0:
         carry = s.alpha / t.alpha

@@ -120,8 +120,9 @@ class EDMEuler(Churned):
 class EDMHeun(Churned):
     r"""EDM's stochastic sampler: churn, then Heun in the noise level, 2 NFE. Karras et al. 2022, Algorithm 2.
 
-    Formula: $y_s = y_t + \tfrac{1}{2}(u_s - u_t)\left(\varepsilon(y_t, u_t) + \varepsilon(y_t + (u_s -
-        u_t)\,\varepsilon(y_t, u_t),\, u_s)\right)\text{, from } \hat u = (1 + \gamma) u_t$
+    Formula: $y_s = \hat y + \tfrac{1}{2}(u_s - \hat u)\left(\varepsilon(\hat y, \hat u) + \varepsilon(\hat y +
+        (u_s - \hat u)\,\varepsilon(\hat y, \hat u),\, u_s)\right),\quad \hat y = y_t + \sqrt{\hat u^2 - u_t^2}\,
+        z,\ \hat u = (1 + \gamma) u_t$
 
     A step onto sigma = 0 is Euler's, 1 NFE. Source: arXiv:2206.00364; alpha is that of Algorithm 3.
 

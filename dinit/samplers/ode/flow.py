@@ -22,7 +22,8 @@ from dinit.samplers.ode.runge_kutta import EULER, MIDPOINT, TRAPEZOID, RungeKutt
 class FlowEuler(RungeKutta):
     r"""Euler along the straight path (1 - u) x0 + u eps of flow matching. In other words, DDIM.
 
-    Formula: $x_s = x_t + (u_s - u_t)(\varepsilon - x_0)$
+    Formula: $y_s = y_t + (u_s - u_t)(\varepsilon - x_0),\quad y = \frac{x}{\alpha + \sigma},\ u =
+        \frac{\sigma}{\alpha + \sigma}$
 
     Liu et al. 2023 (Rectified Flow); arXiv:2209.03003.
     """
@@ -36,7 +37,8 @@ class FlowEuler(RungeKutta):
 class FlowHeun(RungeKutta):
     r"""Explicit trapezoid along the straight path of flow matching, 2 NFE a step.
 
-    Formula: $x_s = x_t + \tfrac{1}{2}(u_s - u_t)\left(v(x_t, t) + v(x_t + (u_s - u_t)\,v(x_t, t),\, s)\right)$
+    Formula: $y_s = y_t + \tfrac{1}{2}(u_s - u_t)\left(d(y_t, u_t) + d(y_t + (u_s - u_t)\,d(y_t, u_t),\,
+        u_s)\right),\quad d = \varepsilon - x_0$
 
     The path is that of Liu et al. 2023 (Rectified Flow); arXiv:2209.03003.
     """
@@ -50,8 +52,8 @@ class FlowHeun(RungeKutta):
 class FlowMidpoint(RungeKutta):
     r"""Explicit midpoint along the straight path of flow matching, 2 NFE a step.
 
-    Formula: $x_s = x_t + (u_s - u_t)\,v(x_m, u_m),\quad u_m = \tfrac{1}{2}(u_t + u_s),\ x_m = x_t + (u_m -
-        u_t)\,v(x_t, u_t)$
+    Formula: $y_s = y_t + (u_s - u_t)\,d(y_m, u_m),\quad u_m = \tfrac{1}{2}(u_t + u_s),\ y_m = y_t + (u_m -
+        u_t)\,d(y_t, u_t),\quad d = \varepsilon - x_0$
 
     The path is that of Lipman et al. 2023 (Flow Matching); arXiv:2210.02747.
     """
@@ -65,8 +67,8 @@ class FlowMidpoint(RungeKutta):
 class FlowTurbo(Sampler):
     r"""Heun with a pseudo-corrector: second order at 1 NFE a step.
 
-    Formula: $\tilde x_s = x_t + (s-t)\,\tilde v_t,\quad \tilde v_s = v(\tilde x_s, s),\quad x_s = x_t +
-        \tfrac{1}{2}(s-t)(\tilde v_t + \tilde v_s)$
+    Formula: $y_s = y_t + \tfrac{1}{2}(u_s - u_t)(\tilde d_t + \tilde d_s),\quad \tilde d_s = d(y_t + (u_s -
+        u_t)\,\tilde d_t,\, u_s),\quad d = \varepsilon - x_0$
 
     The velocity that corrects a step, taken at its predicted end, is used again as the first of the next step;
     only the first step evaluates twice. The x0 that a step reports is the one at that predicted end. Zhao et al.

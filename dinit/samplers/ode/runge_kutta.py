@@ -121,7 +121,8 @@ class Midpoint(RungeKutta):
 class Heun3(RungeKutta):
     r"""Heun's method of third order, in t: stages at 0, 1/3 and 2/3 of the step, 3 NFE. Heun 1900.
 
-    Formula: $x_s = x_t + (s - t)\left(\tfrac{1}{4} v_t + \tfrac{3}{4} v_{2/3}\right)$
+    Formula: $x_s = x_t + (s - t)\left(\tfrac{1}{4} v_0 + \tfrac{3}{4} v_{2/3}\right),\quad v_{2/3} = v(x_t +
+        \tfrac{2}{3}(s - t)\,v_{1/3}),\ v_{1/3} = v(x_t + \tfrac{1}{3}(s - t)\,v_0)$
     """
 
     tableau = HEUN3
