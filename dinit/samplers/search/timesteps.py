@@ -108,6 +108,7 @@ def search_timesteps(
     solver = SAMPLERS.create(sampler)
     evolution = evolution or Evolution()
     key = _key(denoiser, solver, steps, noise, labels, evolution)
+    key |= _beside_defaults(initial_state=initial_state, noise_source=noise_source, seed=seed, end=end)
     if cache is not None and Path(cache).exists():
         return _read(Path(cache), key)
 
@@ -188,15 +189,28 @@ def _key(
         "sampler": repr(sampler),
         "steps": steps,
         "labels": given,
-        "noise": hashlib.sha256(noise.detach().cpu().contiguous().numpy().tobytes()).hexdigest()[:16],
+        "noise": _digest(noise),
         "evolution": repr(evolution),
     }
+
+
+def _beside_defaults(**given: object) -> dict[str, object]:
+    """What else decides the samples, where it is not its default, which a file without it was made with."""
+    defaults: dict[str, object] = {"initial_state": None, "noise_source": None, "seed": 0, "end": "posterior-mean"}
+    values = {name: _digest(v) if isinstance(v, Tensor) else v for name, v in given.items()}
+    changed = {name: value for name, value in values.items() if value != defaults[name]}
+    return {name: value if isinstance(value, (int, str)) else repr(value) for name, value in changed.items()}
+
+
+def _digest(x: Tensor) -> str:
+    return hashlib.sha256(x.detach().cpu().contiguous().numpy().tobytes()).hexdigest()[:16]
 
 
 def _read(cache: Path, key: dict[str, object]) -> Times:
     """The cached times. ValueError where the file holds another search."""
     found = json.loads(cache.read_text())
-    differ = [k for k in key if found.get("search", {}).get(k) != key[k]]
+    made = found.get("search", {})
+    differ = [k for k in {**key, **made} if made.get(k) != key.get(k)]
     if differ:
         raise ValueError(
             f"{cache} holds the result of another search (other {', '.join(differ)}): give another file"
