@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,28 +47,37 @@ _VERSION = "glyphs 1"  # part of the fingerprint: raise it when the same factors
 
 
 @dataclass(frozen=True)
-class Factors:
-    """Factors that a glyph image was rendered from: arrays of shape (N,), or the numbers of one image.
+class ReadableFactors:
+    """Factors that can be read from a glyph image: arrays of shape (N,), or the numbers of one image.
 
     Attributes:
         label: index into class_names.
         font: index into `Glyphs.fonts`.
-        hue: of the ink, whole degrees 0 .. 359 in the plane across grey; 0 is red.
+        hue: of the ink, degrees 0 .. 359 in the plane across grey, whole numbers in the data; 0 is red.
         background_hue: of the ground, as hue.
-        background: mean byte of the ground, 16 .. 63 (dark) or 192 .. 239 (light).
-        rotation: degrees counter-clockwise, -15 .. 15 in halves.
-        scale: height of an 'H' as a share of the image's side, 52/128 .. 72/128.
-        x: centre to the right of the image's centre, as a share of the side, -8/128 .. 8/128.
-        y: centre below the image's centre, as x.
+        background: mean byte of the ground; 16 .. 63 (dark) or 192 .. 239 (light) in the data.
+        rotation: degrees counter-clockwise; -15 .. 15 in halves in the data.
+        scale: height of an 'H' as a share of the image's side; 52/128 .. 72/128 in the data.
     """
 
     label: NDArray[np.int64]
     font: NDArray[np.int64]
-    hue: NDArray[np.int64]
-    background_hue: NDArray[np.int64]
-    background: NDArray[np.int64]
+    hue: NDArray[Any]
+    background_hue: NDArray[Any]
+    background: NDArray[Any]
     rotation: NDArray[np.float64]
     scale: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Factors(ReadableFactors):
+    """All factors that a glyph image is rendered from.
+
+    Attributes:
+        x: centre to the right of the image's centre, as a share of the side, -8/128 .. 8/128.
+        y: centre below the image's centre, as x.
+    """
+
     x: NDArray[np.float64]
     y: NDArray[np.float64]
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +18,7 @@ ensure_torchvision()  # before torch_fidelity, which imports torchvision
 from torch_fidelity import FeatureExtractorBase  # noqa: E402
 
 from dinit.data.pixels import from_uint8  # noqa: E402
-from dinit.evaluation.features.base import SPATIAL_CHANNELS  # noqa: E402
+from dinit.evaluation.features.base import SPATIAL_CHANNELS, Extractor  # noqa: E402
 
 
 class ClassifierFeatures(FeatureExtractorBase):
@@ -59,3 +62,33 @@ class ClassifierFeatures(FeatureExtractorBase):
         spatial = places[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)
         found = {"pooled": pooled, "logits": logits, "spatial": spatial}
         return tuple(found[name].double() for name in self.features_list)
+
+
+@dataclass(frozen=True)
+class ClassifierExtractor(Extractor):
+    """Base class of extractors by a shipped classifier.
+
+    Attributes:
+        weights: folder of such a classifier; by default the shipped one.
+        shipped: that folder.
+        load: reads the classifier in a folder, once.
+    """
+
+    shipped: ClassVar[Path]
+    load: ClassVar[Callable[[Path], Any]]
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.weights) if self.weights is not None else self.shipped
+
+    @property
+    def classifier(self) -> Any:
+        """The classifier, read once. ValueError for another folder."""
+        return type(self).load(self.folder)
+
+    def weights_path(self) -> Path:
+        _ = self.classifier  # its ValueError is raised here, not from within torch-fidelity
+        return self.folder
+
+    def weights_file(self) -> Path:
+        return self.weights_path() / "model.safetensors"

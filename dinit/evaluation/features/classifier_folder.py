@@ -1,16 +1,19 @@
-"""Classifier folders of evaluation: config.json and model.safetensors."""
+"""Classifiers of evaluation: their folders, config.json and model.safetensors, and their training."""
 
 from __future__ import annotations
 
+import argparse
 import json
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from torch import nn
+from torch import Tensor, nn
 
 from dinit.files import write_atomically
 
@@ -52,3 +55,36 @@ def read_classifier(
             f"as `python -m {module} --out FOLDER` writes them"
         ) from error
     return model.eval().requires_grad_(False)
+
+
+def fit(model: Classifier, loss_of_step: Callable[[int], Tensor], steps: int, learning_rate: float) -> Classifier:
+    """Train by AdamW (weight decay 0.05) at a one-cycle rate; returns the model in evaluation mode and frozen."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.2)
+    model.train()
+    for step in range(steps):
+        loss = loss_of_step(step)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    return model.eval().requires_grad_(False)
+
+
+def train_and_save(
+    train: Callable[[int, int], Any], length: str, usual: int, accuracies: Callable[[Any], str]
+) -> None:
+    """Command line of a classifier's module: train it by (seed, length), save it, print its accuracies.
+
+    length: the option for how long to train, "epochs" or "steps"; usual: its default.
+    """
+    parser = argparse.ArgumentParser(description="Train the classifier that evaluation uses.")
+    parser.add_argument("--out", type=Path, required=True, help=f"folder for {_WEIGHTS} and {_CONFIG}")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(f"--{length}", type=int, default=usual)
+    options = parser.parse_args()
+    started = time.perf_counter()
+    model = train(options.seed, getattr(options, length))
+    seconds = time.perf_counter() - started
+    model.save_pretrained(options.out)
+    print(f"{seconds:.0f} s; accuracy: {accuracies(model)}")

@@ -15,8 +15,8 @@ ensure_torchvision()  # before torch_fidelity, which imports torchvision
 from torch_fidelity import register_feature_extractor  # noqa: E402
 
 from dinit.data.pixels import from_uint8  # noqa: E402
-from dinit.evaluation.features.base import EXTRACTORS, Extractor  # noqa: E402
-from dinit.evaluation.features.classifier_features import ClassifierFeatures  # noqa: E402
+from dinit.evaluation.features.base import EXTRACTORS  # noqa: E402
+from dinit.evaluation.features.classifier_features import ClassifierExtractor, ClassifierFeatures  # noqa: E402
 from dinit.evaluation.features.digits_classifier import SHIPPED, DigitsClassifier, classify, load_classifier  # noqa: E402
 
 _NAME = "digits-classifier"
@@ -42,7 +42,7 @@ register_feature_extractor(_NAME, FidelityDigits)
 
 @EXTRACTORS.register(_NAME)
 @dataclass(frozen=True)
-class DigitsExtractor(Extractor):
+class DigitsExtractor(ClassifierExtractor):
     """Digits classifier as an extractor of 72 pooled features and labels; 8×8 grey images only.
 
     Args:
@@ -51,14 +51,8 @@ class DigitsExtractor(Extractor):
 
     fidelity_name: ClassVar[str] = _NAME
     resize: ClassVar[str] = "none (8×8 grey)"
-
-    def weights_path(self) -> Path:
-        folder = Path(self.weights) if self.weights is not None else SHIPPED
-        load_classifier(folder)  # its ValueError is raised here, not from within torch-fidelity
-        return folder
-
-    def weights_file(self) -> Path:
-        return self.weights_path() / "model.safetensors"
+    shipped: ClassVar[Path] = SHIPPED
+    load = staticmethod(load_classifier)
 
     def prepare(self, images: Tensor) -> Tensor:
         if images.shape[1:] != (1, 8, 8):
@@ -69,4 +63,4 @@ class DigitsExtractor(Extractor):
         return images
 
     def read_labels(self, images: Tensor) -> Tensor:
-        return classify(from_uint8(images), load_classifier(self.weights_path()))[0]
+        return classify(from_uint8(images), self.classifier)[0]

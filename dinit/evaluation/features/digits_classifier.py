@@ -5,9 +5,7 @@
 
 from __future__ import annotations
 
-import argparse
 import math
-import time
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,7 +16,7 @@ from torch import Tensor, nn
 
 from dinit.data.digits import Digits
 from dinit.data.order import sample_indices
-from dinit.evaluation.features.classifier_folder import read_classifier, save_classifier
+from dinit.evaluation.features.classifier_folder import fit, read_classifier, save_classifier, train_and_save
 
 SHIPPED = Path(__file__).parents[2] / "pretrained" / "digits-classifier"
 
@@ -161,21 +159,14 @@ def train_classifier(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = DigitsClassifier()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.05)
-    steps = epochs * len(data) // batch_size
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.2)
-    model.train()
-    for step in range(steps):
+
+    def loss(step: int) -> Tensor:
         chosen = sample_indices(seed, step * batch_size, batch_size, len(data))
-        clean, target = images[chosen], labels[chosen]
-        half = batch_size // 2
+        clean, half = images[chosen], batch_size // 2
         batch = torch.cat([augment(clean[:half], generator), clean[half:]])
-        loss = F.cross_entropy(model(batch), target, label_smoothing=0.05)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-    return model.eval().requires_grad_(False)
+        return F.cross_entropy(model(batch), labels[chosen], label_smoothing=0.05)
+
+    return fit(model, loss, epochs * len(data) // batch_size, learning_rate)
 
 
 def accuracy(model: DigitsClassifier, split: str = "test") -> float:
@@ -185,18 +176,9 @@ def accuracy(model: DigitsClassifier, split: str = "test") -> float:
     return float((classify(images, model)[0] == torch.from_numpy(data.labels)).double().mean())
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Train the digits classifier that evaluation uses.")
-    parser.add_argument("--out", type=Path, required=True, help="folder for model.safetensors and config.json")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--epochs", type=int, default=60)
-    options = parser.parse_args()
-    started = time.perf_counter()
-    model = train_classifier(options.seed, options.epochs)
-    seconds = time.perf_counter() - started
-    model.save_pretrained(options.out)
-    print(f"{seconds:.0f} s; accuracy: train {accuracy(model, 'train'):.4f}, test {accuracy(model):.4f}")
+def _accuracies(model: DigitsClassifier) -> str:
+    return f"train {accuracy(model, 'train'):.4f}, test {accuracy(model):.4f}"
 
 
 if __name__ == "__main__":
-    main()
+    train_and_save(train_classifier, "epochs", 60, _accuracies)

@@ -14,8 +14,8 @@ ensure_torchvision()  # before torch_fidelity, which imports torchvision
 
 from torch_fidelity import register_feature_extractor  # noqa: E402
 
-from dinit.evaluation.features.base import EXTRACTORS, Extractor  # noqa: E402
-from dinit.evaluation.features.classifier_features import ClassifierFeatures  # noqa: E402
+from dinit.evaluation.features.base import EXTRACTORS  # noqa: E402
+from dinit.evaluation.features.classifier_features import ClassifierExtractor, ClassifierFeatures  # noqa: E402
 from dinit.evaluation.features.glyphs_classifier import (  # noqa: E402
     SHIPPED,
     GlyphsClassifier,
@@ -45,7 +45,7 @@ register_feature_extractor(_NAME, FidelityGlyphs)
 
 @EXTRACTORS.register(_NAME)
 @dataclass(frozen=True)
-class GlyphsExtractor(Extractor):
+class GlyphsExtractor(ClassifierExtractor):
     """Glyphs classifier as an extractor of 112 pooled features and labels; RGB images, 32×32 or a multiple.
 
     Args:
@@ -54,24 +54,18 @@ class GlyphsExtractor(Extractor):
 
     fidelity_name: ClassVar[str] = _NAME
     resize: ClassVar[str] = "mean over squares to 32×32"
-
-    def weights_path(self) -> Path:
-        folder = Path(self.weights) if self.weights is not None else SHIPPED
-        load_glyphs_classifier(folder)  # its ValueError is raised here, not from within torch-fidelity
-        return folder
-
-    def weights_file(self) -> Path:
-        return self.weights_path() / "model.safetensors"
+    shipped: ClassVar[Path] = SHIPPED
+    load = staticmethod(load_glyphs_classifier)
 
     def prepare(self, images: Tensor) -> Tensor:
         shrink(images[:1].float())  # ValueError for images that it cannot read
         return images
 
     def class_names(self) -> tuple[str, ...]:
-        return load_glyphs_classifier(self.weights_path()).config.class_names
+        return self.classifier.config.class_names
 
     def factor_reader(self) -> GlyphsClassifier:
-        return load_glyphs_classifier(self.weights_path())
+        return self.classifier
 
     def read_labels(self, images: Tensor) -> Tensor:
-        return read_glyphs(images, load_glyphs_classifier(self.weights_path())).characters.argmax(dim=1)
+        return read_glyphs(images, self.classifier).characters.argmax(dim=1)

@@ -6,9 +6,7 @@ trains it.
 
 from __future__ import annotations
 
-import argparse
 import math
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,11 +19,12 @@ from torch import Tensor, nn
 
 from dinit.data.glyphs import FONTS, Factors, Glyphs
 from dinit.data.pixels import from_uint8
-from dinit.evaluation.features.classifier_folder import read_classifier, save_classifier
+from dinit.evaluation.features.classifier_folder import fit, read_classifier, save_classifier, train_and_save
 
 SHIPPED = Path(__file__).parents[2] / "pretrained" / "glyphs-classifier"
 SIDE = 32
 _NUMBERS = 7  # rotation, scale, background, and the cosine and sine of two hues
+ROTATION_UNIT, SCALE_MEAN, SCALE_RATE = 8.8, 62 / 128, 21  # of `standardised`
 
 
 @dataclass(frozen=True)
@@ -148,8 +147,8 @@ def standardised(factors: Factors) -> Tensor:
     hue, ground = (torch.deg2rad(torch.as_tensor(h).double()) for h in (factors.hue, factors.background_hue))
     root = math.sqrt(2)
     columns = (
-        torch.as_tensor(factors.rotation) / 8.8,
-        (torch.as_tensor(factors.scale) - 62 / 128) * 21,
+        torch.as_tensor(factors.rotation) / ROTATION_UNIT,
+        (torch.as_tensor(factors.scale) - SCALE_MEAN) * SCALE_RATE,
         (torch.as_tensor(factors.background) - 127.5) / 90,
         *(root * turn for angle in (hue, ground) for turn in (angle.cos(), angle.sin())),
     )
@@ -184,10 +183,8 @@ def train_glyphs_classifier(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = GlyphsClassifier(config).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.2)
-    model.train()
-    for step in range(steps):
+
+    def loss(step: int) -> Tensor:
         chosen = list(range(step * batch_size, (step + 1) * batch_size))
         made = data.factor_arrays(chosen)
         images = from_uint8(data.uint8_images(chosen))
@@ -195,14 +192,11 @@ def train_glyphs_classifier(
         size[::2] = 0
         images = (images + size * torch.randn(images.shape, generator=generator)).clamp(-1, 1)
         found = model.read(images.to(memory_format=torch.channels_last))
-        loss = F.cross_entropy(found.characters, torch.from_numpy(made.label), label_smoothing=0.05)
-        loss = loss + 0.5 * F.cross_entropy(found.fonts, torch.from_numpy(made.font))
-        loss = loss + F.mse_loss(found.numbers, standardised(made))
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-    return model.eval().requires_grad_(False)
+        characters = F.cross_entropy(found.characters, torch.from_numpy(made.label), label_smoothing=0.05)
+        fonts = F.cross_entropy(found.fonts, torch.from_numpy(made.font))
+        return characters + 0.5 * fonts + F.mse_loss(found.numbers, standardised(made))
+
+    return fit(model, loss, steps, learning_rate)
 
 
 def accuracy(model: GlyphsClassifier, data: Glyphs) -> float:
@@ -211,18 +205,7 @@ def accuracy(model: GlyphsClassifier, data: Glyphs) -> float:
     return float((found == torch.from_numpy(data.labels)).double().mean())
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Train the glyphs classifier that evaluation uses.")
-    parser.add_argument("--out", type=Path, required=True, help="folder for model.safetensors and config.json")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=1500)
-    options = parser.parse_args()
-    started = time.perf_counter()
-    model = train_glyphs_classifier(options.seed, options.steps)
-    seconds = time.perf_counter() - started
-    model.save_pretrained(options.out)
-    print(f"{seconds:.0f} s; accuracy: test {accuracy(model, Glyphs('test')):.4f}")
-
-
 if __name__ == "__main__":
-    main()
+    train_and_save(
+        train_glyphs_classifier, "steps", 1500, lambda model: f"test {accuracy(model, Glyphs('test')):.4f}"
+    )

@@ -14,35 +14,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dinit.data.glyphs import FONTS, INK, Factors, Glyphs
-from dinit.evaluation.features.glyphs_classifier import GlyphsClassifier, read_glyphs
+from dinit.data.glyphs import FONTS, INK, Glyphs, ReadableFactors
+from dinit.evaluation.features.glyphs_classifier import (
+    ROTATION_UNIT,
+    SCALE_MEAN,
+    SCALE_RATE,
+    GlyphsClassifier,
+    read_glyphs,
+)
 
 _HUES = 12  # bins of 30°
 _EDGE = 2  # pixels: the ground is measured there, as a glyph seldom reaches it
 _NEAR = 0.3  # of the greatest distance from the ground: nearer pixels are ground with noise
-
-
-@dataclass(frozen=True)
-class Read:
-    """Factors read from N images, each array (N,); as `dinit.data.glyphs.Factors`, but hues are real numbers.
-
-    Attributes:
-        label: index into the classifier's class_names.
-        font: index into its fonts.
-        hue: of the ink, degrees.
-        background_hue: of the ground, degrees.
-        background: mean byte of the ground.
-        rotation: degrees, counter-clockwise.
-        scale: height of an 'H' as a share of the side.
-    """
-
-    label: NDArray[np.int64]
-    font: NDArray[np.int64]
-    hue: NDArray[np.float64]
-    background_hue: NDArray[np.float64]
-    background: NDArray[np.float64]
-    rotation: NDArray[np.float64]
-    scale: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -90,7 +73,7 @@ def hue_of(colour: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.degrees(np.arctan2(math.sqrt(3) / 2 * (green - blue), red - (green + blue) / 2)) % 360
 
 
-def read_factors(images: Tensor, model: GlyphsClassifier | None = None) -> Read:
+def read_factors(images: Tensor, model: GlyphsClassifier | None = None) -> ReadableFactors:
     """Factors of images (N, 3, S, S) uint8, S 32 or 64. model: by default the shipped classifier.
 
     ValueError for another shape or dtype.
@@ -102,18 +85,18 @@ def read_factors(images: Tensor, model: GlyphsClassifier | None = None) -> Read:
         )
     found = read_glyphs(images, model)
     ink, ground = colours(images)
-    return Read(
+    return ReadableFactors(
         label=found.characters.argmax(1).numpy(),
         font=found.fonts.argmax(1).numpy(),
         hue=hue_of(ink),
         background_hue=hue_of(ground),
         background=ground.mean(1),
-        rotation=8.8 * found.numbers[:, 0].double().numpy(),
-        scale=62 / 128 + found.numbers[:, 1].double().numpy() / 21,
+        rotation=ROTATION_UNIT * found.numbers[:, 0].double().numpy(),
+        scale=SCALE_MEAN + found.numbers[:, 1].double().numpy() / SCALE_RATE,
     )
 
 
-def bin_factors(read: Read | Factors) -> dict[str, tuple[NDArray[np.int64], int]]:
+def bin_factors(read: ReadableFactors) -> dict[str, tuple[NDArray[np.int64], int]]:
     """Bin of each image and number of bins, by factor; in the data all bins are about equally likely.
 
     hue and background_hue: 30° each; background: four dark and four light; font; rotation: 5°; scale: three.
