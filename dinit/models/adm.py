@@ -10,14 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dinit.models.base import BACKBONES, Backbone, Preset, config_from_fields
-from dinit.models.layers.adm_blocks import ADMHead, HeadOrder, Resampling
-from dinit.models.layers.adm_plan import ADMPlan
+from dinit.models.layers.adm_blocks import GROUPS, HeadOrder, Resampling
+from dinit.models.layers.adm_plan import LEVELS, ADMPlan
 from dinit.models.layers.blocks import run_block, run_blocks
 from dinit.models.layers.embedding import TimeEmbedding
+from dinit.models.layers.feature_maps import ConvHead
 from dinit.models.layers.presets import tiny_preset
 
 # The published weights know no null class: guidance was by a classifier.
-_IMAGENET = {
+IMAGENET = {
     "in_channels": 3,
     "blocks_per_level": 2,
     "num_classes": 1000,
@@ -25,34 +26,12 @@ _IMAGENET = {
     "learn_sigma": True,
 }
 _SIZES: dict[str, Preset] = {
-    "64": {
-        "channels": 192,
-        "channel_mult": (1, 2, 3, 4),
-        "blocks_per_level": 3,
-        "attention_factors": (2, 4, 8),
-        "head_dim": 64,
-        "attention_order": "qkv-first",
-    },
-    "128": {
-        "channels": 256,
-        "channel_mult": (1, 1, 2, 3, 4),
-        "attention_factors": (4, 8, 16),
-        "num_heads": 4,
-        "head_dim": None,
-    },
-    "256": {
-        "channels": 256,
-        "channel_mult": (1, 1, 2, 2, 4, 4),
-        "attention_factors": (8, 16, 32),
-        "head_dim": 64,
-    },
-    "512": {
-        "channels": 256,
-        "channel_mult": (0.5, 1, 1, 2, 2, 4, 4),
-        "attention_factors": (16, 32, 64),
-        "head_dim": 64,
-    },
+    "64": {"channels": 192, "blocks_per_level": 3, "head_dim": 64, "attention_order": "qkv-first"},
+    "128": {"channels": 256, "num_heads": 4, "head_dim": None},
+    "256": {"channels": 256, "head_dim": 64},
+    "512": {"channels": 256, "head_dim": 64},
 }
+_PRESETS = {name: {"image_size": int(name), **IMAGENET, **LEVELS[name], **size} for name, size in _SIZES.items()}
 
 
 @config_from_fields
@@ -104,9 +83,6 @@ class ADMNetwork(Backbone):
     learn_sigma: bool = False
     dropout: float = 0.0
 
-    def smallest_size(self) -> int:
-        return 2 ** max(len(self.channel_mult) - 1, 0)
-
     def build(self) -> None:
         if not self.num_classes and not self.null_class:
             raise ValueError(
@@ -121,7 +97,7 @@ class ADMNetwork(Backbone):
         self.encoder, left = plan.encoder(self.stem_inputs * self.in_channels)
         self.middle = plan.middle()
         self.decoder = plan.decoder(left, self.num_heads if self.decoder_heads is None else self.decoder_heads)
-        self.head = ADMHead(plan.widths[0], self.out_channels)
+        self.head = ConvHead(nn.GroupNorm(GROUPS, plan.widths[0]), self.out_channels)
 
     def predict(self, inputs: Tensor, noise_label: Tensor, cond: Tensor) -> Tensor:
         """inputs (B, stem_inputs * in_channels, H, W), noise_label, cond -> (B, out_channels, H, W)."""
@@ -150,8 +126,8 @@ class ADM(ADMNetwork):
         "tiny": tiny_preset(
             channels=32, channel_mult=(1, 1), blocks_per_level=1, attention_factors=(2,), num_heads=2
         ),
-        **{name: {"image_size": int(name), **_IMAGENET, **size} for name, size in _SIZES.items()},
-        "256-uncond": {"image_size": 256, **_IMAGENET, **_SIZES["256"], "num_classes": 0, "null_class": True},
+        **_PRESETS,
+        "256-uncond": {**_PRESETS["256"], "num_classes": 0, "null_class": True},
     }
 
     def forward(self, x: Tensor, noise_label: Tensor, cond: Tensor) -> Tensor:

@@ -11,17 +11,12 @@ from torch import Tensor, nn
 
 from dinit.models.base import Network, Preset, config_from_fields
 from dinit.models.layers.adm_blocks import GROUPS, HeadOrder, Resampling
-from dinit.models.layers.adm_plan import ADMPlan
+from dinit.models.layers.adm_plan import LEVELS, ADMPlan
 from dinit.models.layers.blocks import run_blocks
 from dinit.models.layers.embedding import TimeEmbedding
 
 _IMAGENET = {"in_channels": 3, "channels": 128, "blocks_per_level": 2, "head_dim": 64, "num_classes": 1000}
-_SIZES: dict[str, Preset] = {
-    "64": {"channel_mult": (1, 2, 3, 4), "blocks_per_level": 4, "attention_factors": (2, 4, 8)},
-    "128": {"channel_mult": (1, 1, 2, 3, 4), "attention_factors": (4, 8, 16)},
-    "256": {"channel_mult": (1, 1, 2, 2, 4, 4), "attention_factors": (8, 16, 32)},
-    "512": {"channel_mult": (0.5, 1, 1, 2, 2, 4, 4), "attention_factors": (16, 32, 64)},
-}
+_PRESETS = {name: {"image_size": int(name), **_IMAGENET, **levels} for name, levels in LEVELS.items()}
 
 
 class AttentionPool(nn.Module):
@@ -80,9 +75,7 @@ class ADMClassifier(Network):
         ValueError: arguments that do not fit together.
     """
 
-    presets: ClassVar[Mapping[str, Preset]] = {
-        name: {"image_size": int(name), **_IMAGENET, **size} for name, size in _SIZES.items()
-    }
+    presets: ClassVar[Mapping[str, Preset]] = {**_PRESETS, "64": {**_PRESETS["64"], "blocks_per_level": 4}}
 
     image_size: int = 64
     in_channels: int = 3
@@ -96,9 +89,6 @@ class ADMClassifier(Network):
     scale_shift: bool = True
     num_classes: int = 1000
     dropout: float = 0.0
-
-    def smallest_size(self) -> int:
-        return 2 ** max(len(self.channel_mult) - 1, 0)
 
     def build(self) -> None:
         self.check_positive(num_classes=self.num_classes)

@@ -10,18 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dinit.models.adm import ADMNetwork
+from dinit.models.adm import IMAGENET, ADMNetwork
 from dinit.models.base import Preset, config_from_fields
 
-_IMAGENET = {
-    "in_channels": 3,
-    "channels": 192,
-    "channel_mult": (1, 1, 2, 2, 4, 4),
-    "blocks_per_level": 2,
-    "num_classes": 1000,
-    "null_class": False,
-    "learn_sigma": True,
-}
+_IMAGENET = {**IMAGENET, "channels": 192, "channel_mult": (1, 1, 2, 2, 4, 4)}
 
 
 @config_from_fields

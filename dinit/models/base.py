@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Self, TypeVar, dataclass_transform
 
@@ -51,6 +51,8 @@ class Network(ModelMixin, ConfigMixin):
     Attributes:
         presets: published sizes, name to arguments. "tiny" is the smallest network that exercises every part.
         image_size: height = width in pixels that it is configured for.
+        patch_size: pixels on a side of a patch; 1 for networks without patches.
+        channel_mult: widths of the levels of a U-Net, whose resolution halves from level to level; () without.
         size_multiple: any height and width must be a multiple of this.
         in_channels: channels of x.
         num_classes: number of classes.
@@ -65,6 +67,8 @@ class Network(ModelMixin, ConfigMixin):
     in_channels: int
     num_classes: int
     dropout: float
+    patch_size: int = 1
+    channel_mult: Sequence[float] = ()
     size_multiple: int = 1
     gradient_checkpointing: bool
 
@@ -95,8 +99,8 @@ class Network(ModelMixin, ConfigMixin):
         raise NotImplementedError
 
     def smallest_size(self) -> int:
-        """Pixels of which height and width must be multiples, from the fields."""
-        return 1
+        """Pixels of which height and width must be multiples: one patch at the lowest level of channel_mult."""
+        return self.patch_size * 2 ** max(len(self.channel_mult) - 1, 0)
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> Self:

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from dinit.models.base import BACKBONES, Backbone, Preset, config_from_fields
 from dinit.models.layers.blocks import run_blocks
 from dinit.models.layers.embedding import LabelEmbedding, TimeEmbedding
+from dinit.models.layers.feature_maps import ConvHead
 from dinit.models.layers.fir import ConvDown, ConvUp
 from dinit.models.layers.presets import tiny_preset
 from dinit.models.layers.score_unet import (
+    CIFAR10,
     ScoreBlock,
-    ScoreHead,
     build_levels,
     check_levels,
     decode,
@@ -25,15 +26,7 @@ from dinit.models.layers.score_unet import (
     group_norm,
 )
 
-_CIFAR = {
-    "image_size": 32,
-    "in_channels": 3,
-    "channels": 128,
-    "channel_mult": (1, 2, 2, 2),
-    "blocks_per_level": 2,
-    "attention_levels": (1,),
-    "num_classes": 0,
-}
+_CIFAR = {**CIFAR10, "blocks_per_level": 2}
 
 
 @BACKBONES.register("ddpm")
@@ -79,9 +72,6 @@ class DDPM(Backbone):
     learn_sigma: bool = False
     dropout: float = 0.0
 
-    def smallest_size(self) -> int:
-        return 2 ** max(len(self.channel_mult) - 1, 0)
-
     def build(self) -> None:
         channels = self.channels
         widths = check_levels("DDPM", channels, self.channel_mult, self.attention_levels)
@@ -101,7 +91,7 @@ class DDPM(Backbone):
         self.ups = nn.ModuleList(ConvUp(w) for w in widths[:0:-1])
         for resampled in (self.stem, self.downs, self.ups):
             fan_average(resampled)
-        self.head = ScoreHead(widths[0], self.out_channels, norm)
+        self.head = ConvHead(norm(widths[0]), self.out_channels)
 
     def forward(self, x: Tensor, noise_label: Tensor, cond: Tensor) -> Tensor:
         """x (B, in_channels, H, W), noise_label (B,) or (1,), cond (B, D) -> (B, out_channels, H, W)."""

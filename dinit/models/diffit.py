@@ -12,12 +12,11 @@ from dinit.models.base import BACKBONES, Backbone, Preset, config_from_fields
 from dinit.models.layers.blocks import run_block
 from dinit.models.layers.embedding import LabelEmbedding, SinCosPositions, TimeEmbedding
 from dinit.models.layers.init import zeroed
-from dinit.models.layers.presets import tiny_preset
+from dinit.models.layers.presets import imagenet_presets, tiny_preset
 from dinit.models.layers.time_attention import NORM_EPS, DiffiTBlock
 from dinit.models.layers.transformer import PatchEmbed, unpatchify
 
-_XL = {"patch_size": 2, "in_channels": 4, "hidden_size": 1152, "depth": 28, "num_heads": 16}
-_IMAGENET = {**_XL, "num_classes": 1000, "learn_sigma": True}
+_XL = {"patch_size": 2, "hidden_size": 1152, "depth": 28, "num_heads": 16}
 
 
 class DiffiTHead(nn.Module):
@@ -59,8 +58,7 @@ class DiffiT(Backbone):
 
     presets: ClassVar[Mapping[str, Preset]] = {
         "tiny": tiny_preset(patch_size=2, hidden_size=32, depth=2, num_heads=4),
-        "latent-256": {**_IMAGENET, "image_size": 32},
-        "latent-512": {**_IMAGENET, "image_size": 64},
+        **imagenet_presets({"latent-256": _XL, "latent-512": {**_XL, "image_size": 64}}),
     }
 
     image_size: int = 32
@@ -73,9 +71,6 @@ class DiffiT(Backbone):
     num_classes: int = 1000
     learn_sigma: bool = False
     dropout: float = 0.0
-
-    def smallest_size(self) -> int:
-        return self.patch_size
 
     def build(self) -> None:
         dim, patch = self.hidden_size, self.patch_size

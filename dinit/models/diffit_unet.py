@@ -19,7 +19,7 @@ from dinit.models.base import BACKBONES, Backbone, Preset, config_from_fields
 from dinit.models.layers.blocks import run_blocks
 from dinit.models.layers.checks import check_divides
 from dinit.models.layers.embedding import LabelEmbedding, TimeEmbedding
-from dinit.models.layers.init import zeroed
+from dinit.models.layers.feature_maps import ConvHead
 from dinit.models.layers.presets import tiny_preset
 from dinit.models.layers.time_attention import DiffiTBlock
 
@@ -78,19 +78,6 @@ class Up(nn.Module):
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         """x (B, in_width, H, W), skip (B, width, 2H, 2W) -> (B, width, 2H, 2W)."""
         return self.join(torch.cat([self.conv(x), skip], dim=1))
-
-
-class DiffiTUNetHead(nn.Module):
-    """GroupNorm, SiLU and a 3x3 convolution to the output channels; zero at the start."""
-
-    def __init__(self, width: int, out_channels: int, num_groups: int) -> None:
-        super().__init__()
-        self.norm = nn.GroupNorm(num_groups, width)
-        self.conv = zeroed(nn.Conv2d(width, out_channels, 3, padding=1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x (B, width, H, W) -> (B, out_channels, H, W)."""
-        return self.conv(F.silu(self.norm(x)))
 
 
 @BACKBONES.register("diffit-unet")
@@ -174,7 +161,7 @@ class DiffiTUNet(Backbone):
         self.bottom = level(widths[-1])
         self.ups = nn.ModuleList(Up(widths[i + 1], widths[i]) for i in reversed(range(levels - 1)))
         self.decoder = nn.ModuleList(level(width) for width in widths[:-1][::-1])
-        self.head = DiffiTUNetHead(widths[0], self.out_channels, self.num_groups)
+        self.head = ConvHead(nn.GroupNorm(self.num_groups, widths[0]), self.out_channels)
 
     def forward(self, x: Tensor, noise_label: Tensor, cond: Tensor) -> Tensor:
         """x (B, in_channels, H, W), noise_label (B,) or (1,), cond (B, D) -> (B, out_channels, H, W)."""

@@ -29,7 +29,6 @@ _SIZES = {
     "L": {"embed_dim": 1024, "depth": 48},
     "H": {"embed_dim": 1536, "depth": 48},
 }
-_IMAGENET = {"image_size": 32, "in_channels": 4, "num_classes": 1000, "learn_sigma": True}
 
 
 class DiSBlock(nn.Module):
@@ -104,9 +103,6 @@ class DiS(Backbone):
     num_classes: int = 1000
     learn_sigma: bool = False
     dropout: float = 0.0
-
-    def smallest_size(self) -> int:
-        return self.patch_size
 
     def build(self) -> None:
         dim, patch, half = self.embed_dim, self.patch_size, self.depth // 2

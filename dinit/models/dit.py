@@ -102,9 +102,6 @@ class DiT(Backbone):
     freq_shift: float = 0.0
     mlp_norm_eps: float = NORM_EPS
 
-    def smallest_size(self) -> int:
-        return self.patch_size
-
     def build(self) -> None:
         dim, patch = self.hidden_size, self.patch_size
         self.check_positive(mlp_width=int(dim * self.mlp_ratio))

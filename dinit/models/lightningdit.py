@@ -16,19 +16,19 @@ from dinit.models.layers.blocks import run_block
 from dinit.models.layers.embedding import LabelEmbedding, SinCosPositions, TimeEmbedding
 from dinit.models.layers.init import xavier, zeroed
 from dinit.models.layers.modulation import Modulation, gated, modulate
-from dinit.models.layers.presets import tiny_preset
+from dinit.models.layers.presets import imagenet_presets, tiny_preset
 from dinit.models.layers.transformer import Mlp, PatchEmbed, unpatchify
 
 NORM_EPS = 1e-6
 
 # S is DiT-S's shape, for which no weights are published.
 _SIZES = {
-    "S": ({"hidden_size": 384, "depth": 12, "num_heads": 6}, (1, 2)),
-    "B": ({"hidden_size": 768, "depth": 12, "num_heads": 12}, (1, 2)),
-    "L": ({"hidden_size": 1024, "depth": 24, "num_heads": 16}, (2,)),
-    "XL": ({"hidden_size": 1152, "depth": 28, "num_heads": 16}, (1, 2)),
-    "1p0B": ({"hidden_size": 1536, "depth": 24, "num_heads": 24}, (1, 2)),
-    "1p6B": ({"hidden_size": 1792, "depth": 28, "num_heads": 28}, (1, 2)),
+    "S": {"hidden_size": 384, "depth": 12, "num_heads": 6},
+    "B": {"hidden_size": 768, "depth": 12, "num_heads": 12},
+    "L": {"hidden_size": 1024, "depth": 24, "num_heads": 16},
+    "XL": {"hidden_size": 1152, "depth": 28, "num_heads": 16},
+    "1p0B": {"hidden_size": 1536, "depth": 24, "num_heads": 24},
+    "1p6B": {"hidden_size": 1792, "depth": 28, "num_heads": 28},
 }
 # What the published checkpoints switch on; the class's own defaults are a plain DiT.
 _PUBLISHED = {"use_swiglu": True, "use_rope": True, "use_rmsnorm": True}
@@ -175,16 +175,11 @@ class LightningDiT(Backbone):
     presets: ClassVar[Mapping[str, Preset]] = {
         "tiny": tiny_preset(patch_size=2, hidden_size=32, depth=2, num_heads=4, **_PUBLISHED),
         **{
-            f"{name}/{p}": {
-                "image_size": 16,
-                "in_channels": 32,
-                "num_classes": 1000,
-                "patch_size": p,
-                **_PUBLISHED,
-                **size,
-            }
-            for name, (size, patches) in _SIZES.items()
-            for p in patches
+            name: preset
+            for name, preset in imagenet_presets(
+                _SIZES, patches=(1, 2), image_size=16, in_channels=32, learn_sigma=False, **_PUBLISHED
+            ).items()
+            if name != "L/1"  # not published
         },
     }
 
@@ -203,9 +198,6 @@ class LightningDiT(Backbone):
     use_rmsnorm: bool = False
     wo_shift: bool = False
     dropout: float = 0.0
-
-    def smallest_size(self) -> int:
-        return self.patch_size
 
     def build(self) -> None:
         dim, patch = self.hidden_size, self.patch_size

@@ -126,9 +126,6 @@ class LiT(Backbone):
     learn_sigma: bool = False
     dropout: float = 0.0
 
-    def smallest_size(self) -> int:
-        return self.patch_size
-
     def build(self) -> None:
         dim, patch = self.hidden_size, self.patch_size
         self.check_positive(mlp_width=int(dim * self.mlp_ratio))

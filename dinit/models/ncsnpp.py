@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from dinit.models.base import BACKBONES, Backbone, Preset, config_from_fields
 from dinit.models.layers.blocks import run_block, run_blocks
 from dinit.models.layers.embedding import LabelEmbedding, TimeEmbedding
+from dinit.models.layers.feature_maps import ConvHead
 from dinit.models.layers.fir import ConvDown, FIRConvDown, downsampler, upsampler
 from dinit.models.layers.presets import tiny_preset
 from dinit.models.layers.score_unet import (
+    CIFAR10,
     FourierEmbedding,
     ScoreBlock,
-    ScoreHead,
     build_levels,
     check_levels,
     decode,
@@ -26,15 +27,7 @@ from dinit.models.layers.score_unet import (
     group_norm,
 )
 
-_CIFAR = {
-    "image_size": 32,
-    "in_channels": 3,
-    "channels": 128,
-    "channel_mult": (1, 2, 2, 2),
-    "blocks_per_level": 4,
-    "attention_levels": (1,),
-    "num_classes": 0,
-}
+_CIFAR = {**CIFAR10, "blocks_per_level": 4}
 _DEEP = {"blocks_per_level": 8}
 _VP = {
     "fir": True,
@@ -198,9 +191,6 @@ class NCSNpp(Backbone):
     learn_sigma: bool = False
     dropout: float = 0.0
 
-    def smallest_size(self) -> int:
-        return 2 ** max(len(self.channel_mult) - 1, 0)
-
     def build(self) -> None:
         channels, fir = self.channels, self.fir
         widths = check_levels("NCSNpp", channels, self.channel_mult, self.attention_levels)
@@ -224,9 +214,9 @@ class NCSNpp(Backbone):
         fan_average(self.stem)
         fan_average(self.pyramid)
         coarse = widths[:0:-1] if self.output_pyramid == "skip" else []
-        self.coarse_heads = nn.ModuleList(ScoreHead(w, self.out_channels, _norm) for w in coarse)
+        self.coarse_heads = nn.ModuleList(ConvHead(_norm(w), self.out_channels) for w in coarse)
         self.enlarge = upsampler(fir)
-        self.head = ScoreHead(widths[0], self.out_channels, _norm)
+        self.head = ConvHead(_norm(widths[0]), self.out_channels)
 
     def forward(self, x: Tensor, noise_label: Tensor, cond: Tensor) -> Tensor:
         """x (B, in_channels, H, W), noise_label (B,) or (1,), cond (B, D) -> (B, out_channels, H, W)."""

@@ -10,14 +10,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dinit.models.base import BACKBONES, Backbone, Preset, config_from_fields
+from dinit.models.layers.adm_blocks import Halve
 from dinit.models.layers.blocks import run_block
 from dinit.models.layers.checks import check_divides
 from dinit.models.layers.embedding import LabelEmbedding, TimeEmbedding
+from dinit.models.layers.feature_maps import ConvHead, SpatialAttention
+from dinit.models.layers.fir import ConvUp
 from dinit.models.layers.init import zeroed
 from dinit.models.layers.linear import conv1x1
 from dinit.models.layers.modulation import modulate
 from dinit.models.layers.presets import tiny_preset
-from dinit.models.layers.transformer import Attention
 
 
 class ResBlock(nn.Module):
@@ -44,49 +46,10 @@ class ResBlock(nn.Module):
         return conv1x1(self.shortcut, x) + h
 
 
-class SpatialAttention(nn.Module):
-    """Self-attention over the pixels of a feature map, added to it. Its projection starts at zero."""
-
-    def __init__(self, width: int, num_heads: int, num_groups: int) -> None:
-        super().__init__()
-        self.norm = nn.GroupNorm(num_groups, width)
-        self.attention = Attention(width, num_heads)
-        zeroed(self.attention.proj)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x (B, width, H, W) -> the same shape."""
-        tokens = self.norm(x).flatten(2).transpose(1, 2)  # (B, H * W, width)
-        return x + self.attention(tokens).transpose(1, 2).unflatten(2, x.shape[2:])
-
-
-class Downsample(nn.Module):
-    """3x3 convolution of stride 2."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(width, width, 3, stride=2, padding=1)
-
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        """x (B, width, H, W) -> (B, width, H/2, W/2). c is not used."""
-        return self.conv(x)
-
-
-class Upsample(nn.Module):
-    """Nearest-neighbour doubling and a 3x3 convolution."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(width, width, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x (B, width, H, W) -> (B, width, 2H, 2W)."""
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
-
-
 class UNetBlock(nn.Module):
     """A ResBlock, then attention and a doubling of the resolution where there are any."""
 
-    def __init__(self, res: ResBlock, attention: SpatialAttention | None, upsample: Upsample | None = None) -> None:
+    def __init__(self, res: ResBlock, attention: SpatialAttention | None, upsample: ConvUp | None = None) -> None:
         super().__init__()
         self.res = res
         self.attention = attention if attention is not None else nn.Identity()
@@ -95,19 +58,6 @@ class UNetBlock(nn.Module):
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         """x (B, in_width, H, W), c (B, cond_dim) -> (B, width, H, W), or (B, width, 2H, 2W) with upsample."""
         return self.upsample(self.attention(self.res(x, c)))
-
-
-class UNetHead(nn.Module):
-    """Norm, SiLU and a 3x3 convolution to the output channels; zero at the start."""
-
-    def __init__(self, width: int, out_channels: int, num_groups: int) -> None:
-        super().__init__()
-        self.norm = nn.GroupNorm(num_groups, width)
-        self.conv = zeroed(nn.Conv2d(width, out_channels, 3, padding=1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x (B, width, H, W) -> (B, out_channels, H, W)."""
-        return self.conv(F.silu(self.norm(x)))
 
 
 @BACKBONES.register("unet")
@@ -161,9 +111,6 @@ class UNet(Backbone):
     learn_sigma: bool = False
     dropout: float = 0.0
 
-    def smallest_size(self) -> int:
-        return 2 ** max(len(self.channel_mult) - 1, 0)
-
     def build(self) -> None:
         sides = [self.image_size >> level for level in range(len(self.channel_mult))]
         widths = [self.channels * multiple for multiple in self.channel_mult]
@@ -175,8 +122,8 @@ class UNet(Backbone):
             width, attend = widths[level], sides[level] in self.attention_resolutions
             return UNetBlock(
                 ResBlock(in_width, width, cond_dim, self.num_groups, self.dropout),
-                SpatialAttention(width, self.num_heads, self.num_groups) if attend else None,
-                Upsample(width) if up else None,
+                SpatialAttention(nn.GroupNorm(self.num_groups, width), self.num_heads) if attend else None,
+                ConvUp(width) if up else None,
             )
 
         self.stem = nn.Conv2d(self.in_channels, self.channels, 3, padding=1)
@@ -186,7 +133,7 @@ class UNet(Backbone):
         bottom = len(widths) - 1
         self.middle = nn.ModuleList(block(widths[bottom], bottom) for _ in range(2))
         self.decoder = _build_decoder(block, widths, skips, self.blocks_per_level)
-        self.head = UNetHead(widths[0], self.out_channels, self.num_groups)
+        self.head = ConvHead(nn.GroupNorm(self.num_groups, widths[0]), self.out_channels)
 
     def forward(self, x: Tensor, noise_label: Tensor, cond: Tensor) -> Tensor:
         """x (B, in_channels, H, W), noise_label (B,) or (1,), cond (B, D) -> (B, out_channels, H, W)."""
@@ -214,7 +161,7 @@ def _build_encoder(
             blocks.append(block(skips[-1], level))
             skips.append(width)
         if level < len(widths) - 1:
-            blocks.append(Downsample(width))
+            blocks.append(Halve(width, with_conv=True))
             skips.append(width)
     return blocks, skips
 

@@ -13,9 +13,10 @@ from dinit.models.dic import DiC, DiCBlock
 from dinit.models.dico import DiCo, DiCoBlock
 from dinit.models.dit import DiT, DiTBlock
 from dinit.models.layers.embedding import sincos_positions, sinusoid
+from dinit.models.layers.feature_maps import SpatialAttention
 from dinit.models.layers.transformer import unpatchify
 from dinit.models.lightningdit import LightningDiT, rotary_angles
-from dinit.models.unet import ResBlock, SpatialAttention, UNet
+from dinit.models.unet import ResBlock, UNet
 
 # Counted from the reference implementations: trainable, and with the frozen position table.
 DIT_COUNTS = {
@@ -239,7 +240,7 @@ def test_position_table_encodes_column_then_row() -> None:
 def test_fresh_unet_blocks_are_the_identity() -> None:
     x, c = torch.randn(2, 16, 4, 4), torch.randn(2, 12)
     assert torch.equal(ResBlock(16, 16, 12, 4, 0.0)(x, c), x)
-    assert torch.equal(SpatialAttention(16, 2, 4)(x), x)
+    assert torch.equal(SpatialAttention(nn.GroupNorm(4, 16), 2)(x), x)
 
 
 def test_sinusoid_is_cos_then_sin_of_geometric_frequencies() -> None:
@@ -277,7 +278,7 @@ def test_unet_attends_where_asked() -> None:
 
 def test_unet_attention_reaches_across_the_image() -> None:
     torch.manual_seed(0)
-    attention = SpatialAttention(8, 2, 4)
+    attention = SpatialAttention(nn.GroupNorm(4, 8), 2)
     torch.nn.init.normal_(attention.attention.proj.weight)
     x = torch.randn(1, 8, 4, 6)
     permutation = torch.randperm(24)

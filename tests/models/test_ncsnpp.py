@@ -15,8 +15,9 @@ from dinit.checkpoints.layouts.score_sde import NCSNPP
 from dinit.diffusion import PARAMETERIZATIONS, PROCESSES, BackboneDenoiser
 from dinit.models.base import Backbone
 from dinit.models.ddpm import DDPM
+from dinit.models.layers.feature_maps import SpatialAttention
 from dinit.models.layers.fir import FIRDown, FIRUp
-from dinit.models.layers.score_unet import FourierEmbedding, ScoreBlock, SpatialAttention
+from dinit.models.layers.score_unet import FourierEmbedding, ScoreBlock
 from dinit.models.ncsnpp import NCSNpp, _norm
 
 F64 = torch.float64

@@ -146,16 +146,3 @@ class ADMBlock(nn.Module):
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         """x (B, in_width, H, W), c (B, cond_dim), SiLU applied -> (B, width, H', W')."""
         return self.up(self.attention(self.res(x, c)), c)
-
-
-class ADMHead(nn.Module):
-    """Norm, SiLU and a 3x3 convolution to the output channels; zero at the start."""
-
-    def __init__(self, width: int, out_channels: int) -> None:
-        super().__init__()
-        self.norm = nn.GroupNorm(GROUPS, width)
-        self.conv = zeroed(nn.Conv2d(width, out_channels, 3, padding=1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x (B, width, H, W) -> (B, out_channels, H, W)."""
-        return self.conv(F.silu(self.norm(x)))

@@ -26,6 +26,14 @@ from dinit.models.layers.checks import check_divides
 if TYPE_CHECKING:
     from dinit.models.base import Network
 
+# Levels of the published networks, by the size of the images.
+LEVELS = {
+    "64": {"channel_mult": (1, 2, 3, 4), "attention_factors": (2, 4, 8)},
+    "128": {"channel_mult": (1, 1, 2, 3, 4), "attention_factors": (4, 8, 16)},
+    "256": {"channel_mult": (1, 1, 2, 2, 4, 4), "attention_factors": (8, 16, 32)},
+    "512": {"channel_mult": (0.5, 1, 1, 2, 2, 4, 4), "attention_factors": (16, 32, 64)},
+}
+
 
 @dataclass(frozen=True)
 class ADMPlan:

@@ -12,14 +12,24 @@ from torch import Tensor, nn
 
 from dinit.models.layers.blocks import run_block
 from dinit.models.layers.checks import check_divides
+from dinit.models.layers.feature_maps import SpatialAttention
 from dinit.models.layers.init import small_normal, zeroed
 from dinit.models.layers.linear import conv1x1
-from dinit.models.layers.transformer import Attention
 
 if TYPE_CHECKING:
     from dinit.models.base import Network
 
 Norm = Callable[[int], nn.GroupNorm]
+
+# The published networks for CIFAR-10, but for their blocks.
+CIFAR10 = {
+    "image_size": 32,
+    "in_channels": 3,
+    "channels": 128,
+    "channel_mult": (1, 2, 2, 2),
+    "attention_levels": (1,),
+    "num_classes": 0,
+}
 
 
 def group_norm(owner: str, groups: int, channels: int) -> nn.GroupNorm:
@@ -66,23 +76,6 @@ class FourierEmbedding(nn.Module):
         return self.mlp(torch.cat([angles.sin(), angles.cos()], dim=-1).to(dtype))
 
 
-class SpatialAttention(nn.Module):
-    """Single-head self-attention over the pixels of a feature map, added to it; zero at the start."""
-
-    def __init__(self, width: int, norm: Norm, residual_scale: float) -> None:
-        super().__init__()
-        self.norm = norm(width)
-        self.attention = Attention(width, 1)
-        zeroed(self.attention.proj)
-        self.residual_scale = residual_scale
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x (B, width, H, W) -> the same shape."""
-        tokens = self.norm(x).flatten(2).transpose(1, 2)  # (B, H * W, width)
-        mixed = self.attention(tokens).transpose(1, 2).unflatten(2, x.shape[2:])
-        return (x + mixed) * self.residual_scale
-
-
 class ScoreBlock(nn.Module):
     """Norm, SiLU, conv, plus the condition, norm, SiLU, conv; added to the input; then attention with `attend`.
 
@@ -116,7 +109,7 @@ class ScoreBlock(nn.Module):
         self.residual_scale = residual_scale
         fan_average(self)
         zeroed(self.conv_2)
-        self.attention = SpatialAttention(width, norm, residual_scale) if attend else nn.Identity()
+        self.attention = SpatialAttention(norm(width), 1, residual_scale) if attend else nn.Identity()
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         """x (B, in_width, H, W), c (B, cond_dim) -> (B, width, H, W), resampled where the block does that."""
@@ -124,19 +117,6 @@ class ScoreBlock(nn.Module):
         h = h + self.condition(F.silu(c))[:, :, None, None]
         h = self.conv_2(self.dropout(F.silu(self.norm_2(h))))
         return self.attention((conv1x1(self.shortcut, self.resample(x)) + h) * self.residual_scale)
-
-
-class ScoreHead(nn.Module):
-    """Norm, SiLU and a 3x3 convolution to the output channels; zero at the start."""
-
-    def __init__(self, width: int, out_channels: int, norm: Norm) -> None:
-        super().__init__()
-        self.norm = norm(width)
-        self.conv = zeroed(nn.Conv2d(width, out_channels, 3, padding=1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x (B, width, H, W) -> (B, out_channels, H, W)."""
-        return self.conv(F.silu(self.norm(x)))
 
 
 Levels = nn.ModuleList  # of nn.ModuleList of ScoreBlock
