@@ -44,16 +44,8 @@ NOT_YET: frozenset[str] = frozenset(
         "dinit/likelihood/ode.py",
         "dinit/pipelines/call.py",
         "dinit/pipelines/evaluate.py",
-        "dinit/samplers/inversion/bdia.py",
-        "dinit/samplers/inversion/invert.py",
-        "dinit/samplers/multistep/rules.py",
-        "dinit/samplers/ode/dpm_adaptive.py",
-        "dinit/samplers/ode/euler.py",
-        "dinit/samplers/ode/rk45.py",
-        "dinit/samplers/ode/runge_kutta.py",
         "dinit/samplers/search/solver.py",
         "dinit/samplers/search/timesteps.py",
-        "docs/samplers.md",
     }
 )
 

@@ -78,7 +78,7 @@ class RungeKutta(Sampler):
 
     Attributes:
         tableau: Of the method.
-        variable: What the steps are taken in: t, unless a subclass says otherwise.
+        variable: What the steps are taken in: t, unless a subclass names another variable.
     """
 
     tableau: ClassVar[Tableau]
