@@ -43,7 +43,7 @@ class Corrector:
 
     Args:
         variant: What stands in place of the exact integral: see `exponential_weights.weights`.
-        start_only: Correct only the steps that lack evaluations at the start of a run, where `warm_up` corrects them.
+        start_only: Correct only steps that lack evaluations at the start of a run, where `warm_up` corrects them.
     """
 
     registry_name: ClassVar[str] = "corrector"
