@@ -31,14 +31,14 @@ class TimeGrid(ABC):
         """The times of a run.
 
         Args:
-            process: the path, which relates times to noise levels.
-            steps: the number of times, at least 1.
-            t_min: the cleanest time at which the network may be evaluated, in (0, 1).
-            t_max: the noisiest time, in (t_min, 1], which is the first of the grid.
+            process: The path, which relates times to noise levels.
+            steps: The number of times, at least 1.
+            t_min: The cleanest time at which the network may be evaluated, in (0, 1).
+            t_max: The noisiest time, in (t_min, 1], which is the first of the grid.
 
         Returns:
             (steps,) float64 on the CPU, decreasing, within [t_min, t_max] and with sigma > 0.
 
         Raises:
-            ValueError: the grid has another number of times, or the process has too few.
+            ValueError: The grid has another number of times, or the process has too few.
         """

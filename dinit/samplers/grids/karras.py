@@ -20,8 +20,8 @@ class Karras(TimeGrid):
     sigma. Source: arXiv:2206.00364.
 
     Args:
-        rho: positive; the larger, the more steps at low noise. EDM's value is 7.
-        first: where alpha is 0 at t_max, the spacing starts at this time; see `LogSNR`.
+        rho: Positive; the larger, the more steps at low noise. EDM's value is 7.
+        first: Where alpha is 0 at t_max, the spacing starts at this time; see `LogSNR`.
 
     Raises:
         ValueError: rho is not positive.

@@ -19,7 +19,7 @@ class LogSNR(TimeGrid):
     Source: arXiv:2206.00927.
 
     Args:
-        first: where alpha is 0 at t_max, log-SNR has no first value: the spacing starts at this time, below 1, and
+        first: Where alpha is 0 at t_max, log-SNR has no first value: the spacing starts at this time, below 1, and
             the trajectory still starts at t_max.
     """
 
@@ -44,7 +44,7 @@ class Polyexponential(TimeGrid):
     """log(sigma / alpha) falls as (1 - u)^rho with u even in [0, 1], as in k-diffusion.
 
     Args:
-        rho: positive. 1 is exponential; above 1 there are more steps at low noise, below 1 at high noise.
+        rho: Positive. 1 is exponential; above 1 there are more steps at low noise, below 1 at high noise.
 
     Raises:
         ValueError: rho is not positive.

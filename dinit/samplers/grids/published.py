@@ -32,9 +32,9 @@ class VPInSigma(TimeGrid):
     Source: arXiv:2206.00364.
 
     Args:
-        beta_d: of the VP process, beta(t) = beta_min + t beta_d; at least 0.
-        beta_min: see beta_d; positive.
-        eps: its last time, in (0, 1).
+        beta_d: Rise of the VP process's beta(t) = beta_min + t beta_d; at least 0.
+        beta_min: beta(0) of the VP process, positive.
+        eps: Last time of the VP process, in (0, 1).
 
     Raises:
         ValueError: a number outside its range.
@@ -73,7 +73,7 @@ class AlignYourSteps(TimeGrid):
         table: 'sd1.5', 'sdxl' or 'svd', the model that the noise levels were found for.
 
     Raises:
-        ValueError: another table.
+        ValueError: Another table.
     """
 
     table: Literal["sd1.5", "sdxl", "svd"] = "sd1.5"

@@ -56,14 +56,14 @@ class Respaced(TimeGrid):
         """The timesteps taken of a chain.
 
         Args:
-            total: timesteps of the chain.
-            steps: how many to take; the number that `sections` fixes, where it fixes one.
+            total: Timesteps of the chain.
+            steps: How many to take; the number that `sections` fixes, where it fixes one.
 
         Returns:
             Indices from 0, the cleanest, to at most total - 1, increasing.
 
         Raises:
-            ValueError: they do not fit in a section, or no whole stride gives them.
+            ValueError: They do not fit in a section, or no whole stride gives them.
         """
         if self._strided:
             for stride in range(1, total + 1):

@@ -22,7 +22,7 @@ class Shifted(TimeGrid):
     Source: arXiv:2403.03206.
 
     Args:
-        shift: positive; above 1 there are more steps at high noise, 1 leaves v as it is.
+        shift: Positive; above 1 there are more steps at high noise, 1 leaves v as it is.
         end: 'open' leaves v = 0 out, as pipelines of flow models do (v = 1, ..., 1 / steps), and never goes below
             t_min; 't_min' spaces v down to t_min.
         first: a run starts at the lower of it and t_max; in (0, 1]. A little below 1 it gives multistep solvers a

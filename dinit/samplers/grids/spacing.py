@@ -28,11 +28,11 @@ def between_log_snrs(
     """Times whose log-SNR is spaced by a function of the log-SNRs at both ends.
 
     Args:
-        process: the path.
-        steps: the number of times.
-        t_min: the last time.
-        t_max: the first time.
-        first: where alpha is 0 at t_max, log-SNR is -inf there: t_max is followed by this time (or by t_max, if
+        process: The path.
+        steps: The number of times.
+        t_min: The last time.
+        t_max: The first time.
+        first: Where alpha is 0 at t_max, log-SNR is -inf there: t_max is followed by this time (or by t_max, if
             that is less), from which the spacing starts.
         spacing: (log-SNR of the clean end, of the noisy end, count) to (count,) log-SNRs, noisy to clean.
 

@@ -20,7 +20,7 @@ class Times(TimeGrid):
     """Times given one by one: decreasing numbers in [0, 1], all but the last with sigma > 0.
 
     Args:
-        values: the times.
+        values: The times.
     """
 
     values: tuple[float, ...]
@@ -46,11 +46,11 @@ class Searched(TimeGrid):
     Source: arXiv:2309.10438.
 
     Args:
-        path: of the cache, a JSON file. It is read on first use.
+        path: The JSON file of the cache, which is read on first use.
 
     Raises:
-        FileNotFoundError: from `times` and `values`, where there is no such file.
-        ValueError: from `times` and `values`, where the file is not such a cache.
+        FileNotFoundError: From `times` and `values`, where there is no such file.
+        ValueError: From `times` and `values`, where the file is not such a cache.
     """
 
     path: str

@@ -27,10 +27,10 @@ class Timesteps(TimeGrid):
     Args:
         spacing: 'trailing' includes the noisiest timestep, 'leading' the cleanest, 'linspace' both. It is
             timestep_spacing of diffusers.
-        offset: added to the timesteps of 'leading'; diffusers' steps_offset.
+        offset: Added to the timesteps of 'leading'; diffusers' steps_offset.
 
     Raises:
-        ValueError: from `times`, for another spacing, or more steps than the process has.
+        ValueError: From `times`, for another spacing, or more steps than the process has.
     """
 
     spacing: Spacing = "trailing"
