@@ -36,7 +36,7 @@ _PRESETS = {name: {"image_size": int(name), **IMAGENET, **LEVELS[name], **size} 
 
 @config_from_fields
 class ADMNetwork(Backbone):
-    """ADM's U-Net, whatever enters its stem: what ADM and its super-resolution form share.
+    """ADM's U-Net with any number of images as its input: the base class of ADM and its super-resolution form.
 
     Args:
         image_size: height = width it is configured for; others work if they are multiples of size_multiple, which

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dinit.models.base import BACKBONES, Backbone, Preset, config_from_fields
 from dinit.models.layers.blocks import run_block
-from dinit.models.layers.embedding import LabelEmbedding, sinusoid
+from dinit.models.layers.embedding import LabelEmbedding, resized_table, sinusoid
 from dinit.models.layers.init import small_normal, zeroed
 from dinit.models.layers.mamba import Mamba
 from dinit.models.layers.modulation import Modulation, modulate
@@ -167,6 +167,5 @@ class DiS(Backbone):
         if (rows, columns) == (side, side):
             return self.positions
         prefix, patches = self.positions[: self.prefix], self.positions[self.prefix :]
-        grid = patches.float().t().unflatten(1, (side, side))[None]
-        resized = F.interpolate(grid, (rows, columns), mode="bicubic", align_corners=False)
-        return torch.cat([prefix, resized[0].flatten(1).t().to(prefix)])
+        resized = resized_table(patches.unflatten(0, (side, side)), rows, columns)
+        return torch.cat([prefix, resized.flatten(0, 1).to(prefix)])

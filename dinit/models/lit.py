@@ -34,7 +34,7 @@ class LinearAttention(nn.Module):
 
     The kernel is a product, so the sums over the keys are done once for all queries: time and memory are linear
     in the number of tokens. A depthwise convolution of the values on the image grid, added before the last
-    Linear, gives back the sharpness around a token that such attention lacks.
+    Linear, restores the local detail that such attention lacks.
     The qkv features are ordered (q | k | v) x head x head_dim, as in Attention.
     """
 

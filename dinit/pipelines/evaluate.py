@@ -93,7 +93,7 @@ def evaluate_pipeline(
     page: str | Path | None = None,
     **call: Unpack[SamplingOptions],
 ) -> Report:
-    """As `evaluate`, with the options of the evaluation in a spec."""
+    """Evaluate a pipeline as `evaluate` does, with the options of the evaluation in a spec."""
     if spec.dataset_name is not None:
         DATASETS.create(spec.dataset_name)  # its mistakes before the pipeline is read
     output, page = _destination(output), _destination(page)

@@ -15,6 +15,7 @@ from dinit.checkpoints.layouts.base import recognise
 from dinit.models.base import BACKBONES
 from dinit.models.dimr import DiMR
 from dinit.models.layers.dimr_stage import AttentionBlock, ConvNeXtBlock, Lift
+from dinit.models.layers.embedding import resized_table
 from dinit.models.layers.time_norm import TimeLayerNorm, TimeParameter, TimeRMSNorm
 
 COUNTS = {"XL/2R": 505_046_408, "G/2R": 1_056_352_904}
@@ -252,10 +253,10 @@ def test_positions_are_interpolated_for_other_sizes() -> None:
     """A constant table stays constant, and a map of the configured size is the table itself."""
     model = DiMR.preset("tiny")
     branch = model.branches[0]
-    assert torch.equal(branch.position_table(4, 4), branch.positions)
+    assert torch.equal(resized_table(branch.positions, 4, 4), branch.positions)
     branch.positions.fill_(0.7)
-    torch.testing.assert_close(branch.position_table(6, 2), torch.full((6, 2, 32), 0.7))
-    assert branch.bfloat16().position_table(6, 2).dtype == torch.float32
+    torch.testing.assert_close(resized_table(branch.positions, 6, 2), torch.full((6, 2, 32), 0.7))
+    assert resized_table(branch.bfloat16().positions, 6, 2).dtype == torch.float32
 
 
 @pytest.mark.parametrize(

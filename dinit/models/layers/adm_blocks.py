@@ -19,7 +19,7 @@ RESAMPLINGS, HEAD_ORDERS = ("block", "conv", "plain"), ("head-first", "qkv-first
 
 
 class Keep(nn.Module):
-    """Leaves the resolution as it is."""
+    """Identity in place of a resampling layer."""
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         """x (B, C, H, W) -> x. c is not used."""

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dinit.models.layers.embedding import resized_table
 from dinit.models.layers.init import xavier, zeroed
 from dinit.models.layers.time_norm import TimeLayerNorm, TimeRMSNorm
 
@@ -94,7 +95,7 @@ class ConvNeXtBlock(nn.Module):
 
 
 class Lift(nn.Module):
-    """Features of a coarser stage, made as fine and wide as this one: norm, Linear, vectors to pixels, norm."""
+    """Lift of a coarser stage's features to this resolution and width: norm, Linear, vectors to pixels, norm."""
 
     def __init__(self, features: int, width: int, factor: int) -> None:
         super().__init__()
@@ -126,8 +127,8 @@ class StageHead(nn.Module):
 class Stage(nn.Module):
     """One resolution: blocks in a row with long skips from the first half to the second (U-ViT, Bao et al. 2023).
 
-    below: the stage before it, if any. side: of its map, in vectors, at the configured image size. num_heads:
-    counts where it attends only.
+    below: the stage before it, if any. side: of its map, in vectors, at the configured image size. num_heads: used
+    where it attends.
     """
 
     def __init__(
@@ -163,7 +164,7 @@ class Stage(nn.Module):
         label: Tensor | None,
         run: Callable[[nn.Module, Tensor, Tensor], Tensor],
     ) -> list[Tensor]:
-        """Its input and every block's output, (B, H / downscale, W / downscale, width) each.
+        """Input of the blocks and every block's output, (B, H / downscale, W / downscale, width) each.
 
         x (B, in_channels, H, W): the image. below: the features of the stage before it, concatenated. tau (B,) or
         (1,). label (B, width): one token more, where it attends. run: calls a block.
@@ -183,18 +184,9 @@ class Stage(nn.Module):
         return features
 
     def enter(self, x: Tensor, below: Tensor | None, tau: Tensor) -> Tensor:
-        """The image in patches, with their positions and what came from below: (B, rows, columns, width)."""
+        """Input of the blocks (B, rows, columns, width): patches, positions and the lifted features from below."""
         if self.config.image_ratio > 1:
             x = F.avg_pool2d(x, self.config.image_ratio)
         h = self.stem(x.contiguous(memory_format=torch.channels_last)).permute(0, 2, 3, 1)
-        h = h + self.position_table(*h.shape[1:3]).to(h)
+        h = h + resized_table(self.positions, *h.shape[1:3]).to(h)
         return h if below is None or self.lift is None else h + self.lift(below, tau)
-
-    def position_table(self, rows: int, columns: int) -> Tensor:
-        """(rows, columns, width): the learned table, interpolated for another size."""
-        if (rows, columns) == tuple(self.positions.shape[:2]):
-            return self.positions
-        table = self.positions.permute(2, 0, 1)[None]
-        table = table.to(torch.promote_types(table.dtype, torch.float32))
-        stretched = F.interpolate(table, size=(rows, columns), mode="bicubic", align_corners=False)
-        return stretched[0].permute(1, 2, 0)

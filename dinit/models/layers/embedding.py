@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dinit.models.layers.init import small_normal
 
 
 def sinusoid(noise_label: Tensor, features: int = 256, max_period: float = 1e4, freq_shift: float = 0.0) -> Tensor:
-    """[cos, sin] of the label times frequencies max_period^(-i / (half - freq_shift)), half = features // 2.
+    """Sinusoids [cos, sin] of label times max_period^(-i / (half - freq_shift)), half = features // 2.
 
     noise_label (B,) float, unscaled -> (B, features) in the label's dtype. Vaswani et al. 2017, in the
-    arrangement of Dhariwal & Nichol 2021 that DiT and its descendants kept. freq_shift: 1 makes the last
+    arrangement of Dhariwal & Nichol 2021 that DiT and its descendants have. freq_shift: 1 makes the last
     frequency 1 / max_period, as Ho et al. 2020, score_sde and diffusers' DiT have it.
     """
     half = features // 2
@@ -73,6 +74,17 @@ def sincos_positions(dim: int, height: int, width: int, device: torch.device | N
     columns = encode(width)[None, :, :].expand(height, width, dim // 2)
     rows = encode(height)[:, None, :].expand(height, width, dim // 2)
     return torch.cat([columns, rows], dim=-1).reshape(height * width, dim).float()
+
+
+def resized_table(table: Tensor, rows: int, columns: int) -> Tensor:
+    """Learned position table (side, side, D), for another size resized bicubically to (rows, columns, D).
+
+    A resized one is float32 at least.
+    """
+    if (rows, columns) == tuple(table.shape[:2]):
+        return table
+    maps = table.permute(2, 0, 1)[None].to(torch.promote_types(table.dtype, torch.float32))
+    return F.interpolate(maps, size=(rows, columns), mode="bicubic", align_corners=False)[0].permute(1, 2, 0)
 
 
 class SinCosPositions(nn.Module):

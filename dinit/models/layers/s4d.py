@@ -8,12 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Range of the step sizes at the start: memories of some ten to some thousand positions.
+# Range of the step sizes at the start: memories of about ten to about a thousand positions.
 _DT_MIN, _DT_MAX = 1e-3, 1e-1
 
 
 class S4D(nn.Module):
-    """h' = A h + B u, y = 2 Re(C h) + D u for every channel, B = 1, held constant (ZOH) over steps of dt.
+    """Diagonal state-space model of every channel: h' = A h + B u, y = 2 Re(C h) + D u, with B = 1.
+
+    The input is held constant (ZOH) over steps of dt.
 
     As a recurrence along the sequence, with h complex of size state_size / 2 (the conjugate half is the 2 Re):
 
@@ -21,7 +23,7 @@ class S4D(nn.Module):
 
     It is run as the convolution with the kernel K_l = 2 Re sum_n C_n (exp(dt A_n) - 1) / A_n exp(dt A_n l), by
     FFT. A starts as in S4D-Lin: -1/2 + i pi n. state_size: even, ValueError if not. The step sizes dt, A, C are
-    the channel's own; Re A is kept negative and dt positive as exponentials of what is learned.
+    the channel's own; Re A is kept negative and dt positive as exponentials of parameters.
 
     bidirectional: a second such model (dt, A and C of its own) runs from the last position to the first, and the
     two are added; D u is added once.
@@ -37,7 +39,7 @@ class S4D(nn.Module):
         self.log_decay = nn.Parameter(torch.full((directions, channels, pairs), math.log(0.5)))  # log(-Re A)
         frequency = math.pi * torch.arange(pairs, dtype=torch.float32)
         self.frequency = nn.Parameter(frequency.repeat(directions, channels, 1))  # Im A
-        # Real and imaginary part side by side: complex parameters neither cast nor save everywhere.
+        # Real and imaginary parts in the last dimension: complex parameters neither cast nor save everywhere.
         self.C = nn.Parameter(torch.randn(directions, channels, pairs, 2) * math.sqrt(0.5))
         self.D = nn.Parameter(torch.randn(channels))
 

@@ -27,7 +27,7 @@ CPU_STATES = 2**22
 
 
 def causal_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None, reverse: bool = False) -> Tensor:
-    """Depthwise convolution in which position t sees t - K + 1 .. t; reverse: t .. t + K - 1.
+    """Depthwise convolution in which position t depends on t - K + 1 .. t; reverse: t .. t + K - 1.
 
     x (B, channels, L), weight (channels, K), bias (channels,) -> (B, channels, L). As with selective_scan,
     reverse is the same as flipping x and the result along L.
@@ -41,11 +41,11 @@ def causal_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None, reverse: 
 def selective_scan(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = None, reverse: bool = False
 ) -> Tensor:
-    """y of the recurrence above. u, delta (B, channels, L), A (channels, N), B, C (B, N, L), D (channels,).
+    """Output y of the recurrence above. u, delta (B, channels, L), A (channels, N), B, C (B, N, L), D (channels,).
 
     delta: at least 0 (after its softplus). A: negative. reverse: from the last position to the first. Returns
     (B, channels, L) in u's dtype; the state is float32 at least. Differentiable once. ValueError for shapes
-    that do not fit. scan_backend() tells which code runs.
+    that do not fit. scan_backend() is the name of the code that runs.
     """
     _check(u, delta, A, B, C, D)
     dtype = torch.promote_types(u.dtype, torch.float32)
@@ -59,16 +59,16 @@ def selective_scan(
 
 
 def scan_backend(u: Tensor) -> str:
-    """What runs forward on u's device: "triton" (CUDA, with triton) or "torch", which always runs backward."""
+    """Code of the forward scan on u's device: "triton" (CUDA, with triton) or "torch", as always for backward."""
     return "triton" if u.is_cuda and _HAS_TRITON else "torch"
 
 
 class _SelectiveScan(torch.autograd.Function):
-    """The scan without D, in one dtype. Keeps its inputs alone and recomputes states in the backward pass."""
+    """The scan without D, in one dtype. Keeps only its inputs and recomputes states in the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
-        # Autocast would hand the products with B and C to half precision.
+        # Autocast would compute the products with B and C in half precision.
         with torch.autocast(u.device.type, enabled=False):
             ctx.save_for_backward(u, delta, A, B, C)
             if scan_backend(u) == "triton":
@@ -91,7 +91,7 @@ class _SelectiveScan(torch.autograd.Function):
 
 
 def _items_at_once(u: Tensor, states: int) -> int:
-    """How much of a batch the backward pass takes on together: on a CPU, CPU_STATES values."""
+    """Items of a batch that the backward pass computes together: on a CPU, CPU_STATES values."""
     if u.device.type != "cpu" or torch.compiler.is_compiling():
         return max(1, len(u))
     return max(1, CPU_STATES // (max(1, u[0].numel()) * states)) if len(u) else 1

@@ -1,10 +1,10 @@
 """The selective scan in PyTorch: about 2 sqrt(L) steps, each on one position of every chunk of the sequence.
 
-All chunks advance together from a zero state, which gives what each adds to the state; that is carried from
-chunk to chunk; and all advance again from the state they start with. The backward pass does the same from
-the other end. Decays are at most 1 and only multiplied, never divided by, so nothing overflows.
+All chunks advance together from a zero state, which gives the term that each adds to the state; these terms are
+carried from chunk to chunk; then all chunks advance again from their initial states. The backward pass does the
+same from the other end. Decays are at most 1 and only multiplied, never divided by, so nothing overflows.
 
-Decays are computed twice rather than kept: that is faster than memory, of which the forward pass so needs
+Decays are computed twice rather than kept, which is faster than reading them from memory; the forward pass needs
 sqrt(L) states and not L. They are powers of 2: on a CPU exp2 takes a third of the time of exp, and where the
 result underflows a thirtieth.
 """
@@ -23,7 +23,7 @@ Grads = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Chunks:
-    """The inputs of a scan, cut: position s of every chunk is at index s, and channels are last.
+    """Inputs of a scan in chunks: position s of every chunk is at index s, and channels are last.
 
     delta, driven (delta * u): (steps, B, chunks, channels). B, C: (steps, B, chunks, N). rates: A.T / log(2).
     """
@@ -42,7 +42,7 @@ class Chunks:
         return cls(u.shape[-1], delta_cut, delta_cut * cut(u), cut(B), cut(C), rates)
 
     def empty_state(self) -> Tensor:
-        """(B, chunks, N, channels), not filled."""
+        """Uninitialised state, (B, chunks, N, channels)."""
         return self.delta.new_empty(*self.delta.shape[1:3], *self.rates.shape)
 
     def decay(self, s: int, out: Tensor) -> Tensor:
@@ -50,7 +50,7 @@ class Chunks:
         return torch.mul(self.delta[s][..., None, :], self.rates, out=out).exp2_()
 
     def total_decay(self) -> Tensor:
-        """That of whole chunks."""
+        """Decay over whole chunks, (B, chunks, N, channels)."""
         return torch.exp2(self.delta.sum(0)[..., None, :] * self.rates)
 
     def drive(self, s: int, state: Tensor) -> Tensor:
@@ -68,12 +68,12 @@ def cut(x: Tensor) -> Tensor:
 
 
 def join(x: Tensor, length: int) -> Tensor:
-    """(steps, B, chunks, F) -> (B, F, L): what cut() undoes."""
+    """(steps, B, chunks, F) -> (B, F, L), the inverse of cut()."""
     return x.permute(1, 3, 2, 0).flatten(2)[..., :length]
 
 
 def carry(decay: Tensor, added: Tensor, reverse: bool = False) -> Tensor:
-    """The state in which each chunk starts, from every chunk's decay and addition; all (B, chunks, N, channels).
+    """Initial state of each chunk, from every chunk's decay and added term; all (B, chunks, N, channels).
 
     reverse: chunks follow each other from the last to the first.
     """
@@ -150,7 +150,7 @@ def _kept_states(x: Chunks, starts: Tensor) -> Tensor:
 
 
 def _chunk_ends(grad_y: Tensor, x: Chunks) -> Tensor:
-    """What arrives at the last position of every chunk from those behind it, (B, chunks, N, channels)."""
+    """Gradient at the last position of every chunk from the chunks after it, (B, chunks, N, channels)."""
     g, a = x.empty_state().zero_(), x.empty_state()
     for s in reversed(range(len(grad_y))):
         g.addcmul_(grad_y[s][..., None, :], x.C[s][..., None]).mul_(x.decay(s, out=a))
