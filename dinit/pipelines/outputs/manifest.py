@@ -27,7 +27,9 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Manifest:
-    """pipeline: name, folder or hub id. weights: SHA-256 of each component's tensors. call: Call.to_config.
+    """The record of a picture.
+
+    pipeline: name, folder or Hub id. weights: SHA-256 of each component's tensors. call: of Call.to_config.
 
     nfe: network evaluations an image. picture: what is in the file and where (see dinit.pipelines.outputs.files).
     """

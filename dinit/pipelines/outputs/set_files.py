@@ -58,10 +58,10 @@ def png_bytes(picture: Image.Image, facts: Mapping[str, Any]) -> bytes:
 
 
 def begin(folder: Path, spec: Mapping[str, Any], versions: Mapping[str, str], pipeline: str) -> list[str]:
-    """Makes the folder, or checks that it holds this very set. Returns notes for the user.
+    """Make the folder, or check that it contains this set. Returns notes for the user.
 
-    ImageSetError for a folder of another set, naming what differs, or of other things. Only for the one
-    process that may write here: what killed runs left half written is removed.
+    ImageSetError, with the differences, for a folder of another set, or for a folder of other files. Only the
+    process that owns the folder may call this: it removes incomplete files of killed runs.
     """
     if (folder / FILE).exists():
         before = read_json(folder / FILE)

@@ -45,7 +45,7 @@ _RANDOM_CLASS = 7  # keeps the stream of random classes apart from every other o
 
 @dataclass(frozen=True)
 class Progress:
-    """done, total: images on the disk, of all processes. per_second: of this session, of all processes."""
+    """Progress of a set, of all processes. done, total: images on the disk. per_second: of this session."""
 
     done: int
     total: int
@@ -59,7 +59,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class MadeSet:
-    """folder: of the set. made: images of this session and process. complete: whether all are on the disk.
+    """The result. folder: of the set. made: images of this session and process. complete: all are on the disk.
 
     pack: the .npz; None where it was not requested, in processes other than the first, or if not complete.
     """

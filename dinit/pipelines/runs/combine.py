@@ -30,7 +30,7 @@ def combine_run(
     num_samples: int = 500,
     how: Search | None = None,
 ) -> Found:
-    """Searches, and writes the run's pipeline to `to` with the weights that it found. Liu et al. 2024.
+    """Search the best combination, and write the run's pipeline to `to` with its weights. Liu et al. 2024.
 
     run: a folder of `train`. metric: a callable; 'loss' (of `denoising_loss`); a metric of `dinit.evaluation` whose
     low values are good, as 'fid'; or 'module:function'. of: see `saved_weights`. num_samples: images a metric is

@@ -46,9 +46,10 @@ _EVERY = 10.0  # seconds between lines of progress where there is no terminal
 
 @dataclass(frozen=True)
 class Encoded:
-    """folder: the cache. images, shards: in all; made: shards of this call. psnr (dB), ssim: of reconstructions,
+    """The result of encoding a data set.
 
-    means over `measured` images, or None where none were measured.
+    folder: the cache. images, shards: in all; made: shards of this call. psnr (dB), ssim: of reconstructions, means
+    over `measured` images; None where none were measured.
     """
 
     folder: Path
@@ -62,7 +63,7 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Options:
-    """flips: mirrored images as a second copy. shard_size: images a file. batch_size: images at once.
+    """Options. flips: mirrored images as a second copy. shard_size: images in a file. batch_size: images at once.
 
     measure: on how many images, evenly spread, the reconstruction is measured. store: dtype of the stored numbers.
     dtype: of the autoencoder while it runs. workers: processes that read images. ValueError for other values.
@@ -93,15 +94,17 @@ def encode(
     device: str = "auto",
     progress: bool = True,
 ) -> Encoded:
-    """Stores every image's posterior mean and standard deviation, in a folder that the data set `latents` reads.
+    """Store every image's posterior mean and standard deviation, in a folder that the data set `latents` reads.
 
-    autoencoder: an AutoencoderKL of diffusers: a folder, a pipeline's folder, or a hub id. data: a data set's
-    name, or a mapping with its options. out: a new or empty folder, or one that the same call has begun, which
-    goes on: whole shards are kept. Under a launcher (torchrun, accelerate launch) the processes share the shards
-    out. A shard is a function of its index, so that however many processes there are and however often they are
-    killed, the files are the same (at the same batch_size, on the same kind of device and number of threads).
-    ValueError before anything is written where autoencoder and data do not fit or the folder holds something else;
-    OSError where another call is writing there.
+    Under a launcher (torchrun, accelerate launch) the shards are divided among the processes. A shard depends on
+    its index alone, so the files are the same with any number of processes and after any number of kills (at the
+    same batch_size, on the same kind of device and number of threads).
+
+    autoencoder: an AutoencoderKL of diffusers: a folder, a pipeline's folder, or a Hub id. data: a data set's
+    name, or a mapping with its options. out: a new or empty folder, or one in which the same call was interrupted:
+    it is resumed, and complete shards are kept.
+    ValueError before anything is written where autoencoder and data do not fit or the folder contains something
+    else; OSError where another call is writing there.
     """
     options, folder = options or Options(), Path(out)
     spec = {"name": data} if isinstance(data, str) else dict(data)

@@ -44,7 +44,7 @@ class Search:
 
 @dataclass
 class Found:
-    """coefficients: of the best, float64, summing to 1. score: its metric. tried: every (coefficients, score)."""
+    """The result. coefficients: the best, float64, sum 1. score: its metric. tried: every (coefficients, score)."""
 
     coefficients: Tensor
     score: float

@@ -45,7 +45,13 @@ def _as_list(value: Any) -> Any:
 
 
 class LossSection(Section):
-    """terms: added to the weighted squared error. variational: of the bound that trains a learned variance."""
+    """The loss.
+
+    Attributes:
+        weighting: Of the squared error at each time; see `dinit list weightings`.
+        terms: Added to the squared error; see `dinit list loss-terms`.
+        variational: Weight of the bound that trains a learned variance, at least 0.
+    """
 
     weighting: Named = Named(name="uniform")
     terms: Annotated[list[Named], BeforeValidator(_as_list)] = []
@@ -53,7 +59,15 @@ class LossSection(Section):
 
 
 class OptimizerSection(Section):
-    """betas: of 'muon' the first is its momentum. eps: not for 'lion', which needs a third of the rate or less."""
+    """The optimiser.
+
+    Attributes:
+        kind: AdamW; Lion, which needs a third of AdamW's rate or less; or Muon for matrices and AdamW for the rest.
+        lr: Peak learning rate, positive.
+        betas: Of the moving averages, in [0, 1). The first is Muon's momentum.
+        weight_decay: Decoupled from the gradient, at least 0.
+        eps: Of AdamW, positive.
+    """
 
     kind: Literal["adamw", "lion", "muon"] = "adamw"
     lr: float = Field(default=1e-3, gt=0)
@@ -63,7 +77,13 @@ class OptimizerSection(Section):
 
 
 class ScheduleSection(Section):
-    """warmup_steps: optimiser steps of linear increase. floor: the last rate of 'cosine', as a fraction of lr."""
+    """The learning-rate schedule.
+
+    Attributes:
+        kind: Constant, or half a cosine from lr to floor · lr.
+        warmup_steps: Optimiser steps of linear increase before that.
+        floor: The last rate of 'cosine', as a fraction of lr, in [0, 1].
+    """
 
     kind: Literal["constant", "cosine"] = "constant"
     warmup_steps: Count = 0
@@ -71,9 +91,14 @@ class ScheduleSection(Section):
 
 
 class EMASection(Section):
-    """decay: of the average that is sampled from. widths: relative widths of further, power-function EMAs (EDM2).
+    """Averages of the weights.
 
-    Snapshots of these are written every snapshot_every steps; `dinit ema` computes other widths from them later.
+    Attributes:
+        decay: Of the exponential average that is sampled from, in [0, 1).
+        warmup: Start with smaller decays.
+        widths: Relative widths of further, power-function EMAs (EDM2), in (0, 0.28]. `dinit ema` computes EMAs of
+            other widths from their snapshots later.
+        snapshot_every: Steps between snapshots of these.
     """
 
     decay: float = Field(default=0.999, ge=0, lt=1)
@@ -83,14 +108,25 @@ class EMASection(Section):
 
 
 class ConditionNoiseSection(Section):
-    """Condition-embedding perturbation (CEP). gamma: length of the noise on a label's embedding."""
+    """Condition-embedding perturbation (CEP).
+
+    Attributes:
+        gamma: Length of the noise on a label's embedding, positive.
+        kind: Distribution of the noise.
+    """
 
     gamma: float = Field(default=1.0, gt=0)
     kind: Literal["gaussian", "uniform"] = "gaussian"
 
 
 class RoutingSection(Section):
-    """Token routing (TREAD): `ratio` of the tokens skip the blocks start .. end - 1; negative: from the last."""
+    """Token routing (TREAD).
+
+    Attributes:
+        ratio: Fraction of the tokens that skip the blocks, in [0, 1).
+        start: The first skipped block, from 0.
+        end: The block after the last skipped one; a negative number counts from the last block.
+    """
 
     ratio: float = Field(default=0.5, ge=0, lt=1)
     start: int = 2
@@ -98,9 +134,13 @@ class RoutingSection(Section):
 
 
 class AlignmentSection(Section):
-    """Representation alignment (REPA). encoder: of the registry, or 'module:function'. block: the aligned block.
+    """Representation alignment (REPA).
 
-    hidden: width of the projection from the block's features to the encoder's.
+    Attributes:
+        encoder: A name of `dinit list encoders`, or 'module:function'.
+        block: The aligned block: its number among the blocks on tokens, from 0, or its name.
+        weight: Of the alignment in the loss, positive.
+        hidden: Width of the projection from the block's features to the encoder's.
     """
 
     encoder: Named
@@ -110,11 +150,16 @@ class AlignmentSection(Section):
 
 
 class FinetuneSection(Section):
-    """Fine-tuning of a pipeline: init_from is a shipped one, a folder or a hub id.
+    """Fine-tuning of a pipeline.
 
-    mode: what is trained. classes: {new class: the old class whose embedding it starts from}; classes of equal
-    names need no entry. new_rows: initial embeddings of the other classes. rank, alpha, targets: of 'lora'; alpha
-    is the rank where null.
+    Attributes:
+        init_from: A shipped pipeline, a folder or a Hub id.
+        mode: What is trained: all weights, DiffFit's few, or LoRA's additions.
+        classes: New class to the old class whose embedding it starts from; classes of equal names need no entry.
+        new_rows: Initial embeddings of the other classes.
+        rank: Of LoRA's additions.
+        alpha: LoRA's factor is alpha / rank; null is the rank.
+        targets: Last parts of the names of the layers that LoRA adds to; null is all but the stem.
     """
 
     init_from: str
@@ -131,10 +176,22 @@ class FinetuneSection(Section):
 
 
 class LoopSection(Section):
-    """batch_size: images in an optimiser step, over all processes and accumulated parts. sample_every: 0 is never.
+    """The training loop.
 
-    max_skipped: consecutive steps with a gradient that is not finite, after which a run ends. sharding: whether
-    each of several processes holds all weights, or (fsdp2) a part of them.
+    Attributes:
+        steps: Optimiser steps.
+        batch_size: Images in an optimiser step, over all processes and accumulated parts.
+        gradient_accumulation: Parts into which each process divides its images of a step.
+        clip_norm: Largest norm of the gradient; null does not clip.
+        precision: Of the forward and backward pass; weights are float32.
+        gradient_checkpointing: Compute activations again in the backward pass, which saves memory.
+        workers: Processes that read data.
+        log_every: Steps between reports of the loss.
+        sample_every: Steps between sample grids; 0 is never.
+        checkpoint_every: Steps between checkpoints.
+        keep: Checkpoints that are kept.
+        max_skipped: Consecutive steps with a gradient that is not finite, after which the run ends.
+        sharding: Whether each of several processes has all weights (none) or a part of them (fsdp2).
     """
 
     steps: Positive
@@ -153,7 +210,14 @@ class LoopSection(Section):
 
 
 class SamplingSection(Section):
-    """The default sampling of the trained pipeline, which the sample grids use too."""
+    """The default sampling of the trained pipeline, which the sample grids use too.
+
+    Attributes:
+        sampler: A name of `dinit list samplers`, with options.
+        steps: Sampling steps.
+        grid: Time grid; null is the usual one.
+        guidance: One or several; the last is outermost.
+    """
 
     sampler: Named = Named(name="ddim")
     steps: Positive = 20
@@ -162,10 +226,15 @@ class SamplingSection(Section):
 
 
 class EvaluationSection(Section):
-    """Scores of the averaged weights every `every` steps and after the last, in evaluations.jsonl; 0 is never.
+    """Scores of the averaged weights during training, in evaluations.jsonl.
 
-    metrics: names from `dinit list metrics`; null is the usual six. data: the real images; null is the training
-    data. protocol, reference: as for `dinit evaluate`.
+    Attributes:
+        every: Steps between evaluations, and one after the last step; 0 is never.
+        num_samples: Generated images, at least 8.
+        metrics: Names of `dinit list metrics`; null is the usual six.
+        protocol: As for `dinit evaluate`.
+        reference: File of statistics, as for `dinit evaluate`.
+        data: Data set of the real images; null is the training data.
     """
 
     every: Count = 0
@@ -183,8 +252,28 @@ class EvaluationSection(Section):
 class Recipe(Section):
     """The settings of a training run. Build it with `load_recipe` or `parse_recipe`, which check it completely.
 
-    t_max: the largest time. label_dropout: fraction of samples trained as the null class.
-    tracker: 'tensorboard', any other tracker of Accelerate, or null.
+    Attributes:
+        name: Of the pipeline.
+        seed: Of all random numbers.
+        data: Data set, with options.
+        backbone: Backbone, with options or a preset.
+        process: Noise process, with options.
+        parameterization: What the network predicts.
+        t_max: The largest training time, in (0, 1].
+        loss: The loss.
+        time: Distribution of the training times.
+        label_dropout: Fraction of samples trained as the null class, in [0, 1).
+        condition_noise: Noise on the condition; null is none.
+        routing: Token routing; null is none.
+        alignment: Representation alignment; null is none.
+        finetune: The pipeline from which training starts; null starts from random weights.
+        optimizer: The optimiser.
+        schedule: The learning-rate schedule.
+        ema: Averages of the weights.
+        training: The training loop.
+        tracker: 'tensorboard', any other tracker of Accelerate, or null.
+        sampling: Default sampling of the trained pipeline.
+        evaluation: Scores during training.
     """
 
     name: str = "dinit-model"
