@@ -137,11 +137,11 @@ def diffusers_model(backbone: Any) -> Any:
 
 
 def scheduler_arguments(process: Any, parameterization: Any) -> dict[str, Any]:
-    """Those of diffusers' DDIMScheduler for this training. ValueError where it knows no such."""
+    """Arguments of diffusers' DDIMScheduler for this training. ValueError where it has none."""
     name = parameterization.registry_name
     if not isinstance(process, VPDiscrete) or name not in _PREDICTIONS:
         raise ValueError(
-            f"diffusers' DiTPipeline knows discrete VP with {', '.join(_PREDICTIONS)}; this pipeline was trained "
+            f"diffusers' DiTPipeline supports discrete VP with {', '.join(_PREDICTIONS)}; this pipeline was trained "
             f"on {process} with {name}"
         )
     return {**beta_arguments(process), "prediction_type": _PREDICTIONS[name], "clip_sample": False}

@@ -75,7 +75,7 @@ def names(keys: Sequence[str]) -> str:
 
 
 def _map(state: Mapping[str, Tensor], rules: KeyMap) -> tuple[dict[str, Tensor], list[str]]:
-    """The state under our names, and the keys that no rule knows."""
+    """The state under our names, and the keys that no rule matches."""
     mapped: dict[str, Tensor] = {}
     unknown: list[str] = []
     for key, tensor in state.items():

@@ -94,7 +94,7 @@ def _report(made: MadeSet, stopped: bool) -> None:
 
 @contextmanager
 def _signals() -> Iterator[list[int]]:
-    """SIGTERM and Ctrl-C end the run after the images in hand: the number of the one that came is in the list."""
+    """SIGTERM and Ctrl-C end the run after the current batch; the signal's number is then in the list."""
     caught: list[int] = []
 
     def note(number: int, _: Any) -> None:

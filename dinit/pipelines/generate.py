@@ -119,7 +119,7 @@ class Pipeline(CallDefaults, DiffusersMethods, DiffusionPipeline):
         compile: run the backbone through torch.compile, once for all steps; a mapping has its options. Not saved.
 
     Raises:
-        ValueError: a singular pair, a codec that does not fit, or defaults that no registry knows.
+        ValueError: a singular pair, a codec that does not fit, or defaults that are not registered.
     """
 
     model_cpu_offload_seq = "backbone->vae"
@@ -237,7 +237,9 @@ class Pipeline(CallDefaults, DiffusersMethods, DiffusionPipeline):
         else:
             check_folder(folder, given=[name for name in ("backbone", "vae") if name in given])
             if given.pop("null_label", None) is not None:
-                raise ValueError("null_label is for folders of diffusers; a dinit pipeline knows its null class")
+                raise ValueError(
+                    "null_label is for folders of diffusers; a dinit pipeline has its null class recorded"
+                )
             pipeline = super().from_pretrained(folder, **{**given, **dtype_option(dtype), "use_safetensors": True})
         pipeline.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
         return pipeline.to(device=device, dtype=dtype)

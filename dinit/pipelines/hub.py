@@ -19,7 +19,7 @@ def front_matter(num_classes: int, license: str | None = None) -> list[str]:
 
     Args:
         num_classes: 0 for an unconditional pipeline.
-        license: an identifier of the Hub, such as 'apache-2.0'; None leaves it to whoever publishes the weights.
+        license: an identifier of the Hub, such as 'apache-2.0'; None leaves it out.
     """
     tags: Sequence[str] = ("diffusion", "class-conditional" if num_classes else "unconditional")
     return [

@@ -96,7 +96,7 @@ def _flow(scheduler: Any, shift: float) -> tuple[Process, Parameterization]:
         raise _refused(scheduler, "prediction_type", "flow_prediction")
     if _get(scheduler, "num_train_timesteps", 1000) != 1000:  # the time input is 1000 sigma
         raise _refused(scheduler, "num_train_timesteps", 1000)
-    if _get(scheduler, "use_dynamic_shifting", False):  # by the image's size, which only the pipeline knows
+    if _get(scheduler, "use_dynamic_shifting", False):  # by the image's size, which only the pipeline has
         raise _refused(scheduler, "use_dynamic_shifting", False)
     if _get(scheduler, "invert_sigmas", False):
         raise _refused(scheduler, "invert_sigmas", False)

@@ -211,7 +211,7 @@ def _make(
                 while len(waiting) > _BACKLOG * group:
                     waiting.popleft().result()  # raises here what went wrong there
                 yield len(indices)
-            watch.look()
+            watch.poll()
         for written in waiting:
             written.result()
 
@@ -244,7 +244,7 @@ class _Watch:
         self.began, self.looked = time.monotonic(), -_LOOK_EVERY
         self.before = len(present(folder, total))
 
-    def look(self, now: bool = False) -> int:
+    def poll(self, now: bool = False) -> int:
         """Images on the disk; shown at most every two seconds, and 0 in between, unless `now`."""
         clock = time.monotonic()
         if (self.show is None or clock - self.looked < _LOOK_EVERY) and not now:
@@ -261,7 +261,7 @@ class _Watch:
 
         TimeoutError where no new image has come for `_PATIENCE` seconds: the process that was to make it is dead.
         """
-        done, since = self.look(now=True), time.monotonic()
+        done, since = self.poll(now=True), time.monotonic()
         while done < self.total:
             if stop():
                 return False
@@ -272,7 +272,7 @@ class _Watch:
                     "and start the same command again; it makes only the images that are missing"
                 )
             time.sleep(0.2)
-            before, done = done, self.look(now=True)
+            before, done = done, self.poll(now=True)
             if done != before:
                 since = time.monotonic()
         return True

@@ -109,7 +109,7 @@ def _override(source: Source, override: str) -> None:
     into: dict[str, Any] = source.data
     for part in path[:-1]:
         inner = into.get(part)
-        # A bare name stands for the mapping; what is no mapping at all gives way to the override.
+        # A bare name is short for the mapping; the override replaces a value that is no mapping.
         into[part] = {"name": inner} if isinstance(inner, str) else inner if isinstance(inner, dict) else {}
         into = into[part]
     into[path[-1]] = value
