@@ -141,8 +141,8 @@ def scheduler_arguments(process: Any, parameterization: Any) -> dict[str, Any]:
     name = parameterization.registry_name
     if not isinstance(process, VPDiscrete) or name not in _PREDICTIONS:
         raise ValueError(
-            f"diffusers' DiTPipeline supports discrete VP with {', '.join(_PREDICTIONS)}; this pipeline was trained "
-            f"on {process} with {name}"
+            f"diffusers' DiTPipeline supports discrete VP with {', '.join(_PREDICTIONS)}; this pipeline was "
+            f"trained on {process} with {name}"
         )
     return {**beta_arguments(process), "prediction_type": _PREDICTIONS[name], "clip_sample": False}
 
