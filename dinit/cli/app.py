@@ -11,7 +11,7 @@ import typer
 
 from dinit import __version__
 from dinit.cli.combine import combine
-from dinit.cli.console import errors, show_error
+from dinit.cli.console import errors, show_deprecations, show_error
 from dinit.cli.convert import convert
 from dinit.cli.ema import ema
 from dinit.cli.encode import encode
@@ -82,6 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     keep_freed_memory()
+    show_deprecations()
     try:
         app(args=arguments, prog_name="dinit")
     except (ValueError, OSError) as error:

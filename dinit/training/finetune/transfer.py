@@ -16,6 +16,7 @@ from dinit.diffusion import PARAMETERIZATIONS, PROCESSES
 from dinit.models.base import BACKBONES, Backbone
 from dinit.specs import parse_spec
 from dinit.training.finetune.adapters import adapt_difffit, adapt_lora, label_tables, trained
+from dinit.training.losses.times import TIME_SAMPLERS
 from dinit.training.recipe.model import FinetuneSection
 from dinit.training.recipe.yaml import Mistake
 
@@ -64,8 +65,17 @@ class Pretrained:
             "parameterization": self.index["parameterization"],
             "t_max": float(self.index.get("t_max", 1.0)),
             **({"sampling": defaults} if {"sampler", "steps"} <= defaults.keys() else {}),
-            **{key: self.own[key] for key in ("time", "loss", "label_dropout") if key in self.own},
+            **{key: self.own[key] for key in ("loss", "label_dropout") if key in self.own},
+            **({"time": _with_present_names(self.own["time"])} if "time" in self.own else {}),
         }
+
+
+def _with_present_names(time: Any) -> Any:
+    """A time sampler of a pipeline's recipe under today's option names: its user cannot change an old recipe."""
+    if not isinstance(time, Mapping) or time.get("name") not in TIME_SAMPLERS:
+        return time
+    renamed = getattr(TIME_SAMPLERS[time["name"]], "renamed_options", {})
+    return {renamed.get(option, option): value for option, value in time.items()}
 
 
 def read_pretrained(init_from: str) -> Pretrained:
