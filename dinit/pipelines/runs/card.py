@@ -63,7 +63,7 @@ def card(name: str, pipeline: Path, reports: dict[str, Report]) -> str:
         "",
         "| | |",
         "|---|---|",
-        f"| recipe | `recipe.yaml` in this folder; `dinit train recipe.yaml --out runs/{name}` makes it again |",
+        f"| recipe | `recipe.yaml` in this folder; `dinit train recipe.yaml --out runs/{name}` trains it again |",
         f"| weights | {facts['parameters']:,} parameters (EMA), {size / 1e6:.2f} MB of safetensors |",
         f"| training | {facts['steps']:,} steps, {facts['images']:,} images, {facts['seconds']:.0f} s on "
         f"{facts['device']}, {facts['processes']} process; torch {facts['versions']['torch']} |",
@@ -76,7 +76,7 @@ def card(name: str, pipeline: Path, reports: dict[str, Report]) -> str:
         "",
         f"Protocol: features {protocol.features} ({protocol.weights}), "
         f"statistics of {protocol.reference_count} images ({protocol.reference}), resize {protocol.resize}, "
-        f"labels {protocol.labels}, seed {protocol.seed}. Figures of other protocols do not compare with these.",
+        f"labels {protocol.labels}, seed {protocol.seed}. Scores of other protocols are not comparable with these.",
         "",
     ]
     return "\n".join(lines)
