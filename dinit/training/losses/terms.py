@@ -34,7 +34,7 @@ class LossTerm(ABC):
 @LOSS_TERMS.register("direction")
 @dataclass(frozen=True)
 class Direction(LossTerm):
-    """weight (1 - cos) of the angle between output and target, over a whole image. Yao et al. 2024 (FasterDiT).
+    """Direction: weight (1 - cos) of the angle of output and target over an image. Yao et al. 2024 (FasterDiT).
 
     Published for velocity networks.
 
@@ -57,7 +57,7 @@ class Direction(LossTerm):
 @LOSS_TERMS.register("contrastive")
 @dataclass(frozen=True)
 class Contrastive(LossTerm):
-    """-weight times the squared error to another image's target. Stoica et al. 2025, contrastive flow matching.
+    """Contrastive flow matching: -weight times the squared error to another image's target. Stoica et al. 2025.
 
     The rows of a batch form pairs, and each row's other image is the second of its pair. Parts of even size
     therefore give the same loss as the whole batch. A last row without a second has no term. Source:

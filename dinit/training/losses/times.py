@@ -73,7 +73,7 @@ class TimeSampler(ABC):
 @TIME_SAMPLERS.register("uniform")
 @dataclass(frozen=True)
 class UniformTimes(TimeSampler):
-    """Uniform in t."""
+    """Times uniform in t."""
 
     def quantile(self, u: Tensor, process: Process, t_min: float, t_max: float) -> Tensor:
         return t_min + u * (t_max - t_min)
@@ -82,7 +82,7 @@ class UniformTimes(TimeSampler):
 @TIME_SAMPLERS.register("logit-normal")
 @dataclass(frozen=True)
 class LogitNormal(TimeSampler):
-    """t = sigmoid(mean + std z), z standard normal. Esser et al. 2024, arXiv:2403.03206.
+    """Logit-normal times t = sigmoid(mean + std z), z standard normal. Esser et al. 2024, arXiv:2403.03206.
 
     Args:
         mean: Of the logit of t. Above 0 trains more at high noise.
@@ -105,7 +105,7 @@ class LogitNormal(TimeSampler):
 @TIME_SAMPLERS.register("log-normal")
 @dataclass(frozen=True)
 class LogNormalNoise(TimeSampler):
-    """log(sigma / alpha) ~ N(mean, std^2): a log-normal noise level. Karras et al. 2022, Table 1, arXiv:2206.00364.
+    """Log-normal noise levels: log(sigma / alpha) ~ N(mean, std^2). Karras et al. 2022, Table 1, arXiv:2206.00364.
 
     The usual choice for 'edm', where times uniform in t would all be nearly pure noise.
 
@@ -162,7 +162,7 @@ class Stratified(TimeSampler):
 @TIME_SAMPLERS.register("snr-shift")
 @dataclass(frozen=True)
 class SNRShift(TimeSampler):
-    """Another distribution shifted along the log-SNR, as by data `scale` times as large. Yao et al. 2024.
+    """Times of another distribution, shifted in log-SNR as by data `scale` times as large. Yao et al. 2024.
 
     FasterDiT relates the speed of training to the density of the SNR at the training times, and shifts that density
     by scaling the data. Here the data stay as they are, and every time t becomes the time whose log-SNR is higher

@@ -52,7 +52,7 @@ class _OnPosteriorMean(Weighting):
 @WEIGHTINGS.register("uniform")
 @dataclass(frozen=True)
 class UniformWeighting(Weighting):
-    """1 on the network's own output, whatever it predicts: the plain mean squared error."""
+    """Weight 1 on the error of the network's output, whatever it predicts: the plain mean squared error."""
 
     def on_output(self, k: Scales, b: Tensor) -> Tensor:
         return torch.ones_like(b)
@@ -61,7 +61,7 @@ class UniformWeighting(Weighting):
 @WEIGHTINGS.register("x0")
 @dataclass(frozen=True)
 class PosteriorMeanWeighting(_OnPosteriorMean):
-    """1 on the error of x0 at every time."""
+    """Weight 1 on the error of x0 at every time."""
 
     def on_x0(self, k: Scales) -> Tensor:
         return torch.ones_like(k.alpha)
@@ -70,7 +70,7 @@ class PosteriorMeanWeighting(_OnPosteriorMean):
 @WEIGHTINGS.register("snr")
 @dataclass(frozen=True)
 class SNRWeighting(_OnPosteriorMean):
-    """snr on the error of x0, which is 1 on the error of the noise. Ho et al. 2020, arXiv:2006.11239 ('simple')."""
+    """Weight snr on the error of x0, which is 1 on that of the noise. Ho et al. 2020 (simple), arXiv:2006.11239."""
 
     def on_x0(self, k: Scales) -> Tensor:
         return _snr(k)
@@ -79,7 +79,7 @@ class SNRWeighting(_OnPosteriorMean):
 @WEIGHTINGS.register("min-snr")
 @dataclass(frozen=True)
 class MinSNRWeighting(_OnPosteriorMean):
-    """min(snr, gamma) on the error of x0. Hang et al. 2023, arXiv:2303.09556.
+    """Weight min(snr, gamma) on the error of x0. Hang et al. 2023, arXiv:2303.09556.
 
     Args:
         gamma: Positive: the largest weight.
@@ -100,7 +100,7 @@ class MinSNRWeighting(_OnPosteriorMean):
 @WEIGHTINGS.register("p2")
 @dataclass(frozen=True)
 class P2Weighting(_OnPosteriorMean):
-    """1 / (k + snr)^gamma on the error of the noise: less weight where the image is nearly clean. Choi et al. 2022.
+    """Weight 1 / (k + snr)^gamma on the error of the noise: less where the image is nearly clean. Choi et al. 2022.
 
     Source: arXiv:2204.00227.
 
@@ -127,7 +127,7 @@ class P2Weighting(_OnPosteriorMean):
 @WEIGHTINGS.register("sigmoid")
 @dataclass(frozen=True)
 class SigmoidWeighting(_OnPosteriorMean):
-    """sigmoid(bias - log-SNR) times the weight of the variational bound. Kingma & Gao 2023, arXiv:2303.00848.
+    """Weight of the variational bound, times sigmoid(bias - log-SNR). Kingma & Gao 2023, arXiv:2303.00848.
 
     Args:
         bias: The log-SNR above which the weight decreases, in nats.
@@ -142,7 +142,7 @@ class SigmoidWeighting(_OnPosteriorMean):
 @WEIGHTINGS.register("likelihood")
 @dataclass(frozen=True)
 class LikelihoodWeighting(_OnPosteriorMean):
-    """-(d snr / dt) / 2 on the error of x0: the diffusion term of the variational bound. Kingma et al. 2021.
+    """Weight -(d snr / dt) / 2 on the error of x0: that of the variational bound. Kingma et al. 2021.
 
     Source: arXiv:2107.00630.
     """

@@ -51,7 +51,10 @@ class Reader(nn.Module):
 
 @ENCODERS.register("digits-classifier")
 def digits_classifier(folder: str | None = None) -> Encoder:
-    """The last feature map of the 8×8 digits classifier. folder: of another classifier than the shipped one."""
+    """The last feature map of the 8×8 digits classifier.
+
+    folder: of another classifier than the shipped one.
+    """
     from dinit.evaluation.features.digits_classifier import SHIPPED, DigitsClassifier
 
     classifier = DigitsClassifier.from_pretrained(Path(folder) if folder else SHIPPED)
@@ -60,8 +63,9 @@ def digits_classifier(folder: str | None = None) -> Encoder:
 
 @ENCODERS.register("glyphs-classifier")
 def glyphs_classifier(folder: str | None = None, layer: int = 3) -> Encoder:
-    """A feature map of the glyphs classifier, layer 0 to 4 at 16, 16, 8, 8 and 4 pixels. folder: of another one.
+    """A feature map of the glyphs classifier, at 16, 16, 8, 8 or 4 pixels.
 
+    layer: 0 to 4. folder: of another classifier than the shipped one.
     ValueError for another layer.
     """
     from dinit.evaluation.features.glyphs_classifier import SHIPPED, GlyphsClassifier
