@@ -173,7 +173,9 @@ def torment(
         elif not job.running:
             misses += 1
             if misses == 4:
-                raise SystemExit(f"{job.log} tells why the run ends by itself:\n{job.log.read_text()[-2000:]}")
+                raise SystemExit(
+                    f"{job.log} has the reason why the run ended by itself:\n{job.log.read_text()[-2000:]}"
+                )
         if not job.running:
             job.end()
             damaged += check()
@@ -317,7 +319,9 @@ def stops(place: Path, count: int, seed: int) -> list[str]:
         while job.running and job.progress() == before:
             time.sleep(0.01)
         if job.progress() == before:
-            raise SystemExit(f"{job.log} tells why the run ends by itself:\n{job.log.read_text()[-2000:]}")
+            raise SystemExit(
+                f"{job.log} has the reason why the run ended by itself:\n{job.log.read_text()[-2000:]}"
+            )
         time.sleep(chance.uniform(0, 0.5))
         began = time.monotonic()
         which = [chance.randint(0, 1)] if kind == "SIGTERM to one" else [0, 1]

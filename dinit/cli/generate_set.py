@@ -119,14 +119,14 @@ def _show(enabled: bool) -> Iterator[Callable[[Progress], None]]:
     columns = TextColumn("images"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[figures]}")
     with Bar(*columns, console=console, transient=True, disable=not (enabled and console.is_terminal)) as bar:
         task = bar.add_task("images", total=None, figures="")
-        spoken = time.monotonic()
+        printed = time.monotonic()
 
         def show(progress: Progress) -> None:
-            nonlocal spoken
+            nonlocal printed
             figures = f"{progress.per_second:.1f} images/s, {_duration(progress.seconds_left)} left"
             bar.update(task, total=progress.total, completed=progress.done, figures=figures)
-            if enabled and not console.is_terminal and time.monotonic() - spoken > _EVERY:
-                spoken = time.monotonic()
+            if enabled and not console.is_terminal and time.monotonic() - printed > _EVERY:
+                printed = time.monotonic()
                 console.print(f"{progress.done}/{progress.total} images, {figures}", markup=False, highlight=False)
 
         yield show

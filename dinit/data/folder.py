@@ -151,5 +151,5 @@ def hash_ends(digest: Any, file: Path) -> None:
 def reason(error: Exception) -> str:
     """Why an image cannot be read, for an error message."""
     if isinstance(error, Image.UnidentifiedImageError):
-        return "not an image in any format Pillow knows"
+        return "not an image in any format that Pillow reads"
     return str(error) or type(error).__name__

@@ -134,7 +134,7 @@ class Backbone(Network):
     """Base class of backbones: embed(labels) gives the condition, forward(x, noise_label, cond) the output.
 
     A subclass has the fields of a Network and learn_sigma, and sets in `build` what of the attributes below is not
-    as given here. It knows tensors only: no noise schedule, no guidance.
+    as given here. It works on tensors only: no noise schedule, no guidance.
 
     Attributes:
         learn_sigma: whether the output has in_channels more channels, for a learned variance.
@@ -182,7 +182,7 @@ class Backbone(Network):
         return self.label_embedding(labels)
 
     def forward(self, x: Tensor, noise_label: Tensor, cond: Tensor) -> Tensor:
-        """Output of the network, whose meaning the parameterization knows.
+        """Output of the network, whose meaning the parameterization defines.
 
         Args:
             x: (B, in_channels, H, W), H and W multiples of size_multiple.

@@ -66,7 +66,7 @@ class UNet(Backbone):
     """Convolutional U-Net with self-attention; residual blocks scaled and shifted by time and label.
 
     The residual block of Ho et al. 2020 (arXiv:2006.11239) with the adaptive group norm of Dhariwal & Nichol 2021
-    (arXiv:2105.05233); small, for data sets of one's own. No published weights.
+    (arXiv:2105.05233); small, for a user's data sets. No published weights.
 
     Args:
         image_size: height = width it is configured for; others work if they are multiples of size_multiple, which

@@ -156,7 +156,7 @@ def reader_errors(data: Glyphs, model: GlyphsClassifier | None = None) -> dict[s
     model_names = (model or GlyphsClassifier.from_pretrained()).config
     if (data.class_names, data.fonts) != (model_names.class_names, model_names.fonts):
         raise ValueError(
-            "the classifier knows the default characters and fonts of 'glyphs' alone; give such a data set"
+            "the classifier was trained on the default characters and fonts of 'glyphs' alone; give such a data set"
         )
     true, read = data.factor_arrays(), read_factors(data.uint8_images(), model)
     found = {name: float((getattr(read, name) == getattr(true, name)).mean()) for name in ("label", "font")}

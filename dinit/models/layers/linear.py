@@ -41,7 +41,7 @@ def conv1x1_gelu(layer: Any, x: Tensor) -> Tensor:
 
 
 def _gelu(hidden: Tensor, approximate: Approximation, fresh: bool) -> Tensor:
-    """GELU. fresh: nobody else holds `hidden`, so that it may be written over."""
+    """GELU. fresh: `hidden` has no other reference, so it may be overwritten."""
     if torch.is_grad_enabled() or not fresh:
         return F.gelu(hidden, approximate=approximate)
     if torch.compiler.is_compiling():

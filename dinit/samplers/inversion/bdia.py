@@ -1,7 +1,7 @@
 """BDIA: exact inversion by bi-directional integration approximation. Zhang, Lewis & Kleijn 2023; arXiv:2307.10829.
 
 From x_t a solver is run twice, down to s and back up to the time r that x_t was reached from. Adding gamma times
-the difference of x_r and what the way back gives corrects the last step, and makes the next state affine in x_r
+the difference of x_r and what the step back gives corrects the last step, and makes the next state affine in x_r
 given x_t:
 
     x_s = down(x_t) + c (x_r - up(x_t)),  c = gamma rho_s / rho_r,  and so  x_r = up(x_t) + (x_s - down(x_t)) / c

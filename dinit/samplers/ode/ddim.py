@@ -16,7 +16,7 @@ def transition_variance(t: Scales, s: Scales) -> Tensor:
 
 
 def ancestral_std(t: Scales, s: Scales, eta: float) -> Tensor:
-    """Standard deviation of the noise put back from t to s < t, in units of x. Song et al. 2021 (DDIM), Eq. 16.
+    """Standard deviation of the noise added from t to s < t, in units of x. Song et al. 2021 (DDIM), Eq. 16.
 
     Args:
         t: Scales of the step's start.

@@ -51,7 +51,7 @@ class Interval:
         return after <= self.low < before
 
     def noise_levels(self, s: Tensor, rho: float) -> Tensor:
-        """(N, steps - 1): noise levels of the way back from high to s (N,), without s; spaced as Karras's."""
+        """(N, steps - 1): noise levels of the steps back from high to s (N,), without s; spaced as Karras's."""
         u = torch.arange(self.steps - 1, dtype=torch.float64) / (self.steps - 1)
         high = torch.tensor(self.high, dtype=torch.float64) ** (1 / rho)
         return (high + u * (s[:, None].clamp(max=self.low) ** (1 / rho) - high)) ** rho
