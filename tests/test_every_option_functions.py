@@ -106,7 +106,7 @@ def evolved(**options: Any) -> Any:
     return scored(steps=4, evolution=Evolution(**options))
 
 
-def schedule_found(nfe: int = 4, labels: Any = None, **options: Any) -> Any:
+def schedule_found(nfe: int = 3, labels: Any = None, **options: Any) -> Any:
     """Times, errors, what was bred and what was fitted, of a search that starts from few schedules."""
     bred: list[float] = []
     fitted: list[float] = []
@@ -122,7 +122,7 @@ def schedule_found(nfe: int = 4, labels: Any = None, **options: Any) -> Any:
         return found
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(solver, "starts", lambda *of: starts(*of)[::11])
+        patch.setattr(solver, "starts", lambda *of: starts(*of)[::23])
         patch.setattr(solver, "mutated", kept)
         patch.setattr(solver, "fit", counted)
         found = SolverSearch(**options).find(mixture(FLOW), nfe, NOISE, labels)
@@ -135,7 +135,7 @@ def traced(**options: Any) -> Any:
 
 NOISY = {"initial_state": STATE, "noise_source": OTHER_SOURCE, "seed": 4}
 RUN = {"steps": 6, "labels": [1, 0, 2], "grid": ("karras", {}), **NOISY}
-LIKELIHOOD = {"steps": 4, "labels": LABELS}
+LIKELIHOOD = {"steps": 3, "labels": LABELS}
 BREEDING = {"population": 5, "parents": 3, "generations": 2}
 FUNCTIONS = {
     "Sampler.sample": Function(
@@ -249,14 +249,14 @@ FUNCTIONS = {
     "SolverSearch": Function(
         SolverSearch,
         schedule_found,
-        {"population": 3, "generations": 2, "fit": 0, "fits": 1, "reference_steps": 8},
+        {"population": 3, "generations": 1, "fit": 0, "fits": 1, "reference_steps": 6},
         {
             "population": 4,
-            "generations": 4,
+            "generations": 2,
             "fit": 1,
-            "fits": (3, {"fit": 1, "generations": 0, "population": 2}),
+            "fits": (2, {"fit": 1, "generations": 0, "population": 2}),
             "seed": 1,
-            "reference_steps": 20,
+            "reference_steps": 9,
         },
         ("cache",),
         list,
@@ -264,8 +264,8 @@ FUNCTIONS = {
     "SolverSearch.find": Function(
         SolverSearch.find,
         schedule_found,
-        {"population": 3, "generations": 1, "fit": 1, "fits": 1, "reference_steps": 12},
-        {"nfe": 5, "labels": LABELS},
+        {"population": 3, "generations": 1, "fit": 1, "fits": 1, "reference_steps": 6},
+        {"nfe": 4, "labels": LABELS},
         ("self", "denoiser", "noise", "key"),
         list,
     ),
