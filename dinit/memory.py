@@ -9,7 +9,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 
 
 def keep_freed_memory() -> bool:
-    """Tells glibc's malloc to keep what is freed, for this process and those it forks. False where there is none.
+    """Makes glibc's malloc keep freed memory, for this process and those it forks. False where there is none.
 
     malloc maps every large block again and gives it back when freed, so each activation of each step costs a page
     fault for every 4 KiB: a quarter of a training step on a CPU. The process then holds its peak until it ends.

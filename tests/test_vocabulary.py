@@ -37,7 +37,7 @@ GONE = {
     r"puts? back": "added (noise), restored (state)",
     r"one's own": "your, a user's",
 }
-_WORD = re.compile("|".join(rf"\b(?:{word})\b" for word in GONE))
+_WORD = re.compile("|".join(rf"\b(?:{word})\b" for word in GONE), re.IGNORECASE)
 # Keys and file names of formats on disk, which stay.
 _KEPT = re.compile(r'"skipped_in_a_row"|"asked"|"beside"|beside\.safetensors')
 
@@ -67,6 +67,7 @@ def test_words_of_our_own_are_gone() -> None:
     [
         "a step is passed over",
         "begun anew",
+        "Told in advance.",
         "honours = frozenset()",
         "skips.in_a_row",
         "beside the network",
