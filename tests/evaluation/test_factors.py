@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
 import pytest
 import torch
 
-from dinit.data.glyphs import Glyphs
-from dinit.evaluation.features.glyphs_classifier import SHIPPED, load_glyphs_classifier
+from dinit.data.glyphs import Factors, Glyphs
+from dinit.evaluation.features.glyphs_classifier import SHIPPED, Reading, load_glyphs_classifier, standardised
+from dinit.evaluation.metrics import factors as factors_module
 from dinit.evaluation.metrics.factors import (
     bin_factors,
     colours,
@@ -72,6 +74,42 @@ def test_the_correction_brings_small_samples_to_their_source() -> None:
     bins = random.choice(4, size=len(labels), p=source)
     exact = -(source * np.log(source)).sum() / math.log(4)
     assert abs(spread(bins, 4, labels).entropy - exact) < 0.006
+
+
+FACTORS = {"rotation": 4.4, "scale": 62 / 128 - 1 / 42, "background": 82.5, "hue": 60, "background_hue": 270}
+NUMBERS = [0.5, -0.5, -0.5, math.sqrt(0.5), math.sqrt(1.5), 0.0, -math.sqrt(2)]
+
+
+def test_numbers_are_trained_and_read_in_the_same_units() -> None:
+    """Rotation in 8.8°, scale in 1/21 of the side about 62/128, brightness in 90 bytes about grey; √2 of hues."""
+    arrays = {name: np.array([value]) for name, value in FACTORS.items()}
+    place = {name: np.zeros(1) for name in ("x", "y", "label", "font")}
+    assert standardised(Factors(**arrays, **place)).tolist() == [pytest.approx(NUMBERS, abs=1e-6)]
+
+
+def test_rotation_and_scale_are_read_back_in_their_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = Reading(torch.eye(36)[:1], torch.eye(10)[3:4], torch.tensor([NUMBERS]))
+    monkeypatch.setattr(factors_module, "read_glyphs", lambda images, model: said)
+    read = read_factors(Glyphs("test", count=1).uint8_images())
+    assert (read.label.tolist(), read.font.tolist()) == ([0], [3])
+    assert float(read.rotation[0]) == pytest.approx(FACTORS["rotation"])
+    assert float(read.scale[0]) == pytest.approx(FACTORS["scale"])
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "bins"),
+    [
+        ("rotation", [-15.0, -10.5, -10.0, 0.0, 10.0, 10.5, 15.0], [0, 0, 1, 3, 4, 5, 5]),
+        ("scale", [52 / 128, 58 / 128, 59 / 128, 65 / 128, 66 / 128, 72 / 128], [0, 0, 1, 1, 2, 2]),
+        ("background", [16, 27, 28, 63, 192, 203, 204, 239], [0, 0, 1, 3, 4, 4, 5, 7]),
+        ("hue", [0, 29, 30, 359], [0, 0, 1, 11]),
+        ("background_hue", [0, 29, 30, 359], [0, 0, 1, 11]),
+        ("font", [0, 9], [0, 9]),
+    ],
+)
+def test_edges_of_the_bins_of_factors(name: str, value: list[float], bins: list[int]) -> None:
+    given = {field.name: np.zeros(len(value)) for field in dataclasses.fields(Factors)}
+    assert bin_factors(Factors(**{**given, name: np.array(value)}))[name][0].tolist() == bins
 
 
 @needs_weights
