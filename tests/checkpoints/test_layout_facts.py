@@ -48,7 +48,7 @@ def test_a_layout_says_what_the_published_program_does(name: str) -> None:
     layout = LAYOUTS[name]
     process, output, label, ratio, pixels, channels, scale = PUBLISHED[name]
     path, prediction = PROCESSES.create(layout.process), PARAMETERIZATIONS.create(layout.parameterization)
-    assert (path.registry_name, prediction.registry_name) == (process, output)  # pyright: ignore
+    assert (path.registry_name, prediction.registry_name) == (process, output)
     k = path.scales(torch.tensor([0.25, 1.0], dtype=torch.float64))
     assert prediction.noise_label(path, k).tolist() == pytest.approx(label, rel=1e-5, abs=1e-9)
     assert float(k.alpha[0] / k.sigma[0]) == pytest.approx(ratio, rel=1e-4)

@@ -340,7 +340,7 @@ def test_a_key_of_a_recipe_arrives(key: str, images: Path, tmp_path: Path, monke
         pipeline = make_pipeline(loop.averaged(), recipe, loop.objective, loop.data, accelerator.device)
         loop.close()
         seen |= {
-            "tracker": accelerator.log_with[0].value if accelerator.log_with else None,
+            "tracker": str(accelerator.log_with[0]) if accelerator.log_with else None,
             "training.gradient_accumulation": loop.train_step.share.parts,
             "training.gradient_checkpointing": loop.state.backbone.gradient_checkpointing,
             "training.workers": seen.get("workers"),
