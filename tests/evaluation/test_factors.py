@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -82,8 +83,8 @@ NUMBERS = [0.5, -0.5, -0.5, math.sqrt(0.5), math.sqrt(1.5), 0.0, -math.sqrt(2)]
 
 def test_numbers_are_trained_and_read_in_the_same_units() -> None:
     """Rotation in 8.8°, scale in 1/21 of the side about 62/128, brightness in 90 bytes about grey; √2 of hues."""
-    arrays = {name: np.array([value]) for name, value in FACTORS.items()}
-    place = {name: np.zeros(1) for name in ("x", "y", "label", "font")}
+    arrays: Any = {name: np.array([value]) for name, value in FACTORS.items()}
+    place: Any = {name: np.zeros(1) for name in ("x", "y", "label", "font")}
     assert standardised(Factors(**arrays, **place)).tolist() == [pytest.approx(NUMBERS, abs=1e-6)]
 
 
@@ -108,7 +109,7 @@ def test_rotation_and_scale_are_read_back_in_their_units(monkeypatch: pytest.Mon
     ],
 )
 def test_edges_of_the_bins_of_factors(name: str, value: list[float], bins: list[int]) -> None:
-    given = {field.name: np.zeros(len(value)) for field in dataclasses.fields(Factors)}
+    given: Any = {field.name: np.zeros(len(value)) for field in dataclasses.fields(Factors)}
     assert bin_factors(Factors(**{**given, name: np.array(value)}))[name][0].tolist() == bins
 
 

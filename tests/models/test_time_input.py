@@ -32,7 +32,8 @@ def spied(dtype: torch.dtype) -> tuple[DiT, list[Tensor]]:
     """A network, and the time inputs that it gets."""
     seen: list[Tensor] = []
     network = DiT(image_size=8, in_channels=1, num_classes=3, patch_size=4, hidden_size=8, depth=1, num_heads=1)
-    network.to(dtype=dtype)  # pyright: ignore[reportArgumentType] (wrapped by diffusers)
+    for parameter in network.parameters():
+        parameter.data = parameter.data.to(dtype)
     network.register_forward_pre_hook(lambda module, given: seen.append(given[1].detach().clone()))
     return network, seen
 
