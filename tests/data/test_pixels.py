@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -59,7 +60,8 @@ def test_a_halved_image_is_then_scaled_by_the_bicubic_filter() -> None:
 def test_classes_of_a_file_are_counted_from_0(tmp_path: Path, name: str) -> None:
     """Not from the smallest label that it has: labels keep their meaning when a file lacks some."""
     images = np.zeros((4, 8, 8, 3), np.uint8)
-    np.savez(tmp_path / "a.npz", images=images, **{name: np.array([2, 5, 3, 5])})
+    arrays: Any = {"images": images, name: np.array([2, 5, 3, 5])}
+    np.savez(tmp_path / "a.npz", **arrays)
     data = NpzImages(tmp_path / "a.npz")
     assert data.labels.tolist() == [2, 5, 3, 5]
     assert data.num_classes == 6
@@ -78,3 +80,11 @@ def test_tars_come_in_another_order_each_epoch_and_in_the_same_again() -> None:
     assert all(sorted(one) == list(range(8)) for one in epochs)
     assert [tars(0, epoch) for epoch in range(5)] == epochs
     assert tars(1, 0) != epochs[0]
+
+
+@pytest.mark.parametrize(("over", "first"), [(1, 0), (2, 1), (3, 1)])
+def test_of_an_odd_margin_the_smaller_half_is_before(over: int, first: int) -> None:
+    values = np.arange(8 * (8 + over), dtype=np.uint8).reshape(8 + over, 8)
+    assert np.array_equal(np.asarray(square(Image.fromarray(values), 8)), values[first : first + 8])
+    turned = np.asarray(square(Image.fromarray(values.T.copy()), 8))
+    assert np.array_equal(turned, values.T[:, first : first + 8])
