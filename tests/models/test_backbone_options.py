@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dinit.models.base import BACKBONES, Backbone
 
@@ -179,6 +179,9 @@ def test_a_field_changes_the_network_and_its_config_keeps_it(name: str, field: s
     if field == "dropout":
         plain, changed, again = plain.train(), changed.train(), again.train()
         assert torch.equal(output(again), output(changed))
+        layers = {part: layer.p for part, layer in changed.named_modules() if isinstance(layer, nn.Dropout)}
+        # Convolutional networks have none in their attention, as published.
+        assert {rate for part, rate in layers.items() if rate or "attention" not in part} == {value}
     if field == "null_class":  # the table has no row for it
         assert plain.state_dict().keys() == changed.state_dict().keys()
         with pytest.raises(IndexError):
