@@ -15,8 +15,9 @@ import pytest
 import torch
 from test_codec import IMAGES, tiny_vae
 
-from dinit.models.codec import CODECS, AutoencoderKLCodec, IdentityCodec, load_codec
+from dinit.models.codec import AutoencoderKLCodec, IdentityCodec, load_codec
 
+CODECS: dict[str, Any] = {"identity": IdentityCodec, "autoencoder-kl": AutoencoderKLCodec}
 MEAN, STD = [0.5, -1.0, 2.0, 0.0], [0.5, 1.0, 2.0, 4.0]
 OTHER: dict[tuple[str, str], dict[str, Any]] = {  # the options given, and what encode makes of z
     ("identity", "channels"): {"channels": 1},
