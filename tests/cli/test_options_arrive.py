@@ -45,7 +45,7 @@ BASES: dict[str, tuple[str, tuple[str, ...]]] = {
     "verify": ("dinit.conformance:verify", ("verify",)),
     "generate": ("dinit.cli.generate:_make", GENERATE),
     "generate set": ("dinit.pipelines.outputs.sets:generate_set", SET),
-    "evaluate": ("dinit.pipelines.evaluate:evaluate", EVALUATE),
+    "evaluate": ("dinit.pipelines.evaluate:evaluate_pipeline", EVALUATE),
     "evaluate images": ("dinit.pipelines.evaluate:evaluate_samples", IMAGES),
     "evaluate run": ("dinit.pipelines.runs.watch:watch", (*EVALUATE, "--during-training")),
 }
@@ -265,6 +265,9 @@ def called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dic
                 kind = signature.parameters[key].kind
                 if kind is inspect.Parameter.VAR_KEYWORD or key == "call":
                     seen.update(one for name, part in value.items() for one in flat(part, name).items())
+                elif key == "spec":  # how to measure: an EvaluationSpec
+                    parts = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+                    seen.update(one for name, part in parts.items() for one in flat(part, name).items())
                 elif not callable(value):
                     seen.update(flat(value, key))
             raise Reached

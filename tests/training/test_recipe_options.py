@@ -312,16 +312,25 @@ def test_a_run_of_the_same_recipe_is_the_same(images: Path, tmp_path: Path) -> N
     assert same(first, second)
 
 
+class Asked:
+    """Stands for the evaluator, and keeps what it was made with."""
+
+    reference_set = None
+
+    def __init__(self, spec: Any, count: int) -> None:
+        self.options = {**vars(spec), "num_samples": count}
+
+
 @pytest.mark.parametrize("key", sorted(ARRIVES))
 def test_a_key_of_a_recipe_arrives(key: str, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe, plain = made_recipe(images, ARRIVES[key][0]), made_recipe(images)
     section, _, name = key.rpartition(".")
     wanted = getattr(getattr(recipe, section) if section else recipe, name)
     assert wanted != getattr(getattr(plain, section) if section else plain, name)
-    monkeypatch.setattr(watch, "Evaluator", lambda count, **options: {"num_samples": count, **options})
+    monkeypatch.setattr(watch, "Evaluator", Asked)
     if section == "evaluation":
         given: Any = watch.Evaluations.of(recipe, tmp_path).evaluator
-        arrived = given[{"data": "dataset_name"}.get(name, name)]
+        arrived = given.options[{"data": "dataset_name"}.get(name, name)]
         assert arrived == (wanted.spec() if isinstance(wanted, Named) else wanted)
         return
     seen: dict[str, Any] = {}
