@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
 from reference import GOLDEN, Reference  # pyright: ignore[reportMissingImports]
+from test_codec import tiny_vae  # pyright: ignore[reportMissingImports]
 
 from dinit.models.codec import IdentityCodec
 from dinit.models.dit import DiT
@@ -121,3 +122,17 @@ def test_a_converted_network_keeps_the_range_of_its_pixels(layout: str, low: flo
     assert isinstance(codec, IdentityCodec)
     assert (codec.low, codec.high) == (low, 1.0)
     assert codec.decode(torch.tensor([low, 1.0])).tolist() == [-1.0, 1.0]
+
+
+def test_latents_are_decoded_by_the_pipelines_own_normalization(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    backbone = DiT(image_size=4, in_channels=4, num_classes=3, patch_size=2, hidden_size=8, depth=1, num_heads=1)
+    own = {"mean": [0.5, -1.0, 2.0, 0.0], "std": [0.5, 1.0, 2.0, 4.0]}
+    pipe = Pipeline(backbone, **PLAIN, vae=tiny_vae(), latent_normalization=own)
+    pipe.save_pretrained(tmp_path / "p")
+    z = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    mean, std = (torch.tensor(own[key]).view(4, 1, 1) for key in ("mean", "std"))
+    expected = tiny_vae().decode(z * std + mean).sample  # pyright: ignore[reportAttributeAccessIssue]
+    for one in (pipe, Pipeline.from_pretrained(tmp_path / "p")):
+        torch.testing.assert_close(one.codec.decode(z), expected, rtol=1e-4, atol=1e-5)
+        assert one.image_size == 16
