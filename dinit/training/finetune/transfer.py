@@ -16,8 +16,8 @@ from dinit.diffusion import PARAMETERIZATIONS, PROCESSES
 from dinit.models.base import BACKBONES, Backbone
 from dinit.specs import parse_spec
 from dinit.training.finetune.adapters import adapt_difffit, adapt_lora, label_tables, trained
-from dinit.training.losses.times import TIME_SAMPLERS
 from dinit.training.recipe.model import FinetuneSection
+from dinit.training.recipe.names import use_present_names
 from dinit.training.recipe.yaml import Mistake
 
 _OF_DATA = ("image_size", "in_channels", "num_classes")  # of a backbone's config: the data decides these
@@ -59,23 +59,16 @@ class Pretrained:
         """
         options = {key: value for key, value in self.config.items() if key not in _OF_DATA and key[0] != "_"}
         defaults = {key: value for key, value in (self.index.get("defaults") or {}).items() if value is not None}
-        return {
+        settings: dict[str, Any] = {
             "backbone": {"name": self.backbone.registry_name, **options},  # pyright: ignore
             "process": self.index["process"],
             "parameterization": self.index["parameterization"],
             "t_max": float(self.index.get("t_max", 1.0)),
             **({"sampling": defaults} if {"sampler", "steps"} <= defaults.keys() else {}),
-            **{key: self.own[key] for key in ("loss", "label_dropout") if key in self.own},
-            **({"time": _with_present_names(self.own["time"])} if "time" in self.own else {}),
+            **{key: self.own[key] for key in ("time", "loss", "label_dropout") if key in self.own},
         }
-
-
-def _with_present_names(time: Any) -> Any:
-    """A time sampler of a pipeline's recipe under today's option names: its user cannot change an old recipe."""
-    if not isinstance(time, Mapping) or time.get("name") not in TIME_SAMPLERS:
-        return time
-    renamed = getattr(TIME_SAMPLERS[time["name"]], "renamed_options", {})
-    return {renamed.get(option, option): value for option, value in time.items()}
+        use_present_names(settings, warn=False)
+        return settings
 
 
 def read_pretrained(init_from: str) -> Pretrained:

@@ -15,6 +15,7 @@ from dinit.registry import suggest
 from dinit.training.finetune.transfer import inherit
 from dinit.training.recipe.checks import check_recipe
 from dinit.training.recipe.model import Named, Recipe
+from dinit.training.recipe.names import use_present_names
 from dinit.training.recipe.yaml import Mistake, Source, read_yaml
 from dinit.training.recipe.yaml import Path as KeyPath
 
@@ -85,6 +86,7 @@ def parse_recipe(text: str, overrides: Sequence[str] = (), title: str = "the rec
         raise RecipeError(title, source, source.mistakes)
     recipe, data = None, copy.deepcopy(source.data)
     odd = inherit(data)
+    use_present_names(data)
     mistakes, given = [*source.mistakes, *odd], set(data)
     if any(mistake.path[0] == "finetune" for mistake in odd):  # no pipeline to take the backbone from
         data = {"backbone": _PLACEHOLDERS["backbone"], **data}

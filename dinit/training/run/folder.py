@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from dinit.files import LOCK, is_leftover, write_atomically
 from dinit.training.recipe.model import Recipe
+from dinit.training.recipe.names import use_present_names
 
 _FREE_OF_LOOP = ("workers", "log_every", "sample_every", "checkpoint_every", "keep", "max_skipped", "sharding")
 # Settings that change neither weights nor losses, so a run may be resumed with others.
@@ -54,7 +55,10 @@ def read_recipe(out: Path) -> Recipe:
     """The recipe with which a run was started. RunFolderError where it cannot be read."""
     try:
         text = (out / "recipe.yaml").read_text(encoding="utf-8")
-        return Recipe.model_validate(yaml.safe_load(text))
+        data = yaml.safe_load(text)
+        if isinstance(data, dict):
+            use_present_names(data, warn=False)
+        return Recipe.model_validate(data)
     except (OSError, UnicodeDecodeError, yaml.YAMLError, ValidationError) as error:
         raise RunFolderError(f"{out / 'recipe.yaml'} is not a recipe of this version: {error}") from error
 
