@@ -19,6 +19,7 @@ import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -28,7 +29,7 @@ from torch import Tensor
 
 from dinit.cli.options import CallFlags
 from dinit.diffusion import PARAMETERIZATIONS, PROCESSES, BackboneDenoiser, Denoised, WrappedDenoiser
-from dinit.diffusion.continuous import EDM, VP, LinearFlow
+from dinit.diffusion.continuous import EDM, VE, VP, LinearFlow
 from dinit.models.analytic import MixtureDenoiser
 from dinit.pipelines.call import Call, to_spec
 from dinit.pipelines.generate import Pipeline
@@ -76,7 +77,7 @@ def mixture(process: Any, seed: int = 0) -> Learned:
 # --- what an entry does, as one tensor ---
 
 BATCH = 3
-LABELS = torch.tensor([0, 1, 2])  # two classes, and the null class
+LABELS = torch.tensor([1, 0, 2])  # two classes, and the null class
 NOISE = randn(BATCH, *SHAPE, seed=2)
 VP_PROCESS, FLOW, NOISY_DDIM = VP(), LinearFlow(), DDIM(0.5)
 
@@ -270,7 +271,7 @@ OTHER: dict[str, dict[str, dict[str, Any]]] = {
     },
     "rule of 'unified'": {
         "extrapolate": {
-            "order": 2,
+            "order": [2, Other(2, {"start_steps_back": 2})],
             "corrector": [Corrector(), Corrector("bh1", start_only=True)],
             "start_steps_back": [1, 2],
             "max_step_ratio": Other(1.5, run=unevenly),
@@ -336,7 +337,7 @@ OTHER: dict[str, dict[str, dict[str, Any]]] = {
             "discriminator": discriminate,
             **intervals(discriminator=discriminate),
         },
-        "dynamic-threshold": {"percentile": 0.8, "limit": 0.5, "largest": 1.1},
+        "dynamic-threshold": {"percentile": 0.8, "limit": 0.5, "largest": Other(0.7, {"limit": 0.5})},
         "negative": {"scale": 3.0, "label": 1, **INTERVAL},
         "noise-damped": {"scale": 3.0, "base": WEAK, "max_log_snr": Other(0.0, {"base": WEAK})},
     },
@@ -441,7 +442,9 @@ class Case:
     def name(self) -> str:
         """The option and its value, in the file of numbers."""
         value = "a model" if self.of_a_model else repr(self.value)
-        return f"{self.option}={value if len(value) < 60 else value[:57] + '...'}"
+        beside = [k if (self.kind, self.entry, k) in MODELS else f"{k}={v!r}" for k, v in self.with_.items()]
+        shown = f"{self.option}={value if len(value) < 60 else value[:57] + '...'}"
+        return f"{shown} with {', '.join(beside)}" if beside else shown
 
     @property
     def of_a_model(self) -> bool:
@@ -558,6 +561,44 @@ def results(kind: str, entry: str) -> tuple[dict[str, Tensor], dict[str, bool]]:
     return found, changes
 
 
+ELSEWHERE: dict[str, dict[str, Callable[[Any], Tensor]]] = {
+    "sampler": {
+        "from alpha = 0": at(sampled, process=FLOW),
+        "where alpha is 1": at(sampled, process=VE()),
+        "onto sigma = 0": onto_clean,
+    },
+    "guidance": {
+        "inside CFG": lambda made: guided([made, CFG(3.0)] if made else []),
+        "around CFG": lambda made: guided([CFG(3.0), made] if made else []),
+    },
+    "grid": {"from alpha = 0": at(placed, process=FLOW), "where alpha is 1": at(placed, process=VE())},
+}
+
+
+@torch.no_grad()
+def results_of_pairs(kind: str, entry: str) -> dict[str, Tensor | None]:
+    """What every two options give together, one of which chooses a way, and an entry at its defaults elsewhere.
+
+    None where it is refused.
+    """
+    found: dict[str, Tensor | None] = {}
+    for name, run in ELSEWHERE[kind].items() if kind in ELSEWHERE and entry not in KINDS[kind].needs else ():
+        try:
+            found[name] = run(at_defaults(kind, entry))
+        except ValueError:
+            found[name] = None
+    for one, other in combinations(cases_of(kind, entry), 2):
+        if one.option == other.option or not any(isinstance(c.value, str | bool) for c in (one, other)):
+            continue
+        beside = {**one.with_, **other.with_, other.option: other.value}
+        both = replace(one, with_=beside, run=one.run or other.run)
+        try:
+            found[f"{one.name}, {other.name}"] = both.result(both.made())
+        except ValueError:
+            found[f"{one.name}, {other.name}"] = None
+    return found
+
+
 def condensed(x: Tensor) -> list[float]:
     """Two sums that every element takes part in, with a weight of its own."""
     places = torch.arange(x.numel(), dtype=F64)
@@ -578,6 +619,20 @@ def test_it_changes_the_result_to_known_numbers(kind: str, entry: str) -> None:
         assert bool(x.isfinite().all()), name
         # Six digits: what another processor's last bit becomes over a run is a thousandth of that.
         assert condensed(x) == pytest.approx(known[name], rel=1e-6, abs=1e-8), name
+
+
+PAIRED = [(kind, entry) for kind, entry in ENTRIES if kind in ("sampler", "grid", "guidance", "process")]
+
+
+@pytest.mark.parametrize(("kind", "entry"), PAIRED, ids=[f"{kind} {entry}" for kind, entry in PAIRED])
+def test_two_options_together_give_known_numbers(kind: str, entry: str) -> None:
+    """A way of the sampler with another option at its default agrees with more faults than with both changed."""
+    found, known = results_of_pairs(kind, entry), json.loads(NUMBERS.read_text())["two options"][f"{kind} {entry}"]
+    assert known.keys() == found.keys(), "write the numbers of new options: python tests/test_every_option.py"
+    for name, x in found.items():
+        assert (x is None) == (known[name] is None), f"refused or not: {name}"
+        if x is not None:
+            assert condensed(x) == pytest.approx(known[name], rel=1e-6, abs=1e-8), name
 
 
 def replayed(case: Case, made: Any) -> Any:
@@ -679,11 +734,13 @@ def test_it_reaches_the_network_from_a_saved_pipeline(cases: list[Case], tmp_pat
 
 
 def written_numbers() -> dict[str, Any]:
+    def short(found: Mapping[str, Tensor | None]) -> dict[str, Any]:
+        return {n: None if x is None else [float(f"{v:.9g}") for v in condensed(x)] for n, x in found.items()}
+
     numbers: dict[str, Any] = {}
     for kind, entry in ENTRIES:
-        found, _ = results(kind, entry)
-        short = {name: [float(f"{v:.9g}") for v in condensed(x)] for name, x in found.items()}
-        numbers.setdefault(kind, {})[entry] = short
+        numbers.setdefault(kind, {})[entry] = short(results(kind, entry)[0])
+    numbers["two options"] = {f"{kind} {entry}": short(results_of_pairs(kind, entry)) for kind, entry in PAIRED}
     return numbers
 
 

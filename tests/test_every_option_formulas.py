@@ -29,6 +29,7 @@ from dinit.samplers.multistep.dpm_solver import DPMpp3M
 from dinit.samplers.multistep.lms import LMS
 from dinit.samplers.multistep.pndm import PNDM
 from dinit.samplers.multistep.rules import lower_at_the_end
+from dinit.samplers.ode import rk45
 from dinit.samplers.ode.ddim import DDIM
 from dinit.samplers.ode.dpm_adaptive import Controller, DPMAdaptive
 from dinit.samplers.ode.edm import EDMEuler
@@ -355,6 +356,20 @@ def test_adaptive_controller_by_its_formula() -> None:
         error = math.sqrt(((0.2 / 0.3) ** 2 + (1.0 / 0.2) ** 2) / 2)
         found = sampler._inverse_error(high[None], low[None], previous[None])
         assert float(found) == pytest.approx(1 / (error + 1e-8), rel=1e-12)
+
+
+def test_the_size_that_rk45_tries_next() -> None:
+    """Gustafsson's PI controller: 0.9 E^(-0.7/5) E_before^(0.4/5), within 0.2 and 5; after a refusal at most 1."""
+    before = rk45.Controller(tensor(0.1, 0.1, 0.1, 0.1, 0.1), tensor(0.5, 0.5, 0.5, 0.5, 0.5))
+    size, error = tensor(0.1, 0.1, 0.1, 0.1, 0.05), tensor(0.3, 1e-9, 0.3, 4.0, 0.3)
+    accepted, rejected = (
+        torch.tensor([True, True, True, False, True]),
+        torch.tensor([False, False, True, False, False]),
+    )
+    after = rk45._next(before, size, error, accepted, rejected)
+    factor = 0.9 * 0.3**-0.14 * 0.5**0.08
+    assert after.size.tolist() == pytest.approx([0.1 * factor, 0.5, 0.1, 0.1 * 0.9 * 4**-0.2, 0.1], rel=1e-12)
+    assert after.error.tolist() == pytest.approx([0.3, 1e-4, 0.3, 0.5, 0.3])
 
 
 def test_diffusion_coefficients_of_sit() -> None:

@@ -20,6 +20,7 @@ import torch
 from test_every_option import BATCH, FLOW, LABELS, NOISE, NOISY_DDIM, SHAPE, VP_PROCESS, condensed, mixture, randn
 from torch import Tensor
 
+from dinit.diffusion.continuous import EDM
 from dinit.likelihood.bound import variational_bound
 from dinit.likelihood.ode import Hutchinson, log_likelihood
 from dinit.samplers import (
@@ -134,7 +135,7 @@ def traced(**options: Any) -> Any:
 
 
 NOISY = {"initial_state": STATE, "noise_source": OTHER_SOURCE, "seed": 4}
-RUN = {"steps": 6, "labels": [1, 0, 2], "grid": ("karras", {}), **NOISY}
+RUN = {"steps": 6, "labels": [0, 1, 2], "grid": ("karras", {}), **NOISY}
 LIKELIHOOD = {"steps": 3, "labels": LABELS}
 BREEDING = {"population": 5, "parents": 3, "generations": 2}
 FUNCTIONS = {
@@ -160,7 +161,7 @@ FUNCTIONS = {
         {"steps": 4, "labels": LABELS},
         {
             "steps": 6,
-            "labels": [1, 0, 2],
+            "labels": [0, 1, 2],
             "grid": "karras",
             "state": (COUPLED, {"sampler": EDICT()}),
             "noise_source": (OTHER_SOURCE, {}),
@@ -184,17 +185,18 @@ FUNCTIONS = {
     ),
     "log_likelihood": Function(
         log_likelihood,
-        lambda **keywords: log_likelihood(mixture(VP_PROCESS), DATA, **keywords),
+        lambda process=VP_PROCESS, **keywords: log_likelihood(mixture(process), DATA, **keywords),
         LIKELIHOOD,
         {
             "steps": 5,
-            "labels": [1, 0, 2],
+            "labels": [0, 1, 2],
             "grid": (TIMES, {"steps": None}),
             "trace": [("exact", {"method": "euler"}), Hutchinson(probes=2)],
             "method": ["heun", "midpoint", "euler"],
             "variable": (TIME, {"grid": TIMES, "steps": None}),
             "prior": "standard",
             "bin_width": 1.0,
+            "process": [FLOW, EDM()],
             "noise_source": OTHER_SOURCE,
             "seed": 4,
         },
@@ -211,13 +213,14 @@ FUNCTIONS = {
     ),
     "variational_bound": Function(
         variational_bound,
-        lambda **keywords: variational_bound(mixture(VP_PROCESS), PIXELS, **keywords),
+        lambda process=VP_PROCESS, **keywords: variational_bound(mixture(process), PIXELS, **keywords),
         LIKELIHOOD,
         {
             "steps": 5,
-            "labels": [1, 0, 2],
+            "labels": [0, 1, 2],
             "grid": (TIMES, {"steps": None}),
             "variance": ["fixed-large", "learned-range", "learned"],
+            "process": [FLOW, EDM()],
             "noise_source": OTHER_SOURCE,
             "seed": 4,
         },
@@ -230,7 +233,7 @@ FUNCTIONS = {
         {"steps": 4, "labels": LABELS, "evolution": Evolution(**BREEDING)},
         {
             "steps": 5,
-            "labels": [1, 0, 2],
+            "labels": [0, 1, 2],
             "evolution": Evolution(6, 3, 2),
             **NOISY,
             "end": "state",
@@ -253,7 +256,7 @@ FUNCTIONS = {
         {
             "population": 4,
             "generations": 2,
-            "fit": 1,
+            "fit": 3,
             "fits": (2, {"fit": 1, "generations": 0, "population": 2}),
             "seed": 1,
             "reference_steps": 9,
@@ -302,7 +305,9 @@ def results(name: str) -> dict[str, tuple[Tensor, Tensor]]:
 @pytest.mark.filterwarnings("ignore::UserWarning")  # few steps end noisy
 def test_it_changes_the_result_to_known_numbers(name: str) -> None:
     function = FUNCTIONS[name]
-    assert function.others.keys() == inspect.signature(function.signature).parameters.keys() - set(function.unlike)
+    assert function.others.keys() - {"process"} == inspect.signature(function.signature).parameters.keys() - set(
+        function.unlike
+    )
     known = json.loads(NUMBERS.read_text())[name]
     found = results(name)
     assert known.keys() == found.keys()
