@@ -1,6 +1,6 @@
 """Docstrings of public names: each parameter under Args, each exception raised under Raises, nothing that is gone.
 
-`python tests/test_docstrings.py` prints what is missing and takes names that are complete off the list NOT_YET.
+`python tests/test_docstrings.py` prints what is missing.
 """
 
 from __future__ import annotations
@@ -31,10 +31,6 @@ PACKAGES = (
 _SECTION = re.compile(r"^(Args|Attributes|Returns|Yields|Raises|Examples?|Notes?|References?):$")
 _AS_ANOTHER = re.compile(r"Arguments(,| and)? .*\bas\b( in| those of)? `")
 _ENTRY = re.compile(r"^ {4}(\*{0,2}\w[*\w., ]*?)(?: \([^)]*\))?:(?:\s|$)")
-
-# Names whose docstrings are not complete yet. A name that is complete must leave the list; none may come.
-NOT_YET = """
-"""
 
 
 def sections(docstring: str) -> dict[str, set[str]]:
@@ -198,11 +194,7 @@ def incomplete() -> dict[str, list[str]]:
 
 def test_docstrings_of_public_names_are_complete() -> None:
     found = incomplete()
-    allowed = set(NOT_YET.split())
-    new = {name: wrong for name, wrong in found.items() if name not in allowed}
-    assert not new, "\n".join(f"{name}: {'; '.join(wrong)}" for name, wrong in new.items())
-    done = sorted(allowed - set(found))
-    assert not done, f"complete now, or gone; take off NOT_YET: {', '.join(done)}"
+    assert not found, "\n".join(f"{name}: {'; '.join(wrong)}" for name, wrong in found.items())
 
 
 def test_the_check_sees_what_is_missing() -> None:
@@ -239,10 +231,5 @@ def test_enough_is_checked() -> None:
 
 
 if __name__ == "__main__":
-    found = incomplete()
-    for name, wrong in found.items():
+    for name, wrong in incomplete().items():
         print(f"{name}: {'; '.join(wrong)}")
-    left = [name for name in NOT_YET.split() if name in found]
-    here = Path(__file__)
-    text = here.read_text(encoding="utf-8").replace(NOT_YET, "\n".join(["", *left, ""]), 1)
-    here.write_text(text, encoding="utf-8")
