@@ -5,11 +5,15 @@ A new layout needs a row in PUBLISHED.
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
+from dinit.checkpoints.exporting import beta_arguments
 from dinit.checkpoints.layouts import LAYOUTS
 from dinit.diffusion import PARAMETERIZATIONS, PROCESSES
+from dinit.diffusion.discrete import VPDiscrete
 
 DDPM, FLOW = ("vp-discrete", "epsilon"), ("flow", "reversed-velocity")
 LEVELS, REVERSED = (249.0, 999.0), (0.75, 0.0)
@@ -53,3 +57,19 @@ def test_a_layout_says_what_the_published_program_does(name: str) -> None:
     assert prediction.noise_label(path, k).tolist() == pytest.approx(label, rel=1e-5, abs=1e-9)
     assert float(k.alpha[0] / k.sigma[0]) == pytest.approx(ratio, rel=1e-4)
     assert (layout.pixel_range, layout.guided_channels, layout.guidance_scale) == (pixels, channels, scale)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "steps", "start", "end"),
+    [("linear", 1000, 1e-4, 0.02), ("linear", 500, 2e-4, 0.04), ("scaled-linear", 1000, 0.00085, 0.012)],
+)
+def test_a_scheduler_gets_the_ends_that_a_schedule_has_by_default(
+    schedule: Any, steps: int, start: float, end: float
+) -> None:
+    """Of a shorter linear chain each beta is larger, so that the noise at its end is the same."""
+    given = beta_arguments(VPDiscrete(schedule, num_steps=steps))
+    assert (given["num_train_timesteps"], given["beta_start"], given["beta_end"]) == pytest.approx(
+        (steps, start, end)
+    )
+    own = beta_arguments(VPDiscrete(schedule, num_steps=steps, beta_start=0.003, beta_end=0.3))
+    assert (own["beta_start"], own["beta_end"]) == (0.003, 0.3)

@@ -135,7 +135,7 @@ def test_an_option_is_recorded_handed_on_and_changes_the_numbers(place: str, nam
 BASE = """\
 data: digits
 backbone: {name: dit, patch_size: 2, hidden_size: 16, depth: 3, num_heads: 2}
-training: {steps: 4, batch_size: 8, checkpoint_every: 2, keep: 9}
+training: {steps: 4, batch_size: 8, checkpoint_every: 4, keep: 9}
 tracker: null
 """
 
@@ -178,7 +178,7 @@ TRAINED: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "training.clip_norm": ((), ("training.clip_norm=0.01",)),
     "training.precision": ((), ("training.precision=bf16",)),
     "training.checkpoint_every": ((), ("training.checkpoint_every=1",)),
-    "training.keep": ((), ("training.keep=1",)),
+    "training.keep": (("training.checkpoint_every=1",), ("training.keep=1",)),
     "training.sample_every": ((), ("training.sample_every=2",)),
     "training.log_every": ((), ("training.log_every=1",)),
     "evaluation.every": ((), ("evaluation.every=3",)),
