@@ -52,7 +52,7 @@ BASES: dict[str, tuple[str, tuple[str, ...]]] = {
 
 CALL = {  # of what several commands share: the option's arguments, and what changes
     "sampler": (["--sampler", "heun"], {"sampler": {"name": "heun"}}),
-    "sampler_option": (["--sampler-option", "eta=0.5"], {"sampler": {"name": "ddim", "eta": 0.5}}),
+    "sampler_option": (["--sampler-option", "eta=0.5"], {"sampler": {"name": "ddim", "clip": 3, "eta": 0.5}}),
     "steps": (["--steps", "7"], {"steps": 7}),
     "grid": (["--grid", "karras:rho=5"], {"grid": {"name": "karras", "rho": 5}}),
     "guidance": (["--guidance", "2.5", "--guidance", "cads"], {"guidance": [2.5, {"name": "cads"}]}),
@@ -207,7 +207,7 @@ class Reached(Exception):
 class Stub:
     """A pipeline that is opened and asked what it would run."""
 
-    defaults = {"sampler": {"name": "ddim"}}  # noqa: RUF012
+    defaults = {"sampler": {"name": "ddim", "clip": 3}}  # noqa: RUF012
     class_names = tuple(f"d{k}" for k in range(10))
     num_classes = 10
 

@@ -118,6 +118,8 @@ def test_the_defaults_are_those_of_the_ddim_pipeline(tmp_path: Path) -> None:
 
 def test_what_a_scheduler_clips_is_clipped_by_default(ddpm: Path) -> None:
     assert Pipeline.from_pretrained(ddpm).defaults["guidance"] == [{"name": "clip-x0", "limit": 1.0}]
+    edit(ddpm / "scheduler" / "scheduler_config.json", clip_sample_range=2.5)
+    assert Pipeline.from_pretrained(ddpm).defaults["guidance"] == [{"name": "clip-x0", "limit": 2.5}]
     edit(ddpm / "scheduler" / "scheduler_config.json", clip_sample=False, num_train_timesteps=20, steps_offset=2)
     pipe = Pipeline.from_pretrained(ddpm)
     assert pipe.defaults == {
