@@ -25,7 +25,7 @@ from dinit.evaluation.reports.report import Protocol
 
 PLAIN = Settings(kid_subset_size=20, kid_subsets=4, isc_splits=2, prc_neighborhood=3, seed=0)
 OTHER = {  # setting: another value, and a score that it changes
-    "kid_subset_size": (10, "kid", "kid"),
+    "kid_subset_size": (30, "kid", "kid"),
     "kid_subsets": (7, "kid", "kid"),
     "isc_splits": (5, "inception-score", "inception_score"),
     "prc_neighborhood": (1, "precision", "precision"),
