@@ -15,15 +15,27 @@ import pytest
 import torch
 from torch import Tensor
 
-from dinit.diffusion import PARAMETERIZATIONS, PROCESSES, BackboneDenoiser, Condition, Denoised, Denoiser, Scales
+from dinit.diffusion import (
+    PARAMETERIZATIONS,
+    PROCESSES,
+    BackboneDenoiser,
+    Condition,
+    Denoised,
+    Denoiser,
+    RunContext,
+    Scales,
+)
 from dinit.diffusion.continuous import EDM, VE, VP, LinearFlow
 from dinit.diffusion.discrete import VPDiscrete, beta_schedule
+from dinit.likelihood.bound import variational_bound
 from dinit.models.analytic import GaussianDenoiser
 from dinit.models.base import BACKBONES
 from dinit.pipelines.generate import Pipeline
 from dinit.samplers import GRIDS, SAMPLERS, NoiseSource, RecordedNoise, invert
 from dinit.samplers.guidance.apg import APG, projected
+from dinit.samplers.guidance.autoguidance import Autoguidance
 from dinit.samplers.guidance.cads import noised
+from dinit.samplers.guidance.noise_damped import NoiseDamped
 from dinit.samplers.multistep.deis import DEIS
 from dinit.samplers.multistep.dpm_solver import DPMpp3M
 from dinit.samplers.multistep.lms import LMS
@@ -208,6 +220,17 @@ def test_every_evaluation_has_the_number_of_its_step() -> None:
     says.calls.clear()
     invert("ddim", says, torch.ones(1, 1, 1, 1, dtype=F64), 4)
     assert [cond.run.step for *_, cond in says.calls] == [2, 2, 1], "the last step down is the first up"
+
+
+def test_second_models_and_the_bound_have_the_number_of_the_step_too() -> None:
+    x = torch.ones(1, 1, 1, 1, dtype=F64)
+    says = Says(VP())
+    variational_bound(says, x, 4)
+    assert [cond.run.step for *_, cond in says.calls] == [0, 1, 2, 3]
+    for guidance in (Autoguidance(2.0, weak=(weak := Says(VP()))), NoiseDamped(2.0, base=(base := Says(VP())))):
+        denoiser = guidance.wrap(Says(VP()))
+        denoiser(x, 0.5, denoiser.condition([0], 1).in_run(RunContext(step=3, steps=5)))
+    assert weak.calls[-1][2].run.step == base.calls[-1][2].run.step == 3
 
 
 class Numbers:
