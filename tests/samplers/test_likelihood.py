@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dinit.diffusion import PARAMETERIZATIONS, PROCESSES, BackboneDenoiser, Denoised, Process, Scales
 from dinit.diffusion.condition import Condition
-from dinit.diffusion.continuous import VP
+from dinit.diffusion.continuous import VE, VP
 from dinit.likelihood.bound import discretised_log_prob, normal_kl, variational_bound
 from dinit.likelihood.ode import Exact, Flow, Hutchinson, dequantise, gaussian_log_prob, log_likelihood
 from dinit.models.analytic import GaussianDenoiser, MixtureDenoiser
@@ -21,6 +21,7 @@ from dinit.samplers import NoiseSource
 from dinit.samplers.guidance import apply_guidance
 from dinit.samplers.guidance.cfg import CFG
 from dinit.samplers.multistep.ode_variables import STRAIGHT, TIME
+from dinit.samplers.noise import RecordedNoise
 from dinit.samplers.ode.ddim import transition_variance
 from dinit.samplers.ode.runge_kutta import RK4
 
@@ -68,6 +69,21 @@ def test_standard_prior_misses_the_mean() -> None:
     )
     right = right_bits(model, x)
     assert (standard.bits_per_dim - right).abs().max() > 1e-3 > 5 * (centred.bits_per_dim - right).abs().max()
+
+
+def test_centre_of_the_prior_is_the_networks_x0_at_noise_of_the_priors_size() -> None:
+    """On VE with little noise, where x0 still depends on the noise that it is read from."""
+    process = VE(0.01, 2.0)
+    model = GaussianDenoiser(process, 0.3, 0.5, (1, 2, 2))
+    x = data(model, torch.zeros(4, dtype=torch.int64))
+    z = torch.randn(x.shape, generator=torch.Generator().manual_seed(5), dtype=F64)
+    options: Any = {"steps": 20, "trace": "exact", "noise_source": RecordedNoise(prior=[z])}
+    standard, centred = (log_likelihood(model, x, prior=prior, **options) for prior in ("standard", "centred"))
+    assert torch.equal(standard.latent, centred.latent)
+    signal, noise = 0.25, 2.0**2
+    centre = (0.3 * noise + signal * 2.0 * z) / (signal + noise)  # E[x0 | x_1 = 2 z]
+    nearer = (centred.latent.square() - (centred.latent - centre).square()).flatten(1).sum(1) / (2 * noise)
+    assert torch.allclose(centred.log_prob - standard.log_prob, nearer, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("method", ["euler", "midpoint", "heun", "rk4"])
