@@ -222,6 +222,20 @@ def test_every_evaluation_has_the_number_of_its_step() -> None:
     assert [cond.run.step for *_, cond in says.calls] == [2, 2, 1], "the last step down is the first up"
 
 
+@pytest.mark.parametrize("sampler", ["ddim", "heun", "dpmpp-2m", "ddpm"])
+def test_every_evaluation_has_the_number_of_steps_of_its_run(sampler: str) -> None:
+    """Five times are five steps with the posterior mean at the end, four without, and four upwards."""
+    grid, x = torch.linspace(0.9, 0.1, 5, dtype=F64), torch.ones(1, 1, 1, 1, dtype=F64)
+    for end, total in (("posterior-mean", 5), ("state", 4)):
+        says = Says(VP())
+        steps = list(SAMPLERS.create(sampler).iterate(says, x, grid=grid, initial_state=x, end=end))
+        assert {cond.run.steps for *_, cond in says.calls} == {total}
+        assert [step.total for step in steps] == [total] * total
+    says = Says(VP())
+    invert("ddim", says, x, grid=grid)
+    assert {cond.run.steps for *_, cond in says.calls} == {4}
+
+
 def test_second_models_and_the_bound_have_the_number_of_the_step_too() -> None:
     x = torch.ones(1, 1, 1, 1, dtype=F64)
     says = Says(VP())

@@ -26,6 +26,7 @@ from dinit.models.analytic import MixtureDenoiser
 from dinit.pipelines.call import Call
 from dinit.pipelines.generate import Pipeline
 from dinit.samplers import NoiseSource, Step
+from dinit.samplers.comparison import compare
 from dinit.samplers.guidance.cfg import CFG
 from dinit.samplers.multistep.dpmpp import DPMpp2M
 from dinit.samplers.ode.ddim import DDIM
@@ -261,6 +262,17 @@ def test_equals_dinits_own_solver_on_its_grid(case: str) -> None:
     torch.testing.assert_close(
         theirs[-1].x_s, found, rtol=0, atol=1e-4
     )  # float32 from a noise level of 157: 1.8e-5
+
+
+def test_a_comparison_and_a_table_on_a_grid_leave_a_scheduler_its_own() -> None:
+    scheduler = diffusers.DDIMScheduler(clip_sample=False)
+    sampler, (process, _) = sampler_from_diffusers(scheduler), read_scheduler(scheduler)
+    denoiser, noise, grid = mixture(process), first_noise(), torch.linspace(1.0, 0.1, STEPS, dtype=torch.float64)
+    found = compare(denoiser, noise, LABELS, {"theirs": sampler, "ours": "ddim"}, STEPS, grid=grid)
+    assert torch.equal(found["theirs"], sampler.sample(denoiser, noise, STEPS, labels=LABELS))
+    assert torch.equal(found["ours"], DDIM().sample(denoiser, noise, labels=LABELS, grid=grid))
+    rows = [[row.t for row in sampler.describe(process, STEPS, grid=given).rows] for given in (None, "uniform")]
+    assert rows[0] == rows[1]
 
 
 BACKBONE = SimpleNamespace(num_classes=3, in_channels=2, out_channels=2, embed=lambda labels: labels[:, None])

@@ -171,6 +171,34 @@ def test_backbone_denoiser_reads_its_network() -> None:
         BackboneDenoiser(network, LinearFlow(), PARAMETERIZATIONS.create("epsilon"))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("t", [0.0371, torch.tensor([0.0371, 0.4, 0.9], dtype=F64)], ids=["one", "each"])
+def test_input_is_scaled_before_it_is_rounded_to_the_networks_dtype(dtype: torch.dtype, t: float | Tensor) -> None:
+    """Rounded first, a state at sigma = 80 keeps three digits and loses more in the product."""
+    network, process = Backbone(learned=False), EDM()
+    network.dtype = dtype  # type: ignore[attr-defined]
+    parameterization = EDMPreconditioning(0.5)
+    denoiser = BackboneDenoiser(network, process, parameterization)
+    x = (80 * randn(5, 3, 2, 3, 3)).float()
+    denoiser(x, t, denoiser.condition([0, 3, 4], 3))
+    seen, _ = network.seen[-1]
+    scale = parameterization.input_scale(process.scales(t).like(x))
+    assert seen.dtype == dtype
+    assert torch.equal(seen, (x * scale).to(dtype))
+
+
+@pytest.mark.parametrize("null_class", [True, False])
+def test_labels_run_up_to_the_null_class_where_there_is_one(null_class: bool) -> None:
+    network = Backbone(learned=False)
+    network.null_class = null_class  # type: ignore[attr-defined]
+    denoiser = BackboneDenoiser(network, EDM(), EDMPreconditioning(0.5))
+    last = network.num_classes - 1 + null_class
+    assert denoiser.check_labels([0, last], 2).tolist() == [0, last]
+    for wrong in (-1, last + 1):
+        with pytest.raises(ValueError, match="labels must be in 0"):
+            denoiser.check_labels([0, wrong], 2)
+
+
 def test_learned_variance_is_eq_15_on_ddpm_tables() -> None:
     """Between log beta and log beta-tilde of the chain, which are computed here from the betas alone."""
     chain = VPDiscrete()

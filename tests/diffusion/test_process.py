@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dinit.diffusion import PROCESSES, Process
 from dinit.diffusion.continuous import EDM, GVP, VE, VP, LinearFlow, SubVP
-from dinit.diffusion.discrete import VPDiscrete, beta_schedule
+from dinit.diffusion.discrete import VPBetas, VPDiscrete, beta_schedule
 from dinit.diffusion.process import diffusion_squared
 
 F64 = torch.float64
@@ -202,3 +202,18 @@ def test_discrete_levels_are_joined_by_the_cubic_spline() -> None:
 
     before, after = second(levels - 2 * step), second(levels + 2 * step)
     assert (before - after).abs().max() < 1e-3 * before.abs().max()
+
+
+@pytest.mark.parametrize("betas", [(0.01, 0.9), (0.9, 0.01), (0.3, 0.3)], ids=str)
+def test_a_chain_of_two_levels_falls_everywhere(betas: tuple[float, ...]) -> None:
+    """Three knots have no spline: the middle slope is the secants' harmonic mean, so that both stay monotone."""
+    process = VPBetas(betas)
+    t = torch.linspace(0, 1, 2001, dtype=F64)
+    log_alpha = process.scales(t).alpha.log()
+    assert bool((log_alpha.diff() < 0).all())
+    inside = t[1:]
+    assert (process.time_of(process.log_snr(inside)) - inside).abs().max() < 1e-6
+    before, after = (math.log(1 - beta) / 2 for beta in betas)  # per level
+    slope = 2 * before * after / (before + after)
+    assert float(process.drift(0.5)) == pytest.approx(2 * slope, rel=1e-12)  # two levels in t from 0 to 1
+    assert process.t_min == 0.5

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dinit.diffusion import PROCESSES
+from dinit.diffusion import PROCESSES, Condition, Denoised
 from dinit.diffusion.continuous import VP, LinearFlow
 from dinit.models.analytic import MixtureDenoiser
 from dinit.samplers import SAMPLERS, Comparison, compare
@@ -200,3 +200,22 @@ def test_the_table() -> None:
     assert lines[2].split() == ["0", "1.0000", "0.0000", "1.0000", "-inf", "1", "0.6667", "+0.3333", "0.0000"]
     assert len({len(line) for line in lines[1:]}) == 1
     assert told._repr_html_().count("<tr>") == 4
+
+
+class Zero(MixtureDenoiser):
+    """A denoiser whose every posterior mean is 0, so that only noise is left of a step."""
+
+    def __call__(self, x_t: Tensor, t: Any, cond: Condition) -> Denoised:
+        return Denoised(x_t, torch.zeros_like(x_t), self.scales(t).like(x_t))
+
+
+@pytest.mark.parametrize("name", [n for n in SAMPLERS if SAMPLERS.create(n).claims().draws_per_step > 1])
+def test_noise_of_a_step_of_several_draws_is_their_standard_deviation(name: str) -> None:
+    """Variances add up, not deviations."""
+    sampler, x = SAMPLERS.create(name), torch.zeros(1, 1, 200, 200, dtype=F64)
+    zeros = torch.zeros(1, 1, 200, 200)
+    grid = torch.tensor([0.8, 0.5, 0.3], dtype=F64)
+    rows = sampler.describe(VP(), grid=grid).rows
+    step = next(iter(sampler.iterate(Zero(VP(), zeros, zeros), x, grid=grid, initial_state=x)))
+    assert rows[0].weights is not None
+    assert float(step.x_s.std()) == pytest.approx(rows[0].weights.noise, rel=0.02)

@@ -8,13 +8,14 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import FrozenInstanceError
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from score_sde_loop import ScoreSDE
 from torch import Tensor
 
-from dinit.diffusion import PROCESSES, Denoised, Denoiser
+from dinit.diffusion import PROCESSES, Condition, Denoised, Denoiser, WrappedDenoiser
 from dinit.diffusion.continuous import EDM, VP, LinearFlow, SubVP
 from dinit.diffusion.discrete import VPDiscrete
 from dinit.models.analytic import MixtureDenoiser
@@ -108,6 +109,29 @@ def test_iterate_tells_every_step(sampler: Sampler) -> None:
     assert [step.t for step in steps] == sorted((step.t for step in steps), reverse=True)
     assert torch.equal(steps[-1].x_s, steps[-1].x0), "the end is the posterior mean at the last level"
     assert torch.equal(sampler.sample(mixture(), noise(), 6), steps[-1].x_s)
+
+
+def test_x0_of_a_step_is_that_of_its_first_evaluation(sampler: Sampler) -> None:
+    """However many evaluations it takes, the pictures of a run are of the states at its own times."""
+    model = Counted(mixture())
+    for step in sampler.iterate(model, noise(), 6):
+        assert torch.equal(step.x0, model.found[0])
+        assert len(model.found) == step.nfe - model.before
+        model.found, model.before = [], step.nfe
+
+
+class Counted(WrappedDenoiser):
+    """Keeps what it returned."""
+
+    def __init__(self, inner: Denoiser) -> None:
+        super().__init__(inner)
+        self.found: list[Tensor] = []
+        self.before = 0
+
+    def __call__(self, x_t: Tensor, t: Any, cond: Condition) -> Denoised:
+        denoised = self.inner(x_t, t, cond)
+        self.found.append(denoised.x0)
+        return denoised
 
 
 def test_initial_takes_the_place_of_noise() -> None:

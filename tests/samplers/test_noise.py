@@ -53,3 +53,8 @@ def test_refusals() -> None:
         recorded.normal("step", 1, torch.zeros(2, 1))
     with pytest.raises(ValueError, match=r"shape \(2, 1\), the state has \(3, 1\)"):
         recorded.normal("step", 0, torch.zeros(3, 1))
+
+
+def test_a_seed_an_image_is_image_0_of_each_wherever_the_batch_starts() -> None:
+    assert NoiseSource.from_seed([3, 8], 2, start=5).keys == ((3, 0), (8, 0))
+    assert NoiseSource.from_seed(3, 2, start=5).keys == ((3, 5), (3, 6))

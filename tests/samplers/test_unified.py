@@ -23,7 +23,7 @@ from dinit.samplers.multistep.dpmpp import DPMpp2M
 from dinit.samplers.multistep.exponential_weights import ExponentialForm, exponential_form, gauss_legendre, weights
 from dinit.samplers.multistep.lms import LMS
 from dinit.samplers.multistep.pndm import IPNDM, PNDM
-from dinit.samplers.multistep.rules import Corrector, Extrapolate, Pseudo, SingleStep, lower_at_the_end
+from dinit.samplers.multistep.rules import Corrector, Extrapolate, Pseudo, SingleStep, WarmUp, lower_at_the_end
 from dinit.samplers.multistep.unified import MultistepSampler, Unified
 from dinit.samplers.multistep.unipc import UniPC
 from dinit.samplers.ode.ddim import DDIM
@@ -268,6 +268,23 @@ def test_evaluations_are_counted_with_the_start() -> None:
     for sampler in (PNDM(), PNDM("prk"), ExponentialAB(4, warm_up="single-step"), DPMSolver3(), UniPC(4)):
         for steps in (1, 2, 3, 7):
             assert list(sampler.iterate(exact, x, steps))[-1].nfe == sampler.nfe(steps)
+
+
+@pytest.mark.parametrize("warm_up", ["corrected", "lower-order", "single-step"])
+@pytest.mark.parametrize("order", [1, 2, 3, 4])
+def test_evaluations_are_counted_at_every_order_and_warm_up(order: int, warm_up: WarmUp) -> None:
+    exact, x = mixture(VP()), randn(2, 1, 1, 2)
+    for made in (AdamsBashforth, ExponentialAB, UniPC, LMS):
+        sampler = made(order, warm_up=warm_up)
+        for steps in (1, 2, 6):
+            assert list(sampler.iterate(exact, x, steps))[-1].nfe == sampler.nfe(steps), sampler
+
+
+def test_a_schedule_claims_the_order_of_its_least_step() -> None:
+    rules = (Extrapolate("x0", 3), Extrapolate("x0", 1), Extrapolate("x0", 2))
+    for schedule in (rules, rules[::-1], rules[1:], rules[:2]):
+        least = min(rule.claimed_order("lower-order") for rule in schedule)
+        assert Unified(schedule, "lower-order").claims().order == least == 1
 
 
 @pytest.mark.parametrize(
