@@ -53,6 +53,14 @@ def test_recompressed_sets_are_found_on_both_sides(glyphs: Tensor, quality: int)
     assert "JPEG" not in said(packed[::2], packed[1::2])
 
 
+@pytest.mark.parametrize(("side", "found"), [(32, True), (31, False)])
+def test_jpeg_is_looked_for_from_32_pixels_on_a_side(side: int, found: bool) -> None:
+    size, fonts = 32, ("DejaVuSans", "DejaVuSerif")
+    images = Glyphs("test", size=size, count=240, characters="ABC", fonts=fonts).uint8_images()
+    packed = jpeg(images, 50)[:, :, :side, :side]
+    assert ("8×8 grid of JPEG" in said(packed[::2], images[1::2, :, :side, :side])) is found
+
+
 def test_noise_and_blur_are_not_taken_for_jpeg(glyphs: Tensor) -> None:
     def noisy(x: Tensor) -> Tensor:
         return (x + 6 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 255)

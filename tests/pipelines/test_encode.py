@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import ranks
 import torch
@@ -79,6 +80,8 @@ def test_the_reconstruction_is_measured_on_images_spread_over_the_set(cache: Enc
     images = torch.stack([digits.image(i) for i in chosen])
     decoded = vae.decode(vae.encode(images).latent_dist.mean).sample
     assert cache.measured == len(chosen) == 50
+    parts = np.array_split(np.arange(len(digits)), 10)  # a tenth of the measured ones in each tenth of the set
+    assert [len(set(chosen) & set(part.tolist())) for part in parts] == [5] * 10
     assert cache.psnr == pytest.approx(float(psnr(images, decoded).mean()), abs=1e-3)
     assert cache.ssim == pytest.approx(float(ssim(images, decoded).mean()), abs=1e-5)
 
