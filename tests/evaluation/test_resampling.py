@@ -94,6 +94,14 @@ def test_the_curve_falls_as_1_over_n_to_the_distance_of_the_distributions() -> N
     assert np.mean(biases) > shift**2 + 4 / 400
 
 
+def test_the_curve_s_line_weighs_a_point_by_its_subsets() -> None:
+    points = fid_curve(drawn(3, 600), EXACT, 3)["fid"]
+    counts = np.array(points["counts"])
+    slope, end = np.polyfit(1 / counts, points["values"], 1, w=np.sqrt(600 // counts))  # w is of the residuals
+    assert points["slope"] == pytest.approx(slope, rel=1e-6)
+    assert points["infinity"] == pytest.approx(end, rel=1e-6)
+
+
 def test_no_curve_where_it_is_no_line() -> None:
     assert fid_curve(drawn(0, 15), EXACT, 0) == {}
     assert fid_curve(drawn(0, 100), ImageFeatures(9), 0) == {}

@@ -129,6 +129,14 @@ def test_what_a_scheduler_clips_is_clipped_by_default(ddpm: Path) -> None:
     }
 
 
+def test_a_scheduler_without_a_spacing_has_leading_times_by_default(ddpm: Path) -> None:
+    index = json.loads((ddpm / "model_index.json").read_text())
+    edit(ddpm / "model_index.json", scheduler=[index["scheduler"][0], "DPMSolverSinglestepScheduler"])
+    edit(ddpm / "scheduler" / "scheduler_config.json", _class_name="DPMSolverSinglestepScheduler")
+    grid = Pipeline.from_pretrained(ddpm).defaults["grid"]
+    assert grid == {"name": "timesteps", "spacing": "leading", "offset": 0}
+
+
 def test_a_dit_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Against DiTPipeline itself: guided on all channels, decoded with the scaling factor."""
     theirs = dit_pipeline()

@@ -8,6 +8,7 @@ import math
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -241,6 +242,25 @@ def test_a_step_without_a_finite_gradient_is_passed_over(tmp_path: Path, monkeyp
     assert json.loads(line) == {"step": 3, "loss": "nan", "indices": list(map(int, indices))}
     assert json.loads((folder / "pipeline" / "training.json").read_text())["skipped_steps"] == 1
     assert [math.isnan(loss) for _, loss in losses(folder)] == [False, False, True, False]
+
+
+def test_a_resumed_run_s_files_hold_no_step_twice(tmp_path: Path) -> None:
+    """What a killed run logged after its last checkpoint is taken out, since those steps are repeated."""
+    folder = tmp_path / "run"
+    overrides = ("training.steps=4", "training.checkpoint_every=2", "training.log_every=1", "training.keep=9")
+    recipe = tiny(*overrides, "schedule.warmup_steps=0")
+    train(recipe, folder, progress=False)
+    shutil.rmtree(list_checkpoints(folder / "checkpoints")[-1])
+    shutil.rmtree(folder / "pipeline")
+    with open(folder / "skipped.jsonl", "w") as stream:
+        stream.writelines(json.dumps({"step": step, "loss": "nan", "indices": []}) + "\n" for step in (2, 3))
+    train(recipe, folder, progress=False)
+    steps = {
+        name: [json.loads(line)["step"] for line in (folder / name).read_text().splitlines()]
+        for name in ("skipped.jsonl", "health.jsonl")
+    }
+    assert steps == {"skipped.jsonl": [2], "health.jsonl": [1, 2, 3, 4]}
+    assert [step for step, _ in losses(folder)] == [1, 2, 3, 4]
 
 
 def test_another_width_of_ema_after_the_training(tmp_path: Path) -> None:

@@ -78,6 +78,17 @@ def test_search_keeps_its_word() -> None:
         Search(population=3)
 
 
+def test_noise_of_the_search_shrinks_to_nothing() -> None:
+    """Members that stay as they began, since every child is worse; each child is one of them plus noise."""
+    worse = iter([*range(4), *[9.0] * 2000])
+    found = search(lambda _: next(worse), 3, Search(evaluations=1004, population=4, step=1e-9, mutation=1000.0))
+    children = torch.stack([coefficients for coefficients, _ in found.tried[4:]])
+    left = 1 - torch.arange(4, 1004, dtype=torch.float64) / 1004
+    noise = (children - 1 / 3).square().mean(1).sqrt() / (1000 * left)
+    for part in noise[:900].chunk(3):  # in each part of the search, of the same size for the share that is left
+        assert float(part.square().mean()) == pytest.approx(2 / 3, rel=0.2)  # of sum zero: 2 of 3 directions
+
+
 def test_files_are_summed_with_their_coefficients(tmp_path: Path) -> None:
     weights = [torch.tensor([1.0, 2.0]), torch.tensor([10.0, 20.0]), torch.tensor([100.0, 200.0])]
     files = [tmp_path / f"{k}.safetensors" for k in range(3)]

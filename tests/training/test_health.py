@@ -6,11 +6,21 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from dinit.data.base import InMemory
 from dinit.training.run import health, profile
-from dinit.training.run.health import NoiseBins, append_line, bin_means, bin_names, forget_after, image_statistics
+from dinit.training.run.health import (
+    NoiseBins,
+    append_line,
+    bin_means,
+    bin_names,
+    data_statistics,
+    forget_after,
+    image_statistics,
+)
 from dinit.training.run.page import write_page
 from dinit.training.run.profile import Profile
 
@@ -33,6 +43,15 @@ def test_means_of_several_processes_are_those_of_all_samples() -> None:
     second.add(torch.tensor([5.0]), torch.full((1,), 1.0, dtype=torch.float64))
     mean = (first.take() + second.take()) / 2
     assert [value for value in bin_means(mean.tolist()) if value is not None] == [2.0]
+
+
+@pytest.mark.parametrize(("count", "stride"), [(512, 1), (1023, 1), (1024, 2), (1536, 3)])
+def test_statistics_of_data_are_of_512_images_all_over_it(count: int, stride: int) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (count, 1, 2, 2)).astype(np.uint8)
+    images[: count // 2] //= 4  # sorted, as classes often are
+    data = InMemory(images, np.zeros(count, dtype=np.int64), ("0",), False)
+    chosen = images[::stride][:512].astype(np.float64) / 127.5 - 1
+    assert data_statistics(data) == pytest.approx({"mean": chosen.mean(), "std": chosen.std()}, abs=1e-6)
 
 
 def test_statistics_of_images() -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -52,6 +55,32 @@ def test_processes_and_parts_split_one_global_batch() -> None:
     for step in range(5):
         pieces = [ranks[rank][3 * step + part] for part in range(3) for rank in range(2)]
         assert torch.equal(torch.cat(pieces), whole[step])
+
+
+class _Dying(InMemory):
+    """Images whose reader is killed once, at one of them."""
+
+    flag: Path
+    at: int
+
+    def sample(self, index: int, key: int) -> tuple[Tensor, int]:
+        if key == self.at and not self.flag.exists():
+            self.flag.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().sample(index, key)
+
+
+def test_a_killed_reader_s_batches_go_on_where_it_was(tmp_path: Path) -> None:
+    dying: Any = dataset(horizontal_flip=True)
+    dying.__class__, dying.flag, dying.at = _Dying, tmp_path / "died", sample_key(7, 13)
+    with pytest.warns(UserWarning, match="they are started again"):
+        given = list(batches(dying, 7, Share(4), 1, 6, workers=1))
+    assert dying.flag.exists()
+    whole = list(batches(dataset(horizontal_flip=True), 7, Share(4), 1, 6, workers=0))
+    assert len(given) == len(whole) == 6
+    for (x, y), (kept_x, kept_y) in zip(given, whole, strict=True):
+        assert torch.equal(x, kept_x)
+        assert torch.equal(y, kept_y)
 
 
 class _Slow(InMemory):
