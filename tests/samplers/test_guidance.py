@@ -16,7 +16,8 @@ from dinit.diffusion.continuous import VP, LinearFlow
 from dinit.diffusion.discrete import VPDiscrete
 from dinit.models.analytic import MixtureDenoiser
 from dinit.samplers import NoiseSource, RecordedNoise
-from dinit.samplers.guidance import apply_guidance
+from dinit.samplers.guidance import GUIDANCES, apply_guidance
+from dinit.samplers.guidance.base import where_rows
 from dinit.samplers.guidance.cads import CADS, anneal, noised
 from dinit.samplers.guidance.cfg import CFG, extrapolate, restore_spread
 from dinit.samplers.guidance.clip import ClipX0
@@ -131,6 +132,34 @@ def test_cfg_with_a_time_per_sample() -> None:
     for i, t in enumerate(times):
         row = replace(cond, embedding=cond.embedding[i : i + 1], is_null=cond.is_null[i : i + 1])
         assert error(together[i : i + 1], guidance.wrap(model)(x[i : i + 1], float(t), row).x0) < 1e-13
+
+
+@pytest.mark.parametrize("ends", [{"low": -2.0}, {"high": 1.5}, {"low": -2.0, "high": 1.5}], ids=str)
+@pytest.mark.parametrize("name", ["cfg", "apg", "negative"])
+def test_one_end_of_an_interval_is_enough_with_a_time_per_sample(name: str, ends: dict[str, float]) -> None:
+    options = {"label": 0} if name == "negative" else {}
+    model = Recorder()
+    x, cond = model.state()[0], model.condition([1, 2, 1, 2], 4)
+    times = torch.tensor([0.1, 0.4, 0.5, 0.9], dtype=torch.float64)
+    guided = GUIDANCES.create(name, scale=2.0, **options, **ends).wrap(model)
+    log_snr = model.process.log_snr(times)
+    inside = (log_snr >= ends.get("low", -math.inf)) & (log_snr <= ends.get("high", math.inf))
+    assert 0 < int(inside.sum()) < 4
+    same = (guided(x, times, cond).x0 - model(x, times, cond).x0).abs().amax((1, 2, 3)) < 1e-13
+    assert same.tolist() == (~inside).tolist()
+
+
+def test_rows_outside_keep_all_that_an_inner_guidance_gave() -> None:
+    x, k = torch.zeros(4, 1, 2, 2, dtype=torch.float64), VP().scales(0.5)
+    mask = torch.tensor([True, False, False, True])
+    fields = ("x0", "renoise_eps", "mean_gradient")
+    one, other = (
+        Denoised(x, x + first, k, renoise_eps=x + first + 1, mean_gradient=x + first + 2) for first in (10, 20)
+    )
+    chosen = where_rows(mask, one, other)
+    for name in fields:
+        expected = torch.stack([getattr(one if inside else other, name)[i] for i, inside in enumerate(mask)])
+        assert torch.equal(getattr(chosen, name), expected), name
 
 
 def test_rescale_restores_the_standard_deviation() -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from test_solvers import Draws, eighths, mixture, moments, randn, slope, span, walk
 from torch import Tensor
 
-from dinit.diffusion import PROCESSES, Process
+from dinit.diffusion import PROCESSES, Condition, Denoised, Process, Scales, WrappedDenoiser
 from dinit.diffusion.continuous import EDM, GVP, VE, VP, LinearFlow, SubVP
 from dinit.diffusion.discrete import VPDiscrete
 from dinit.models.analytic import GaussianDenoiser
@@ -19,7 +20,7 @@ from dinit.samplers.multistep.dpmpp import DPMpp2M
 from dinit.samplers.ode.ddim import DDIM
 from dinit.samplers.ode.euler import Euler, Heun
 from dinit.samplers.sde.ancestral import Ancestral
-from dinit.samplers.sde.ddpm import DDPM
+from dinit.samplers.sde.ddpm import DDPM, Variance
 from dinit.samplers.sde.dpmpp_sde import DPMpp2MSDE, DPMpp3MSDE, DPMppSDE
 from dinit.samplers.sde.er_sde import ERSDE
 from dinit.samplers.sde.euler_maruyama import EulerMaruyama
@@ -293,6 +294,23 @@ def test_from_alpha_0_to_sigma_0(sampler: Sampler, process: Process) -> None:
     found = sampler.sample(exact, x, grid=grid, end="state", seed=1)
     assert bool(found.isfinite().all())
     assert found.abs().max() < 4
+
+
+class LearnedVariance(WrappedDenoiser):
+    """The inner denoiser, with a variance that it learned."""
+
+    learns_variance = True
+
+    def __call__(self, x_t: Tensor, t: Scales | Tensor | float, cond: Condition) -> Denoised:
+        return replace(self.inner(x_t, t, cond), variance_fraction=torch.full_like(x_t, 0.3))
+
+
+@pytest.mark.parametrize("variance", ["fixed-small", "fixed-large", "learned-range", "learned"])
+def test_ddpms_step_onto_clean_data_is_the_posterior_mean_whatever_the_variance(variance: Variance) -> None:
+    exact, x = LearnedVariance(mixture(VP())), randn(6, 1, 1, 2)
+    times = torch.tensor([0.1, 0.0], dtype=F64)
+    found = one_step(DDPM(variance), exact, x, times[0], times[1], randn(6, 1, 1, 2) + 5)
+    assert torch.allclose(found, exact(x, 0.1, exact.condition(None, 6)).x0, atol=1e-12)
 
 
 # Without a limit at alpha = 0, where sigma / alpha or g² is infinite: a plain step is taken instead.
