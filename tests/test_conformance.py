@@ -14,13 +14,15 @@ from dinit.conformance import (
     check_distribution,
     check_grids,
     check_order,
+    check_pairs,
     mixture_moments,
     right_weight,
     two_component_mixture,
     verify,
 )
 from dinit.diffusion import PROCESSES
-from dinit.samplers import DDIM, SAMPLERS, Euler, Heun, Sampler
+from dinit.models.analytic import GaussianDenoiser
+from dinit.samplers import DDIM, GRIDS, SAMPLERS, Euler, Heun, Sampler
 
 VP = PROCESSES.create("vp")
 
@@ -148,3 +150,33 @@ def test_wrong_stochastic_samplers_are_turned_away(sampler: Sampler) -> None:
 def test_sampler_that_does_not_converge_fails_on_grids() -> None:
     assert check_grids(Euler(), VP)[0]
     assert not check_grids(WrongLevel(), VP)[0]
+
+
+@dataclass(frozen=True)
+class NotANumber(DDIM):
+    """NaN from every step."""
+
+    def step(self, denoise, x_t, t, s, state, noise):
+        x_s, _ = DDIM.step(self, denoise, x_t, t, s, state, noise)
+        return x_s * float("nan"), None
+
+
+def test_nan_agrees_with_nothing() -> None:
+    grids = [("uniform", GRIDS.create("uniform"))]
+    assert check_pairs(DDIM(), VP, grids)[0]
+    assert not check_pairs(NotANumber(), VP, grids)[0]
+
+
+@dataclass(frozen=True)
+class NarrowOnAGaussian(DDIM):
+    """Right on every mixture, and nothing but the mean of a single Gaussian."""
+
+    eta: float = 1.0
+
+    def finish(self, denoise, x_t, t, state, noise):
+        x_s, _ = DDIM.finish(self, denoise, x_t, t, state, noise)
+        return (0.3 + 0.5 * (x_s - 0.3) if isinstance(denoise.denoiser, GaussianDenoiser) else x_s), None
+
+
+def test_the_spread_within_one_component_decides_too() -> None:
+    assert not check_distribution(NarrowOnAGaussian(), VP, quick=True)[0]

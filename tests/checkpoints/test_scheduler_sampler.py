@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from dinit.checkpoints.interop.schedule import read_scheduler
-from dinit.checkpoints.interop.scheduler_sampler import SchedulerSampler, sampler_from_diffusers
+from dinit.checkpoints.interop.scheduler_sampler import SchedulerSampler, check_path, sampler_from_diffusers
 from dinit.diffusion import BackboneDenoiser, Condition, Denoised, Denoiser, Parameterization, Process
 from dinit.diffusion.continuous import EDM, VE, LinearFlow
 from dinit.diffusion.discrete import VPBetas, VPDiscrete
@@ -262,6 +263,15 @@ def test_equals_dinits_own_solver_on_its_grid(case: str) -> None:
     torch.testing.assert_close(
         theirs[-1].x_s, found, rtol=0, atol=1e-4
     )  # float32 from a noise level of 157: 1.8e-5
+
+
+def test_a_chain_of_another_number_of_steps_is_another_chain() -> None:
+    """Though it follows the same path: the scheduler's timesteps are levels of its own chain."""
+    levels = VPBetas(VPDiscrete("cosine", num_steps=50).alphas.square().diff().neg().clamp(0.01, 0.5).tolist())
+    halves = VPBetas([1 - math.sqrt(1 - beta) for beta in levels.betas for _ in range(2)])
+    check_path("DDIMScheduler", levels, levels)
+    with pytest.raises(ValueError, match="was made for"):
+        check_path("DDIMScheduler", levels, halves)
 
 
 def test_a_comparison_and_a_table_on_a_grid_leave_a_scheduler_its_own() -> None:

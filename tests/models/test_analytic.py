@@ -134,3 +134,13 @@ def test_refusals(arguments: dict[str, Tensor], message: str) -> None:
     means = torch.zeros(2, 4)
     with pytest.raises(ValueError, match=message):
         MixtureDenoiser(VP(), means, **{"variances": torch.ones(2, 4), **arguments})
+
+
+@pytest.mark.parametrize("t_max", [1.0, 0.7])
+def test_both_keep_their_largest_time(t_max: float) -> None:
+    means = torch.zeros(2, 1, 2, 2)
+    for model in (
+        GaussianDenoiser(VP(), 0.3, 0.5, (1, 2, 2), t_max=t_max),
+        MixtureDenoiser(VP(), means, means + 1, t_max=t_max),
+    ):
+        assert model.t_max == t_max

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from diffusers import DDIMScheduler
 
+from dinit.checkpoints.interop.scheduler_sampler import SchedulerSampler, sampler_from_diffusers
 from dinit.cli.options import CallFlags
-from dinit.pipelines.call import guidance_at_scale, make_guidance, make_keys, make_sampler
+from dinit.pipelines.call import guidance_at_scale, make_grid, make_guidance, make_keys, make_sampler
 from dinit.samplers import DDIM
+from dinit.samplers.grids.times import Times
 from dinit.samplers.guidance.cfg import CFG
 from dinit.samplers.guidance.clip import ClipX0
 
@@ -37,3 +41,20 @@ def test_keys_count_from_the_start_index() -> None:
     assert make_keys(7, 3, start_index=2) == ((7, 2), (7, 3), (7, 4))
     assert make_keys([7, 8], 2) == ((7, 0), (8, 0))
     assert make_keys(0, 1) == ((0, 0),)
+
+
+def test_eta_is_added_to_the_options_of_a_scheduler() -> None:
+    scheduler = DDIMScheduler(clip_sample=False)
+    sampler = make_sampler(
+        sampler_from_diffusers(scheduler, {"use_clipped_model_output": True, "eta": 0.2}), eta=0.5
+    )
+    assert isinstance(sampler, SchedulerSampler)
+    assert sampler.options == {"use_clipped_model_output": True, "eta": 0.5}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_times_of_a_tensor_are_its_numbers(dtype: torch.dtype) -> None:
+    times = torch.linspace(1.0, 0.1, 7, dtype=dtype)
+    grid = make_grid(times)
+    assert isinstance(grid, Times)
+    assert list(grid.values) == times.tolist()

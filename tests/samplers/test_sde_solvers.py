@@ -398,3 +398,11 @@ def test_walks_agree_in_both_precisions() -> None:
             single = walk(sampler, exact, x.float(), times)
             assert single.dtype == torch.float32
             assert torch.allclose(single.double(), walk(sampler, exact, x, times), atol=1e-4)
+
+
+@pytest.mark.parametrize("norm", [0.0, 1.0])
+@pytest.mark.parametrize("diffusion", DIFFUSIONS)
+def test_flow_sde_draws_wherever_its_coefficient_is_not_0(diffusion: str, norm: float) -> None:
+    """'decreasing' keeps a constant at norm = 0."""
+    sampler = FlowSDE(diffusion, norm)
+    assert sampler.stochastic == bool(sampler.coefficient(LinearFlow().scales(0.3)) > 0)
