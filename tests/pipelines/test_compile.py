@@ -38,6 +38,8 @@ def test_compiles_once_for_all_steps_and_runs(name: str) -> None:
     assert counter.frame_count == 2
 
 
+# Without vector instructions inductor writes at::vec into C++ that does not declare it (torch 2.13).
+@pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() == "DEFAULT", reason="inductor needs AVX2 or better")
 @pytest.mark.slow
 def test_a_shipped_pipeline_under_inductor() -> None:
     """The one that compiles fastest: half a minute without inductor's cache; digits-dico takes twice that."""
