@@ -11,12 +11,12 @@ from enum import Enum
 from numbers import Real
 from typing import Any, Final, TypedDict, TypeVar
 
-import torch
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
 from dinit.checkpoints.interop.scheduler_sampler import SchedulerSampler, sampler_from_diffusers
-from dinit.registry import Registry, suggest
+from dinit.pipelines.labels import Generators, Labels, Seeds, whole_number
+from dinit.registry import Registry
 from dinit.samplers import GRIDS, SAMPLERS, Sampler, TimeGrid
 from dinit.samplers.grids.times import Times
 from dinit.samplers.guidance import GUIDANCES, Guidance
@@ -40,12 +40,8 @@ DEFAULT: Final = Default.DEFAULT
 """Stands for the pipeline's own default in `guidance=`, where None is no guidance."""
 
 Part = TypeVar("Part")
-Label = int | str | None
-Labels = Label | Sequence[Label] | Tensor
 SamplerLike = Sampler | SchedulerMixin | str | Mapping[str, Any]
 GuidanceLike = Guidance | float | str | Mapping[str, Any]
-Seeds = int | Sequence[int] | Tensor
-Generators = torch.Generator | Sequence[torch.Generator]
 
 
 class SamplingOptions(TypedDict, total=False):
@@ -279,136 +275,6 @@ def make_grid(spec: GridLike) -> TimeGrid:
     if isinstance(spec, Tensor):
         return Times(tuple(spec.double().flatten().tolist()))
     return _create(GRIDS, TimeGrid, spec)
-
-
-def make_keys(
-    seed: Seeds | None, count: int, start_index: int = 0, generator: Generators | None = None
-) -> tuple[tuple[int, int], ...]:
-    """The keys of the images' noise, one (seed, image index) an image; see NoiseSource.
-
-    Args:
-        seed: one seed, whose images count from start_index; a seed an image, each of image 0; or None, which draws
-            one seed from torch's default generator.
-        count: number of images.
-        start_index: index of the first image of one seed.
-        generator: in place of seed. Each generator gives one draw, a whole number in [0, 2^63 - 1), and is advanced
-            by it. The draw of one generator is the one seed; those of a list are a seed an image. The same state
-            therefore gives the same images, two calls in a row give different ones, and the images are not those
-            that diffusers makes of this generator.
-
-    Raises:
-        ValueError: another number of seeds than images; both seed and generator; not whole numbers.
-    """
-    if generator is not None:
-        if not (isinstance(seed, int) and seed == 0):
-            raise ValueError("seed and generator both decide the noise; give one of them")
-        seed = _seeds_of(generator)
-    if seed is None:
-        seed = _draw_seed(None)
-    if isinstance(seed, Tensor):
-        seed = seed.tolist()
-    if isinstance(seed, Sequence) and not isinstance(seed, str):
-        if start_index:
-            raise ValueError(f"start_index = {start_index} goes with one seed, not with a seed an image")
-        if len(seed) != count:
-            raise ValueError(f"give one seed, or one for each of {count} images; got {len(seed)}")
-        return tuple((_integer("seed", one), 0) for one in seed)
-    if isinstance(seed, torch.Generator):
-        raise ValueError("seed takes whole numbers; give a torch.Generator as generator=")
-    first = _integer("start_index", start_index)
-    if first < 0:
-        raise ValueError(f"start_index must be 0 or more, got {first}")
-    return tuple((_integer("seed", seed), first + k) for k in range(count))
-
-
-def _seeds_of(generator: Generators) -> int | list[int]:
-    if isinstance(generator, torch.Generator):
-        return _draw_seed(generator)
-    if not isinstance(generator, Sequence) or not all(isinstance(one, torch.Generator) for one in generator):
-        raise ValueError(
-            f"generator must be a torch.Generator or a list of them, got {generator!r}; see also seed="
-        )
-    return [_draw_seed(one) for one in generator]
-
-
-def _draw_seed(generator: torch.Generator | None) -> int:
-    device = "cpu" if generator is None else generator.device
-    return int(torch.randint(2**63 - 1, (), generator=generator, device=device))
-
-
-def resolve_labels(
-    labels: Label | Sequence[Label] | Tensor,
-    num_images: int | None,
-    num_classes: int,
-    class_names: Sequence[str] | None,
-) -> tuple[int | None, ...]:
-    """Class numbers, one an image; None is the null class.
-
-    Args:
-        labels: A number or a name, or a sequence of them. One alone is repeated num_images times; None is no class.
-        num_images: Number of images; None for one a label.
-        num_classes: Of the pipeline; 0 for an unconditional one.
-        class_names: Of the pipeline, by number; None where it has none.
-
-    Raises:
-        ValueError: An unknown name; a number out of range; another number of labels than of images.
-    """
-    if num_images is not None:
-        num_images = whole_number("num_images", num_images)
-    if hasattr(labels, "tolist"):
-        labels = labels.tolist()  # type: ignore[union-attr]
-    if labels is None or isinstance(labels, str) or not isinstance(labels, Sequence):
-        one = _class_number(labels, num_classes, class_names)  # type: ignore[arg-type]
-        return (one,) * (1 if num_images is None else num_images)
-    if num_images is not None and num_images != len(labels):
-        raise ValueError(f"num_images = {num_images} contradicts {len(labels)} labels; leave num_images out")
-    if not labels:
-        raise ValueError("labels are empty; give at least one, or None with num_images for no class")
-    return tuple(_class_number(label, num_classes, class_names) for label in labels)
-
-
-def _class_number(label: Label, num_classes: int, class_names: Sequence[str] | None) -> int | None:
-    if label is None:
-        return None
-    if num_classes == 0:
-        raise ValueError(f"this pipeline is unconditional, it takes no label {label!r}; give num_images instead")
-    if isinstance(label, str):
-        if class_names and label in class_names:
-            return list(class_names).index(label)
-        if not label.isdecimal():
-            if not class_names:
-                raise ValueError(f"unknown class {label!r}: this pipeline has no class names, give numbers")
-            raise ValueError(f"unknown class {label!r}{_near(label, class_names)}")
-        label = int(label)
-    number = _integer("a label", label)
-    if not 0 <= number < num_classes:
-        null = "; no class, the null class, is None" if number == num_classes else ""
-        raise ValueError(f"class {number} is out of range: this pipeline has classes 0 .. {num_classes - 1}{null}")
-    return number
-
-
-def _near(name: str, class_names: Sequence[str]) -> str:
-    """The end of the message for an unknown class: the nearest name, and all of them where they are few."""
-    if len(class_names) <= 20:
-        return suggest(name, list(class_names))
-    return suggest(name, list(class_names)).split(" (known", 1)[0] + f" ({len(class_names)} classes)"
-
-
-def whole_number(what: str, value: Any) -> int:
-    """An int of at least 1. ValueError for anything else."""
-    number = _integer(what, value)
-    if number < 1:
-        raise ValueError(f"{what} must be at least 1, got {number}")
-    return number
-
-
-def _integer(what: str, value: Any) -> int:
-    if isinstance(value, bool):
-        raise ValueError(f"{what} must be a whole number, got {value!r}")
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise ValueError(f"{what} must be a whole number, got {value!r}") from None
 
 
 def _create(registry: Registry[Callable[..., Part]], kind: type[Part], spec: object) -> Part:

@@ -17,8 +17,8 @@ from dinit.pipelines.call import (
     make_guidance,
     make_sampler,
     to_spec,
-    whole_number,
 )
+from dinit.pipelines.labels import whole_number
 from dinit.registry import suggest
 from dinit.samplers import Sampler, TimeGrid
 from dinit.samplers.guidance import Guidance

@@ -38,26 +38,21 @@ from dinit.pipelines.call import (
     Call,
     CallOptions,
     Default,
-    Generators,
     GridLike,
     GuidanceLike,
-    Labels,
     SamplerLike,
-    Seeds,
     guidance_at_scale,
     make_grid,
     make_guidance,
-    make_keys,
     make_sampler,
-    resolve_labels,
     to_spec,
-    whole_number,
 )
 from dinit.pipelines.callbacks import Callback, StepCallback, Trajectory, step_callback
 from dinit.pipelines.defaults import CallDefaults, check_defaults
 from dinit.pipelines.diffusers_folder import is_diffusers_folder, read_diffusers_folder
 from dinit.pipelines.diffusers_methods import DiffusersMethods
 from dinit.pipelines.hub import CARD, CUSTOM_PIPELINE, CUSTOM_PIPELINE_TEXT, card_text
+from dinit.pipelines.labels import Generators, Labels, Seeds, make_keys, resolve_labels, whole_number
 from dinit.pipelines.loading import LoadOptions, check_folder, load_options, locate
 from dinit.pipelines.outputs.sheets import OUTPUT_TYPES, OutputType, convert
 from dinit.registry import suggest

@@ -8,7 +8,8 @@ from diffusers import DDIMScheduler
 
 from dinit.checkpoints.interop.scheduler_sampler import SchedulerSampler, sampler_from_diffusers
 from dinit.cli.options import CallFlags
-from dinit.pipelines.call import guidance_at_scale, make_grid, make_guidance, make_keys, make_sampler
+from dinit.pipelines.call import guidance_at_scale, make_grid, make_guidance, make_sampler
+from dinit.pipelines.labels import make_keys
 from dinit.samplers import DDIM
 from dinit.samplers.grids.times import Times
 from dinit.samplers.guidance.cfg import CFG

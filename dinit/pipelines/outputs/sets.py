@@ -25,8 +25,9 @@ from PIL import Image
 
 from dinit.data.order import hash_words
 from dinit.files import only_writer, whole_file
-from dinit.pipelines.call import Call, to_spec, whole_number
+from dinit.pipelines.call import Call, to_spec
 from dinit.pipelines.generate import Pipeline
+from dinit.pipelines.labels import whole_number
 from dinit.pipelines.launch import launched_processes
 from dinit.pipelines.loading import read_json
 from dinit.pipelines.outputs.manifest import FILE, pipeline_name, provenance, versions
