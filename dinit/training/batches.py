@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 import signal
 import threading
+import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import wait
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -16,8 +18,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from dinit.data import ImageData, sample_key
 
+_T = TypeVar("_T")
 _MEMORY_LIMIT = 256 << 20  # bytes: data sets up to this size are held as one tensor
-PATIENCE = 1800  # seconds for a batch, after which the processes that read the data count as hanging
+PATIENCE = 1800.0  # seconds for a batch, after which the processes that read the data count as hanging
+CHECK = 2.0  # seconds between looks at whether they are alive: a DataLoader looks where its timeout is over, only
 _DEATHS = 3  # of the reading processes, without a batch between, that end a run
 
 
@@ -79,21 +83,19 @@ def _loaded(
             batch_sampler=_Positions(share, first_step, last_step, given),  # type: ignore[arg-type]
             num_workers=workers,
             pin_memory=torch.cuda.is_available(),
-            timeout=PATIENCE if workers else 0,
+            timeout=CHECK if workers else 0,
             generator=torch.Generator(),  # of its own: a run that starts it again draws no more than another
         )
         source = _start(loader)
         try:
-            for batch in source:
+            for batch in patient(source):
                 yield batch
                 given, deaths = given + 1, 0
             return
         except (RuntimeError, OSError, EOFError) as error:
             ends = [worker.sentinel for worker in getattr(source, "_workers", ())]
-            if is_late(error):
-                raise late(PATIENCE) from error
             # A killed process's connections break a moment before it counts as dead.
-            if not ends or not wait(ends, timeout=1.0):
+            if isinstance(error, TimeoutError) or not ends or not wait(ends, timeout=1.0):
                 raise  # an error of the data, not of the process that read it
             deaths += 1
             if deaths == _DEATHS:
@@ -104,18 +106,31 @@ def _loaded(
             warnings.warn(f"a process that reads the data died; they are started again ({error})", stacklevel=2)
 
 
-def is_late(error: Exception) -> bool:
-    """Whether it is a DataLoader's error that its workers gave no batch within its `timeout`."""
-    return isinstance(error, RuntimeError) and "timed out after" in str(error)
+def patient(source: Iterator[_T]) -> Iterator[_T]:
+    """The batches of a DataLoader's iterator, which may time out again and again within `PATIENCE`.
 
-
-def late(seconds: float) -> TimeoutError:
-    """The error for it."""
-    return TimeoutError(
-        f"the processes that read the data gave no batch for {seconds / 60:.0f} minutes: is the disk or network "
-        "of the data set reachable? The same command continues from what is on the disk; workers=0 reads without "
-        "such processes"
-    )
+    Each time out it looks whether its workers are alive, and raises RuntimeError where one is not: the queue of a
+    killed worker stays open, so that a longer timeout would be waited for to its end. TimeoutError where no
+    batch comes.
+    """
+    since = time.monotonic()
+    while True:
+        try:
+            batch = next(source)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            if "timed out after" not in str(error):
+                raise
+            if time.monotonic() - since > PATIENCE:
+                raise TimeoutError(
+                    f"the processes that read the data gave no batch for {PATIENCE / 60:.0f} minutes: is the disk "
+                    "or network of the data set reachable? The same command continues from what is on the disk; "
+                    "workers=0 reads without such processes"
+                ) from error
+        else:
+            yield batch
+            since = time.monotonic()
 
 
 def _start(loader: DataLoader[tuple[Tensor, int]]) -> Iterator[tuple[Tensor, Tensor]]:

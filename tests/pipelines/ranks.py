@@ -70,6 +70,7 @@ def _rank(rank: int, processes: int, port: int, function: Callable[..., Any], ar
     import torch
 
     multiprocessing.set_start_method("fork", force=True)  # as launched processes have it, for readers of data
+    os.environ["OMP_NUM_THREADS"] = "1"  # or Accelerate chooses another number for several processes than for one
     torch.set_num_threads(1)
     if processes > 1:
         place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}

@@ -39,7 +39,7 @@ from dinit.pipelines.launch import launched_processes
 from dinit.pipelines.outputs.manifest import versions, weights_sha256
 from dinit.pipelines.outputs.targets import check_folder_target
 from dinit.registry import suggest
-from dinit.training.batches import PATIENCE, is_late, late
+from dinit.training.batches import CHECK, patient
 
 _EVERY = 10.0  # seconds between lines of progress where there is no terminal
 
@@ -197,7 +197,7 @@ class _Run:
         missing = [shard for shard in range(self.plan.shards) if not is_whole(self.folder, self.plan, shard)]
         self.state.wait_for_everyone()  # no process writes before all have read: they divide the same list
         mine = missing[self.state.process_index :: self.state.num_processes]
-        source = iter(self._loader(mine))
+        source = patient(iter(self._loader(mine)))
         with _Display(self.folder, self.plan, progress and self.main) as display:
             for shard in mine:
                 self._shard(shard, source)
@@ -234,7 +234,7 @@ class _Run:
             batch_sampler=[batch for shard in shards for batch in self._batches(shard)],
             num_workers=self.options.workers if shards else 0,
             pin_memory=self.device.type == "cuda",
-            timeout=PATIENCE if shards and self.options.workers else 0,
+            timeout=CHECK if shards and self.options.workers else 0,
         )
 
     @torch.no_grad()
@@ -243,7 +243,7 @@ class _Run:
         copies = {"": [], "_flipped": []} if self.plan.flips else {"": []}
         figures = [torch.empty(2, 0)]
         for batch in self._batches(shard):
-            images = _next(source).to(self.device, non_blocking=True)
+            images = next(source).to(self.device, non_blocking=True)
             for suffix, made in copies.items():
                 made.append(self._posterior(images.flip(-1) if suffix else images))
             rows = [row for row, image in enumerate(batch) if self.plan.is_measured(image)]
@@ -274,15 +274,6 @@ class _Run:
         z = mean.to(self.device, self.codec.vae.dtype)
         decoded = self.codec.vae.decode(z).sample.float()
         return torch.stack([psnr(images, decoded), ssim(images, decoded)]).cpu()
-
-
-def _next(source: Iterator[Tensor]) -> Tensor:
-    try:
-        return next(source)
-    except RuntimeError as error:
-        if is_late(error):
-            raise late(PATIENCE) from error
-        raise
 
 
 class _Images(Dataset[Tensor]):
