@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from typing import Any
 
 _VALUES: tuple[Any, ...] = (
-    None, True, False, 0, -1, 1, 3, 1000.0, 1e30, float("nan"), float("inf"), "", "1", "1000", "8", "none", "linear",
-    "ß/..", [], [1, 2], [[1]], {}, {"name": "x"}, {"a": {"b": 1}},
+    None, True, False, 0, -1, 1, 3, 1000.0, 1e30, float("nan"), float("inf"), "", "1", "1000", "8", "none", 
+    "linear", "ß/..", [], [1, 2], [[1]], {}, {"name": "x"}, {"a": {"b": 1}},
 )  # fmt: skip
 
 
@@ -58,7 +58,7 @@ def _edit(chance: random.Random, tree: Any, place: tuple[Any, ...]) -> str:
 
 
 def damaged(seed: int, content: bytes, count: int = 60) -> Iterator[tuple[str, bytes]]:
-    """`count` damaged copies of a file's bytes: cut off, a stretch overwritten, removed or repeated, bits flipped."""
+    """`count` damaged copies of a file's bytes: cut off, overwritten, with a stretch removed or repeated."""
     chance = random.Random(seed)
     for _ in range(count):
         at, length = chance.randrange(len(content)), chance.randrange(1, max(2, len(content) // 8))
