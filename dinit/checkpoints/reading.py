@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dinit.checkpoints.layouts.score_sde import ema_state
+from dinit.checkpoints.stored import run_arguments
 
 Weights = Literal["ema", "model"]
 PICKLES = (".pt", ".pth", ".ckpt", ".bin")
@@ -45,7 +46,7 @@ class Checkpoint:
         state: The tensors under their original names.
         files: What was read, file name to SHA-256.
         entry: The part of a training checkpoint that `state` is ("ema", "model"); "" for a bare state.
-        args: The arguments of the run that a training checkpoint has stored.
+        args: The arguments of the run that a training checkpoint has stored, see `run_arguments`.
         config: config.json of a diffusers folder; empty elsewhere.
         scheduler: scheduler_config.json of a diffusers folder; empty elsewhere.
         index: model_index.json of a diffusers folder; empty elsewhere.
@@ -167,7 +168,7 @@ def _unwrap(path: Path, content: Any, weights: Weights | None, files: dict[str, 
     """The state inside a training checkpoint, or the bare one."""
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} holds a {type(content).__name__}, not a state of named tensors")
-    args = _plain(content.get("args"))
+    args = run_arguments(content)
     emas = [key for key in _EMA if _is_state(content.get(key))]
     models = [key for key in _MODEL if _is_state(content.get(key))]
     if _lists_ema(content) and models and weights != "model":
@@ -220,13 +221,6 @@ def _strip(state: State) -> State:
         if all(key.startswith(prefix) for key in state):
             state = {key.removeprefix(prefix): tensor for key, tensor in state.items()}
     return state
-
-
-def _plain(args: Any) -> dict[str, Any]:
-    """A training run's arguments as a mapping."""
-    return (
-        dict(vars(args)) if isinstance(args, argparse.Namespace) else dict(args) if isinstance(args, dict) else {}
-    )
 
 
 def _model_folder(path: Path) -> Path:

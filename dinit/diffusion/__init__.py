@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from dinit.diffusion.parameterization import EDMPreconditioning as EDMPreconditioning
     from dinit.diffusion.parameterization import Epsilon as Epsilon
     from dinit.diffusion.parameterization import Parameterization as Parameterization
+    from dinit.diffusion.parameterization import ReversedEpsilon as ReversedEpsilon
+    from dinit.diffusion.parameterization import ReversedScore as ReversedScore
     from dinit.diffusion.parameterization import ReversedVelocity as ReversedVelocity
     from dinit.diffusion.parameterization import Score as Score
     from dinit.diffusion.parameterization import V as V

@@ -145,9 +145,16 @@ class Velocity(Parameterization):
         return k.d_alpha, k.d_sigma
 
 
+class _ReversedTime(Parameterization):
+    """Base of networks whose time runs from noise (0) to data (1): the time input is 1 - t."""
+
+    def noise_label(self, process: Process, k: Scales) -> Tensor:
+        return 1 - k.time
+
+
 @PARAMETERIZATIONS.register("reversed-velocity")
 @dataclass(frozen=True)
-class ReversedVelocity(Velocity):
+class ReversedVelocity(_ReversedTime):
     """Velocity of a time from noise (0) to data (1): (p, q) = (-alpha', -sigma'), with the time input 1 - t.
 
     The convention of SiT and LightningDiT, whose velocity on the linear path is data minus noise. Ma et al. 2024,
@@ -156,9 +163,6 @@ class ReversedVelocity(Velocity):
 
     def coefficients(self, k: Scales) -> Pair:
         return -k.d_alpha, -k.d_sigma
-
-    def noise_label(self, process: Process, k: Scales) -> Tensor:
-        return 1 - k.time
 
 
 @PARAMETERIZATIONS.register("difference")
@@ -181,6 +185,24 @@ class Score(Parameterization):
 
     def coefficients(self, k: Scales) -> Pair:
         return torch.zeros_like(k.alpha), -1 / k.sigma
+
+
+@PARAMETERIZATIONS.register("reversed-epsilon")
+@dataclass(frozen=True)
+class ReversedEpsilon(_ReversedTime, Epsilon):
+    """Noise prediction with a time from noise (0) to data (1): (p, q) = (0, 1), with the time input 1 - t.
+
+    SiT's `--prediction noise`. Singular where alpha = 0. Ma et al. 2024, arXiv:2401.08740.
+    """
+
+
+@PARAMETERIZATIONS.register("reversed-score")
+@dataclass(frozen=True)
+class ReversedScore(_ReversedTime, Score):
+    """Score with a time from noise (0) to data (1): (p, q) = (0, -1 / sigma), with the time input 1 - t.
+
+    SiT's `--prediction score`. Singular where alpha = 0. Ma et al. 2024, arXiv:2401.08740.
+    """
 
 
 @PARAMETERIZATIONS.register("edm")

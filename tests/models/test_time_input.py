@@ -21,6 +21,7 @@ from dinit.training.state import TrainState
 CASES = [
     ("vp-discrete", "epsilon", [0.999, 1.0], [998.0, 999.0]),
     ("flow", "reversed-velocity", [0.8766, 0.25], [0.1234, 0.75]),  # SiT: 1 - t
+    ("vp", "reversed-epsilon", [0.8766, 0.25], [0.1234, 0.75]),
     ("flow", "difference", [0.1234, 0.25], [123.4, 250.0]),
     ("edm", "edm", [1.0, 1.0], [1.0955066, 1.0955066]),  # ln(sigma) / 4, sigma = 80
     ("vp", "epsilon", [0.5, 1.0], [499.5, 999.0]),
