@@ -71,7 +71,8 @@ def check_export(
     own, theirs = type(backbone), BACKBONES[layout.backbone]
     if own is not theirs:
         raise ValueError(
-            f"{wanted.program} runs a {theirs.__name__}, this backbone is a {own.__name__}; choose another format"
+            f"{wanted.program} runs a {theirs.__name__}, this backbone is a {own.__name__}; "
+            f"{_fitting(backbone, name)}"
         )
     for argument, value in wanted.fixed.items():
         given = getattr(backbone.config, argument, value)
@@ -103,7 +104,7 @@ def _fitting(backbone: Any, refused: str) -> str:
         and BACKBONES[LAYOUTS[one.layout].backbone] is type(backbone)
         and all(getattr(backbone.config, argument) == value for argument, value in one.fixed.items())
     ]
-    return f"format {' or '.join(fits)} has it" if fits else "no format has it"
+    return f"it fits the format {' or '.join(fits)}" if fits else "it fits no other format"
 
 
 def published_state(backbone: Any) -> dict[str, Tensor]:

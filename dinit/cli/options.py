@@ -112,7 +112,7 @@ class CallFlags:
             own = dict(default_sampler) if isinstance(default_sampler, Mapping) else {"name": default_sampler}
             if not own.get("name"):
                 raise ValueError("--sampler-option needs --sampler: this pipeline has no default")
-            options["sampler"] = {**own, **parse_spec(own["name"], self.sampler_options)}
+            options["sampler"] = {**own, **parse_spec(str(own["name"]), self.sampler_options)}
         if self.grid is not None:
             options["grid"] = parse_spec(self.grid)
         if self.steps is not None:

@@ -416,8 +416,8 @@ def test_exports_that_would_give_other_images_are_refused(
     ours, hub, v = (Pipeline.from_pretrained(tmp_path / name) for name in "pqv")
     shipped = Pipeline.from_pretrained("digits-dico")
     for pipe, name, told in (
-        (ours, "diffusers", "freq_shift = 1 built in.*format dit has it"),
-        (hub, "dit", "freq_shift = 0 built in.*format diffusers has it"),
+        (ours, "diffusers", "freq_shift = 1 built in.*it fits the format dit"),
+        (hub, "dit", "freq_shift = 0 built in.*it fits the format diffusers"),
         (ours, "sit", "runs a SiT, this backbone is a DiT"),
         (shipped, "dit", "runs a DiT, this backbone is a DiCo"),
         (v, "dit", "samples with the parameterization"),

@@ -13,6 +13,8 @@ from torch import Tensor
 from dinit.diffusion import Process
 from dinit.samplers.grids.base import GRIDS, TimeGrid
 
+_MAKE = "search_timesteps(..., cache=path) of dinit.samplers makes such a file"
+
 
 @GRIDS.register("times")
 @dataclass(frozen=True)
@@ -58,9 +60,14 @@ class Searched(TimeGrid):
     @cached_property
     def values(self) -> tuple[float, ...]:
         """The times, decreasing."""
-        found = json.loads(Path(self.path).read_text())
+        try:
+            found = json.loads(Path(self.path).expanduser().read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{self.path} is not there: {_MAKE}") from error
+        except ValueError:
+            found = None
         if not (isinstance(found, dict) and isinstance(found.get("times"), list)):
-            raise ValueError(f"{self.path} holds no searched times: make it with search_timesteps(..., cache=path)")
+            raise ValueError(f"{self.path} holds no searched times: {_MAKE}")
         return tuple(float(t) for t in found["times"])
 
     @property

@@ -82,7 +82,8 @@ class Autoguidance(Guidance):
         weak = self.weak
         if weak is None:
             raise ValueError(
-                "autoguidance needs a weaker model: Autoguidance(scale, weak=weak_pipeline.denoiser())"
+                "autoguidance needs a weaker model, which Python alone can give: Autoguidance(scale, "
+                "weak=weak_pipeline.denoiser())"
             )
         check_companion(denoiser, weak, "autoguidance")
 

@@ -74,7 +74,8 @@ class Classifier(Guidance):
             return denoiser
         if self.classifier is None:
             raise ValueError(
-                "classifier guidance needs a classifier of noisy images: Classifier(scale, classifier=network)"
+                "classifier guidance needs a classifier of noisy images, which Python alone can give: "
+                "Classifier(scale, classifier=network)"
             )
         if denoiser.num_classes == 0 and self.label is None:
             raise ValueError("this network has no classes: name the one to guide to, Classifier(..., label=...)")

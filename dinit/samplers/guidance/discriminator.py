@@ -52,7 +52,8 @@ class Discriminator(Guidance):
         if discriminator is None:
             raise ValueError(
                 "discriminator guidance needs a discriminator of real and generated images at every noise level: "
-                "train one with dinit.training.discriminator, Discriminator(scale, discriminator=network)"
+                "train one with dinit.training.discriminator, and give it from Python: Discriminator(scale, "
+                "discriminator=network)"
             )
 
         def logit(x_t: Tensor, t: Scales, cond: Condition) -> Tensor:
