@@ -84,11 +84,6 @@ class ADMNetwork(Backbone):
     dropout: float = 0.0
 
     def build(self) -> None:
-        if not self.num_classes and not self.null_class:
-            raise ValueError(
-                f"{type(self).__name__}: null_class must be True with num_classes = 0, "
-                "as null is then the only label"
-            )
         plan = ADMPlan.of(self, self.num_heads)
         self.cond_dim = plan.cond_dim
         self.time_embedding = TimeEmbedding(plan.cond_dim, features=self.channels)

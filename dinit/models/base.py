@@ -140,7 +140,8 @@ class Backbone(Network):
         learn_sigma: whether the output has in_channels more channels, for a learned variance.
         out_channels: in_channels, or twice that with learn_sigma.
         num_classes: labels are 0 .. num_classes - 1, and `num_classes` is the null label; 0 is unconditional.
-        null_class: False where the published weights have no null label (ADM): embed() has no row for it then.
+        null_class: False where the weights were trained without a null label (ADM; DiT without label dropout):
+            embed() has no row for it then.
         channels_last: whether it is a convolutional network, which runs fastest in that memory format.
         token_stages: names of the lists of blocks that work on tokens (B, N, D), in the order they run, each of
             blocks or of further lists; none where blocks work on feature maps.
@@ -150,6 +151,9 @@ class Backbone(Network):
         adds_blocks: whether the caller adds the output of a block to the residual stream.
         block_hook: where it is set, hook(run, block, x, *args) is called in place of every block(x, *args), and
             run(x, *args) is the block. Token routing and probes are such hooks; who sets one removes it again.
+
+    Raises:
+        ValueError: no classes and no null label, or sizes that do not fit together.
     """
 
     channels_last: ClassVar[bool] = False
@@ -165,6 +169,11 @@ class Backbone(Network):
     label_embedding: Callable[[Tensor], Tensor] | None
 
     def __post_init__(self) -> None:
+        if not self.num_classes and not self.null_class:
+            raise ValueError(
+                f"{type(self).__name__}: null_class must be True with num_classes = 0, "
+                "as null is then the only label"
+            )
         self.out_channels = 2 * self.in_channels if self.learn_sigma else self.in_channels
         super().__post_init__()
 

@@ -45,6 +45,7 @@ class DDPM(Backbone):
         attention_levels: those (0 is full resolution) with single-head attention; the middle has it in any case.
         num_groups: of every norm; divides the channels.
         num_classes: above 0, a label embedding (not in the published networks) is added to that of the time.
+        null_class: whether the label table has a row, the last, for the null label, which guidance needs.
         learn_sigma: in_channels more output channels, for a learned variance.
         dropout: before the last convolution of a block, in [0, 1).
 
@@ -69,6 +70,7 @@ class DDPM(Backbone):
     attention_levels: Sequence[int] = (1,)
     num_groups: int = 32
     num_classes: int = 0
+    null_class: bool = True
     learn_sigma: bool = False
     dropout: float = 0.0
 
@@ -83,7 +85,9 @@ class DDPM(Backbone):
 
         self.stem = nn.Conv2d(self.in_channels, channels, 3, padding=1)
         self.time_embedding = TimeEmbedding(self.cond_dim, channels, freq_shift=1.0)
-        self.label_embedding = LabelEmbedding(self.num_classes, self.cond_dim) if self.num_classes else None
+        self.label_embedding = (
+            LabelEmbedding(self.num_classes, self.cond_dim, self.null_class) if self.num_classes else None
+        )
         self.encoder, self.middle, self.decoder = build_levels(
             block, channels, widths, self.blocks_per_level, self.attention_levels
         )

@@ -112,7 +112,8 @@ class DiC(Backbone):
             of stages.
         skip_stride: skips start from every skip_stride-th encoder block, counted from the end of its stage, and end
             before every skip_stride-th decoder block, so both stages of a level need the same number of them.
-        num_classes: classes; the null label is one more.
+        num_classes: classes.
+        null_class: whether the label table has a row, the last, for the null label, which guidance needs.
         learn_sigma: in_channels more output channels, for a learned variance.
         dropout: before the second convolution of a block, in [0, 1).
 
@@ -133,6 +134,7 @@ class DiC(Backbone):
     channel_mult: Sequence[int] = (1, 2, 4, 2, 1)
     skip_stride: int = 3
     num_classes: int = 1000
+    null_class: bool = True
     learn_sigma: bool = False
     dropout: float = 0.0
 
@@ -157,7 +159,9 @@ class DiC(Backbone):
 
         self.stem = xavier(nn.Conv2d(self.in_channels, widths[0], 3, padding=1))
         self.time_embeddings = nn.ModuleList(TimeEmbedding(width) for width in self.widths)
-        self.label_embeddings = nn.ModuleList(LabelEmbedding(self.num_classes, width) for width in self.widths)
+        self.label_embeddings = nn.ModuleList(
+            LabelEmbedding(self.num_classes, width, self.null_class) for width in self.widths
+        )
         self.encoder = nn.ModuleList(stage(i) for i in range(levels - 1))
         self.downs = nn.ModuleList(ShuffleDown(widths[i], widths[i + 1]) for i in range(levels - 1))
         self.bottom = stage(levels - 1)

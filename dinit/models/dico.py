@@ -95,7 +95,8 @@ class DiCo(Backbone):
         hidden_size: channels at full resolution, even.
         depth: blocks in the five stages (down 1, down 2, bottom, up 2, up 1).
         mlp_ratio: width of the MLP over that of its stage.
-        num_classes: classes; the null label is one more.
+        num_classes: classes.
+        null_class: whether the label table has a row, the last, for the null label, which guidance needs.
         learn_sigma: in_channels more output channels, for a learned variance.
         dropout: at the end of both branches and inside the MLP, in [0, 1).
 
@@ -115,6 +116,7 @@ class DiCo(Backbone):
     depth: Sequence[int] = (5, 4, 4, 4, 4)
     mlp_ratio: float = 2.0
     num_classes: int = 1000
+    null_class: bool = True
     learn_sigma: bool = False
     dropout: float = 0.0
 
@@ -135,7 +137,9 @@ class DiCo(Backbone):
 
         self.stem = xavier(nn.Conv2d(self.in_channels, narrow, 3, padding=1))
         self.time_embeddings = nn.ModuleList(TimeEmbedding(width) for width in self.widths)
-        self.label_embeddings = nn.ModuleList(LabelEmbedding(self.num_classes, width) for width in self.widths)
+        self.label_embeddings = nn.ModuleList(
+            LabelEmbedding(self.num_classes, width, self.null_class) for width in self.widths
+        )
         self.encoder_1 = stage(depth[0], narrow)
         self.down_1 = ShuffleDown(narrow, middle)
         self.encoder_2 = stage(depth[1], middle)

@@ -48,7 +48,8 @@ class DiffiT(Backbone):
         depth: blocks.
         num_heads: heads of an attention.
         mlp_ratio: width of the MLP over hidden_size.
-        num_classes: classes; the null label is one more.
+        num_classes: classes.
+        null_class: whether the label table has a row, the last, for the null label, which guidance needs.
         learn_sigma: in_channels more output channels, for a learned variance.
         dropout: after attention and in the MLP, in [0, 1).
 
@@ -69,6 +70,7 @@ class DiffiT(Backbone):
     num_heads: int = 16
     mlp_ratio: float = 4.0
     num_classes: int = 1000
+    null_class: bool = True
     learn_sigma: bool = False
     dropout: float = 0.0
 
@@ -81,7 +83,7 @@ class DiffiT(Backbone):
         self.stem = PatchEmbed(self.in_channels, dim, patch)
         self.positions = SinCosPositions(dim, side)
         self.time_embedding = TimeEmbedding(dim)
-        self.label_embedding = LabelEmbedding(self.num_classes, dim)
+        self.label_embedding = LabelEmbedding(self.num_classes, dim, self.null_class)
         self.blocks = nn.ModuleList(
             DiffiTBlock(dim, dim, self.num_heads, side, self.mlp_ratio, self.dropout) for _ in range(self.depth)
         )

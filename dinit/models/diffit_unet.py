@@ -101,6 +101,7 @@ class DiffiTUNet(Backbone):
         num_groups: of the group norms; divides every level's channels.
         mlp_ratio: width of the MLP over that of its level.
         num_classes: 0, as in the paper: there is no label table, time alone conditions.
+        null_class: whether the label table has a row, the last, for the null label, which guidance needs.
         learn_sigma: in_channels more output channels, for a learned variance.
         dropout: after attention and in the MLP, in [0, 1).
 
@@ -127,6 +128,7 @@ class DiffiTUNet(Backbone):
     num_groups: int = 32
     mlp_ratio: float = 4.0
     num_classes: int = 0
+    null_class: bool = True
     learn_sigma: bool = False
     dropout: float = 0.0
 
@@ -153,7 +155,9 @@ class DiffiTUNet(Backbone):
 
         self.stem = nn.Conv2d(self.in_channels, widths[0], 3, padding=1)
         self.time_embedding = TimeEmbedding(self.cond_dim)
-        self.label_embedding = LabelEmbedding(self.num_classes, self.cond_dim) if self.num_classes else None
+        self.label_embedding = (
+            LabelEmbedding(self.num_classes, self.cond_dim, self.null_class) if self.num_classes else None
+        )
         self.encoder = nn.ModuleList(level(width) for width in widths[:-1])
         self.downs = nn.ModuleList(
             nn.Conv2d(widths[i], widths[i + 1], 3, stride=2, padding=1) for i in range(levels - 1)

@@ -84,7 +84,8 @@ class DiffuSSM(Backbone):
         depth: blocks.
         ratio: full length over short length.
         state_size: of S4D, even.
-        num_classes: classes; the null label is one more.
+        num_classes: classes.
+        null_class: whether the label table has a row, the last, for the null label, which guidance needs.
         learn_sigma: in_channels more output channels, for a learned variance.
         dropout: after every block, in [0, 1).
 
@@ -106,6 +107,7 @@ class DiffuSSM(Backbone):
     ratio: int = 2
     state_size: int = 64
     num_classes: int = 1000
+    null_class: bool = True
     learn_sigma: bool = False
     dropout: float = 0.0
 
@@ -117,7 +119,7 @@ class DiffuSSM(Backbone):
         run = (patch, patch * ratio)  # the pixels of a short token
         self.stem = xavier(nn.Conv2d(self.in_channels, dim, run, stride=run))
         self.time_embedding = TimeEmbedding(dim)
-        self.label_embedding = LabelEmbedding(self.num_classes, dim)
+        self.label_embedding = LabelEmbedding(self.num_classes, dim, self.null_class)
         self.blocks = nn.ModuleList(
             DiffuSSMBlock(dim, ratio, self.state_size, self.dropout) for _ in range(self.depth)
         )

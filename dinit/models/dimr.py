@@ -83,7 +83,8 @@ class DiMR(Backbone):
         in_channels: channels of x; 4 for the latents of Stable Diffusion.
         stages: from coarse to fine, any number, each a mapping of StageConfig's fields.
         num_heads: of the stages that attend, in turn, or one number for all.
-        num_classes: classes; the null label is one more.
+        num_classes: classes.
+        null_class: whether the label table has a row, the last, for the null label, which guidance needs.
         learn_sigma: in_channels more output channels, for a learned variance; the published ones have none.
         dropout: after attention and MLP, in [0, 1).
         coarse_heads: False leaves out the heads of all stages but the last, which forward() does not need
@@ -106,6 +107,7 @@ class DiMR(Backbone):
     stages: Sequence[Mapping[str, Any]] = _XL_2R
     num_heads: int | Sequence[int] = 16
     num_classes: int = 1000
+    null_class: bool = True
     learn_sigma: bool = False
     dropout: float = 0.0
     coarse_heads: bool = True
@@ -119,7 +121,7 @@ class DiMR(Backbone):
         self.label_widths = [configs[i].width for i in attending]
         heads = dict(zip(attending, _heads(self.num_heads, self.label_widths), strict=True))
         self.label_embeddings = nn.ModuleDict(
-            {str(i): LabelEmbedding(self.num_classes, configs[i].width) for i in attending}
+            {str(i): LabelEmbedding(self.num_classes, configs[i].width, self.null_class) for i in attending}
         )
         self.branches = nn.ModuleList(
             Stage(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -34,10 +34,10 @@ _SIZES = {
 class DiSBlock(nn.Module):
     """RMSNorm and a bidirectional Mamba mixer. Adding the result to the residual stream is the caller's."""
 
-    def __init__(self, dim: int, dropout: float) -> None:
+    def __init__(self, dim: int, dropout: float, **mixer: Any) -> None:
         super().__init__()
         self.norm = nn.RMSNorm(dim, eps=RMS_NORM_EPS)
-        self.mixer = Mamba(dim)
+        self.mixer = Mamba(dim, **mixer)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, residual: Tensor) -> Tensor:
@@ -78,9 +78,14 @@ class DiS(Backbone):
         in_channels: channels of x; 4 for the latents of Stable Diffusion.
         embed_dim: features of a token, even.
         depth: 2 * (depth // 2) + 1 is the number of blocks, as published.
-        num_classes: classes; the null label is one more.
+        num_classes: classes.
+        null_class: whether the label table has a row, the last, for the null label, which guidance needs.
         learn_sigma: in_channels more output channels, for a learned variance.
         dropout: after every mixer, in [0, 1).
+        states: of the mixer's scan, for each of its channels.
+        expand: channels inside a mixer over embed_dim.
+        conv_width: tokens that a mixer's causal convolution sees.
+        dt_rank: of the mixer's map to step sizes; None is embed_dim / 16, rounded up.
 
     Raises:
         ValueError: sizes that do not fit together.
@@ -101,8 +106,13 @@ class DiS(Backbone):
     embed_dim: int = 368
     depth: int = 24
     num_classes: int = 1000
+    null_class: bool = True
     learn_sigma: bool = False
     dropout: float = 0.0
+    states: int = 16
+    expand: int = 2
+    conv_width: int = 4
+    dt_rank: int | None = None
 
     def build(self) -> None:
         dim, patch, half = self.embed_dim, self.patch_size, self.depth // 2
@@ -117,13 +127,23 @@ class DiS(Backbone):
         self.time_embedding = nn.Sequential(
             small_normal(nn.Linear(dim, 4 * dim)), nn.SiLU(), small_normal(nn.Linear(4 * dim, dim))
         )
-        self.label_embedding = LabelEmbedding(self.num_classes, dim) if conditional else None
-        self.encoder = nn.ModuleList(DiSBlock(dim, self.dropout) for _ in range(half))
-        self.bottom = DiSBlock(dim, self.dropout)
-        self.decoder = nn.ModuleList(DiSBlock(dim, self.dropout) for _ in range(half))
+        self.label_embedding = LabelEmbedding(self.num_classes, dim, self.null_class) if conditional else None
+        self.encoder = nn.ModuleList(self._block() for _ in range(half))
+        self.bottom = self._block()
+        self.decoder = nn.ModuleList(self._block() for _ in range(half))
         self.merges = nn.ModuleList(small_normal(nn.Linear(2 * dim, dim)) for _ in range(half))
         self.norm = nn.RMSNorm(dim, eps=RMS_NORM_EPS)
         self.head = DiSHead(dim, patch * patch * self.out_channels, conditional)
+
+    def _block(self) -> DiSBlock:
+        return DiSBlock(
+            self.embed_dim,
+            self.dropout,
+            states=self.states,
+            conv_width=self.conv_width,
+            expand=self.expand,
+            dt_rank=self.dt_rank,
+        )
 
     def forward(self, x: Tensor, noise_label: Tensor, cond: Tensor) -> Tensor:
         """x (B, in_channels, H, W), noise_label (B,) or (1,), cond (B, D) -> (B, out_channels, H, W)."""

@@ -73,7 +73,8 @@ class DiT(Backbone):
         depth: blocks.
         num_heads: heads of an attention.
         mlp_ratio: width of the MLP over hidden_size.
-        num_classes: classes; the null label is one more.
+        num_classes: classes.
+        null_class: whether the label table has a row, the last, for the null label, which guidance needs.
         learn_sigma: in_channels more output channels, for a learned variance.
         dropout: after attention and in the MLP, in [0, 1).
         freq_shift: of the time sinusoid; 1.0 in weights trained with diffusers' DiT.
@@ -97,6 +98,7 @@ class DiT(Backbone):
     num_heads: int = 6
     mlp_ratio: float = 4.0
     num_classes: int = 1000
+    null_class: bool = True
     learn_sigma: bool = False
     dropout: float = 0.0
     freq_shift: float = 0.0
@@ -110,7 +112,7 @@ class DiT(Backbone):
         self.stem = PatchEmbed(self.in_channels, dim, patch)
         self.positions = SinCosPositions(dim, self.image_size // patch)
         self.time_embedding = TimeEmbedding(dim, freq_shift=self.freq_shift)
-        self.label_embedding = LabelEmbedding(self.num_classes, dim)
+        self.label_embedding = LabelEmbedding(self.num_classes, dim, self.null_class)
         self.blocks = nn.ModuleList(
             DiTBlock(dim, self.num_heads, self.mlp_ratio, self.dropout, self.mlp_norm_eps)
             for _ in range(self.depth)

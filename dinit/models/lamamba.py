@@ -124,7 +124,8 @@ class LaMamba(Backbone):
         num_heads: heads of an attention.
         window: side of the windows of attention in tokens, at any resolution; they need not fit the image.
         states: of the scans.
-        num_classes: classes; the null label is one more.
+        num_classes: classes.
+        null_class: whether the label table has a row, the last, for the null label, which guidance needs.
         learn_sigma: in_channels more output channels, for a learned variance.
         dropout: after attention and in the MLP, in [0, 1).
 
@@ -151,6 +152,7 @@ class LaMamba(Backbone):
     window: int = 8
     states: int = 1
     num_classes: int = 1000
+    null_class: bool = True
     learn_sigma: bool = False
     dropout: float = 0.0
 
@@ -171,7 +173,7 @@ class LaMamba(Backbone):
         self.stem_norm = nn.LayerNorm(dim)
         self.positions = SinCosPositions(dim, self.image_size // patch)
         self.time_embedding = TimeEmbedding(widths[-1])
-        self.label_embedding = LabelEmbedding(self.num_classes, widths[-1])
+        self.label_embedding = LabelEmbedding(self.num_classes, widths[-1], self.null_class)
         self.encoder = nn.ModuleList(self._stage(*sizes) for sizes in zip(widths, depth, strict=True))
         self.downs = nn.ModuleList(MergeDown(width // 2) for width in doubled)
         self.bottom = self._stage(widths[-1], self.bottom_depth)

@@ -158,7 +158,8 @@ class LightningDiT(Backbone):
         depth: blocks.
         num_heads: heads of an attention.
         mlp_ratio: width of a GELU MLP over hidden_size.
-        num_classes: classes; the null label is one more.
+        num_classes: classes.
+        null_class: whether the label table has a row, the last, for the null label, which guidance needs.
         learn_sigma: in_channels more output channels; published models that have it drop them, here they are kept.
         use_qknorm: norms on queries and keys.
         use_swiglu: SwiGlu instead of a GELU MLP, two thirds as wide.
@@ -191,6 +192,7 @@ class LightningDiT(Backbone):
     num_heads: int = 12
     mlp_ratio: float = 4.0
     num_classes: int = 1000
+    null_class: bool = True
     learn_sigma: bool = False
     use_qknorm: bool = False
     use_swiglu: bool = False
@@ -209,7 +211,7 @@ class LightningDiT(Backbone):
         self.stem = PatchEmbed(self.in_channels, dim, patch)
         self.positions = SinCosPositions(dim, self.image_size // patch)
         self.time_embedding = TimeEmbedding(dim)
-        self.label_embedding = LabelEmbedding(self.num_classes, dim)
+        self.label_embedding = LabelEmbedding(self.num_classes, dim, self.null_class)
         self.blocks = nn.ModuleList(self._block() for _ in range(self.depth))
         self.head = LightningDiTHead(dim, patch * patch * self.out_channels, self._norm())
 

@@ -100,7 +100,8 @@ class LiT(Backbone):
         num_heads: few; each costs N * (hidden_size / num_heads)^2 for N tokens.
         kernel_size: of the depthwise convolution, odd.
         mlp_ratio: width of the MLP over hidden_size.
-        num_classes: classes; the null label is one more.
+        num_classes: classes.
+        null_class: whether the label table has a row, the last, for the null label, which guidance needs.
         learn_sigma: in_channels more output channels, for a learned variance.
         dropout: after attention and in the MLP, in [0, 1).
 
@@ -123,6 +124,7 @@ class LiT(Backbone):
     kernel_size: int = 5
     mlp_ratio: float = 4.0
     num_classes: int = 1000
+    null_class: bool = True
     learn_sigma: bool = False
     dropout: float = 0.0
 
@@ -136,7 +138,7 @@ class LiT(Backbone):
         self.stem = PatchEmbed(self.in_channels, dim, patch)
         self.positions = SinCosPositions(dim, self.image_size // patch)
         self.time_embedding = TimeEmbedding(dim)
-        self.label_embedding = LabelEmbedding(self.num_classes, dim)
+        self.label_embedding = LabelEmbedding(self.num_classes, dim, self.null_class)
         self.blocks = nn.ModuleList(
             LiTBlock(dim, self.num_heads, self.kernel_size, self.mlp_ratio, self.dropout) for _ in range(self.depth)
         )

@@ -152,6 +152,7 @@ class NCSNpp(Backbone):
         sigma_max: largest noise level.
         num_scales: noise levels, at least 2.
         num_classes: above 0, a label embedding (not in the published networks) is added to that of the time.
+        null_class: whether the label table has a row, the last, for the null label, which guidance needs.
         learn_sigma: in_channels more output channels, for a learned variance.
         dropout: before the last convolution of a block, in [0, 1).
 
@@ -188,6 +189,7 @@ class NCSNpp(Backbone):
     sigma_max: float = 50.0
     num_scales: int = 1000
     num_classes: int = 0
+    null_class: bool = True
     learn_sigma: bool = False
     dropout: float = 0.0
 
@@ -203,7 +205,9 @@ class NCSNpp(Backbone):
 
         self.stem = nn.Conv2d(self.in_channels, channels, 3, padding=1)
         self.time_embedding = _time_embedding(self.embedding == "fourier", self.cond_dim, channels)
-        self.label_embedding = LabelEmbedding(self.num_classes, self.cond_dim) if self.num_classes else None
+        self.label_embedding = (
+            LabelEmbedding(self.num_classes, self.cond_dim, self.null_class) if self.num_classes else None
+        )
         block = _blocks(self.cond_dim, self.dropout)
         self.encoder, self.middle, self.decoder = build_levels(
             block, channels, widths, self.blocks_per_level, self.attention_levels

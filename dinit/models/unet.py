@@ -79,7 +79,8 @@ class UNet(Backbone):
             them if its side is listed).
         num_groups: of the group norms; divides the channels that they act on.
         num_heads: heads of an attention; divides the channels that it acts on.
-        num_classes: classes; the null label is one more.
+        num_classes: classes.
+        null_class: whether the label table has a row, the last, for the null label, which guidance needs.
         learn_sigma: in_channels more output channels, for a learned variance.
         dropout: before the last convolution of a block, in [0, 1).
 
@@ -108,6 +109,7 @@ class UNet(Backbone):
     num_groups: int = 32
     num_heads: int = 4
     num_classes: int = 10
+    null_class: bool = True
     learn_sigma: bool = False
     dropout: float = 0.0
 
@@ -128,7 +130,7 @@ class UNet(Backbone):
 
         self.stem = nn.Conv2d(self.in_channels, self.channels, 3, padding=1)
         self.time_embedding = TimeEmbedding(cond_dim)
-        self.label_embedding = LabelEmbedding(self.num_classes, cond_dim)
+        self.label_embedding = LabelEmbedding(self.num_classes, cond_dim, self.null_class)
         self.encoder, skips = _build_encoder(block, widths, self.channels, self.blocks_per_level)
         bottom = len(widths) - 1
         self.middle = nn.ModuleList(block(widths[bottom], bottom) for _ in range(2))

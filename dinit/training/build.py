@@ -75,6 +75,11 @@ def make_backbone(recipe: Recipe, data: ImageData, report: list[Transfer] | None
             f"{data.image_size}×{data.image_size}; leave it out or make the data's size the same"
         )
     backbone = BACKBONES.create(recipe.backbone.name, **options)
+    if recipe.label_dropout and not backbone.null_class:
+        raise ValueError(
+            f"label_dropout is {recipe.label_dropout:g}, which trains the null label, and the backbone has none "
+            "(null_class: false): set label_dropout: 0, or leave null_class out"
+        )
     if backbone.out_channels != backbone.in_channels:
         with torch.device("cpu"):  # a chain reads its betas, also where only shapes are computed
             check_chain(PROCESSES.create(recipe.process.spec()))

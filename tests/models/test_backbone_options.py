@@ -19,6 +19,7 @@ COMMON = {
     "image_size": 16,
     "in_channels": 2,
     "num_classes": 4,
+    "null_class": ({"num_classes": 4}, False),
     "learn_sigma": True,
     "dropout": 0.5,
 }
@@ -36,7 +37,6 @@ OTHER: dict[str, dict[str, Any]] = {
         "attention_order": "qkv-first",
         "resampling": "conv",
         "scale_shift": False,
-        "null_class": False,
     },
     "ddpm": {
         "channels": 32,
@@ -68,7 +68,15 @@ OTHER: dict[str, dict[str, Any]] = {
         "num_heads": 2,
         "coarse_heads": True,
     },
-    "dis": {"patch_size": 4, "embed_dim": 16, "depth": 4},
+    "dis": {
+        "patch_size": 4,
+        "embed_dim": 16,
+        "depth": 4,
+        "states": 8,
+        "expand": 3,
+        "conv_width": 3,
+        "dt_rank": 5,
+    },
     "dit": {
         "patch_size": 4,
         "hidden_size": 16,

@@ -36,8 +36,9 @@ DIS: KeyMap = (
     Rule(r"final_layer\.linear\.(.+)", r"head.linear.\1"),
 )
 
-# The published class's names for arguments of ours.
+# The published class's names for arguments of ours, and those of its mixer.
 _RENAMED = {"img_size": "image_size", "channels": "in_channels"}
+_MIXER = {"d_state": "states", "d_conv": "conv_width", "expand": "expand", "dt_rank": "dt_rank"}
 
 
 @LAYOUTS.register("dis")
@@ -59,6 +60,9 @@ class DiSLayout(Layout):
         dim, in_channels, patch, _ = shapes["patch_embed.proj.weight"]
         classes = shapes.get("label_emb.embedding_table.weight", (1,))[0] - 1
         patches = shapes["pos_embed"][1] - (2 if classes else 1)
+        mixer = "mid_block.mixer"
+        inner, states = shapes[f"{mixer}.A_log"]
+        rank = shapes[f"{mixer}.dt_proj.weight"][1]
         return {
             "image_size": patch * math.isqrt(patches),
             "patch_size": patch,
@@ -67,10 +71,16 @@ class DiSLayout(Layout):
             "depth": 2 * count(shapes, r"in_blocks\.(\d+)\."),
             "num_classes": classes,
             "learn_sigma": shapes["final_layer.linear.weight"][0] == 2 * in_channels * patch**2,
+            "states": states,
+            "expand": inner // dim,
+            "conv_width": shapes[f"{mixer}.conv1d.weight"][2],
+            "dt_rank": None if rank == math.ceil(dim / 16) else rank,
         }
 
     def arguments(self, reference: Mapping[str, Any]) -> dict[str, Any]:
         given = {_RENAMED.get(name, name): value for name, value in reference.items()}
+        given |= given.pop("ssm_cfg", None) or {}
+        given = {_MIXER.get(name, name): None if value == "auto" else value for name, value in given.items()}
         # The published class is unconditional by default, with num_classes = -1.
         given["num_classes"] = max(given.get("num_classes", -1), 0)
         return given

@@ -44,15 +44,15 @@ class TimeEmbedding(nn.Module):
 
 
 class LabelEmbedding(nn.Module):
-    """A table of num_classes + 1 rows; the last one is the null label's."""
+    """A table of a row for each class, and with null_class of one more, the last, for the null label."""
 
-    def __init__(self, num_classes: int, dim: int) -> None:
+    def __init__(self, num_classes: int, dim: int, null_class: bool = True) -> None:
         super().__init__()
-        self.table = nn.Embedding(num_classes + 1, dim)
+        self.table = nn.Embedding(num_classes + null_class, dim)
         nn.init.normal_(self.table.weight, std=0.02)
 
     def forward(self, labels: Tensor) -> Tensor:
-        """labels (B,) int64 in 0..num_classes -> (B, dim)."""
+        """labels (B,) int64 in 0..num_classes, without a null label below num_classes -> (B, dim)."""
         return self.table(labels)
 
 

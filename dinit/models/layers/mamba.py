@@ -54,14 +54,20 @@ class Mamba(nn.Module):
     """in_proj to (x | gate), the state-space model(s) over x, times SiLU(gate), out_proj.
 
     bidirectional: a second model from the last token to the first, with its own weights; the two are summed.
-    expand: inner channels per outer one. dt_rank is ceil(dim / 16), as published.
+    expand: inner channels per outer one. dt_rank: None is ceil(dim / 16), as published.
     """
 
     def __init__(
-        self, dim: int, states: int = 16, conv_width: int = 4, expand: int = 2, bidirectional: bool = True
+        self,
+        dim: int,
+        states: int = 16,
+        conv_width: int = 4,
+        expand: int = 2,
+        bidirectional: bool = True,
+        dt_rank: int | None = None,
     ) -> None:
         super().__init__()
-        inner, dt_rank = expand * dim, math.ceil(dim / 16)
+        inner, dt_rank = expand * dim, math.ceil(dim / 16) if dt_rank is None else dt_rank
         self.in_proj = nn.Linear(dim, 2 * inner, bias=False)
         self.directions = nn.ModuleList(
             SelectiveSSM(inner, states, conv_width, dt_rank, reverse)
