@@ -76,7 +76,7 @@ class ImageFolder(ImageData):
     def image(self, index: int) -> Tensor:
         file = self.files[index]
         try:
-            pixels = read_image(file, self.image_size, self.channels)
+            pixels = read_image(file, self.image_size, self.channels, file)
         except Exception as error:
             raise CorruptImages([(file, reason(error))]) from error
         return from_uint8(torch.from_numpy(pixels))
@@ -107,7 +107,7 @@ class ImageFolder(ImageData):
 
     def _problem(self, file: Path) -> str | None:
         try:
-            read_image(file, self.image_size, self.channels)
+            read_image(file, self.image_size, self.channels, file)
         except Exception as error:  # Pillow's plugins raise many kinds; the message names the file in any case
             return reason(error)
         return None

@@ -76,10 +76,11 @@ class HuggingFace(ImageData):
         self._table = table.select_columns([image])
 
     def image(self, index: int) -> Tensor:
+        name = Path(self.path) / f"row {index}"
         try:
-            pixels = prepare(self._table[int(index)][self._column], self.image_size, self.channels)
+            pixels = prepare(self._table[int(index)][self._column], self.image_size, self.channels, name)
         except Exception as error:
-            raise CorruptImages([(Path(self.path) / f"row {index}", reason(error))]) from error
+            raise CorruptImages([(name, reason(error))]) from error
         return from_uint8(torch.from_numpy(pixels))
 
     def fingerprint(self) -> str:

@@ -91,10 +91,11 @@ class WebDataset(ImageData):
 
     def image(self, index: int) -> Tensor:
         tar, row = self._place(index)
+        name = self.tars[tar] / self._indexes[tar].keys[row]
         try:
-            pixels = read_image(io.BytesIO(self._bytes(tar, row)), self.image_size, self.channels)
+            pixels = read_image(io.BytesIO(self._bytes(tar, row)), self.image_size, self.channels, name)
         except Exception as error:
-            raise CorruptImages([(self.tars[tar] / self._indexes[tar].keys[row], reason(error))]) from error
+            raise CorruptImages([(name, reason(error))]) from error
         return from_uint8(torch.from_numpy(pixels))
 
     def indices(self, seed: int, start: int, count: int) -> list[int]:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from dinit.data.arrays import channels_first, check_labels, load_arrays
 from dinit.data.folder import image_files
-from dinit.data.images import to_8_bit
+from dinit.data.images import read_whole, seen_size
 from dinit.evaluation.image_features import ImageSource
 
 _LOSSY = (".jpg", ".jpeg", ".jpe", ".jfif")
@@ -60,10 +60,10 @@ class ArrayImages:
 
 
 class FileImages:
-    """Images in files of one size, read on demand."""
+    """Images in files of one size, read on demand as a data set reads them."""
 
     def __init__(self, files: Sequence[Path], channels: int) -> None:
-        self.files, self.mode = list(files), "RGB" if channels == 3 else "L"
+        self.files, self.channels = list(files), channels
 
     def __len__(self) -> int:
         return len(self.files)
@@ -71,14 +71,11 @@ class FileImages:
     def __getitem__(self, rows: Any, /) -> Tensor:
         chosen = self.files[rows] if isinstance(rows, slice) else [self.files[row] for row in rows]
         with ThreadPoolExecutor(8) as pool:
-            pixels = np.stack(list(pool.map(self._read, chosen)))
-        return torch.from_numpy(pixels[:, None] if pixels.ndim == 3 else pixels.transpose(0, 3, 1, 2).copy())
+            return torch.from_numpy(np.stack(list(pool.map(self._read, chosen))))
 
     def _read(self, file: Path) -> NDArray[np.uint8]:
         try:
-            with Image.open(file) as picture:
-                picture.load()
-                return np.array(to_8_bit(picture).convert(self.mode))
+            return read_whole(file, self.channels)
         except Exception as error:  # Pillow's plugins raise many kinds; the message names the file in any case
             raise ValueError(f"{file} cannot be read as an image ({error}); remove it or make it again") from error
 
@@ -191,12 +188,12 @@ def _one_size(files: Sequence[Path]) -> int:
     for file in files:
         try:
             with Image.open(file) as picture:
-                size, mode = picture.size, picture.mode
+                size, mode = seen_size(picture), picture.mode
         except Exception as error:
             raise ValueError(f"{file} cannot be read as an image ({error}); remove it or make it again") from error
         sizes[size] += 1
         example.setdefault(size, file)
-        grey = grey and mode in ("1", "L", "I;16", "I")
+        grey = grey and (mode in ("1", "L") or mode.startswith("I"))
     if len(sizes) > 1:
         shown = ", ".join(f"{n} of {w}×{h} (such as {example[w, h].name})" for (w, h), n in sizes.most_common(4))
         raise ValueError(f"the images are of several sizes: {shown}; a score needs them of one size")
