@@ -50,8 +50,8 @@ def check_shape(size: int, channels: int) -> None:
 def read_image(source: Path | BinaryIO, size: int, channels: int, name: Path | None = None) -> NDArray[np.uint8]:
     """Reads one image of a file, or of what a file holds, and prepares it. Returns (channels, size, size).
 
-    name: of the picture, for warnings; by default the file. Raises OSError or another of Pillow's errors for a broken
-    file, ValueError for pixels of no known range.
+    name: of the picture, for warnings; by default the file. Raises OSError or another of Pillow's errors for a
+    broken file, ValueError for pixels of no known range.
     """
     name = source if name is None and isinstance(source, Path) else name
     with _opened(source, name) as picture:
