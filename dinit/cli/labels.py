@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dinit.data.class_names import find_name
+
 if TYPE_CHECKING:
     from dinit.pipelines.generate import Pipeline
 
 _FEW_CLASSES = 20  # so many are drawn where none is named
+_ALL = ("all", "*")  # every class
 
 
 @dataclass(frozen=True)
@@ -18,7 +22,8 @@ class ImageOptions:
     """The options of `dinit generate` that choose images, as they were typed.
 
     Attributes:
-        classes: numbers or names, with commas between them; None is all, where they are few.
+        classes: numbers or names, with commas between them; 'all' or '*' is every class; None is every class too,
+            where they are few.
         per_class: images of each class, at least 1.
         labels: in place of classes, one label an image, with commas between them.
         num_images: number of images without a class; in a set, of all classes in turn.
@@ -55,10 +60,7 @@ class ImageOptions:
             return list(split_names([self.labels], pipe.class_names))
         if not self.classes and pipe.num_classes > _FEW_CLASSES:
             raise ValueError(f"this pipeline has {pipe.num_classes} classes: name some with --classes, or give all")
-        names: list[str | int] = [*split_names(self.classes or ["all"], pipe.class_names)]
-        if names == ["all"]:
-            names = list(range(pipe.num_classes))
-        return [name for name in names for _ in range(self.per_class)]
+        return [name for name in self._chosen(pipe) for _ in range(self.per_class)]
 
     def of_set(self, pipe: Pipeline, seed: int) -> list[str | int | None]:
         """The label of every image of a set, each a function of its index and the seed.
@@ -79,17 +81,65 @@ class ImageOptions:
             return list(listed[: self.num_images])
         if self.num_images is None:
             return self.of_call(pipe)
-        chosen: list[Any] = list(range(pipe.num_classes))
-        if self.classes and list(self.classes) != ["all"]:
-            chosen = split_names(self.classes, pipe.class_names)
+        chosen = self._chosen(pipe)
         return [class_of(k, chosen, self.class_order, seed) for k in range(self.num_images)]
+
+    def _chosen(self, pipe: Pipeline) -> list[Any]:
+        """Numbers or names of the classes of --classes. ValueError for 'all' where a class is called so."""
+        if not self.classes:
+            return list(range(pipe.num_classes))
+        given = list(self.classes)
+        if len(given) != 1 or given[0] not in _ALL:
+            return list(split_names(given, pipe.class_names))
+        (word,) = given
+        if find_name(word, pipe.class_names or ()) is not None:
+            other = next(one for one in _ALL if one != word)
+            raise ValueError(
+                f"{word!r} is every class, and a class of this pipeline is called {word!r} too: quote the name for "
+                f"that class, --classes '\"{word}\"', or write --classes '{other}' for every class"
+            )
+        return list(range(pipe.num_classes))
 
 
 def split_names(given: Sequence[str], class_names: Sequence[str] | None) -> list[str]:
-    """Names between commas; a text that is itself the name of a class is left whole. ValueError for blanks."""
+    """Names between commas, quoted as in CSV where a name has a comma; a text that is itself a name is left whole.
+
+    Args:
+        given: Texts of the command line.
+        class_names: Of the pipeline, by number; None where it has none.
+
+    Raises:
+        ValueError: Blanks, an open quote, or a text that is a name and several names too.
+    """
+    known = class_names or ()
     names: list[str] = []
     for text in given:
-        names += [text] if text in (class_names or ()) else [part.strip() for part in text.split(",")]
+        parts = _parts(text, known)
+        if find_name(text, known) is None:
+            names += parts
+            continue
+        if len(parts) > 1 and all(find_name(part, known) is not None for part in parts):
+            apart = ",".join(f'"{part}"' for part in parts)
+            raise ValueError(
+                f"{text!r} is the name of one class, and of {len(parts)} with commas between them: quote the "
+                f"names, '\"{text}\"' or '{apart}'"
+            )
+        names.append(text)
     if not all(names):
         raise ValueError(f"labels are numbers or names between commas, as in 0,1,2; got {', '.join(given)!r}")
     return names
+
+
+def _parts(text: str, known: Sequence[str]) -> list[str]:
+    """What stands between commas, without quotes. ValueError for an open quote, or part of a name with a comma."""
+    try:
+        parts = next(csv.reader([text], skipinitialspace=True, strict=True)) or [""]
+    except csv.Error as error:
+        raise ValueError(f"the labels {text!r} cannot be read as names between commas: {error}") from error
+    parts = [part if part in known else part.strip() for part in parts]
+    whole = [name for name in known if "," in name]
+    for part in parts:
+        cut = next((name for name in whole if part and part in [one.strip() for one in name.split(",")]), None)
+        if cut is not None and find_name(part, known) is None and find_name(text, known) is None:
+            raise ValueError(f"{part!r} is a part of the name {cut!r}, which has a comma: quote it, '\"{cut}\"'")
+    return parts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from dinit.data.base import DATASETS, ImageData
+from dinit.data.class_names import normalized, sorted_names
 from dinit.data.images import check_shape, read_image, readable_suffixes
 from dinit.data.pixels import from_uint8
 
@@ -35,8 +37,9 @@ class CorruptImages(ValueError):
 class ImageFolder(ImageData):
     """Images in FOLDER/class-name/: any format Pillow reads, upright by EXIF, centre-cropped and scaled.
 
-    Classes are the sub-folders' names, sorted; images deeper inside belong to their top sub-folder. Hidden
-    files and files that are not images by their suffix are skipped.
+    Classes are the sub-folders' names in composed Unicode (NFC), in the order of their numbers where all names are
+    whole numbers, otherwise sorted as text; images deeper inside belong to their top sub-folder. Hidden files and
+    files that are not images by their suffix are skipped.
 
     Args:
         path: the folder.
@@ -62,7 +65,7 @@ class ImageFolder(ImageData):
         self.root = Path(path)
         self.image_size, self.channels, self.horizontal_flip = size, channels, horizontal_flip
         folders = class_folders(self.root)
-        self.class_names = tuple(folder.name for folder in folders)
+        self.class_names = tuple(normalized(folder.name) for folder in folders)
         self.num_classes = len(folders)
         files = [list(image_files(folder)) for folder in folders]
         empty = [folder.name for folder, found in zip(folders, files, strict=True) if not found]
@@ -114,14 +117,24 @@ class ImageFolder(ImageData):
 
 
 def class_folders(root: Path) -> list[Path]:
-    """Class folders, sorted by name. ValueError where `root` is not a folder or has no sub-folders."""
+    """Class folders in the order of their classes, see `sorted_names`.
+
+    ValueError where `root` is not a folder, has no sub-folders, or two of one name.
+    """
     if not root.is_dir():
         what = "is a file" if root.exists() else "does not exist"
         raise ValueError(f"{root} {what}; {_LAYOUT}")
     try:
-        folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+        found = {p.name: p for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")}
     except OSError as error:
         raise ValueError(f"{root} cannot be listed ({error.strerror}); check its permissions") from error
+    folders = [found[name] for name in sorted_names(found)]
+    for one, other in itertools.pairwise(folders):
+        if normalized(one.name) == normalized(other.name):
+            raise ValueError(
+                f"{root} has two sub-folders {normalized(one.name)!r}, whose names differ only in the form of "
+                "Unicode (NFC and NFD); put their images into one"
+            )
     if not folders:
         has_images = next(image_files(root), None) is not None
         found = "images but no sub-folders" if has_images else "no sub-folders"

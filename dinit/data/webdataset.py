@@ -25,6 +25,7 @@ from torch import Tensor
 
 from dinit.data.arrays import check_labels, label_names
 from dinit.data.base import DATASETS, ImageData
+from dinit.data.class_names import find_name, sorted_names
 from dinit.data.folder import CorruptImages, hash_ends, reason
 from dinit.data.images import check_shape, read_image
 from dinit.data.order import epoch_order, hash_words, read_positions
@@ -227,12 +228,12 @@ def read_names(
     if any(number is not None for number in numbers) or not all(isinstance(one, str) for one in found):
         odd = next(one for one, number in zip(found, numbers, strict=True) if number is None)
         raise ValueError(f"labels must all be whole numbers, or all names of classes; among them is {odd!r}")
-    names = sorted(set(found)) if class_names is None else list(class_names)
-    unknown = sorted(set(found) - set(names))
+    names = sorted_names(set(found)) if class_names is None else list(class_names)
+    places = {name: find_name(name, names) for name in set(found)}
+    unknown = sorted(name for name, place in places.items() if place is None)
     if unknown or (num_classes is not None and num_classes != len(names)):
         what = f"{unknown[0]!r} is not among the class_names" if unknown else f"num_classes is {num_classes}"
         raise ValueError(f"{what}, and the samples have {len(set(found))} classes; correct it or leave it out")
-    places = {name: place for place, name in enumerate(names)}
     return np.array([places[one] for one in found], dtype=np.int64), tuple(names)
 
 

@@ -189,10 +189,11 @@ class Evaluator:
         if spec.reference is None:
             data = DATASETS.create(spec.data)
             self._real = spec.data if has_splits(spec.data) else data
-            features, self.num_classes = data.features, data.num_classes
+            features, self.num_classes, self.class_names = data.features, data.num_classes, data.class_names
         else:
             self._real = load_reference(spec.reference)
-            features, self.num_classes = self._real.features, len(self._real.class_names)
+            features, self.class_names = self._real.features, self._real.class_names
+            self.num_classes = len(self.class_names)
         self.named = protocol_of(spec.protocol, spec.features, features)
         self.extractor = make_extractor(self.named, spec.features)
         self.extractor.weights_hash()  # a missing file of weights is an error from here on

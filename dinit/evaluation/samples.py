@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from dinit.data.arrays import channels_first, check_labels, load_arrays
+from dinit.data.class_names import find_name
 from dinit.data.folder import image_files
 from dinit.data.images import read_whole, seen_size
 from dinit.evaluation.image_features import ImageSource
@@ -159,9 +160,13 @@ def _from_folder(path: Path, class_names: Sequence[str]) -> Samples:
     found = None
     if labels is not None and None not in labels and len(labels) == len(files):
         found = torch.tensor(labels, dtype=torch.int64)
-    elif class_names:
-        found = _labels_of_folders(path, files, class_names)
     notes = []
+    if found is None and class_names:
+        read = _labels_of_folders(path, files, class_names)
+        if isinstance(read, str):
+            notes += [read] if read else []
+        else:
+            found = read
     if content.get("complete") is False:
         notes.append(f"the set is not complete: {len(files)} of {len(labels or ())} images are there")
     lossy = sum(file.suffix.lower() in _LOSSY for file in files)
@@ -200,9 +205,14 @@ def _one_size(files: Sequence[Path]) -> int:
     return 1 if grey else 3
 
 
-def _labels_of_folders(root: Path, files: Sequence[Path], class_names: Sequence[str]) -> Tensor | None:
-    number = {name: k for k, name in enumerate(class_names)}
+def _labels_of_folders(root: Path, files: Sequence[Path], class_names: Sequence[str]) -> Tensor | str:
+    """The labels; a remark where a sub-folder is none of the classes."""
     tops = [file.relative_to(root).parts[0] for file in files]
-    if not all(top in number for top in tops):
-        return None
+    number = {top: find_name(top, class_names) for top in set(tops)}
+    unknown = sorted(top for top, place in number.items() if place is None)
+    if unknown:
+        sub_folders = [top for top in unknown if (root / top).is_dir()]
+        if not sub_folders:
+            return ""
+        return f"labels are not known: the sub-folder {sub_folders[0]!r} is none of the classes"
     return torch.tensor([number[top] for top in tops], dtype=torch.int64)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dinit.data import DATASETS, ImageData
+from dinit.data.class_names import find_name
 from dinit.data.latents import source_of
 from dinit.evaluation.evaluate import EvaluationSpec, Evaluator, ReportOptions
 from dinit.evaluation.features.base import Extractor
@@ -102,8 +103,9 @@ def evaluate_pipeline(
         spec = replace(spec, dataset_name=_own_data(pipe))
     evaluator = Evaluator(spec, num_samples)
     labels = draw_labels(evaluator.named, num_samples, _shared_classes(pipe, evaluator.num_classes), spec.seed)
-    planned = pipe.prepare(num_images=num_samples, labels=labels, seed=spec.seed, **call).to_config()
-    sampled = generate(pipe, num_samples, labels, spec.seed, **call)
+    chosen = _numbered_as_in(pipe, evaluator.class_names, labels)
+    planned = pipe.prepare(num_images=num_samples, labels=chosen, seed=spec.seed, **call).to_config()
+    sampled = generate(pipe, num_samples, chosen, spec.seed, **call)
     made_by = {"pipeline": name, "seed": spec.seed, "nfe": sampled.nfe, **{key: planned[key] for key in _RECORDED}}
     label_sampling = evaluator.named.labels if labels is not None else None
     return _written(evaluator.report(sampled.images, labels, name, made_by, label_sampling), output, page)
@@ -189,6 +191,19 @@ def _shared_classes(pipe: Any, theirs: int) -> int:
     if ours and theirs and ours != theirs:
         raise ValueError(f"the pipeline has {ours} classes, the data set {theirs}; evaluate on its own data")
     return ours
+
+
+def _numbered_as_in(pipe: Any, class_names: Sequence[str], labels: Tensor | None) -> Tensor | None:
+    """The data set's labels by the numbers that the pipeline has for classes of these names.
+
+    Unchanged where not all of the names are the pipeline's: classes are then paired by number.
+    """
+    ours = getattr(pipe, "class_names", None)
+    if labels is None or not ours or len(set(ours)) != len(ours) or len(ours) != len(class_names):
+        return labels
+    places = [find_name(name, ours) for name in class_names]
+    numbers = [place for place in places if place is not None]
+    return torch.tensor(numbers)[labels] if len(set(numbers)) == len(ours) else labels
 
 
 def _open(pipeline: Any) -> tuple[str, Any]:

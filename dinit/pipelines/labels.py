@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dinit.data.class_names import find_name, is_like_a_number
 from dinit.registry import suggest
 
 Label = int | str | None
@@ -80,6 +81,9 @@ def resolve_labels(
 ) -> tuple[int | None, ...]:
     """Class numbers, one an image; None is the null class.
 
+    A text is the name of a class, in either form of Unicode. One that is no name is read as a class's number where
+    it can be nothing else: "3" where no class is called by a number, or where classes have no names.
+
     Args:
         labels: A number or a name, or a sequence of them. One alone is repeated num_images times; None is no class.
         num_images: Number of images; None for one a label.
@@ -87,13 +91,14 @@ def resolve_labels(
         class_names: Of the pipeline, by number; None where it has none.
 
     Raises:
-        ValueError: An unknown name; a number out of range; another number of labels than of images.
+        ValueError: An unknown name, or one of several classes; a number out of range; another number of labels
+            than of images.
     """
     if num_images is not None:
         num_images = whole_number("num_images", num_images)
     if hasattr(labels, "tolist"):
         labels = labels.tolist()  # type: ignore[union-attr]
-    if labels is None or isinstance(labels, str) or not isinstance(labels, Sequence):
+    if labels is None or isinstance(labels, str | bytes) or not isinstance(labels, Sequence):
         one = _class_number(labels, num_classes, class_names)  # type: ignore[arg-type]
         return (one,) * (1 if num_images is None else num_images)
     if num_images is not None and num_images != len(labels):
@@ -109,18 +114,27 @@ def _class_number(label: Label, num_classes: int, class_names: Sequence[str] | N
     if num_classes == 0:
         raise ValueError(f"this pipeline is unconditional, it takes no label {label!r}; give num_images instead")
     if isinstance(label, str):
-        if class_names and label in class_names:
-            return list(class_names).index(label)
-        if not label.isdecimal():
-            if not class_names:
-                raise ValueError(f"unknown class {label!r}: this pipeline has no class names, give numbers")
-            raise ValueError(f"unknown class {label!r}{_near(label, class_names)}")
-        label = int(label)
+        label = _class_of_text(label, class_names or ())
     number = _integer("a label", label)
     if not 0 <= number < num_classes:
         null = "; no class, the null class, is None" if number == num_classes else ""
         raise ValueError(f"class {number} is out of range: this pipeline has classes 0 .. {num_classes - 1}{null}")
     return number
+
+
+def _class_of_text(text: str, class_names: Sequence[str]) -> int:
+    """The class that a text means: a name, or, where it can be nothing else, a number."""
+    named = find_name(text, class_names)
+    if named is not None:
+        return named
+    if text.isascii() and text.isdecimal() and len(text) < 10:
+        if not class_names:
+            return int(text)
+        if not any(map(is_like_a_number, class_names)) and text == str(int(text)):
+            return int(text)
+    if not class_names:
+        raise ValueError(f"unknown class {text!r}: this pipeline has no class names, give numbers")
+    raise ValueError(f"unknown class {text!r}{_near(text, class_names)}")
 
 
 def _near(name: str, class_names: Sequence[str]) -> str:

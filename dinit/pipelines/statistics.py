@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from dinit.data import DATASETS, ImageData
+from dinit.data.class_names import sorted_names
 from dinit.evaluation.evaluate import make_extractor, protocol_of
 from dinit.evaluation.features.base import Extractor
 from dinit.evaluation.image_features import ImageSource
@@ -35,7 +36,7 @@ def write_reference(
     images: ImageSource
     if isinstance(what, str | Path) and is_samples(what):
         path = Path(what)
-        names = sorted(entry.name for entry in path.iterdir() if entry.is_dir()) if path.is_dir() else []
+        names = sorted_names(entry.name for entry in path.iterdir() if entry.is_dir()) if path.is_dir() else []
         read = read_samples(path, names)
         images, labels = read.images, None if read.labels is None else read.labels.numpy()
         dataset, own, class_names = path.resolve().name, None, names if labels is not None else []

@@ -7,6 +7,7 @@ request.
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from dinit.data import ImageData
-from dinit.files import remove_leftovers
+from dinit.files import remove_leftovers, write_atomically
 from dinit.training import randomness
 from dinit.training.averaging.snapshots import save_snapshot
 from dinit.training.batches import Share, batches
@@ -38,7 +39,7 @@ from dinit.training.run.checkpoint import (
     save_checkpoint,
 )
 from dinit.training.run.divergence import Skips, SpikeDetector, TrainingDiverged, write_skip
-from dinit.training.run.folder import scalars, write_recipe
+from dinit.training.run.folder import CLASSES, check_classes, scalars, write_recipe
 from dinit.training.run.health import BINS, NoiseBins, append_line, bin_means, bin_names, forget_after
 from dinit.training.run.log import LossLog
 from dinit.training.run.page import write_page
@@ -242,6 +243,7 @@ class TrainingLoop:
             folder.mkdir(exist_ok=True)
             remove_leftovers(folder)
         write_recipe(self.out, self.recipe)
+        write_atomically(self.out / CLASSES, json.dumps(self.data.class_names) + "\n")
         self.log = LossLog(self.out / "losses.jsonl", self.step)
         forget_after(self.out / "skipped.jsonl", self.step)
         forget_after(self.out / "health.jsonl", self.step)
@@ -370,6 +372,7 @@ class TrainingLoop:
             raise ValueError(f"processes read checkpoints of different steps, {steps}; is {self.out} one folder?")
         if checkpoint is None:
             return
+        check_classes(self.out, self.data)
         self.state.load(checkpoint)
         restore_random_state(checkpoint.random, self.accelerator.process_index, self.accelerator.device)
         if self.accelerator.scaler is not None and checkpoint.extra["scaler"]:

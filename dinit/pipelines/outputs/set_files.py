@@ -146,8 +146,7 @@ def read_labels(path: Path) -> list[int | str]:
     if not path.is_file():
         raise FileNotFoundError(f"there is no file of labels {path}")
     if path.suffix not in (".npy", ".npz"):
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-        return [line for line in lines if line]
+        return _lines_of(path)
     loaded = np.load(path, allow_pickle=False)
     if path.suffix == ".npz":
         names = [name for name in ("arr_1", "labels") if name in loaded.files] or loaded.files
@@ -157,6 +156,21 @@ def read_labels(path: Path) -> list[int | str]:
     if loaded.ndim != 1 or loaded.dtype.kind not in "iu":
         raise ValueError(f"labels must be one row of whole numbers; {path} has {loaded.shape} of {loaded.dtype}")
     return loaded.tolist()
+
+
+def _lines_of(path: Path) -> list[int | str]:
+    """The lines of a text, without blank ones at its end. ValueError for a blank one before, or another file."""
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is no text in UTF-8 ({error}); labels are one a line, or a .npy or .npz"
+        ) from error
+    while lines and not lines[-1]:
+        lines.pop()
+    if "" in lines:
+        raise ValueError(f"line {lines.index('') + 1} of {path} is blank; give one label a line")
+    return list(lines)
 
 
 def _member(name: str) -> zipfile.ZipInfo:

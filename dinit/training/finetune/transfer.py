@@ -12,6 +12,7 @@ import yaml
 from torch import Tensor
 
 from dinit.checkpoints.locating import INDEX, locate, read_json
+from dinit.data.class_names import find_name
 from dinit.diffusion import PARAMETERIZATIONS, PROCESSES
 from dinit.models.base import BACKBONES, Backbone
 from dinit.specs import parse_spec
@@ -250,14 +251,19 @@ def adapt(backbone: Backbone, section: FinetuneSection) -> None:
 
 
 def _kept(section: FinetuneSection, new: Sequence[str], old: Sequence[str]) -> dict[str, str]:
+    """New class -> the old one, each as its pipeline or data set spells it."""
+    kept = {name: old[place] for name in new if (place := find_name(name, old)) is not None}
     for name, source in section.classes.items():
+        places = []
         for what, known in ((name, new), (source, old)):
-            if what not in known:
+            place = find_name(what, known)
+            if place is None:
                 raise ValueError(
                     f"finetune.classes: {name}: {source} names {what!r}, which is none of {_some(known)}"
                 )
-    by_name = {name: name for name in new if name in old}
-    return {**by_name, **section.classes}
+            places.append(place)
+        kept[new[places[0]]] = old[places[1]]
+    return kept
 
 
 def _row(name: str, kept: Mapping[str, str], old: Sequence[str]) -> int | None:

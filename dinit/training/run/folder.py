@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
+from dinit.data import ImageData, ImageFolder
+from dinit.data.class_names import normalized
+from dinit.data.folder import class_folders
 from dinit.files import LOCK, is_leftover, write_atomically
 from dinit.training.recipe.model import Recipe
 from dinit.training.recipe.names import use_present_names
@@ -20,6 +25,8 @@ _FREE = (
     "tracker",
     *(f"training.{key}" for key in _FREE_OF_LOOP),
 )
+
+CLASSES = "classes.json"  # names of the run's classes, by number
 
 _ELSEWHERE = "; nothing was written. Give another folder"
 
@@ -44,6 +51,36 @@ def check_run_folder(out: Path, recipe: Recipe, resume: bool) -> None:
     if changed:
         shown = "\n".join(f"  {key}: {old!r} there, {new!r} now" for key, old, new in changed)
         raise RunFolderError(f"{out} holds a run of another recipe{_ELSEWHERE}, or the same recipe:\n{shown}")
+
+
+def check_classes(out: Path, data: ImageData) -> None:
+    """Whether the data still has the classes that the run in `out` was begun with, by number.
+
+    Args:
+        out: The run's folder. Runs of 0.1.0 have no record of their classes, which then were sorted as text.
+        data: The data set, as it is now.
+
+    Raises:
+        RunFolderError: A class has another number, or another name.
+    """
+    if (out / CLASSES).is_file():
+        try:
+            before = list(json.loads((out / CLASSES).read_text(encoding="utf-8")))
+        except (TypeError, ValueError) as error:
+            raise RunFolderError(f"{out / CLASSES} is damaged: {error}") from error
+    elif isinstance(data, ImageFolder):
+        before = [normalized(folder.name) for folder in sorted(class_folders(data.root))]
+    else:
+        return
+    now = list(data.class_names)
+    if before == now:
+        return
+    place = next(k for k, (old, new) in enumerate(zip_longest(before, now)) if old != new)
+    old, new = (names[place] if place < len(names) else None for names in (before, now))
+    raise RunFolderError(
+        f"{out} holds a run with other classes than the data set has now: class {place} is {old!r} there, {new!r} "
+        "now; nothing was written. Give another folder, or the same data"
+    )
 
 
 def write_recipe(out: Path, recipe: Recipe) -> None:
