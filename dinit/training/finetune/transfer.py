@@ -254,15 +254,11 @@ def _kept(section: FinetuneSection, new: Sequence[str], old: Sequence[str]) -> d
     """New class -> the old one, each as its pipeline or data set spells it."""
     kept = {name: old[place] for name in new if (place := find_name(name, old)) is not None}
     for name, source in section.classes.items():
-        places = []
-        for what, known in ((name, new), (source, old)):
-            place = find_name(what, known)
-            if place is None:
-                raise ValueError(
-                    f"finetune.classes: {name}: {source} names {what!r}, which is none of {_some(known)}"
-                )
-            places.append(place)
-        kept[new[places[0]]] = old[places[1]]
+        row, old_row = find_name(name, new), find_name(source, old)
+        if row is None or old_row is None:
+            what, known = (name, new) if row is None else (source, old)
+            raise ValueError(f"finetune.classes: {name}: {source} names {what!r}, which is none of {_some(known)}")
+        kept[new[row]] = old[old_row]
     return kept
 
 
