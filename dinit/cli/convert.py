@@ -17,7 +17,8 @@ _GIVEN = "What cannot be inferred from the weights"
 Source = Annotated[
     Path,
     typer.Argument(
-        help="Weights: a .pt, .pth, .ckpt, .bin or .safetensors file, or a folder of diffusers.", show_default=False
+        help="Weights: a .pt, .pth, .ckpt, .bin, .tar or .safetensors file, or a folder of diffusers.",
+        show_default=False,
     ),
 ]
 To = Annotated[Path, typer.Option("--to", help="Folder of the new pipeline.", show_default=False)]
@@ -28,7 +29,7 @@ WeightsOption = Annotated[
     str | None,
     typer.Option(
         "--weights",
-        help="Which weights: ema or model. Default: ema, where the file has it.",
+        help="Which weights: ema, model, or the name of an entry of the file. Default: ema, where the file has it.",
         rich_help_panel=_GIVEN,
     ),
 ]
@@ -92,7 +93,7 @@ def convert(
         source,
         to,
         layout=layout,
-        weights=weights,  # type: ignore[arg-type]  # checked there
+        weights=weights,
         options=options,
         vae=vae,
         sha256=sha256,

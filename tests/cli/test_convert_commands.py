@@ -85,7 +85,7 @@ def test_overwrite() -> None:
         (["a.pt", *HEADS, *HEADS], "given twice"),
         (["a.pt", *HEADS, "--layout", "ditt"], "did you mean 'dit'"),
         (["a.pt", *HEADS, "--layout", "dico"], "has not the tensors of layout 'dico'"),
-        (["a.pt", *HEADS, "--weights", "emma"], "must be ema or model, got 'emma'"),
+        (["a.pt", *HEADS, "--weights", "emma"], "bare state with one set of weights: leave weights ('emma') out"),
         (["a.pt", *HEADS, "--weights", "ema"], "bare state"),
         (["a.pt", *HEADS, "--process", "flo"], "did you mean 'flow'"),
         (["a.pt", *HEADS, "--process", "flow:shif=2"], "did you mean 'shift'"),

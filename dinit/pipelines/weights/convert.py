@@ -14,7 +14,7 @@ from dinit.checkpoints.imagenet import NUM_CLASSES, imagenet_names
 from dinit.checkpoints.interop.schedule import read_scheduler
 from dinit.checkpoints.keymap import load_mapped
 from dinit.checkpoints.layouts import Layout
-from dinit.checkpoints.reading import Checkpoint, Weights, read_checkpoint
+from dinit.checkpoints.reading import Checkpoint, read_checkpoint
 from dinit.checkpoints.recognition import Recognised, recognise_state
 from dinit.diffusion import PARAMETERIZATIONS, PROCESSES
 from dinit.diffusion.discrete import BetaChain
@@ -59,7 +59,7 @@ def convert(
     to: str | Path,
     *,
     layout: str | None = None,
-    weights: Weights | None = None,
+    weights: str | None = None,
     options: Mapping[str, Any] | None = None,
     process: Any = None,
     parameterization: Any = None,
@@ -73,10 +73,12 @@ def convert(
     class's from_pretrained opens.
 
     Args:
-        source: A .pt, .pth, .ckpt, .bin or .safetensors file, or a model or pipeline folder of diffusers.
+        source: A .pt, .pth, .ckpt, .bin, .tar or .safetensors file, the index of its shards, or a model or pipeline
+            folder of diffusers.
         to: The new folder.
         layout: A name in LAYOUTS, for tensors that several layouts have.
-        weights: 'ema' or 'model' of a training checkpoint; None is the EMA if there is one.
+        weights: Of a training checkpoint: 'ema', 'model' or the name of an entry; None is the averaged weights if
+            there are any.
         options: Arguments of the backbone that cannot be inferred from the tensors, such as num_heads.
         process: A process, name or mapping, in place of the published one.
         parameterization: A parameterization, name or mapping, in place of the published one.
@@ -114,7 +116,7 @@ def convert(
         backbone=recognised.layout.backbone if recognised.layout.denoises else type(backbone).__name__,
         arguments=arguments,
         parameters=sum(parameter.numel() for parameter in backbone.parameters()),
-        notes=(*notes, *more),
+        notes=(*checkpoint.notes, *notes, *more),
     )
     with whole_folder(target) as temporary:
         product.save_pretrained(temporary)

@@ -1,0 +1,193 @@
+"""Folders of diffusers: where their weights are, with variants, shards and averages; their configurations."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from dinit.checkpoints.containers import SUFFIXES
+from dinit.checkpoints.entries import is_averaged
+from dinit.contents import wrong_content
+
+_PARTS = ("transformer", "unet")
+_STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
+_ENDS = (".safetensors", ".bin")
+_INDEX = re.compile(r"\.index(\.\w+)?\.json$")
+_SHARD = re.compile(r"(\d+)-of-(\d+)")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The files of one set of weights in a folder.
+
+    Args:
+        files: In order.
+        entry: The part or variant of several that was chosen; "" where there is one.
+        folder: The folder of the model, with its config.json.
+        notes: What was chosen, in words.
+        names: Names of the tensors that an index lists; None without an index.
+    """
+
+    files: tuple[Path, ...]
+    entry: str
+    folder: Path
+    notes: tuple[str, ...] = ()
+    names: frozenset[str] | None = None
+
+
+def find_weights(path: Path, weights: str | None) -> Weights:
+    """The files of the weights in a folder of diffusers, or of an index of shards.
+
+    Args:
+        path: A model folder, a pipeline folder, or an index.
+        weights: 'ema', 'model', a part or a variant, where there are several; None is the average if there is one.
+
+    Raises:
+        ValueError: there are none, several and no choice, or files are missing.
+    """
+    if path.is_file():
+        return _of_index(path, path.parent, "")
+    folder, part = _model_folder(path, weights)
+    found = _variants(folder)
+    if not found:
+        raise ValueError(
+            f"{folder} has no diffusion_pytorch_model.safetensors (or .bin); download it again{_has(folder)}"
+        )
+    variant = _variant(folder, found, None if part else weights)
+    notes = (
+        [f"read from {found[variant].name}, the only file of weights in its folder"]
+        if variant and len(found) == 1
+        else []
+    )
+    entry = part or (variant if len(found) > 1 else "")
+    if _INDEX.search(found[variant].name):
+        return _of_index(found[variant], folder, entry, tuple(notes))
+    return Weights((found[variant],), entry, folder, tuple(notes))
+
+
+def _model_folder(path: Path, weights: str | None) -> tuple[Path, str]:
+    """The folder with the denoiser: the source, or its part of a pipeline; and the part's name, of several."""
+    for part in _PARTS:
+        average, own = path / f"{part}_ema", path / part
+        if (average / "config.json").is_file() and (own / "config.json").is_file():
+            chosen = {None: average, "ema": average, "model": own, average.name: average, own.name: own}.get(
+                weights
+            )
+            if chosen is None:
+                raise ValueError(
+                    f"{path} has {own.name} and {average.name}: weights is ema or model, got {weights!r}"
+                )
+            return chosen, chosen.name
+        for one in (average, own):
+            if (one / "config.json").is_file():
+                return one, ""
+    if (path / "config.json").is_file() or _variants(path):
+        return path, ""
+    if (path / "model_index.json").is_file():
+        raise ValueError(
+            f"{path} is a pipeline without a transformer/ or unet/ in it; dinit's own need no conversion"
+        )
+    raise ValueError(
+        f"{path} is no model folder: it has no config.json, and no transformer/ with one; give the file{_has(path)}"
+    )
+
+
+def _has(folder: Path) -> str:
+    """The checkpoints in a folder, for a message."""
+    names = sorted(one.name for one in folder.iterdir() if one.suffix.lower() in SUFFIXES)
+    return f" (it has {', '.join(names[:8])})" if names else ""
+
+
+def _variants(folder: Path) -> dict[str, Path]:
+    """Variant ("" is the usual one) to its file, or to the index of its shards; safetensors before pickles."""
+    found: dict[str, Path] = {}
+    for end in _ENDS:
+        for stem in _STEMS:
+            name = re.compile(rf"{stem}(?:\.([\w-]+))?{re.escape(end)}(?:\.index(?:\.([\w-]+))?\.json)?")
+            for file in sorted(folder.glob(f"{stem}*")):
+                match = name.fullmatch(file.name)
+                if match and not _SHARD.search(file.name):
+                    found.setdefault(match[1] or match[2] or "", file)
+            if found:
+                return found
+    return found
+
+
+def _variant(folder: Path, found: dict[str, Path], weights: str | None) -> str:
+    """The variant that is meant. ValueError where that is open."""
+    averaged = [name for name in found if is_averaged(name) and not name.startswith("non")]
+    own = [name for name in found if name not in averaged]
+    if weights is not None and weights in found:
+        return weights
+    if weights not in (None, "ema", "model") or (weights is not None and not (averaged and own)):
+        listed = ", ".join(name or "the usual one" for name in found)
+        one = f"is a folder of one set of weights: leave weights ({weights}) out"
+        raise ValueError(f"{folder} {one if len(found) == 1 else f'has the variants {listed}, not {weights!r}'}")
+    choice = averaged if averaged and weights != "model" else own
+    if "" in choice:
+        return ""
+    if len(choice) == 1:
+        return choice[0]
+    raise ValueError(
+        f"{folder} has the variants {', '.join(choice)} and no usual one: choose one, weights={choice[0]!r} "
+        f"(--weights {choice[0]})"
+    )
+
+
+def _of_index(index: Path, folder: Path, entry: str, notes: tuple[str, ...] = ()) -> Weights:
+    """The shards that an index lists. ValueError where one is missing, or is outside of the folder."""
+    table = read_object(index).get("weight_map")
+    if not isinstance(table, dict) or not table or not all(isinstance(name, str) for name in table.values()):
+        raise ValueError(
+            f"{index} lists nothing: its weight_map must give the file of each tensor; download it again"
+        )
+    names = sorted(set(table.values()))
+    odd = [name for name in names if PurePosixPath(name.replace("\\", "/")).name != name]
+    if odd:
+        raise ValueError(
+            f"{index} names {odd[0]}, which is not a file of its folder; shards stand next to their index"
+        )
+    absent = [name for name in names if not (folder / name).is_file()]
+    if absent:
+        raise ValueError(f"{index} lists {', '.join(absent[:6])}, not in its folder; download it")
+    return Weights(tuple(folder / name for name in names), entry, folder, notes, frozenset(table))
+
+
+def is_index(path: Path) -> bool:
+    """Whether this is the index of a set of shards, by its name."""
+    return bool(_INDEX.search(path.name))
+
+
+def check_single(path: Path) -> None:
+    """ValueError where this file is one shard of several, or a configuration."""
+    shard = _SHARD.search(path.name)
+    if shard and int(shard[2]) > 1:
+        raise ValueError(
+            f"{path} is part {int(shard[1])} of {int(shard[2])} of the weights; give its folder {path.parent}, or "
+            "the index in it"
+        )
+    if path.suffix.lower() in (".json", ".yaml", ".yml"):
+        raise ValueError(f"{path} is a configuration, no weights; give its folder {path.parent}")
+
+
+def pipeline_of(model: Path) -> Path:
+    """The folder with model_index.json and scheduler/ of a model folder: the one above it, or itself."""
+    return model.parent if (model.parent / "model_index.json").is_file() else model
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty where there is none. ValueError for a damaged one."""
+    if not path.is_file():
+        return {}
+    if (reason := wrong_content(path)) is not None:
+        raise ValueError(reason)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold a JSON object, got {type(content).__name__}")
+    return content
