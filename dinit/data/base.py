@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from dinit.data.order import hash_words, sample_indices
-from dinit.data.pixels import from_uint8, to_uint8
+from dinit.data.pixels import to_uint8
+from dinit.data.value_range import BYTES, NETWORK, Range, to_network
 from dinit.registry import Registry
 
 DATASETS: Registry[type[ImageData]] = Registry("data set", "dinit.data")
@@ -114,12 +115,19 @@ class ImageData(Dataset[tuple[Tensor, int]]):
 
 
 class InMemory(ImageData):
-    """Data set held in one array (N, C, H, W), uint8 in 0 .. 255 or float in [-1, 1]."""
+    """Data set held in one array (N, C, H, W): uint8 in 0 .. 255, float in [-1, 1], or numbers of another range."""
 
     def __init__(
-        self, images: NDArray, labels: NDArray[np.int64], class_names: tuple[str, ...], horizontal_flip: bool
+        self,
+        images: NDArray,
+        labels: NDArray[np.int64],
+        class_names: tuple[str, ...],
+        horizontal_flip: bool,
+        values: Range | None = None,
     ) -> None:
         self._images = images
+        self._usual = BYTES if images.dtype == np.uint8 else NETWORK
+        self._values = self._usual if values is None else values
         self.labels = labels
         self.class_names = class_names
         self.num_classes = len(class_names)
@@ -127,13 +135,12 @@ class InMemory(ImageData):
         self.horizontal_flip = horizontal_flip
 
     def image(self, index: int) -> Tensor:
-        pixels = np.array(self._images[index])  # a copy: the array may be a read-only map of a file
-        if pixels.dtype == np.uint8:
-            return from_uint8(torch.from_numpy(pixels))
-        return torch.from_numpy(pixels.astype(np.float32))
+        return torch.from_numpy(to_network(self._images[index], self._values))
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256(f"{self._images.shape} {self._images.dtype} {self.horizontal_flip}".encode())
+        if self._values != self._usual:
+            digest.update(repr(self._values).encode())
         for start in range(0, len(self._images), 4096):  # in pieces: the array may be larger than memory
             digest.update(np.ascontiguousarray(self._images[start : start + 4096]).tobytes())
         digest.update(self.labels.tobytes())

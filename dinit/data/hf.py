@@ -15,8 +15,8 @@ from torch import Tensor
 from dinit.data.base import DATASETS, ImageData
 from dinit.data.folder import CorruptImages, hash_ends, reason
 from dinit.data.images import check_shape, prepare
+from dinit.data.labels import read_names, warn_of_empty_classes
 from dinit.data.pixels import from_uint8
-from dinit.data.webdataset import read_names
 
 _SAVED, _SAVED_SPLITS = "state.json", "dataset_dict.json"  # what Dataset.save_to_disk and DatasetDict's write
 
@@ -71,6 +71,7 @@ class HuggingFace(ImageData):
             _check_column(table, "label", label, path)
             names = getattr(table.features[label], "names", None) if class_names is None else class_names
             self.labels, self.class_names = read_names(list(table[label]), None, names)
+            warn_of_empty_classes(self.labels, self.class_names, path, stated=False, option=False)
         self.num_classes = len(self.class_names)
         self._files = [Path(file["filename"]) for file in table.cache_files]
         self._table = table.select_columns([image])

@@ -23,11 +23,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dinit.data.arrays import check_labels, label_names
 from dinit.data.base import DATASETS, ImageData
-from dinit.data.class_names import find_name, sorted_names
 from dinit.data.folder import CorruptImages, hash_ends, reason
 from dinit.data.images import check_shape, read_image
+from dinit.data.labels import read_names, warn_of_empty_classes
 from dinit.data.order import epoch_order, hash_words, read_positions
 from dinit.data.pixels import from_uint8
 from dinit.data.tar_index import TarIndex, read_index
@@ -86,6 +85,7 @@ class WebDataset(ImageData):
             self.labels, self.class_names = np.zeros(sum(self._counts), dtype=np.int64), ()
         else:
             self.labels, self.class_names = read_names(found, num_classes, class_names)
+            warn_of_empty_classes(self.labels, self.class_names, path, num_classes is not None)
         self.num_classes = len(self.class_names)
         self._files: dict[int, BinaryIO] = {}
         self._orders: dict[tuple[int, int], NDArray[np.int64]] = {}
@@ -215,32 +215,6 @@ def expand(pattern: str) -> list[str]:
         for number in range(int(low), int(high) + 1)
         for one in expand(f"{pattern[: match.start()]}{number:0{width}d}{pattern[match.end() :]}")
     ]
-
-
-def read_names(
-    found: list[Any], num_classes: int | None, class_names: Sequence[str] | None
-) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    """Labels (N,) and class names from values that are all whole numbers or all words. ValueError otherwise."""
-    numbers = [_number(one) for one in found]
-    if None not in numbers:
-        labels = check_labels(np.array(numbers, dtype=np.int64), len(numbers))
-        return labels, label_names(int(labels.max()) + 1, num_classes, class_names)
-    if any(number is not None for number in numbers) or not all(isinstance(one, str) for one in found):
-        odd = next(one for one, number in zip(found, numbers, strict=True) if number is None)
-        raise ValueError(f"labels must all be whole numbers, or all names of classes; among them is {odd!r}")
-    names = sorted_names(set(found)) if class_names is None else list(class_names)
-    places = {name: find_name(name, names) for name in set(found)}
-    unknown = sorted(name for name, place in places.items() if place is None)
-    if unknown or (num_classes is not None and num_classes != len(names)):
-        what = f"{unknown[0]!r} is not among the class_names" if unknown else f"num_classes is {num_classes}"
-        raise ValueError(f"{what}, and the samples have {len(set(found))} classes; correct it or leave it out")
-    return np.array([places[one] for one in found], dtype=np.int64), tuple(names)
-
-
-def _number(value: Any) -> int | None:
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
-    return int(value) if isinstance(value, str) and re.fullmatch(r"-?\d+", value) else None
 
 
 def _value(tar: Path, index: TarIndex, row: int, field: str | None) -> Any:

@@ -18,13 +18,14 @@ from numpy.typing import NDArray
 
 import dinit
 from dinit.data import ImageData, epoch_order
-from dinit.data.arrays import channels_first
+from dinit.data.arrays import channels_first, mapped
+from dinit.data.value_range import warn_of_dark_bytes
 from dinit.evaluation.features.base import Extractor
 from dinit.evaluation.image_features import ImageFeatures, ImageSource, extract, spread_out
 from dinit.evaluation.metrics.frechet import frechet_distance, self_test
 from dinit.evaluation.metrics.gaussian import Gaussian, gaussian_of
 from dinit.evaluation.protocols import NamedProtocol
-from dinit.evaluation.samples import ArrayImages, mapped
+from dinit.evaluation.samples import ArrayImages
 from dinit.files import write_atomically
 
 FORMAT = 1
@@ -192,6 +193,7 @@ class Reference:
         if "arr_0" not in self.arrays:
             return ImageFeatures(0, statistics=statistics, spatial=spatial), ()
         images = ArrayImages(channels_first(self.arrays["arr_0"], None))
+        warn_of_dark_bytes(images.array, self.path)
         found = extract(images, extractor, spatial=spatial is None, cuda=cuda)
         notes = (f"statistics of {self.path.name}; precision, recall and KID against its {len(images):,} images",)
         return replace(found, statistics=statistics or found.gaussian, spatial=spatial or found.spatial), notes

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import zipfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,10 +16,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from dinit.data.arrays import channels_first, check_labels, load_arrays
+from dinit.data.arrays import array_names, channels_first, choose_arrays, load_array, load_arrays, mapped
 from dinit.data.class_names import find_name
 from dinit.data.folder import image_files
 from dinit.data.images import read_whole, seen_size
+from dinit.data.labels import from_array, read_names
+from dinit.data.value_range import warn_of_dark_bytes
 from dinit.evaluation.image_features import ImageSource
 
 _LOSSY = (".jpg", ".jpeg", ".jpe", ".jfif")
@@ -50,7 +51,10 @@ class ArrayImages:
 
     def __init__(self, array: NDArray) -> None:
         if array.dtype != np.uint8:
-            raise ValueError(f"packs of images hold uint8 in 0 .. 255, got {array.dtype}")
+            raise ValueError(
+                f"packs of images hold uint8 in 0 .. 255, got {array.dtype}; scale them to 0 .. 255, round them "
+                "and save them as uint8"
+            )
         self.array = array
 
     def __len__(self) -> int:
@@ -96,7 +100,7 @@ def read_samples(path: str | Path, class_names: Sequence[str] = ()) -> Samples:
     path = Path(path)
     if path.is_dir():
         return _from_folder(path, class_names)
-    return _from_pack(path)
+    return _from_pack(path, class_names)
 
 
 def is_samples(path: str | Path) -> bool:
@@ -107,41 +111,31 @@ def is_samples(path: str | Path) -> bool:
     return path.suffix in (".npz", ".npy") and path.is_file()
 
 
-def _from_pack(path: Path) -> Samples:
-    images, labels = mapped(path, "arr_0"), mapped(path, "arr_1")
-    if images is None:
+def _from_pack(path: Path, class_names: Sequence[str]) -> Samples:
+    names = array_names(path)
+    if names is None:
         images, labels = load_arrays(path)
+    else:  # further arrays are usual here: statistics, as ADM's references have them
+        keys = choose_arrays(path, names)
+        images, labels = (None if key is None else _array(path, key) for key in keys)
+        assert images is not None
     images = channels_first(images, None)
-    found = None if labels is None else torch.from_numpy(check_labels(np.asarray(labels), len(images)))
-    return Samples(ArrayImages(images), found)
+    found = None if labels is None else _labels_of_pack(np.asarray(labels), len(images), class_names)
+    source = ArrayImages(images)
+    warn_of_dark_bytes(images, path)
+    return Samples(source, found)
 
 
-def mapped(path: Path, key: str) -> NDArray | None:
-    """Array of a .npz as a memory map; None where there is no such array or it is compressed.
+def _array(path: Path, key: str) -> NDArray:
+    found = mapped(path, key)
+    return load_array(path, key) if found is None else found
 
-    A pack of 50,000 images at 256×256 is 10 GB.
-    """
-    if path.suffix != ".npz" or not zipfile.is_zipfile(path):
-        return None
-    with zipfile.ZipFile(path) as archive:
-        name = f"{key}.npy"
-        if name not in archive.namelist():
-            return None
-        entry = archive.getinfo(name)
-        if entry.compress_type != zipfile.ZIP_STORED:
-            return None
-        with archive.open(entry) as stream:
-            version = np.lib.format.read_magic(stream)
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape, fortran, dtype = read(stream)
-            header = stream.tell()
-    if dtype.hasobject or not np.prod(shape):
-        return None
-    with path.open("rb") as stream:
-        stream.seek(entry.header_offset + 26)  # of a local header: the lengths of the name and of the extra field
-        name_size, extra_size = np.frombuffer(stream.read(4), dtype="<u2")
-    offset = entry.header_offset + 30 + int(name_size) + int(extra_size) + header
-    return np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=shape, order="F" if fortran else "C")
+
+def _labels_of_pack(labels: NDArray, count: int, class_names: Sequence[str]) -> Tensor:
+    found = from_array(labels, count)[0]
+    if isinstance(found, list):
+        found = read_names(found, None, class_names or None)[0]
+    return torch.from_numpy(found)
 
 
 def _from_folder(path: Path, class_names: Sequence[str]) -> Samples:

@@ -42,6 +42,9 @@ OTHER: dict[tuple[str, str], Any] = {
     ("npz", "num_classes"): 7,
     ("npz", "class_names"): ["a", "b", "c"],
     ("npz", "horizontal_flip"): True,
+    ("npz", "image"): "x",
+    ("npz", "label"): "y",
+    ("npz", "value_range"): "0..300",
     ("folder", "path"): "FILES/b",
     ("folder", "size"): 4,
     ("folder", "channels"): 1,
@@ -88,7 +91,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     draw = np.random.default_rng(0)
     for name in ("a", "b"):  # of a shape that reads both ways
         images = draw.integers(0, 256, (9, 3, 3, 3), dtype=np.uint8)
-        np.savez(folder / f"{name}.npz", images=images, labels=np.arange(9) % 3)
+        more = {"x": images[::-1], "y": np.arange(9) // 3}
+        np.savez(folder / f"{name}.npz", images=images, labels=np.arange(9) % 3, **more)  # pyright: ignore
         for k in range(3):
             place = folder / name / "xyz"[k]
             place.mkdir(parents=True)

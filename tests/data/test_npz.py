@@ -73,7 +73,7 @@ def test_classes_may_be_named_or_more_than_seen(tmp_path: Path) -> None:
         ({"images": BYTES[:, :6]}, "height 6 and width 8"),
         ({"images": np.zeros((2, 8, 8, 5), np.uint8)}, "1 to 4 channels"),
         ({"images": BYTES, "labels": LABELS[:5]}, r"shape \(6,\)"),
-        ({"images": BYTES, "labels": LABELS.astype(float)}, "integers"),
+        ({"images": BYTES, "labels": LABELS + 0.5}, "integers"),
         ({"images": BYTES, "labels": LABELS - 1}, ">= 0, got -1"),
         ({"images": np.array([{"a": 1}], dtype=object)}, "cannot be read"),
     ],

@@ -1,0 +1,160 @@
+"""Labels of data sets: from numbers, one-hot rows or class names to 0 .. num_classes - 1."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dinit.data.class_names import find_name, sorted_names
+
+_MOST = 100_000  # classes that are made without num_classes: a larger label is a void label or no label at all
+_NUMBER = re.compile(r"[+-]?\d+(\.0*)?")
+_SHOWN = 5
+
+
+def check_labels(labels: NDArray, count: int) -> NDArray[np.int64]:
+    """(count,) int64. ValueError for another shape, a dtype that is not integer, or a negative label."""
+    if labels.shape != (count,):
+        raise ValueError(f"labels must have the shape ({count},), one an image, got {labels.shape}")
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(f"labels must be integers 0, 1, 2, …, got {labels.dtype}")
+    if labels.min() < 0:
+        raise ValueError(
+            f"labels must be >= 0, got {labels.min()} for {int((labels < 0).sum())} of {count} images; leave "
+            "images without a class out, or give them a class of their own"
+        )
+    if labels.max() > np.iinfo(np.int64).max:
+        raise ValueError(f"labels must be integers 0, 1, 2, …, got {labels.max()}")
+    return labels.astype(np.int64)
+
+
+def from_array(labels: NDArray, count: int) -> tuple[NDArray[np.int64] | list[str], int]:
+    """Labels of an array in any usual form, and the number of classes that it shows; 0 for words.
+
+    Args:
+        labels: (count,) or (count, 1), of whole numbers of any dtype, booleans, or words; or one-hot, (count, K).
+        count: number of images.
+
+    Returns:
+        (count,) int64, or a list of words; and the largest label + 1, or K of one-hot rows.
+
+    Raises:
+        ValueError: another shape or dtype, numbers that are not whole or below 0, or rows that are not one-hot.
+    """
+    if labels.ndim == 2 and len(labels) == count and labels.shape[1] > 1:
+        numbers = labels.dtype.kind in "buif"
+        if not numbers or not (np.isin(labels, (0, 1)).all() and (labels.sum(1) == 1).all()):
+            raise ValueError(
+                f"labels must have the shape ({count},), one an image, or be one-hot rows; got {labels.shape} of "
+                f"{labels.dtype}"
+            )
+        return labels.argmax(1).astype(np.int64), labels.shape[1]
+    if labels.ndim <= 2 and labels.size == count and labels.ndim > 0:
+        labels = labels.reshape(count)
+    if labels.shape == (count,) and labels.dtype.kind in "US":
+        try:
+            return [one.decode() if isinstance(one, bytes) else str(one) for one in labels.tolist()], 0
+        except UnicodeDecodeError as error:
+            raise ValueError(f"labels that are words must be UTF-8, got {error.object!r}") from error
+    if labels.dtype == np.bool_:
+        labels = labels.astype(np.int64)
+    if labels.dtype.kind == "f":
+        odd = labels[~(np.isfinite(labels) & (labels == np.floor(labels)) & (np.abs(labels) < 2**53))]
+        if odd.size:
+            raise ValueError(f"labels must be integers 0, 1, 2, …, got {odd.flat[0]:g} of {labels.dtype}")
+        labels = labels.astype(np.int64)
+    found = check_labels(labels, count)
+    return found, int(found.max()) + 1
+
+
+def label_names(seen: int, num_classes: int | None, class_names: Sequence[str] | None) -> tuple[str, ...]:
+    """Class names, by default the numbers; ValueError where they do not fit. seen: the largest label + 1."""
+    total = len(class_names) if class_names is not None else num_classes if num_classes is not None else seen
+    if num_classes is not None and num_classes != total:
+        raise ValueError(f"num_classes is {num_classes}, but there are {total} class_names")
+    if seen > total:
+        raise ValueError(f"the largest label is {seen - 1}, out of range for {total} classes")
+    if num_classes is None and class_names is None and seen > _MOST:
+        raise ValueError(
+            f"the largest label is {seen - 1}; num_classes={seen} states that there are so many classes, and "
+            "images of a label that stands for no class have to be left out"
+        )
+    return tuple(class_names) if class_names is not None else tuple(str(i) for i in range(total))
+
+
+def read_names(
+    found: Sequence[Any], num_classes: int | None, class_names: Sequence[str] | None
+) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """Labels (N,) and class names from values that are all whole numbers or all words. ValueError otherwise."""
+    missing = sum(one is None for one in found)
+    if missing:
+        first = next(place for place, one in enumerate(found) if one is None)
+        raise ValueError(
+            f"{missing} of {len(found)} images have no label, the first of them image {first}; leave them out or "
+            "give them one"
+        )
+    numbers = [_number(one) for one in found]
+    if None not in numbers:
+        try:
+            labels = check_labels(np.array(numbers, dtype=np.int64), len(numbers))
+        except OverflowError as error:
+            raise ValueError(f"labels must be integers 0, 1, 2, …: {error}") from error
+        return labels, label_names(int(labels.max()) + 1, num_classes, class_names)
+    if any(number is not None for number in numbers) or not all(isinstance(one, str) for one in found):
+        odd = next(one for one, number in zip(found, numbers, strict=True) if number is None)
+        raise ValueError(f"labels must all be whole numbers, or all names of classes; among them is {_short(odd)}")
+    names = sorted_names(set(found)) if class_names is None else list(class_names)
+    places = {name: find_name(name, names) for name in set(found)}
+    unknown = sorted(name for name, place in places.items() if place is None)
+    if unknown or (num_classes is not None and num_classes != len(names)):
+        what = f"{unknown[0]!r} is not among the class_names" if unknown else f"num_classes is {num_classes}"
+        raise ValueError(f"{what}, and the samples have {len(set(found))} classes; correct it or leave it out")
+    return np.array([places[one] for one in found], dtype=np.int64), tuple(names)
+
+
+def warn_of_empty_classes(
+    labels: NDArray[np.int64], class_names: Sequence[str], source: Any, stated: bool, option: bool = True
+) -> None:
+    """Warning that names the classes without an image, unless their number was stated.
+
+    Args:
+        labels: (N,).
+        class_names: of all classes.
+        source: of the images, for the message.
+        stated: whether num_classes was given.
+        option: whether the data set has an option num_classes.
+    """
+    total = len(class_names)
+    empty = np.flatnonzero(np.bincount(labels, minlength=total) == 0)
+    if stated or not len(empty):
+        return
+    names = ", ".join(repr(class_names[k]) for k in empty[:_SHOWN]) + (", …" if len(empty) > _SHOWN else "")
+    low, high = int(labels.min()), int(labels.max())
+    advice = [f"num_classes={total} states that this is meant"] if option else []
+    if low == 1 and list(class_names) == [str(k) for k in range(total)]:
+        advice.insert(0, "labels that count from 1 have to be stored from 0")
+    elif high >= 2 * (total - len(empty)):
+        advice.insert(0, f"images of a label that stands for no class (is {high} one?) have to be left out")
+    warnings.warn(
+        f"{source}: {len(empty)} of {total} classes have no image ({names}; labels are {low} .. {high}), and a "
+        f"network learns nothing of them{'; ' if advice else ''}{'; '.join(advice)}",
+        stacklevel=3,
+    )
+
+
+def _number(value: Any) -> int | None:
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else None
+    return int(value.split(".")[0]) if isinstance(value, str) and _NUMBER.fullmatch(value) else None
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}…"
