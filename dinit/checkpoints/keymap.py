@@ -60,6 +60,12 @@ def load_mapped(model: nn.Module, state: Mapping[str, Tensor], rules: KeyMap) ->
     ]
     if shapes:
         problems += [*shapes[:_LISTED], *([f"and {len(shapes) - _LISTED} more"] if len(shapes) > _LISTED else [])]
+    integers = [
+        f"{key} is {str(mapped[key].dtype).removeprefix('torch.')} in the checkpoint, no floating-point number"
+        for key in sorted(own.keys() & mapped.keys())
+        if own[key].is_floating_point() and not mapped[key].is_floating_point()
+    ]
+    problems += integers[:_LISTED]
     if problems:
         raise ValueError(
             f"the checkpoint does not fit this {type(model).__name__}: {'; '.join(problems)}. It is of another "

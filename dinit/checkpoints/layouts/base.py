@@ -96,6 +96,10 @@ class Layout(ABC):
         """`process`, with the settings stored in `state`, such as the ends of the noise levels."""
         return dict(self.process)
 
+    def tables(self, backbone: Any) -> dict[str, Tensor]:
+        """Fixed tables of `backbone`, dinit's class, under the names that the published network stores them by."""
+        return {}
+
     def recognises(self, shapes: Shapes) -> bool:
         """Whether a state with tensors of these `shapes` is of this layout."""
         return all(any(re.fullmatch(pattern, key) for key in shapes) for pattern in self.signature)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from dinit.checkpoints.keymap import KeyMap, Rule
@@ -51,6 +52,14 @@ class DiffiTLayout(Layout):
             "num_heads": shapes["blocks.0.attn.relative_position_bias_table"][1],
             "mlp_ratio": shapes["blocks.0.mlp.fc1.weight"][0] / shapes["x_embedder.proj.weight"][0],
         }
+
+    def tables(self, backbone: Any) -> dict[str, Tensor]:
+        side = backbone.image_size // backbone.patch_size
+        place = torch.cartesian_prod(torch.arange(side), torch.arange(side))  # (N, 2), row and column of a patch
+        offset = place[:, None] - place[None] + side - 1  # (N, N, 2)
+        index = offset[..., 0] * (2 * side - 1) + offset[..., 1]
+        blocks = {f"blocks.{i}.attn.relative_position_index": index for i in range(len(backbone.blocks))}
+        return {"pos_embed": backbone.positions.table, **blocks}
 
     def arguments(self, reference: Mapping[str, Any]) -> dict[str, Any]:
         given = {"learn_sigma": True, "depth": 30, **reference}  # the published class's own defaults

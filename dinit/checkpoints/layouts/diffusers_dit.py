@@ -140,6 +140,9 @@ class DiffusersDiTLayout(Layout):
                 prepared |= {key.replace("qkv", part): tensor for part, tensor in three.items()}
         return prepared
 
+    def tables(self, backbone: Any) -> dict[str, Tensor]:
+        return {"pos_embed.pos_embed": backbone.positions.table}
+
 
 def to_diffusers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The state of a DiTTransformer2DModel from that of our DiT: what `prepare` and the rules undo."""

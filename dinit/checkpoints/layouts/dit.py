@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from torch import Tensor
+
 from dinit.checkpoints.keymap import KeyMap, Rule
 from dinit.checkpoints.layouts.base import LAYOUTS, Layout, Shapes, count, published
 
@@ -73,6 +75,9 @@ class DiTLayout(Layout):
             given["image_size"] = given.pop("input_size")
         given.pop("class_dropout_prob", None)  # of training: the null label has a row in any case
         return given
+
+    def tables(self, backbone: Any) -> dict[str, Tensor]:
+        return {"pos_embed": backbone.positions.table}
 
 
 @LAYOUTS.register("sit")

@@ -6,9 +6,12 @@ import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from torch import Tensor
+
 from dinit.checkpoints.keymap import KeyMap, Rule
 from dinit.checkpoints.layouts.base import LAYOUTS, Layout, Shapes
 from dinit.checkpoints.layouts.dit import DIT, transformer_options
+from dinit.models.lightningdit import rotary_angles
 
 LIGHTNINGDIT: KeyMap = (
     Rule(r"feat_rope\.freqs_(cos|sin)", None),
@@ -53,6 +56,12 @@ class LightningDiTLayout(Layout):
             "use_rmsnorm": "blocks.0.norm1.weight" in shapes,
             "wo_shift": shapes["blocks.0.adaLN_modulation.1.weight"][0] == 4 * hidden,
         }
+
+    def tables(self, backbone: Any) -> dict[str, Tensor]:
+        side = backbone.image_size // backbone.patch_size
+        angles = rotary_angles(backbone.head_dim, side, side).repeat_interleave(2, dim=1)
+        rotary = {"feat_rope.freqs_cos": angles.cos(), "feat_rope.freqs_sin": angles.sin()}
+        return {"pos_embed": backbone.positions.table, **rotary}
 
     def arguments(self, reference: Mapping[str, Any]) -> dict[str, Any]:
         given = dict(reference)

@@ -21,6 +21,7 @@ from torch import Tensor
 from dinit.checkpoints.keymap import KeyMap, Rule
 from dinit.checkpoints.layouts.base import LAYOUTS, Layout, Shapes, check_fixed, published
 from dinit.checkpoints.layouts.score_sde_order import Structure
+from dinit.checkpoints.tables import decimal, geometric, precision
 
 
 def _sin_cos(weight: Tensor) -> Tensor:
@@ -180,9 +181,13 @@ class NCSNppLayout(_ScoreSDE):
     def values(self, state: Mapping[str, Tensor]) -> dict[str, Any]:
         if "sigmas" not in state:
             return {}
-        # Six digits undo the rounding of exp(log(sigma)) in float32.
-        ends = state["sigmas"][-1].item(), state["sigmas"][0].item()
-        return {name: float(f"{end:.6g}") for name, end in zip(("sigma_min", "sigma_max"), ends, strict=True)}
+        sigmas, presets = state["sigmas"], self.model.presets.values()
+        ends = {"sigma_min": sigmas[-1], "sigma_max": sigmas[0]}
+        known = {name: tuple(sorted({one[name] for one in presets if name in one})) for name in ends}
+        return {name: decimal(end, precision(sigmas), known[name]) for name, end in ends.items()}
+
+    def tables(self, backbone: Any) -> dict[str, Tensor]:
+        return {"sigmas": geometric(backbone.sigma_max, backbone.sigma_min, backbone.num_scales)}
 
     def arguments(self, reference: Mapping[str, Any]) -> dict[str, Any]:
         model = reference["model"]

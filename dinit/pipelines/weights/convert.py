@@ -16,6 +16,7 @@ from dinit.checkpoints.keymap import load_mapped
 from dinit.checkpoints.layouts import Layout
 from dinit.checkpoints.reading import Checkpoint, read_checkpoint
 from dinit.checkpoints.recognition import Recognised, recognise_state
+from dinit.checkpoints.tables import check_tables
 from dinit.diffusion import PARAMETERIZATIONS, PROCESSES
 from dinit.diffusion.discrete import BetaChain
 from dinit.files import whole_folder
@@ -26,7 +27,6 @@ from dinit.pipelines.outputs.targets import check_pipeline_target
 from dinit.registry import construct, suggest
 
 RECORD = "conversion.json"
-_TABLE_TOLERANCE = 1e-5  # of a stored position table: float32 sines of another library differ by 1e-7
 _PIXELS = (1, 3)
 _AUTOENCODERS = {4: "stabilityai/sd-vae-ft-ema", 32: "hustvl/vavae-imagenet256-f16d32-dinov2"}
 
@@ -173,18 +173,11 @@ def _load(backbone: Any, recognised: Recognised, checkpoint: Checkpoint) -> None
     layout, state = recognised.layout, checkpoint.state
     try:
         load_mapped(backbone, layout.prepare(state), layout.rules)
+        check_tables(state, layout.tables(backbone))
     except ValueError as error:
         raise ValueError(
             f"{checkpoint.path}, read as {recognised.name} ({recognised.evidence}): {error}"
         ) from error
-    stored, own = state.get("pos_embed"), dict(backbone.named_buffers()).get("positions.table")
-    if stored is not None and own is not None:
-        table = stored.reshape(own.shape) if stored.numel() == own.numel() else None
-        if table is None or float((table.to(own) - own).abs().max()) > _TABLE_TOLERANCE:
-            raise ValueError(
-                f"{checkpoint.path}: its pos_embed is not the sin-cos table of {own.shape[0]} patches, so these "
-                "weights were trained with another, which dinit's backbone does not have"
-            )
 
 
 def _trained_on(
