@@ -15,6 +15,11 @@ _PREFIX, _SUFFIX = ".dinit-", ".tmp"
 LOCK = ".lock"
 
 
+def user_path(path: str | Path) -> Path:
+    """The path, with the home folder in place of ~ at its beginning; unchanged where there is no such user."""
+    return Path(os.path.expanduser(path))
+
+
 @contextmanager
 def whole_folder(target: Path) -> Iterator[Path]:
     """A temporary folder next to `target` to write into; it becomes `target` when the block ends without error.

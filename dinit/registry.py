@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 from dinit._deprecate import warn_once
-from dinit.specs import parse_spec
+from dinit.specs import option_kinds, parse_spec
 
 T_co = TypeVar("T_co", covariant=True)
 Entry = TypeVar("Entry")
@@ -221,7 +221,7 @@ class Registry(Generic[T_co]):
                 wrong type or value; a class in place of an instance.
         """
         if isinstance(spec, str):
-            spec = parse_spec(spec) if ":" in spec else {"name": spec}
+            spec = self.parse(spec) if ":" in spec else {"name": spec}
         if not isinstance(spec, Mapping):
             if isinstance(spec, type):
                 raise ValueError(
@@ -241,6 +241,23 @@ class Registry(Generic[T_co]):
         entry: Any = self._entries[found]
         given = {**defaults, **self.current_options(found, {**given, **options})}
         return construct(entry, f"{self.kind} {name!r}", given)
+
+    def parse(self, text: str, more: Sequence[str] = ()) -> dict[str, Any]:
+        """The mapping that `create` takes, from a text of the command line.
+
+        Args:
+            text: NAME or NAME:KEY=VALUE,KEY=VALUE. Options that are texts, such as paths, are taken as typed.
+            more: further 'KEY=VALUE'.
+
+        Raises:
+            ValueError: text of another form.
+        """
+        name = text.partition(":")[0].strip()
+        try:
+            found, _ = self.resolve(name)
+        except UnknownName:
+            return parse_spec(text, more)  # `create` reports the name
+        return parse_spec(text, more, option_kinds(self._entries[found]))
 
     def current_options(self, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
         """The options under the names that the entry has today; a DeprecationWarning for each old one.

@@ -2,31 +2,94 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import inspect
+import os
+import re
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+OptionKind = Literal["text", "text or null", "texts", "value"]
+
+_OPTION = re.compile(r",\s*([A-Za-z_][\w-]*)\s*=")
 
 
-def parse_spec(text: str, more: Sequence[str] = ()) -> dict[str, Any]:
+def parse_spec(
+    text: str, more: Sequence[str] = (), kinds: Mapping[str, OptionKind] | None = None
+) -> dict[str, Any]:
     """'cfg:scale=4,interval=[0.1,0.9]' -> {'name': 'cfg', 'scale': 4, 'interval': [0.1, 0.9]}.
 
-    Values read as in YAML. more: further 'key=value'. ValueError for text of another form.
+    Values are read as in YAML. An option that is a text, such as a path, is taken as it is typed, with its commas
+    and brackets, up to the next ',OPTION='; quotes around it are removed.
+
+    Args:
+        text: NAME or NAME:KEY=VALUE,KEY=VALUE.
+        more: Further 'key=value'.
+        kinds: Of the options that the entry has, see `option_kinds`; None reads every value as in YAML.
+
+    Returns:
+        The name and the options.
+
+    Raises:
+        ValueError: Text of another form.
     """
     name, _, options = text.partition(":")
     spec: dict[str, Any] = {"name": name.strip()}
-    for part in (*split_outside_brackets(options), *more):
+    known = kinds or {}
+    for part in (*_split(options, known), *more):
         key, equals, value = part.partition("=")
-        if not equals or not key.strip():
+        key = _key(key)
+        if not equals or not key:
             raise ValueError(f"options read KEY=VALUE, as in ddim:eta=0.5; got {part!r} in {text!r}")
-        spec[key.strip().replace("-", "_")] = parse_value(value)
+        if key in spec:
+            raise ValueError(f"{key} is given twice in {' '.join([text, *more])!r}; give it once")
+        spec[key] = parse_value(value, known.get(key, "value"))
     return spec
 
 
-def parse_value(text: str) -> Any:
-    """A number, true, false, null, a list or a word, as YAML reads it; 1e-3, inf and -inf are numbers too."""
+def option_kinds(entry: Callable[..., Any]) -> dict[str, OptionKind]:
+    """What each option of a class or function takes, by its annotation: a text, several, or another value."""
+    hints = typing.get_type_hints(entry.__init__ if inspect.isclass(entry) else entry)
+    return {name: _kind(hints.get(name, Any)) for name in inspect.signature(entry).parameters}
+
+
+def _kind(hint: Any) -> OptionKind:
+    union = typing.get_origin(hint) in (types.UnionType, typing.Union)
+    members = [one for one in (typing.get_args(hint) if union else (hint,)) if one is not types.NoneType]
+    if members and all(one in (str, Path) for one in members):
+        return "text or null" if union and types.NoneType in typing.get_args(hint) else "text"
+    texts = len(members) == 1 and typing.get_origin(members[0]) in (list, tuple, Sequence)
+    return "texts" if texts and typing.get_args(members[0])[0] is str else "value"
+
+
+def parse_value(text: str, kind: OptionKind = "value") -> Any:
+    """What a text of the command line stands for.
+
+    Args:
+        text: As it was typed.
+        kind: 'value' is a number, true, false, null, a list or a word, as YAML reads it; 1e-3, inf and -inf are
+            numbers too, and 010 is a word. 'text' is the text itself, without quotes around it; 'texts' a list
+            whose entries are texts. Nothing at all is None, and so is null, but for a 'text'.
+
+    Raises:
+        ValueError: Text that YAML cannot read.
+    """
     import yaml
 
+    text = text.strip()
+    if not text or (text == "null" and kind != "text"):
+        return None
+    if kind in ("text", "text or null"):
+        quoted = len(text) > 1 and text[0] in "\"'" and text[-1] == text[0]
+        return text[1:-1] if quoted else text
     try:
-        number = "e" in text.lower() or text.strip() in ("inf", "-inf")
+        if kind == "texts":
+            return yaml.load(text, Loader=yaml.BaseLoader)
+        if re.fullmatch(r"[-+]?0\d+", text) or re.fullmatch(r"[-+]?\d[\d_]*(:\d+)+", text):
+            return text
+        number = "e" in text.lower() or text in ("inf", "-inf")
         return float(text) if number else yaml.safe_load(text)
     except ValueError:
         return yaml.safe_load(text)
@@ -36,16 +99,51 @@ def parse_value(text: str) -> Any:
 
 def split_outside_brackets(text: str) -> list[str]:
     """The parts between commas that no [], (), {} or quoted value encloses; none where the text is blank."""
-    parts, depth, quote = [""], 0, ""
-    for character in text:
+    return _split(text, {})
+
+
+def _split(text: str, kinds: Mapping[str, OptionKind]) -> list[str]:
+    """Parts of options between commas; of an option that is a text, all up to the next ',OPTION='."""
+    parts = []
+    while text.strip():
+        end = _end_of_text(text, kinds)
+        end = _end_of_value(text) if end is None else end
+        parts.append(text[:end].strip())
+        if end < len(text) and not text[end + 1 :].strip():
+            parts.append("")  # a comma at the end
+        text = text[end + 1 :]
+    return parts
+
+
+def _end_of_text(text: str, kinds: Mapping[str, OptionKind]) -> int | None:
+    """Where the value of an option that is a text ends; None for another option, and for a quoted value."""
+    key, _, value = text.partition("=")
+    if kinds.get(_key(key), "value") not in ("text", "text or null") or value.lstrip()[:1] in ('"', "'"):
+        return None
+    start = len(key) + 1
+    ends = [(found.start(), _key(found[1]) in kinds) for found in _OPTION.finditer(text, start)]
+    ends.append((len(text), True))
+    if not ends[0][1]:  # what follows is no option: a part of the text, if there is such a file, or misspelt
+        whole = next(end for end, known in ends if known)
+        if os.path.exists(os.path.expanduser(text[start:whole].strip())):
+            return whole
+    return ends[0][0]
+
+
+def _end_of_value(text: str) -> int:
+    """Where the first part ends: at a comma that nothing encloses."""
+    depth, quote = 0, ""
+    for place, character in enumerate(text):
         if character == quote:
             quote = ""
-        elif not quote and character in "\"'" and parts[-1].rstrip()[-1:] in tuple("=:,[({"):
+        elif not quote and character in "\"'" and text[:place].rstrip()[-1:] in tuple("=:,[({"):
             quote = character
         elif not quote:
             depth += (character in "[({") - (character in "])}")
         if character == "," and depth == 0 and not quote:
-            parts.append("")
-        else:
-            parts[-1] += character
-    return [part.strip() for part in parts] if text.strip() else []
+            return place
+    return len(text)
+
+
+def _key(text: str) -> str:
+    return text.strip().replace("-", "_")

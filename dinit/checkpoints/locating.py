@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from dinit.files import user_path
 from dinit.registry import suggest
 
 SHIPPED = Path(__file__).resolve().parent.parent / "pretrained"
@@ -33,7 +34,7 @@ def locate(name: str | Path, **hub_options: Any) -> Path:
         FileNotFoundError: no such pipeline; the error lists what was tried.
         ValueError: the path is a file.
     """
-    text, path = str(name), Path(name).expanduser()
+    text, path = str(name), user_path(name)
     if text in shipped():
         return SHIPPED / text
     if path.is_dir():

@@ -17,6 +17,7 @@ from dinit.checkpoints.containers import SUFFIXES, read_file
 from dinit.checkpoints.entries import State, choose, is_averaged, tables
 from dinit.checkpoints.folders import check_single, find_weights, is_index, pipeline_of, read_object
 from dinit.checkpoints.stored import run_arguments
+from dinit.files import user_path
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -66,7 +67,7 @@ def read_checkpoint(source: str | Path, weights: str | None = None, sha256: str 
         ValueError: a file is damaged, is no checkpoint, contains more than data, has another SHA-256, or lacks the
             requested weights, or has several and it is open which are meant.
     """
-    path = Path(source).expanduser()
+    path = user_path(source)
     if not path.exists():
         link = f"is a link to {path.readlink()}, which is not there" if path.is_symlink() else "is not there"
         raise FileNotFoundError(f"{path} {link}; give a checkpoint ({', '.join(SUFFIXES)}) or a folder of one")

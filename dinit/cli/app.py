@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -24,6 +26,7 @@ from dinit.cli.replay import replay
 from dinit.cli.stats import stats
 from dinit.cli.train import train
 from dinit.cli.verify import verify
+from dinit.files import user_path
 from dinit.memory import keep_freed_memory
 
 app = typer.Typer(
@@ -38,6 +41,19 @@ app = typer.Typer(
 def _help(command: Callable[..., Any]) -> str:
     """The command's docstring with a line for each paragraph: Typer keeps line breaks, also on narrow terminals."""
     return "\n\n".join(" ".join(part.split()) for part in (inspect.getdoc(command) or "").split("\n\n"))
+
+
+def _with_home(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The command with the home folder in place of ~, which shells leave in --out=~/photos."""
+
+    @functools.wraps(command)
+    def run(**options: Any) -> Any:
+        for name, value in options.items():
+            if isinstance(value, str | Path) and str(value).startswith("~"):
+                options[name] = type(value)(user_path(value))
+        return command(**options)
+
+    return run
 
 
 for _command in (
@@ -55,7 +71,7 @@ for _command in (
     convert,
     export,
 ):
-    app.command("list" if _command is list_registries else None, help=_help(_command))(_command)
+    app.command("list" if _command is list_registries else None, help=_help(_command))(_with_home(_command))
 
 
 def _show_version(show: bool) -> None:

@@ -10,7 +10,6 @@ import typer
 
 from dinit.cli.console import console
 from dinit.cli.options import Device, quiet
-from dinit.specs import parse_spec
 
 _RUN = "Execution"
 
@@ -56,13 +55,13 @@ def encode(
 
     An interrupted run is resumed. With several processes: torchrun --nproc_per_node 8 -m dinit.cli encode ...
     """
-    spec = parse_spec(data)
     quiet()
+    from dinit.data import DATASETS
     from dinit.pipelines.weights.encode import Options
     from dinit.pipelines.weights.encode import encode as run
 
     options = Options(flips, shard_size, batch_size, measure, store, dtype, workers)
-    made = run(autoencoder, spec, out, options, device)
+    made = run(autoencoder, DATASETS.parse(data), out, options, device)
     if os.environ.get("RANK", "0") != "0":
         return  # the main process prints
     copies = ", and mirrored" if flips else ""

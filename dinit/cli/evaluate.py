@@ -21,7 +21,6 @@ from dinit.cli.options import (
     SamplerOptions,
     Seed,
     Steps,
-    parse_spec,
     torch_device,
 )
 
@@ -168,14 +167,16 @@ def _given(
     """Fields of an EvaluationSpec that the options set."""
     if data is not None and reference is not None:
         raise ValueError("--data and --reference contradict each other; give one of them")
+    from dinit.data import DATASETS
     from dinit.evaluation.evaluate import ReportOptions
+    from dinit.evaluation.features.base import EXTRACTORS
     from dinit.evaluation.metrics.base import METRICS
 
     fields = {
-        "dataset_name": None if data is None else parse_spec(data),
+        "dataset_name": None if data is None else DATASETS.parse(data),
         "reference": reference,
         "protocol": protocol,
-        "features": None if features is None else parse_spec(features),
+        "features": None if features is None else EXTRACTORS.parse(features),
         "metrics": METRICS.names()
         if metrics == "all"
         else metrics and [name.strip() for name in metrics.split(",")],

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from dinit.cli.console import console
-from dinit.cli.options import Device, Overwrite, parse_spec, torch_device
+from dinit.cli.options import Device, Overwrite, torch_device
 
 What = Annotated[
     str,
@@ -43,9 +43,10 @@ def stats(
     from dinit.pipelines.outputs.targets import check_target
 
     check_target(out, overwrite, ("npz",))
+    from dinit.evaluation.features.base import EXTRACTORS
     from dinit.pipelines.statistics import write_reference
 
-    spec = None if features is None else parse_spec(features)
+    spec = None if features is None else EXTRACTORS.parse(features)
     cuda = torch_device(device).startswith("cuda")
     meta = write_reference(what, out, protocol=protocol, features=spec, cuda=cuda)
     console.print(

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from dinit.data.base import DATASETS, InMemory
 from dinit.data.labels import from_array, label_names, read_names, warn_of_empty_classes
 from dinit.data.value_range import parse_range, range_of
+from dinit.files import user_path
 
 # Names of arrays: those of dinit and of ADM first; of the others a file may have one.
 _OURS = {"image": ("images", "arr_0"), "label": ("labels", "arr_1")}
@@ -65,7 +66,7 @@ class NpzImages(InMemory):
         value_range: str | Sequence[float] | None = None,
     ) -> None:
         stated = parse_range(value_range)
-        images, labels = load_arrays(Path(path), image, label)
+        images, labels = load_arrays(user_path(path), image, label)
         images = channels_first(images, layout)
         values = range_of(images, stated, path)
         if labels is None and (num_classes or class_names):

@@ -18,6 +18,7 @@ from dinit.data.base import DATASETS, ImageData
 from dinit.data.class_names import normalized, sorted_names
 from dinit.data.images import check_shape, read_image, readable_suffixes
 from dinit.data.pixels import from_uint8
+from dinit.files import user_path
 
 _LAYOUT = "wanted: one sub-folder a class with images in it, as in FOLDER/cat/1.jpg, FOLDER/dog/2.png"
 _HASHED_BYTES = 1 << 16
@@ -62,7 +63,7 @@ class ImageFolder(ImageData):
         check: bool = True,
     ) -> None:
         check_shape(size, channels)
-        self.root = Path(path)
+        self.root = user_path(path)
         self.image_size, self.channels, self.horizontal_flip = size, channels, horizontal_flip
         folders = class_folders(self.root)
         self.class_names = tuple(normalized(folder.name) for folder in folders)

@@ -17,6 +17,7 @@ from dinit.data.folder import CorruptImages, hash_ends, reason
 from dinit.data.images import check_shape, prepare
 from dinit.data.labels import read_names, warn_of_empty_classes
 from dinit.data.pixels import from_uint8
+from dinit.files import user_path
 
 _SAVED, _SAVED_SPLITS = "state.json", "dataset_dict.json"  # what Dataset.save_to_disk and DatasetDict's write
 
@@ -111,7 +112,7 @@ def _library() -> Any:
 
 def _open(library: Any, path: str, split: str, config: str | None) -> Any:
     """Table of one split. ValueError, with the reason, where there is none."""
-    folder = Path(path)
+    folder = user_path(path)
     if (folder / _SAVED_SPLITS).is_file() or (folder / _SAVED).is_file():
         try:
             saved = library.load_from_disk(path)

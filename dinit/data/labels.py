@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dinit.data.class_names import find_name, sorted_names
+from dinit.data.class_names import find_name, is_like_a_number, sorted_names
 
 _MOST = 100_000  # classes that are made without num_classes: a larger label is a void label or no label at all
 _NUMBER = re.compile(r"[+-]?\d+(\.0*)?")
@@ -99,6 +99,9 @@ def read_names(
             "give them one"
         )
     numbers = [_number(one) for one in found]
+    listed = tuple(class_names or ())
+    if any(map(is_like_a_number, listed)) and all(isinstance(one, str) and one in listed for one in found):
+        numbers = [None] * len(found)  # names, although they are numbers
     if None not in numbers:
         try:
             labels = check_labels(np.array(numbers, dtype=np.int64), len(numbers))

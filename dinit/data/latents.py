@@ -16,6 +16,7 @@ from torch import Tensor
 from dinit.data.base import DATASETS, ImageData
 from dinit.data.latent_cache import AUTOENCODER, read_manifest, read_shard_facts, shard_file
 from dinit.data.order import hash_words
+from dinit.files import user_path
 
 _NOISE = 2  # separates the noise's hash words from those of the flip
 _SMALLEST = 1e-8  # a channel with a smaller standard deviation is constant
@@ -48,7 +49,7 @@ class Latents(ImageData):
         normalization: Literal["measured", "autoencoder"] = "measured",
         horizontal_flip: bool | None = None,
     ) -> None:
-        self.folder = Path(path)
+        self.folder = user_path(path)
         self.plan, measured, self._manifest = read_manifest(self.folder)
         if horizontal_flip and not self.plan.flips:
             raise ValueError(f"{path} holds no mirrored images; encode it again with --flips, or leave them out")
@@ -168,4 +169,4 @@ def source_of(spec: Mapping[str, Any]) -> dict[str, Any]:
     """Spec of the images behind a data set: of latents, the images that were encoded; else the spec itself."""
     if spec["name"] != "latents":
         return dict(spec)
-    return dict(read_manifest(Path(spec["path"]))[0].data)
+    return dict(read_manifest(user_path(spec["path"]))[0].data)

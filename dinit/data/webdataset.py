@@ -30,6 +30,7 @@ from dinit.data.labels import read_names, warn_of_empty_classes
 from dinit.data.order import epoch_order, hash_words, read_positions
 from dinit.data.pixels import from_uint8
 from dinit.data.tar_index import TarIndex, read_index
+from dinit.files import user_path
 
 _WANTED = "wanted: a folder of .tar files, one .tar, a pattern such as train-*.tar, or train-{000..009}.tar"
 _FIELDS = ("label", "cls")  # of a .json, by default
@@ -74,7 +75,7 @@ class WebDataset(ImageData):
         if isinstance(window, bool) or not isinstance(window, int) or window < 1:
             raise ValueError(f"window must be a whole number of tars >= 1, got {window!r}")
         self.image_size, self.channels, self.horizontal_flip = size, channels, horizontal_flip
-        self.tars, self.window = find_tars(str(path)), window
+        self.tars, self.window = find_tars(str(user_path(path))), window
         self._indexes = [read_index(tar) for tar in self.tars]
         self._counts = tuple(len(index.keys) for index in self._indexes)
         self._firsts = np.cumsum([0, *self._counts])
@@ -188,9 +189,11 @@ def find_tars(path: str) -> list[Path]:
     if Path(path).is_dir():
         found = sorted(Path(path).glob("*.tar"))
     else:
-        named = [Path(one) for one in expand(path)]
+        named = [path] if Path(path).is_file() else expand(path)  # a file of that very name comes first
         found = [
-            tar for one in named for tar in (sorted(map(Path, glob(str(one)))) if has_magic(str(one)) else [one])
+            tar
+            for one in named
+            for tar in (sorted(map(Path, glob(one))) if has_magic(one) and not Path(one).exists() else [Path(one)])
         ]
     if not found:
         raise ValueError(f"{path} has no tars; {_WANTED}")

@@ -26,7 +26,7 @@ from dinit.evaluation.metrics.frechet import frechet_distance, self_test
 from dinit.evaluation.metrics.gaussian import Gaussian, gaussian_of
 from dinit.evaluation.protocols import NamedProtocol
 from dinit.evaluation.samples import ArrayImages
-from dinit.files import write_atomically
+from dinit.files import user_path, write_atomically
 
 FORMAT = 1
 _ROWS = 10_000  # images whose features are kept, for KID, precision and recall: as many as ADM's references hold
@@ -227,7 +227,7 @@ def load_reference(path: str | Path) -> Reference:
     Raises:
         ValueError: another file, or one whose content does not match its hash.
     """
-    path = Path(path)
+    path = user_path(path)
     try:
         with np.load(path, allow_pickle=False) as loaded:
             big = mapped(path, "arr_0") if "arr_0" in loaded.files else None

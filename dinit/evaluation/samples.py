@@ -23,6 +23,7 @@ from dinit.data.images import read_whole, seen_size
 from dinit.data.labels import from_array, read_names
 from dinit.data.value_range import warn_of_dark_bytes
 from dinit.evaluation.image_features import ImageSource
+from dinit.files import user_path
 
 _LOSSY = (".jpg", ".jpeg", ".jpe", ".jfif")
 _MANIFEST = "manifest.json"
@@ -97,7 +98,7 @@ def read_samples(path: str | Path, class_names: Sequence[str] = ()) -> Samples:
     Raises:
         ValueError: no images, images of several sizes, or files that cannot be read.
     """
-    path = Path(path)
+    path = user_path(path)
     if path.is_dir():
         return _from_folder(path, class_names)
     return _from_pack(path, class_names)
@@ -105,7 +106,7 @@ def read_samples(path: str | Path, class_names: Sequence[str] = ()) -> Samples:
 
 def is_samples(path: str | Path) -> bool:
     """Whether a path is a pack or a folder of pictures, and not a pipeline."""
-    path = Path(path)
+    path = user_path(path)
     if path.is_dir():
         return not (path / "model_index.json").exists() and next(image_files(path), None) is not None
     return path.suffix in (".npz", ".npy") and path.is_file()

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from dinit.compat import dtype_option
+from dinit.files import user_path
 
 if TYPE_CHECKING:  # a second to import, which work on pixels does not need
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -221,6 +222,7 @@ def open_autoencoder(place: str | Path, dtype: torch.dtype | None = None) -> Aut
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
     options = dtype_option(dtype)
+    place = user_path(place) if str(place).startswith("~") else place
     try:
         config, part = _autoencoder_config(place)
         if config.get("_class_name") != "AutoencoderKL":

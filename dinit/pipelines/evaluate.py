@@ -21,6 +21,7 @@ from dinit.evaluation.reference import load_reference
 from dinit.evaluation.reports.page import write_page
 from dinit.evaluation.reports.report import Report
 from dinit.evaluation.samples import read_samples
+from dinit.files import user_path
 from dinit.pipelines.loading import locate, shipped
 from dinit.training.recipe.file import load_recipe
 
@@ -137,7 +138,7 @@ def evaluate_samples(
     else:
         class_names = load_reference(spec.reference).class_names
     read = read_samples(samples, class_names)
-    name = Path(samples).resolve().name
+    name = user_path(samples).resolve().name
     report = Evaluator(spec, len(read.images)).report(read.images, read.labels, name, read.made_by)
     return _written(replace(report, notes=(*report.notes, *read.notes)), output, page)
 
@@ -214,13 +215,13 @@ def _open(pipeline: Any) -> tuple[str, Any]:
     else:
         source = getattr(pipeline, "name_or_path", None) or type(pipeline).__name__
     # A folder goes into the report by its name alone: the rest of its path holds on one machine only.
-    return Path(source).resolve().name if Path(source).is_dir() else source, pipeline
+    return user_path(source).resolve().name if user_path(source).is_dir() else source, pipeline
 
 
 def _own_data(pipe: Any) -> dict[str, Any]:
     """Data set in the recipe of the pipeline's folder, without its split; the digits where there is none."""
     named = getattr(pipe, "name_or_path", None)
-    recipe = locate(named) / RECIPE if named and (named in shipped() or Path(named).is_dir()) else None
+    recipe = locate(named) / RECIPE if named and (named in shipped() or user_path(named).is_dir()) else None
     if recipe is None or not recipe.is_file():
         return {"name": "digits"}
     images = source_of(load_recipe(recipe).data.spec())
@@ -231,7 +232,7 @@ def _destination(given: str | Path | None) -> Path | None:
     """Path of a file to write, whose folder is made: an hour of sampling should not end at a missing folder."""
     if given is None:
         return None
-    path = Path(given)
+    path = user_path(given)
     if path.is_dir():
         raise ValueError(f"{path} is a folder; the report needs a file name, such as {path / 'report.json'}")
     try:

@@ -21,6 +21,7 @@ from dinit.diffusion import (
     Parameterization,
     Process,
 )
+from dinit.files import user_path
 from dinit.models.base import BACKBONES
 from dinit.models.codec import (
     AutoencoderKLCodec,
@@ -250,7 +251,7 @@ class Pipeline(CallDefaults, DiffusersMethods, DiffusionPipeline):
             args: as in diffusers.
             kwargs: as in diffusers.
         """
-        folder = Path(save_directory)
+        folder = user_path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / CUSTOM_PIPELINE).write_text(CUSTOM_PIPELINE_TEXT)
         if not (folder / CARD).exists():
@@ -258,7 +259,7 @@ class Pipeline(CallDefaults, DiffusersMethods, DiffusionPipeline):
         own = self._plain("latent_normalization")
         normalized = self.vae is not None and own  # vae/config.json then has it too, for diffusers
         with normalization_in_config(self.vae, **per_channel(**own)) if normalized else nullcontext():
-            super().save_pretrained(save_directory, *args, **kwargs)
+            super().save_pretrained(folder, *args, **kwargs)
 
     @property
     def process(self) -> Process:

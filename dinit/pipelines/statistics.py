@@ -16,7 +16,7 @@ from dinit.evaluation.features.base import Extractor
 from dinit.evaluation.image_features import ImageSource
 from dinit.evaluation.reference import DataImages, load_reference, make_statistics, write_statistics
 from dinit.evaluation.samples import is_samples, read_samples
-from dinit.specs import parse_spec
+from dinit.files import user_path
 
 
 def write_reference(
@@ -35,20 +35,20 @@ def write_reference(
     """
     images: ImageSource
     if isinstance(what, str | Path) and is_samples(what):
-        path = Path(what)
+        path = user_path(what)
         names = sorted_names(entry.name for entry in path.iterdir() if entry.is_dir()) if path.is_dir() else []
         read = read_samples(path, names)
         images, labels = read.images, None if read.labels is None else read.labels.numpy()
         dataset, own, class_names = path.resolve().name, None, names if labels is not None else []
     else:
-        spec = parse_spec(str(what)) if isinstance(what, str | Path) else what
+        spec = DATASETS.parse(str(what)) if isinstance(what, str | Path) else what
         data: ImageData = DATASETS.create(spec)
         images, labels, own = DataImages(data), data.labels if data.num_classes else None, data.features
         dataset, class_names = getattr(data, "registry_name", type(data).__name__), list(data.class_names)
     named = protocol_of(protocol, features, own)
     extractor = make_extractor(named, features)
     about = {"dataset": dataset, "fingerprint": fingerprint(images), "class_names": list(class_names)}
-    write_statistics(Path(out), make_statistics(images, labels, extractor, named, about, cuda))
+    write_statistics(user_path(out), make_statistics(images, labels, extractor, named, about, cuda))
     return load_reference(out).meta
 
 

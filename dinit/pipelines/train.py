@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from dinit.files import only_writer
+from dinit.files import only_writer, user_path
 from dinit.pipelines.launch import training_processes
 from dinit.pipelines.runs.output import draw_samples, export, make_pipeline
 from dinit.training.finetune.adapters import save_adapter
@@ -74,7 +74,7 @@ def train(
         OSError: The disk is full, another process trains into `out`, or a process of this run has died or hangs
             (a ConnectionError). The last complete checkpoint is kept, and the same call continues from it.
     """
-    out = Path(out)
+    out = user_path(out)
     check_run_folder(out, recipe, resume)
     finished = _finished(out)
     if finished is not None:

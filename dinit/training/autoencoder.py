@@ -22,7 +22,6 @@ from torch import Tensor
 from dinit.data import DATASETS, ImageData
 from dinit.evaluation.metrics.reconstruction import psnr, ssim
 from dinit.files import whole_folder
-from dinit.specs import parse_spec
 from dinit.training import randomness
 from dinit.training.batches import Share, batches
 
@@ -157,7 +156,7 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=defaults.learning_rate)
     parser.add_argument("--kl-weight", type=float, default=defaults.kl_weight)
     given = vars(parser.parse_args())
-    spec, out = parse_spec(given.pop("data")), given.pop("out")
+    spec, out = DATASETS.parse(given.pop("data")), given.pop("out")
     if out.exists():
         parser.error(f"{out} is there already; choose another folder")
     recipe = AutoencoderRecipe(**{**given, "widths": tuple(int(width) for width in given["widths"].split(","))})

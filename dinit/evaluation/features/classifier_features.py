@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dinit.compat import ensure_torchvision
+from dinit.files import user_path
 
 ensure_torchvision()  # before torch_fidelity, which imports torchvision
 
@@ -79,7 +80,7 @@ class ClassifierExtractor(Extractor):
 
     @property
     def folder(self) -> Path:
-        return Path(self.weights) if self.weights is not None else self.shipped
+        return user_path(self.weights) if self.weights is not None else self.shipped
 
     @property
     def classifier(self) -> Any:

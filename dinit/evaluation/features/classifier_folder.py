@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from dinit.files import write_atomically
+from dinit.files import user_path, write_atomically
 
 _WEIGHTS, _CONFIG = "model.safetensors", "config.json"
 
@@ -24,7 +24,7 @@ Classifier = TypeVar("Classifier", bound=nn.Module)
 
 def save_classifier(model: nn.Module, config: Any, folder: str | Path) -> None:
     """Write both files, each whole or not at all. config: a dataclass."""
-    folder = Path(folder)
+    folder = user_path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     write_atomically(folder / _WEIGHTS, save(tensors))
@@ -45,7 +45,7 @@ def read_classifier(
     Raises:
         ValueError: anything else in the folder.
     """
-    folder = Path(folder)
+    folder = user_path(folder)
     try:
         model = make(json.loads((folder / _CONFIG).read_text()))
         model.load_state_dict(load_file(folder / _WEIGHTS))

@@ -14,6 +14,7 @@ from torch import Tensor
 from dinit.compat import ensure_torchvision
 from dinit.evaluation.features.base import EXTRACTORS, Extracted, Extractor
 from dinit.evaluation.features.inception_network import InceptionNetwork, resize_clean, resize_tensorflow
+from dinit.files import user_path
 
 WEIGHTS_VARIABLE = "DINIT_INCEPTION_WEIGHTS"
 _FILE = "weights-inception-2015-12-05-6726825d.pth"  # the name under which torch-fidelity publishes them
@@ -39,7 +40,7 @@ class Inception(Extractor):
 
     def weights_path(self) -> Path:
         named = self.weights or os.environ.get(WEIGHTS_VARIABLE)
-        path = Path(named) if named else Path(torch.hub.get_dir()) / "checkpoints" / _FILE
+        path = user_path(named) if named else Path(torch.hub.get_dir()) / "checkpoints" / _FILE
         if not path.is_file():
             raise ValueError(
                 f"the Inception-v3 weights are not at {path}; put {_FILE} (from torch-fidelity's releases) "

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from PIL import Image, UnidentifiedImageError
 
+from dinit.files import user_path
 from dinit.pipelines.call import to_spec
 from dinit.pipelines.generate import Generated, Pipeline
 from dinit.pipelines.loading import read_json, shipped
@@ -102,8 +103,8 @@ def pipeline_name(pipe: Pipeline) -> str:
     """What finds the pipeline again: a shipped name, an absolute folder, a hub id; '' where it has none."""
     config: Any = pipe.config
     name = config.get("_name_or_path") or ""
-    if name and name not in shipped() and Path(name).is_dir():
-        return str(Path(name).resolve())
+    if name and name not in shipped() and user_path(name).is_dir():
+        return str(user_path(name).resolve())
     return str(name)
 
 

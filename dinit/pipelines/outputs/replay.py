@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from dinit.files import user_path
 from dinit.pipelines.call import Call
 from dinit.pipelines.generate import Generated, Pipeline
 from dinit.pipelines.outputs.files import sheet_layout
@@ -42,7 +43,7 @@ def replay(path: str | Path, pipe: Pipeline | str | None = None, tolerance: int 
     largest difference of pixels in 0 .. 255 that counts as the same. ValueError where there is no manifest or it is
     damaged.
     """
-    path = Path(path)
+    path = user_path(path)
     folder = set_folder(path)
     if folder is not None:
         record = read_set(folder)

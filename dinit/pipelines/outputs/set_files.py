@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from dinit.files import LOCK, remove_leftovers, whole_file, write_atomically
+from dinit.files import LOCK, remove_leftovers, user_path, whole_file, write_atomically
 from dinit.pipelines.loading import read_json
 from dinit.pipelines.outputs.manifest import FILE
 
@@ -143,6 +143,7 @@ def read_labels(path: Path) -> list[int | str]:
 
     ValueError for a file of another kind. FileNotFoundError where there is none.
     """
+    path = user_path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file of labels {path}")
     if path.suffix not in (".npy", ".npz"):

@@ -24,7 +24,7 @@ from accelerate.utils import broadcast_object_list
 from PIL import Image
 
 from dinit.data.order import hash_words
-from dinit.files import only_writer, whole_file
+from dinit.files import only_writer, user_path, whole_file
 from dinit.pipelines.call import Call, to_spec
 from dinit.pipelines.generate import Pipeline
 from dinit.pipelines.labels import whole_number
@@ -105,7 +105,7 @@ def generate_set(
     ends the work. ImageSetError where the folder holds another set; OSError of the disk, after which no incomplete
     file is left; ValueError for a group that is no number.
     """
-    folder, group = Path(folder), whole_number("group", group)
+    folder, group = user_path(folder), whole_number("group", group)
     pipe.check(call)
     spec = _as_begun(folder, _spec_of(pipe, call, group))
     with launched_processes() as state, only_writer(folder) if state.is_main_process else nullcontext():

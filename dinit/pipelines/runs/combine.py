@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dinit.files import whole_folder
+from dinit.files import user_path, whole_folder
 from dinit.pipelines.generate import Pipeline
 from dinit.training import randomness
 from dinit.training.averaging.combination import Found, Search, combine, saved_weights, search
@@ -37,7 +37,7 @@ def combine_run(
     measured on. ValueError for a run with too few saved weights or whose weights are not the pipeline's;
     FileExistsError for a folder that is there.
     """
-    run, to = Path(run), Path(to)
+    run, to = user_path(run), user_path(to)
     if to.exists():
         raise FileExistsError(f"{to} is there already; choose another folder, or remove it")
     files = saved_weights(run, of)

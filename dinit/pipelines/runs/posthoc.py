@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from dinit.files import whole_folder
+from dinit.files import user_path, whole_folder
 from dinit.pipelines.generate import Pipeline
 from dinit.training.averaging.snapshots import average_of_width
 
@@ -19,7 +19,7 @@ def pipeline_of_width(run: str | Path, sigma_rel: float, to: str | Path, step: i
     the last. Karras et al. 2024 (EDM2). ValueError for a width or step that the snapshots do not cover, and
     FileExistsError for a folder that exists.
     """
-    run, to = Path(run), Path(to)
+    run, to = user_path(run), user_path(to)
     if to.exists():
         raise FileExistsError(f"{to} is there already; choose another folder, or remove it")
     averages, last = average_of_width(run / "ema", sigma_rel, step)

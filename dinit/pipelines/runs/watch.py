@@ -16,7 +16,7 @@ import torch
 from dinit.evaluation.evaluate import EvaluationSpec, Evaluator
 from dinit.evaluation.protocols import PROTOCOLS
 from dinit.evaluation.reports.report import Report
-from dinit.files import is_held, write_atomically
+from dinit.files import is_held, user_path, write_atomically
 from dinit.pipelines.evaluate import draw_labels, generate
 from dinit.pipelines.generate import Pipeline
 from dinit.pipelines.runs.output import make_pipeline
@@ -141,7 +141,7 @@ def watch(
         ValueError: For a folder without a run.
         TimeoutError: No process trains the run any more, and it has no pipeline.
     """
-    run = Path(run)
+    run = user_path(run)
     recipe = read_recipe(run)
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     evaluations = Evaluations.of(recipe, run, **{"cuda": place.type == "cuda", **options})

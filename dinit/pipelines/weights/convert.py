@@ -19,7 +19,7 @@ from dinit.checkpoints.recognition import Recognised, recognise_state
 from dinit.checkpoints.tables import check_tables
 from dinit.diffusion import PARAMETERIZATIONS, PROCESSES
 from dinit.diffusion.discrete import BetaChain
-from dinit.files import whole_folder
+from dinit.files import user_path, whole_folder
 from dinit.models.base import Backbone
 from dinit.models.codec import VAE_FOLDER, open_autoencoder
 from dinit.pipelines.generate import Pipeline
@@ -94,8 +94,8 @@ def convert(
             nothing was written.
         OSError: a file cannot be read or written.
     """
-    target = Path(to).expanduser()
-    _check_target(target, Path(source).expanduser(), overwrite)
+    target = user_path(to)
+    _check_target(target, user_path(source), overwrite)
     process = None if process is None else PROCESSES.create(process)
     parameterization = None if parameterization is None else PARAMETERIZATIONS.create(parameterization)
     checkpoint = read_checkpoint(source, weights, sha256)

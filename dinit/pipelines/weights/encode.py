@@ -33,7 +33,7 @@ from dinit.data.latent_cache import (
     write_shard,
 )
 from dinit.evaluation.metrics.reconstruction import psnr, ssim
-from dinit.files import LOCK, is_leftover, only_writer, remove_leftovers, whole_folder, write_atomically
+from dinit.files import LOCK, is_leftover, only_writer, remove_leftovers, user_path, whole_folder, write_atomically
 from dinit.models.codec import AutoencoderKLCodec, open_autoencoder
 from dinit.pipelines.launch import launched_processes
 from dinit.pipelines.outputs.manifest import versions, weights_sha256
@@ -106,7 +106,7 @@ def encode(
     ValueError before anything is written where autoencoder and data do not fit or the folder contains something
     else; OSError where another call is writing there.
     """
-    options, folder = options or Options(), Path(out)
+    options, folder = options or Options(), user_path(out)
     spec = {"name": data} if isinstance(data, str) else dict(data)
     images: ImageData = DATASETS.create(spec)
     vae = open_autoencoder(autoencoder)

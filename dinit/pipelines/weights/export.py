@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from dinit.checkpoints.exporting import check_export, diffusers_model, published_state, scheduler_arguments
-from dinit.files import whole_file, whole_folder
+from dinit.files import user_path, whole_file, whole_folder
 from dinit.pipelines.generate import Pipeline
 from dinit.pipelines.loading import INDEX
 from dinit.pipelines.outputs.targets import check_pipeline_target, check_target
@@ -21,7 +21,7 @@ def export(pipe: Pipeline, to: str | Path, format: str, overwrite: bool = False)
     format: 'dit' and 'sit' write one .pt with the published names, 'diffusers' a folder for its DiTPipeline.
     ValueError, with the reason, where that program would give other images; FileExistsError unless overwrite.
     """
-    target = Path(to).expanduser()
+    target = user_path(to)
     process, parameterization = pipe.process.to_config(), pipe.parameterization.to_config()
     wanted = check_export(pipe.backbone, process, parameterization, format)
     if pipe.config["latent_normalization"] is not None:  # pyright: ignore

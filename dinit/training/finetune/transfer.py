@@ -12,10 +12,11 @@ import yaml
 from torch import Tensor
 
 from dinit.checkpoints.locating import INDEX, locate, read_json
+from dinit.data import DATASETS
 from dinit.data.class_names import find_name
 from dinit.diffusion import PARAMETERIZATIONS, PROCESSES
+from dinit.files import user_path
 from dinit.models.base import BACKBONES, Backbone
-from dinit.specs import parse_spec
 from dinit.training.finetune.adapters import adapt_difffit, adapt_lora, label_tables, trained
 from dinit.training.recipe.model import FinetuneSection
 from dinit.training.recipe.names import use_present_names
@@ -111,8 +112,8 @@ def data_spec(text: str, pretrained: Pretrained | None) -> dict[str, Any]:
 
     ValueError for a folder without a pipeline, or one that works on latents, and for text of another form.
     """
-    if not Path(text).is_dir():
-        return parse_spec(text)
+    if not user_path(text).is_dir():
+        return DATASETS.parse(text)
     if pretrained is None:
         raise ValueError(f"the size of the images is not known; give it, as in --data folder:path={text},size=32")
     vae = pretrained.index.get("vae") or [None]

@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from dinit.files import user_path
 from dinit.registry import suggest
 from dinit.training.finetune.transfer import inherit
 from dinit.training.recipe.checks import check_recipe
@@ -61,7 +62,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         ValueError: the file cannot be read.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = user_path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"recipe {path} cannot be read: {error}") from error
     return parse_recipe(text, overrides, title=Path(path).name)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dinit.files import user_path
 from dinit.registry import Registry
 from dinit.training.recipe.model import Named
 
@@ -57,7 +57,7 @@ def digits_classifier(folder: str | None = None) -> Encoder:
     """
     from dinit.evaluation.features.digits_classifier import SHIPPED, DigitsClassifier
 
-    classifier = DigitsClassifier.from_pretrained(Path(folder) if folder else SHIPPED)
+    classifier = DigitsClassifier.from_pretrained(user_path(folder) if folder else SHIPPED)
     return Reader(classifier, lambda network, images: network.last_map(images))
 
 
@@ -72,7 +72,7 @@ def glyphs_classifier(folder: str | None = None, layer: int = 3) -> Encoder:
 
     if not 0 <= layer <= 4:
         raise ValueError(f"the glyphs classifier has the layers 0 to 4, got layer = {layer}")
-    classifier = GlyphsClassifier.from_pretrained(Path(folder) if folder else SHIPPED)
+    classifier = GlyphsClassifier.from_pretrained(user_path(folder) if folder else SHIPPED)
     return Reader(classifier, lambda network, images: network.maps(images)[layer])
 
 
@@ -85,7 +85,7 @@ def dinov2(weights: str, side: int = 224) -> Encoder:
     """
     from dinit.evaluation.features.dinov2 import MEAN, STD, read_weights, tokens
 
-    on: dict[torch.device, dict[str, Tensor]] = {torch.device("cpu"): read_weights(Path(weights), "cpu")}
+    on: dict[torch.device, dict[str, Tensor]] = {torch.device("cpu"): read_weights(user_path(weights), "cpu")}
 
     def encode(images: Tensor) -> Tensor:
         if images.device not in on:
