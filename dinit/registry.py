@@ -257,7 +257,8 @@ class Registry(Generic[T_co]):
             found, _ = self.resolve(name)
         except UnknownName:
             return parse_spec(text, more)  # `create` reports the name
-        return parse_spec(text, more, option_kinds(self._entries[found]))
+        entry: Any = self._entries[found]
+        return parse_spec(text, more, option_kinds(entry))
 
     def current_options(self, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
         """The options under the names that the entry has today; a DeprecationWarning for each old one.
