@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ _ARGS = "args"
 _ENTRIES = ("config", "cfg", "hparams", "hyper_parameters", "arguments", "options", "model_and_diffusion")
 # Files in the folder of a checkpoint, or one folder up, as a run's folder has them.
 _FILES = ("args", "arguments", "config", "hparams", "params", "model_and_diffusion", ".hydra/config")
+# Groups of a configuration that describe the network.
+_GROUPS = ("args", *_ENTRIES, "model", "network", "net", "nnet", "denoiser", "backbone", "transformer", "params")
 _SUFFIXES = (".json", ".yaml", ".yml")
 _LARGEST = 2**20  # bytes of a configuration file
 
@@ -87,20 +89,22 @@ class RunArguments:
     def __bool__(self) -> bool:
         return bool(self.places)
 
-    def get(self, *names: str, within: str | None = None) -> Stated | None:
+    def get(self, *names: str, groups: Iterable[str] = ()) -> Stated | None:
         """The value of the first of these names that is stored, None for none.
 
-        The one nearest to the top of its place counts.
+        An entry counts that is in no group, or in groups of the network ("model.params"); of several in one place,
+        those nearest to the top.
 
         Args:
             names: Of the argument, with underscores; upper case and hyphens are the same.
-            within: The name of the group that it has to be in, such as "transport".
+            groups: Further groups that it may be in, such as "transport".
 
         Raises:
             ValueError: two places, or two groups of one place, give it different values.
         """
+        allowed = {*_GROUPS, *groups}
         for name in names:
-            found = [one for label, values in self.places for one in _nearest(label, values, name, within)]
+            found = [one for label, values in self.places for one in _nearest(label, values, name, allowed)]
             if found:
                 for other in found[1:]:
                     if other.value != found[0].value:
@@ -111,27 +115,23 @@ class RunArguments:
     def group(self, name: str) -> dict[str, Any]:
         """The values of a group ("model"), by their names inside it, from the first place that has it."""
         for _, values in self.places:
-            parts = {key.split(f"{name}.", 1)[1]: one for key, one in values.items() if _in_group(key, name)}
+            parts = {key.split(f"{name}.", 1)[1]: one for key, one in values.items() if f".{name}." in f".{key}"}
             if parts:
                 return parts
         return {}
 
 
-def _nearest(label: str, values: Mapping[str, Any], name: str, within: str | None) -> Iterator[Stated]:
-    """The entries of this name that are nearest to the top."""
-    fitting = [
-        key
-        for key in values
-        if _normal(key.split(".")[-1]) == name and (within is None or within in map(_normal, key.split(".")[:-1]))
-    ]
+def _nearest(label: str, values: Mapping[str, Any], name: str, groups: set[str]) -> Iterator[Stated]:
+    """The entries of this name, in these groups alone, that are nearest to the top."""
+    fitting = []
+    for key in values:
+        *outer, last = map(_normal, key.split("."))
+        if last == name and groups.issuperset(outer):
+            fitting.append(key)
     depth = min((key.count(".") for key in fitting), default=0)
     for key in fitting:
         if key.count(".") == depth:
             yield Stated(label + key, _value(values[key]))
-
-
-def _in_group(key: str, name: str) -> bool:
-    return key.startswith(f"{name}.") or f".{name}." in key
 
 
 def _normal(name: str) -> str:
@@ -161,8 +161,8 @@ def _leaves(values: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, 
         inner = _plain(value)
         if inner:
             yield from _leaves(inner, f"{prefix}{name}.")
-        elif not isinstance(value, (Mapping, Tensor)):
-            yield f"{prefix}{name}", value
+        elif value is None or isinstance(value, (bool, int, float, str, list, tuple)):
+            yield f"{prefix}{name}", list(value) if isinstance(value, tuple) else value
 
 
 def _plain(args: Any) -> dict[str, Any]:

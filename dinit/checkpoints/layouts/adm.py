@@ -9,8 +9,10 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from dinit.checkpoints.claims import Claim, flag, whole
 from dinit.checkpoints.keymap import KeyMap, Rule
 from dinit.checkpoints.layouts.base import LAYOUTS, Layout, Shapes, check_fixed
+from dinit.checkpoints.stored import RunArguments, Stated
 from dinit.models.adm import ADM, ADMNetwork
 from dinit.models.adm_classifier import ADMClassifier
 from dinit.models.adm_superres import ADMSuperRes
@@ -199,10 +201,55 @@ def _untold(presets: Mapping[str, Mapping[str, Any]], found: Mapping[str, Any]) 
     return {name: like[0][name] for name in names if name in like[0]}
 
 
+def _adm_claims(run: RunArguments) -> list[Claim]:
+    """What guided-diffusion's flags state in another form than dinit's arguments have."""
+    found = []
+    for flag_name, argument in (("num_head_channels", "head_dim"), ("num_heads_upsample", "decoder_heads")):
+        stated = run.get(flag_name)
+        if stated and stated.value is not None:
+            found.append(Claim(stated, argument, None if stated.value == -1 else whole(stated)))
+    order, mults = run.get("use_new_attention_order"), run.get("channel_mult")
+    first = flag(order)
+    if order and first is not None:
+        found.append(Claim(order, "attention_order", "qkv-first" if first else "head-first"))
+    if mults and mults.value is not None:
+        found.append(Claim(mults, "channel_mult", _numbers(mults)))
+    updown = run.get("resblock_updown")
+    if updown and flag(updown):
+        found.append(Claim(updown, "resampling", "block"))
+    resolutions, side = run.get("attention_resolutions"), run.get("image_size")
+    if resolutions and side and resolutions.value is not None:
+        factors = tuple(sorted(whole(side) // size for size in _numbers(resolutions) if size))
+        found.append(Claim(resolutions, "attention_factors", factors))
+    return found
+
+
+def _numbers(stated: Stated) -> tuple[Any, ...]:
+    """Numbers of a list, or of text such as "32,16,8". ValueError names the argument."""
+    parts = stated.value.split(",") if isinstance(stated.value, str) else stated.value
+    try:
+        numbers = [float(part) for part in (parts if isinstance(parts, (list, tuple)) else [parts])]
+        return tuple(int(number) if number == int(number) else number for number in numbers)
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"{stated}, which must be numbers with commas between them: correct it") from None
+
+
 class _UNetLayout(Layout):
     """What the network and its super-resolution form have in common."""
 
     network: ClassVar[type[ADMNetwork]]
+    label_table: ClassVar[str | None] = r"label_emb\.weight"
+    null_row: ClassVar[bool] = False
+    lone_null_row: ClassVar[bool] = False
+    image_size_in_tensors: ClassVar[bool] = False
+    clips: ClassVar[bool] = True
+    stated_names: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "channels": ("num_channels", "model_channels"),
+        "blocks_per_level": ("num_res_blocks",),
+        "num_heads": ("num_heads",),
+        "scale_shift": ("use_scale_shift_norm",),
+        "learn_sigma": ("learn_sigma",),
+    }
     rules: ClassVar[KeyMap] = ADM_RULES
     signature: ClassVar[tuple[str, ...]] = (
         r"input_blocks\.0\.0\.weight",
@@ -224,6 +271,9 @@ class _UNetLayout(Layout):
             "null_class": not classes,
             "learn_sigma": shapes["out.2.weight"][0] == 2 * found["in_channels"],
         }
+
+    def claims(self, run: RunArguments) -> list[Claim]:
+        return [*super().claims(run), *_adm_claims(run)]
 
     def arguments(self, reference: Mapping[str, Any]) -> dict[str, Any]:
         name, given = self.reference[0], dict(reference)

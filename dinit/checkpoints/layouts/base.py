@@ -9,11 +9,18 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from dinit.checkpoints.claims import Claim, Pair, chain, named_claims, size_claims
 from dinit.checkpoints.keymap import KeyMap
+from dinit.checkpoints.stored import RunArguments
+from dinit.diffusion import Process
+from dinit.diffusion.discrete import BetaChain
 from dinit.models.base import BACKBONES
 from dinit.registry import Registry
 
 LAYOUTS: Registry[type[Layout]] = Registry("checkpoint layout", "dinit.checkpoints.layouts")
+
+# In place of the adaptive solver of SiT's program, whose cost is unknown beforehand: the same ODE.
+ODE_STEPS: Mapping[str, Any] = {"sampler": {"name": "heun"}, "steps": 50}
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -31,8 +38,17 @@ class Layout(ABC):
         guided_channels: How many channels published guidance acts on; None is all.
         guidance_scale: The default of the published sampling program; 1 is no guidance.
         pixel_range: The range of the training images, where they are pixels.
+        label_table: Pattern of the key of the label table, or of one of several; None without.
+        null_row: Whether the published program has a row of the label table for the null label.
+        always_null_row: Whether it cannot be without.
+        lone_null_row: Whether dinit's class has a label table without classes too, for the null label alone.
+        stated_names: Names of arguments of dinit's class in the arguments of the program's runs.
+        image_size_in_tensors: Whether `options` reads image_size off a table, and does not assume a published one.
+        clips: Whether the published program clips the posterior mean to the range of the images.
+        chain_steps: Steps of the published sampling program on a chain of betas.
     """
 
+    registry_name: ClassVar[str]
     backbone: ClassVar[str]
     reference: ClassVar[tuple[str, ...]]
     rules: ClassVar[KeyMap]
@@ -42,6 +58,14 @@ class Layout(ABC):
     guided_channels: ClassVar[int | None] = None
     guidance_scale: ClassVar[float] = 4.0
     pixel_range: ClassVar[tuple[float, float]] = (-1.0, 1.0)
+    label_table: ClassVar[str | None] = None
+    null_row: ClassVar[bool] = True
+    always_null_row: ClassVar[bool] = False
+    lone_null_row: ClassVar[bool] = True
+    stated_names: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    image_size_in_tensors: ClassVar[bool] = True
+    clips: ClassVar[bool] = False
+    chain_steps: ClassVar[int] = 250
 
     @property
     def model(self) -> type[Any]:
@@ -100,6 +124,66 @@ class Layout(ABC):
         """Fixed tables of `backbone`, dinit's class, under the names that the published network stores them by."""
         return {}
 
+    def sampling(self, process: Process, learned: bool) -> dict[str, Any]:
+        """Sampler, steps and grid of the published sampling program, as defaults of a pipeline.
+
+        Args:
+            process: What the weights were trained on.
+            learned: Whether the network learned its variance.
+        """
+        if isinstance(process, BetaChain):
+            variance = "learned-range" if learned else "fixed-large"
+            steps = min(self.chain_steps, process.num_steps)
+            return {"sampler": {"name": "ddpm", "variance": variance}, "steps": steps, "grid": {"name": "respaced"}}
+        if process.registry_name == "flow":
+            return dict(ODE_STEPS)
+        return {"sampler": {"name": "euler-maruyama"}, "steps": 1000}
+
+    def guidance(self, guided: bool) -> list[dict[str, Any]]:
+        """Guidance of the published sampling program, as a default of a pipeline.
+
+        Args:
+            guided: Whether the network has classes and a null label.
+        """
+        cfg = {"name": "cfg", "scale": self.guidance_scale, "channels": self.guided_channels}
+        low, high = self.pixel_range
+        clip = {"name": "clip-x0", **({} if (low, high) == (-1.0, 1.0) else {"low": low, "high": high})}
+        return [*([cfg] if guided and self.guidance_scale != 1 else []), *([clip] if self.clips else [])]
+
+    def label_rows(self, shapes: Shapes) -> int | None:
+        """Rows of the label table; None where there is none.
+
+        Args:
+            shapes: Key to shape.
+        """
+        tables = [] if self.label_table is None else [k for k in shapes if re.fullmatch(self.label_table, k)]
+        return shapes[tables[0]][0] if tables else None
+
+    def claims(self, run: RunArguments) -> list[Claim]:
+        """The arguments of dinit's class that the arguments of a run state.
+
+        Args:
+            run: The run's arguments.
+
+        Raises:
+            ValueError: An argument in two places with different values, or one of a wrong type.
+        """
+        return [*size_claims(run, self.backbone), *named_claims(run, self.stated_names)]
+
+    def stated_training(self, run: RunArguments, published: Pair) -> Pair:
+        """Process and parameterization by the arguments of a run, `published` where they state nothing.
+
+        Here those of guided-diffusion and its descendants; a family of another kind overrides this.
+
+        Args:
+            run: The run's arguments.
+            published: Process and parameterization of the published weights.
+
+        Raises:
+            ValueError: An unknown value.
+        """
+        return chain(run, published)
+
     def recognises(self, shapes: Shapes) -> bool:
         """Whether a state with tensors of these `shapes` is of this layout."""
         return all(any(re.fullmatch(pattern, key) for key in shapes) for pattern in self.signature)
@@ -146,6 +230,12 @@ def check_fixed(owner: str, given: Mapping[str, Any], fixed: Mapping[str, Any]) 
     for name, value in fixed.items():
         if name in given and given[name] != value:
             raise ValueError(f"{owner} with {name} = {given[name]!r} is not covered; published is {value!r}")
+
+
+def with_null_class(reference: Mapping[str, Any]) -> dict[str, Any]:
+    """The published class's arguments with its label dropout, which adds the null label's row, as null_class."""
+    given = dict(reference)
+    return given if given.pop("class_dropout_prob", None) != 0 else {**given, "null_class": False}
 
 
 def published(backbone: str, argument: str, **known: Any) -> Any:

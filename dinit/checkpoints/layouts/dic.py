@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from dinit.checkpoints.keymap import KeyMap, Rule
-from dinit.checkpoints.layouts.base import LAYOUTS, Layout, Shapes, check_fixed, count
+from dinit.checkpoints.layouts.base import LAYOUTS, Layout, Shapes, check_fixed, count, with_null_class
 
 _BLOCK = {
     r"affine\.1": "modulation.linear",
@@ -65,6 +65,15 @@ class DiCLayout(Layout):
         r"lat_blocks\.0\.0\.conv\.conv0\.weight",
     )
     guided_channels: ClassVar[int | None] = 3
+    label_table: ClassVar[str | None] = r"y_embedder_ls\.0\.embedding_table\.weight"
+    stated_names: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "in_channels": ("in_channels",),
+        "hidden_size": ("hidden_size",),
+        "depth": ("depth",),
+        "channel_mult": ("mult_channels",),
+        "skip_stride": ("skip_stride",),
+        "learn_sigma": ("learn_sigma",),
+    }
 
     def options(self, shapes: Shapes) -> dict[str, Any]:
         hidden, in_channels = shapes["x_embedder.proj.weight"][:2]
@@ -83,9 +92,8 @@ class DiCLayout(Layout):
     def arguments(self, reference: Mapping[str, Any]) -> dict[str, Any]:
         check_fixed("DiC", reference, _FIXED)
         given = {name: value for name, value in reference.items() if name not in _FIXED}
-        given.pop("class_dropout_prob", None)  # of training: the null label has a row in any case
         if "input_size" in given:
             given["image_size"] = given.pop("input_size")
         if "mult_channels" in given:
             given["channel_mult"] = given.pop("mult_channels")
-        return given
+        return with_null_class(given)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from dinit.checkpoints.keymap import KeyMap, Rule
-from dinit.checkpoints.layouts.base import LAYOUTS, Layout, Shapes, count
+from dinit.checkpoints.layouts.base import LAYOUTS, Layout, Shapes, count, with_null_class
 
 _STAGES = {
     "encoder_level_1": "encoder_1",
@@ -52,6 +52,10 @@ class DiCoLayout(Layout):
     rules: ClassVar[KeyMap] = DICO
     signature: ClassVar[tuple[str, ...]] = (r"encoder_level_1\.0\.ca\.1\.weight", r"latent\.0\.conv1\.weight")
     guided_channels: ClassVar[int | None] = 3
+    label_table: ClassVar[str | None] = r"y_embedder\.embedding_table_[01]\.weight"
+    stated_names: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        name: (name,) for name in ("in_channels", "hidden_size", "depth", "mlp_ratio", "learn_sigma")
+    }
 
     def options(self, shapes: Shapes) -> dict[str, Any]:
         hidden, in_channels = shapes["x_embedder.proj.weight"][:2]
@@ -66,7 +70,6 @@ class DiCoLayout(Layout):
 
     def arguments(self, reference: Mapping[str, Any]) -> dict[str, Any]:
         given = dict(reference)
-        given.pop("class_dropout_prob", None)  # of training: the null label has a row in any case
         if "input_size" in given:
             given["image_size"] = given.pop("input_size")
-        return given
+        return with_null_class(given)

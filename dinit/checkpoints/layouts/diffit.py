@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from dinit.checkpoints.keymap import KeyMap, Rule
-from dinit.checkpoints.layouts.base import LAYOUTS, Layout, Shapes
-from dinit.checkpoints.layouts.dit import DIT, transformer_options
+from dinit.checkpoints.layouts.base import LAYOUTS, Layout, Shapes, with_null_class
+from dinit.checkpoints.layouts.dit import DIT, LABEL_TABLE, SIZES, transformer_options
 
 
 def offsets_as_grid(table: Tensor) -> Tensor:
@@ -44,6 +44,8 @@ class DiffiTLayout(Layout):
         r"blocks\.0\.attn\.qkv_temb\.weight",
     )
     guided_channels: ClassVar[int | None] = 3
+    label_table: ClassVar[str | None] = LABEL_TABLE
+    stated_names: ClassVar[Mapping[str, tuple[str, ...]]] = {**SIZES, "learn_sigma": ("learn_sigma",)}
 
     def options(self, shapes: Shapes) -> dict[str, Any]:
         # Unlike in other descendants of DiT, the number of heads can be inferred: columns of the bias table.
@@ -65,5 +67,4 @@ class DiffiTLayout(Layout):
         given = {"learn_sigma": True, "depth": 30, **reference}  # the published class's own defaults
         if "input_size" in given:
             given["image_size"] = given.pop("input_size")
-        given.pop("class_dropout_prob", None)  # of training: the null label has a row in any case
-        return given
+        return with_null_class(given)

@@ -70,6 +70,16 @@ class DiffusersDiTLayout(Layout):
         r"proj_out_1\.weight",
     )
     guided_channels: ClassVar[int | None] = 3
+    label_table: ClassVar[str | None] = (
+        r"transformer_blocks\.0\.norm1\.emb\.class_embedder\.embedding_table\.weight"
+    )
+    always_null_row: ClassVar[bool] = True
+    stated_names: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "num_heads": ("num_attention_heads",),
+        "depth": ("num_layers",),
+        "patch_size": ("patch_size",),
+        "in_channels": ("in_channels",),
+    }
 
     def options(self, shapes: Shapes) -> dict[str, Any]:
         hidden, in_channels, patch, _ = shapes["pos_embed.proj.weight"]

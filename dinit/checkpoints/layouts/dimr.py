@@ -68,6 +68,7 @@ class DiMRLayout(Layout):
         r"stages\.0\.blocks\.0\.block2\.norm\.scale\.param0",
     )
     process: ClassVar[dict[str, Any]] = {"name": "vp-discrete", "schedule": "scaled-linear"}
+    label_table: ClassVar[str | None] = r"stages\.\d+\.class_embeds\.weight"
 
     def options(self, shapes: Shapes) -> dict[str, Any]:
         number = count(shapes, r"stages\.(\d+)\.")

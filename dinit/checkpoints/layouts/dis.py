@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from dinit.checkpoints.keymap import KeyMap, Rule
-from dinit.checkpoints.layouts.base import LAYOUTS, Layout, Shapes, count
+from dinit.checkpoints.layouts.base import LAYOUTS, Layout, Shapes, count, with_null_class
 
 _BLOCKS = {r"in_blocks\.(\d+)": r"encoder.\1", r"mid_()block": r"bottom\1", r"out_blocks\.(\d+)": r"decoder.\1"}
 DIS: KeyMap = (
@@ -55,11 +55,21 @@ class DiSLayout(Layout):
         r"norm_f\.weight",
     )
     guided_channels: ClassVar[int | None] = 3
+    label_table: ClassVar[str | None] = r"label_emb\.embedding_table\.weight"
+    lone_null_row: ClassVar[bool] = False
+    stated_names: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "patch_size": ("patch_size",),
+        "in_channels": ("channels",),
+        "embed_dim": ("embed_dim",),
+        "learn_sigma": ("learn_sigma",),
+        "states": ("d_state",),
+        "conv_width": ("d_conv",),
+    }
 
     def options(self, shapes: Shapes) -> dict[str, Any]:
         dim, in_channels, patch, _ = shapes["patch_embed.proj.weight"]
-        classes = shapes.get("label_emb.embedding_table.weight", (1,))[0] - 1
-        patches = shapes["pos_embed"][1] - (2 if classes else 1)
+        rows = self.label_rows(shapes)
+        patches = shapes["pos_embed"][1] - (1 if rows is None else 2)
         mixer = "mid_block.mixer"
         inner, states = shapes[f"{mixer}.A_log"]
         rank = shapes[f"{mixer}.dt_proj.weight"][1]
@@ -69,7 +79,7 @@ class DiSLayout(Layout):
             "in_channels": in_channels,
             "embed_dim": dim,
             "depth": 2 * count(shapes, r"in_blocks\.(\d+)\."),
-            "num_classes": classes,
+            "num_classes": 0 if rows is None else rows - 1,
             "learn_sigma": shapes["final_layer.linear.weight"][0] == 2 * in_channels * patch**2,
             "states": states,
             "expand": inner // dim,
@@ -83,4 +93,4 @@ class DiSLayout(Layout):
         given = {_MIXER.get(name, name): None if value == "auto" else value for name, value in given.items()}
         # The published class is unconditional by default, with num_classes = -1.
         given["num_classes"] = max(given.get("num_classes", -1), 0)
-        return given
+        return with_null_class(given)

@@ -8,8 +8,11 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from dinit.checkpoints.claims import Pair, transport
 from dinit.checkpoints.keymap import KeyMap, Rule
-from dinit.checkpoints.layouts.base import LAYOUTS, Layout, Shapes, count, published
+from dinit.checkpoints.layouts.base import LAYOUTS, ODE_STEPS, Layout, Shapes, count, published, with_null_class
+from dinit.checkpoints.stored import RunArguments
+from dinit.diffusion import Process
 
 DIT: KeyMap = (
     Rule(r"pos_embed", None),
@@ -22,6 +25,13 @@ DIT: KeyMap = (
     Rule(r"final_layer\.adaLN_modulation\.1\.(.+)", r"head.modulation.linear.\1"),
     Rule(r"final_layer\.linear\.(.+)", r"head.linear.\1"),
 )
+
+
+LABEL_TABLE = r"y_embedder\.embedding_table\.weight"
+SIZES: dict[str, tuple[str, ...]] = {
+    name: (name,) for name in ("hidden_size", "depth", "num_heads", "patch_size", "mlp_ratio")
+}
+SIZES["in_channels"] = ("in_channels", "in_chans")
 
 
 def transformer_options(shapes: Shapes, backbone: str) -> dict[str, Any]:
@@ -61,6 +71,8 @@ class DiTLayout(Layout):
         r"final_layer\.linear\.weight",
     )
     guided_channels: ClassVar[int | None] = 3
+    label_table: ClassVar[str | None] = LABEL_TABLE
+    stated_names: ClassVar[Mapping[str, tuple[str, ...]]] = {**SIZES, "learn_sigma": ("learn_sigma",)}
 
     def options(self, shapes: Shapes) -> dict[str, Any]:
         hidden = shapes["x_embedder.proj.weight"][0]
@@ -73,8 +85,7 @@ class DiTLayout(Layout):
         given = dict(reference)
         if "input_size" in given:
             given["image_size"] = given.pop("input_size")
-        given.pop("class_dropout_prob", None)  # of training: the null label has a row in any case
-        return given
+        return with_null_class(given)
 
     def tables(self, backbone: Any) -> dict[str, Tensor]:
         return {"pos_embed": backbone.positions.table}
@@ -86,12 +97,20 @@ class SiTLayout(DiTLayout):
 
     backbone: ClassVar[str] = "sit"
     reference: ClassVar[tuple[str, ...]] = ("SiT",)
+    # Without learn_sigma, of which nothing follows here: the half that it adds is dropped.
+    stated_names: ClassVar[Mapping[str, tuple[str, ...]]] = SIZES
     process: ClassVar[dict[str, Any]] = {"name": "flow"}
     parameterization: ClassVar[dict[str, Any]] = {"name": "reversed-velocity"}
 
     def options(self, shapes: Shapes) -> dict[str, Any]:
         found = super().options(shapes)
         return {**found, "learn_sigma": False, "spare_half": found["learn_sigma"]}
+
+    def sampling(self, process: Process, learned: bool) -> dict[str, Any]:
+        return dict(ODE_STEPS)
+
+    def stated_training(self, run: RunArguments, published: Pair) -> Pair:
+        return transport(run, published)
 
     def arguments(self, reference: Mapping[str, Any]) -> dict[str, Any]:
         given = super().arguments(reference)

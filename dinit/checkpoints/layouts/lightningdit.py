@@ -8,9 +8,12 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from dinit.checkpoints.claims import Pair, transport
 from dinit.checkpoints.keymap import KeyMap, Rule
-from dinit.checkpoints.layouts.base import LAYOUTS, Layout, Shapes
-from dinit.checkpoints.layouts.dit import DIT, transformer_options
+from dinit.checkpoints.layouts.base import LAYOUTS, Layout, Shapes, with_null_class
+from dinit.checkpoints.layouts.dit import DIT, LABEL_TABLE, SIZES, transformer_options
+from dinit.checkpoints.stored import RunArguments
+from dinit.diffusion import Process
 from dinit.models.lightningdit import rotary_angles
 
 LIGHTNINGDIT: KeyMap = (
@@ -24,6 +27,10 @@ LIGHTNINGDIT: KeyMap = (
 )
 
 
+# Of the published figures: timestep_shift, and cfg_interval_start, below which nothing is guided.
+_SHIFT, _GUIDED_FROM = 0.3, 0.125
+
+
 @LAYOUTS.register("lightningdit")
 class LightningDiTLayout(Layout):
     """hustvl/LightningDiT: time runs from noise (0) to data (1), the output is data minus noise."""
@@ -35,6 +42,14 @@ class LightningDiTLayout(Layout):
     process: ClassVar[dict[str, Any]] = {"name": "flow"}
     parameterization: ClassVar[dict[str, Any]] = {"name": "reversed-velocity"}
     guided_channels: ClassVar[int | None] = 3
+    label_table: ClassVar[str | None] = LABEL_TABLE
+    stated_names: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        **SIZES,
+        **{
+            name: (name,)
+            for name in ("learn_sigma", "use_qknorm", "use_swiglu", "use_rope", "use_rmsnorm", "wo_shift")
+        },
+    }
     guidance_scale: ClassVar[float] = 6.7  # high, because 29 of 32 channels go unguided
 
     def options(self, shapes: Shapes) -> dict[str, Any]:
@@ -67,5 +82,16 @@ class LightningDiTLayout(Layout):
         given = dict(reference)
         if "input_size" in given:
             given["image_size"] = given.pop("input_size")
-        given.pop("class_dropout_prob", None)
-        return given
+        return with_null_class(given)
+
+    def sampling(self, process: Process, learned: bool) -> dict[str, Any]:
+        # Its 250 times are 249 steps. Its shift acts on a time from noise to data: here it is inverted.
+        return {"sampler": {"name": "euler"}, "steps": 249, "grid": {"name": "shifted", "shift": 1 / _SHIFT}}
+
+    def guidance(self, guided: bool) -> list[dict[str, Any]]:
+        found = super().guidance(guided)
+        low = 2 * math.log(_GUIDED_FROM / (1 - _GUIDED_FROM))  # log-SNR of the linear path
+        return [{**one, "low": low} if one["name"] == "cfg" else one for one in found]
+
+    def stated_training(self, run: RunArguments, published: Pair) -> Pair:
+        return transport(run, published)

@@ -18,10 +18,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from dinit.checkpoints.claims import Pair, flag, number, whole, word
 from dinit.checkpoints.keymap import KeyMap, Rule
 from dinit.checkpoints.layouts.base import LAYOUTS, Layout, Shapes, check_fixed, published
 from dinit.checkpoints.layouts.score_sde_order import Structure
+from dinit.checkpoints.stored import RunArguments
 from dinit.checkpoints.tables import decimal, geometric, precision
+from dinit.diffusion import Process
 
 
 def _sin_cos(weight: Tensor) -> Tensor:
@@ -86,6 +89,35 @@ _PYRAMIDS = {"none": "none", "input_skip": "skip", "output_skip": "skip", "resid
 _TELL_FIR = ("channels", "channel_mult", "blocks_per_level", "input_pyramid", "output_pyramid", "embedding")
 
 
+# training.sde -> process where training is continuous, and where it is not.
+SDES = {
+    "vpsde": ("vp", "vp-discrete"),
+    "subvpsde": ("sub-vp", "sub-vp"),
+    "vesde": ("ve", "ve-discrete"),
+}
+# Process -> layout of a positional NCSN++ that was trained on it.
+SDE_LAYOUTS = {"vp": "ncsnpp-vp", "sub-vp": "ncsnpp-sub-vp", "ve": "ncsnpp-ve-discrete"}
+
+
+def _sde(kind: str, values: Mapping[str, Any], published: Mapping[str, Any]) -> dict[str, Any]:
+    """The process of that kind with the ends that are stored; those of the published one where they are not."""
+    found = dict(published) if published["name"] == kind else {"name": kind}
+    if kind == "vp-discrete":
+        steps = values.get("num_scales", 1000)
+        ends = {"beta_start": values.get("beta_min", 0.1) / steps, "beta_end": values.get("beta_max", 20.0) / steps}
+        usual = steps == 1000 and ends == {"beta_start": 1e-4, "beta_end": 0.02}
+        return (
+            {**found, "schedule": "linear"}
+            if usual
+            else {**found, "schedule": "linear", "num_steps": steps, **ends}
+        )
+    names = ("beta_min", "beta_max") if kind in ("vp", "sub-vp") else ("sigma_min", "sigma_max")
+    if kind == "ve-discrete" and "num_scales" in values:
+        found["num_steps"] = values["num_scales"]
+    # Ends in the state itself are more certain than those of the arguments.
+    return {**found, **{name: float(values[name]) for name in names if name in values and name not in found}}
+
+
 class _ScoreSDE(Layout):
     """What the networks of the repository share."""
 
@@ -98,6 +130,31 @@ class _ScoreSDE(Layout):
     def values(self, state: Mapping[str, Tensor]) -> dict[str, Any]:
         """Our arguments that are inferred from values, not from shapes: the ends of the noise levels, if stored."""
         return {}
+
+    chain_steps: ClassVar[int] = 1000
+
+    def sampling(self, process: Process, learned: bool) -> dict[str, Any]:
+        if not process.registry_name.startswith("ve"):
+            return super().sampling(process, learned)
+        pc = {"predictor": "reverse-diffusion", "corrector": "langevin", "snr": 0.16}
+        return {"sampler": {"name": "predictor-corrector", **pc}, "steps": 1000, "grid": {"name": "uniform"}}
+
+    def stated_training(self, run: RunArguments, published: Pair) -> Pair:
+        """Process by `training.sde`, `training.continuous` and the ends of its noise in `model`."""
+        stated = run.get("sde", groups=("training",))
+        if stated is None:
+            return published
+        continuous = flag(run.get("continuous", groups=("training",)))
+        names = word(stated, SDES, "--process")
+        kind = names[self.process["name"].endswith("-discrete") if continuous is None else not continuous]
+        if self.process["name"].partition("-")[0] != kind.partition("-")[0]:
+            raise ValueError(
+                f"{stated}, but layout {self.registry_name!r} is of networks that were trained on "
+                f"{self.process['name']}: --layout {SDE_LAYOUTS[names[0]]}"
+            )
+        ends = {name: run.get(name) for name in ("beta_min", "beta_max", "sigma_min", "sigma_max", "num_scales")}
+        values = {name: whole(one) if name == "num_scales" else number(one) for name, one in ends.items() if one}
+        return _sde(kind, values, published[0]), published[1]
 
     def structure(self, shapes: Shapes) -> Structure:
         return Structure.of(shapes, self.resampling_blocks)

@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import dinit
+from dinit.checkpoints.claims import MODEL_NAMES, UNSEEN, disagreement, image_side, read_labels, word
 from dinit.checkpoints.imagenet import NUM_CLASSES, imagenet_names
 from dinit.checkpoints.interop.schedule import read_scheduler
 from dinit.checkpoints.keymap import load_mapped
-from dinit.checkpoints.layouts import Layout
+from dinit.checkpoints.layouts import Layout, Shapes, candidates
+from dinit.checkpoints.layouts.score_sde import SDE_LAYOUTS, SDES
 from dinit.checkpoints.reading import Checkpoint, read_checkpoint
 from dinit.checkpoints.recognition import Recognised, recognise_state
+from dinit.checkpoints.stored import RunArguments
 from dinit.checkpoints.tables import check_tables
 from dinit.diffusion import PARAMETERIZATIONS, PROCESSES
 from dinit.diffusion.discrete import BetaChain
@@ -27,6 +30,7 @@ from dinit.pipelines.outputs.targets import check_pipeline_target
 from dinit.registry import construct, suggest
 
 RECORD = "conversion.json"
+_ALMOST_NOISE = 0.999  # the first time of SiT's programs where noise or score is predicted
 _PIXELS = (1, 3)
 _AUTOENCODERS = {4: "stabilityai/sd-vae-ft-ema", 32: "hustvl/vavae-imagenet256-f16d32-dinov2"}
 
@@ -99,12 +103,13 @@ def convert(
     process = None if process is None else PROCESSES.create(process)
     parameterization = None if parameterization is None else PARAMETERIZATIONS.create(parameterization)
     checkpoint = read_checkpoint(source, weights, sha256)
-    recognised = recognise_state(checkpoint.state, checkpoint.path, checkpoint.args, layout)
-    arguments, notes = _arguments(recognised, checkpoint, options or {})
+    run = RunArguments.of(checkpoint.args, checkpoint.path)
+    recognised = _recognised(checkpoint, run, layout)
+    arguments, notes = _arguments(recognised, checkpoint, run, options or {})
     backbone = _backbone(recognised.layout, arguments)
     _load(backbone, recognised, checkpoint)
     if recognised.layout.denoises:
-        trained_on = _trained_on(recognised.layout, checkpoint, arguments, process, parameterization)
+        trained_on = _trained_on(recognised.layout, checkpoint, run, arguments, process, parameterization)
         product, more = _pipeline(backbone, recognised.layout, checkpoint, trained_on, vae)
     else:
         name = type(backbone).__name__
@@ -132,10 +137,23 @@ def _check_target(target: Path, source: Path, overwrite: bool) -> None:
         raise ValueError(f"{target} holds the source {source}, which would be lost; choose another folder")
 
 
+def _recognised(checkpoint: Checkpoint, run: RunArguments, layout: str | None) -> Recognised:
+    """The layout: the given one, that of the SDE that a run's arguments name, or by tensors, values and names."""
+    sde = run.get("sde", groups=("training",))
+    if layout is None and sde is not None:
+        found = candidates({key: tuple(tensor.shape) for key, tensor in checkpoint.state.items()})
+        named = SDE_LAYOUTS[word(sde, SDES, "--layout")[0]]
+        if len(found) > 1 and named in found:
+            return Recognised(named, f"its arguments have {sde}")
+    model = run.get(*MODEL_NAMES, groups=("model",))
+    args = {} if model is None else {"model": model.value}
+    return recognise_state(checkpoint.state, checkpoint.path, args, layout)
+
+
 def _arguments(
-    recognised: Recognised, checkpoint: Checkpoint, options: Mapping[str, Any]
+    recognised: Recognised, checkpoint: Checkpoint, run: RunArguments, options: Mapping[str, Any]
 ) -> tuple[dict[str, Any], list[str]]:
-    """The backbone's arguments: from the tensors, a config stored with them, and the options; and assumptions."""
+    """The backbone's arguments: from the tensors, what is stored with them, and the options; and assumptions."""
     layout = recognised.layout
     shapes = {key: tuple(tensor.shape) for key, tensor in checkpoint.state.items()}
     try:
@@ -145,12 +163,16 @@ def _arguments(
             f"{checkpoint.path} is of layout {recognised.name} ({recognised.evidence}), but the sizes cannot be "
             f"inferred from it: {_reason(error)}; a part of it is lost, or it is of another family"
         ) from error
-    stored = layout.arguments(checkpoint.config) if checkpoint.config else {}
     accepted = [name for name in inspect.signature(layout.model.__init__).parameters if name != "self"]
     for name in options:
         if name not in accepted:
             raise ValueError(f"backbone {layout.backbone!r} has no argument {name!r}{suggest(name, accepted)}")
-    given = {**stored, **options}
+    stored = layout.arguments(checkpoint.config) if checkpoint.config else {}
+    try:
+        stated, notes = _stated(layout, shapes, run, found, options)
+    except ValueError as error:
+        raise ValueError(f"{checkpoint.path}, read as {recognised.name}: {error}") from error
+    given = {**stated, **stored, **options}
     unknown = [name for name, value in found.items() if value is None and name not in given]
     if unknown:
         commands = " ".join(f"--option {name}=..." for name in unknown)
@@ -159,9 +181,40 @@ def _arguments(
             f"these sizes; give what it was trained with (null for none): {commands}"
         )
     found |= given
-    assumed = "image_size" in accepted and "image_size" not in found
-    notes = ["image_size is assumed to be the default, it cannot be inferred: --option image_size=N sets it"]
-    return found, notes if assumed else []
+    if "image_size" in accepted and "image_size" not in found:
+        notes.append(
+            "image_size is assumed to be the default, it cannot be inferred: --option image_size=N sets it"
+        )
+    return found, notes
+
+
+def _stated(
+    layout: Layout, shapes: Shapes, run: RunArguments, found: Mapping[str, Any], options: Mapping[str, Any]
+) -> tuple[dict[str, Any], list[str]]:
+    """Arguments that the run's own arguments state, and notes. ValueError where the tensors have others."""
+    claims = [claim for claim in layout.claims(run) if claim.argument in found or claim.argument in UNSEEN]
+    # An option with another value than the published size has: the network is not of that size.
+    named = {claim.stated.key for claim in claims if options.get(claim.argument, claim.value) != claim.value}
+    claims = [claim for claim in claims if claim.stated.key not in named and claim.argument not in options]
+    for claim in claims:
+        if wrong := disagreement(claim, found.get(claim.argument)):
+            raise ValueError(wrong)
+    stated = {claim.argument: claim.value for claim in claims if claim.argument in UNSEEN}
+    notes: list[str] = []
+    if "image_size" not in options and "in_channels" in found:
+        known = found.get("image_size") if layout.image_size_in_tensors else None
+        side, wrong = image_side(run, found["in_channels"], known)
+        if wrong:
+            raise ValueError(wrong)
+        stated |= {} if side is None else {"image_size": side}
+    rows = layout.label_rows(shapes)
+    if rows is not None:
+        labels = read_labels(
+            rows, run, options, layout.null_row, layout.always_null_row, lone_null=layout.lone_null_row
+        )
+        notes += labels.notes
+        stated |= {"num_classes": labels.num_classes, "null_class": labels.null_class}
+    return stated, notes
 
 
 def _backbone(layout: Layout, arguments: Mapping[str, Any]) -> Backbone:
@@ -181,14 +234,25 @@ def _load(backbone: Any, recognised: Recognised, checkpoint: Checkpoint) -> None
 
 
 def _trained_on(
-    layout: Layout, checkpoint: Checkpoint, arguments: Mapping[str, Any], process: Any, parameterization: Any
+    layout: Layout,
+    checkpoint: Checkpoint,
+    run: RunArguments,
+    arguments: Mapping[str, Any],
+    process: Any,
+    parameterization: Any,
 ) -> tuple[Any, Any]:
-    """Process and parameterization: the given ones, those of a scheduler in the folder, or the published."""
+    """Process and parameterization: the given ones, those that are stored with the weights, or the published."""
+    if process is not None and parameterization is not None:
+        return process, parameterization
     published = layout.trained_on(arguments)
     stored = layout.process_of(checkpoint.state)
     if stored != layout.process:  # the state contains its noise levels
         published = stored, published[1]
-    if checkpoint.scheduler and (process is None or parameterization is None):
+    try:
+        published = layout.stated_training(run, published)
+    except ValueError as error:
+        raise ValueError(f"{checkpoint.path}: {error}") from error
+    if checkpoint.scheduler:
         published = _of_scheduler(checkpoint)
     return (
         published[0] if process is None else process,
@@ -218,12 +282,18 @@ def _pipeline(
     if autoencoder is None and channels not in _PIXELS:
         reference = _AUTOENCODERS.get(channels, f"of {channels} latent channels that it was trained with")
         notes.append(f"it has no autoencoder: it returns latents (those of {reference}); --vae adds one")
+    t_max = 1.0
+    made, output = PROCESSES.create(trained_on[0]), PARAMETERIZATIONS.create(trained_on[1])
+    if not isinstance(made, BetaChain) and output.singular(made.scales(1.0)):
+        t_max = _ALMOST_NOISE
+        notes.append(f"its output cannot be read at pure noise: it is sampled from t_max = {t_max:g}")
     pipeline = Pipeline(
         backbone=backbone,
         process=trained_on[0],
         parameterization=trained_on[1],
         vae=autoencoder,
         class_names=_class_names(backbone.num_classes, checkpoint),
+        t_max=t_max,
         defaults=default_sampling(backbone, layout, trained_on[0]),
         vae_reference=reference,
         pixel_range=layout.pixel_range,
@@ -233,24 +303,16 @@ def _pipeline(
 
 
 def default_sampling(backbone: Any, layout: Layout, process: Any) -> dict[str, Any]:
-    """The defaults of the pipeline's call: those of the published programs.
+    """The defaults of the pipeline's call: those of the published sampling program.
 
-    Chains of betas: ancestral sampling with 250 respaced steps; flows: 50 steps of an ODE solver; score_sde's
-    continuous processes: 1000 steps of Euler–Maruyama. Guidance where there is a null class.
+    Args:
+        backbone: With its weights.
+        layout: Of the checkpoint.
+        process: What the weights were trained on, an object or a mapping.
     """
-    made = PROCESSES.create(process)
-    name = made.registry_name
-    guided = backbone.num_classes > 0 and backbone.null_class and layout.guidance_scale != 1
-    guidance = {"name": "cfg", "scale": layout.guidance_scale, "channels": layout.guided_channels}
     learned = backbone.out_channels == 2 * backbone.in_channels
-    if isinstance(made, BetaChain):
-        variance = "learned-range" if learned else "fixed-large"
-        how = {"sampler": {"name": "ddpm", "variance": variance}, "steps": 250, "grid": {"name": "respaced"}}
-    elif name == "flow":
-        how = {"sampler": {"name": "heun"}, "steps": 50}
-    else:
-        how = {"sampler": {"name": "euler-maruyama"}, "steps": 1000}
-    return {**how, "guidance": [guidance] if guided else []}
+    guided = backbone.num_classes > 0 and backbone.null_class
+    return {**layout.sampling(PROCESSES.create(process), learned), "guidance": layout.guidance(guided)}
 
 
 def _autoencoder(checkpoint: Checkpoint, vae: str | Path | None) -> Any:
