@@ -1,16 +1,23 @@
-"""Reading the golden files of published samplers, and running ours from the same start."""
+"""Reading the golden files of published samplers, and running ours from the same start.
+
+A file says what it is in its metadata: `reference` (the program), `function` and `kwargs` (the settings). A case is
+found by these two names and reads everything else from the file. CONTRIBUTING.md describes the format.
+"""
 
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatch
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dinit.diffusion import Condition, Denoised, Denoiser, Process, Scales, WrappedDenoiser
@@ -19,21 +26,56 @@ from dinit.samplers import RecordedNoise, Sampler
 from dinit.samplers.guidance import Guidance, apply_guidance
 
 Pairs = list[tuple[Tensor, Tensor]]
-CASES: dict[str, Callable[[Golden], Pairs]] = {}
-TOLERANCES: dict[str, float] = {}  # by pattern, where it is not 1e-10
+Case = Callable[["Golden"], Pairs]
+Tolerance = float | Callable[["Golden"], float]
+CASES: list[tuple[str, str, Case, Tolerance]] = []  # program, pattern of the function, case, tolerance
 
 
-def covers(
-    *patterns: str, tolerance: float = 1e-10
-) -> Callable[[Callable[[Golden], Pairs]], Callable[[Golden], Pairs]]:
-    """Decorator: the function gives pairs (ours, golden) for files whose names match. Longer patterns win."""
-    TOLERANCES.update({pattern: tolerance for pattern in patterns if tolerance > 1e-10})
+class NotCoveredError(Exception):
+    """The file holds a run of something that dinit does not do as the program does: what, and why."""
 
-    def enter(case: Callable[[Golden], Pairs]) -> Callable[[Golden], Pairs]:
-        CASES.update(dict.fromkeys(patterns, case))
+
+def covers(program: str, *functions: str, tolerance: Tolerance = 1e-10) -> Callable[[Case], Case]:
+    """Decorator: the function gives pairs (ours, golden) for runs of these functions of the program.
+
+    Args:
+        program: The last part of the file's `reference`, in lower case.
+        functions: Patterns of the file's `function`. The longest that matches decides.
+        tolerance: Largest deviation, relative to the largest value where that is above 1; or what gives it.
+    """
+
+    def enter(case: Case) -> Case:
+        CASES.extend((program, function, case, tolerance) for function in functions)
         return case
 
     return enter
+
+
+def case_of(golden: Golden) -> tuple[Case, float]:
+    """The case that reads the file, and its tolerance.
+
+    Raises:
+        NotCoveredError: No case reads this function of this program.
+    """
+    program, function = golden.program, golden.said("function")
+    found = [entry for entry in CASES if entry[0] == program and fnmatch(function, entry[1])]
+    if not found:
+        raise NotCoveredError(f"no case reads this function of {golden.said('reference')}")
+    _, _, case, tolerance = max(found, key=lambda entry: len(entry[1]))
+    return case, tolerance(golden) if callable(tolerance) else tolerance
+
+
+class Settings(dict[str, Any]):
+    """The settings of a run, which know the file that lacks one."""
+
+    def __init__(self, values: dict[str, Any], where: str) -> None:
+        super().__init__(values)
+        self.where = where
+
+    def __missing__(self, key: str) -> Any:
+        raise ValueError(
+            f"{self.where}: its settings (kwargs) have no {key!r}; they have {', '.join(self) or 'none'}"
+        )
 
 
 @dataclass(frozen=True)
@@ -48,28 +90,77 @@ class Golden:
 
     @cached_property
     def metadata(self) -> dict[str, str]:
-        with safe_open(self.path, "pt") as file:
-            return file.metadata()
+        return self._read(lambda file: file.metadata() or {})
 
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
-        with safe_open(self.path, "pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        return self._read(lambda file: {key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
+
+    def _read(self, what: Callable[[Any], Any]) -> Any:
+        try:
+            with safe_open(self.path, "pt") as file:
+                return what(file)
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{self.path.name} is damaged, or no safetensors file: {error}") from error
+
+    def said(self, key: str) -> str:
+        """An entry of the metadata.
+
+        Raises:
+            ValueError: The file lacks it.
+        """
+        if key not in self.metadata:
+            raise ValueError(f"{self.path.name}: its metadata have no {key!r}; they have {sorted(self.metadata)}")
+        return self.metadata[key]
 
     @property
-    def kwargs(self) -> dict[str, Any]:
-        return json.loads(self.metadata["kwargs"])
+    def program(self) -> str:
+        """'diffusers' of 'huggingface/diffusers 0.42.1'."""
+        return (self.said("reference").split("/")[-1].split() or [""])[0].lower()
+
+    @cached_property
+    def kwargs(self) -> Settings:
+        try:
+            values = json.loads(self.said("kwargs"))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{self.path.name}: its kwargs are no JSON: {error}") from error
+        if not isinstance(values, dict):
+            raise ValueError(f"{self.path.name}: its kwargs are no JSON object: {values!r}")
+        return Settings(values, self.path.name)
+
+    @property
+    def description(self) -> str:
+        """What the file holds: program, function and settings."""
+        given = {key: value for key, value in self.kwargs.items() if key != "full_config"}
+        return f"{self.said('reference')}: {self.said('function')} {json.dumps(given)}"
 
     def __getitem__(self, key: str) -> Tensor:
+        if key not in self.tensors:
+            raise ValueError(f"{self.path.name}: no tensor {key!r}; it has {', '.join(sorted(self.tensors))[:300]}")
+        if key.startswith(("in.", "out.", "gmm.")) and not self.tensors[key].isfinite().all():
+            raise ValueError(f"{self.path.name}: {key!r} holds a NaN or an infinite number")
         return self.tensors[key]
 
     def under(self, prefix: str) -> dict[str, Tensor]:
         """The tensors whose key starts with the prefix, which is cut off."""
         return {k.removeprefix(prefix): v for k, v in self.tensors.items() if k.startswith(prefix)}
 
+    @property
+    def labels(self) -> Tensor | None:
+        """(B,) int64; None for a run without classes."""
+        return self.tensors.get("in.labels")
+
+    @property
+    def trajectory(self) -> Tensor:
+        """The recorded states, of which the last must be the file's final one."""
+        states = self["out.trajectory"]
+        if "out.final" in self.tensors and error(states[-1], self["out.final"]) > 0:
+            raise ValueError(f"{self.path.name}: out.final is not the last state of out.trajectory")
+        return states
+
     def mixture(self, process: Process) -> MixtureDenoiser:
-        prior = self.under("gmm.")
-        return MixtureDenoiser(process, prior["means"], prior["var"], prior["weights"], prior["comp_class"])
+        parts = [self[f"gmm.{name}"] for name in ("means", "var", "weights", "comp_class")]
+        return MixtureDenoiser(process, *parts)
 
     def run(
         self,
@@ -90,7 +181,7 @@ class Golden:
             apply_guidance(denoiser, guidance),
             torch.empty(0),
             grid=grid,
-            labels=self["in.labels"],
+            labels=self.labels,
             initial_state=self["in.x_init"] if initial_state is None else initial_state,
             noise_source=RecordedNoise() if noise is None else RecordedNoise(step=noise),
             end=end,
@@ -101,22 +192,68 @@ class Golden:
 
 def error(ours: Tensor, theirs: Tensor) -> float:
     """The largest deviation, relative to the largest value where that is above 1. inf for a NaN."""
-    assert ours.shape == theirs.shape
+    assert ours.shape == theirs.shape, f"ours is {tuple(ours.shape)}, the recorded {tuple(theirs.shape)}"
+    assert theirs.numel(), "nothing is compared"
     return torch.nan_to_num((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1), nan=torch.inf).item()
 
 
+def known(names: dict[str, Any], name: str, what: str) -> Any:
+    """What stands under the program's name.
+
+    Raises:
+        NotCoveredError: dinit has nothing under it.
+    """
+    if name not in names:
+        raise NotCoveredError(f"dinit has no {what} {name!r} of this program; it has {', '.join(names)}")
+    return names[name]
+
+
+def options(given: dict[str, Any], names: Sequence[str], *, required: bool = False) -> dict[str, float]:
+    """The given settings of these names, as numbers."""
+    return {name: float(given[name]) for name in names if required or given.get(name) is not None}
+
+
+def like_states(values: Tensor, states: Tensor) -> Tensor:
+    """(n,) with the axes of states (n, B, ...)."""
+    return values.reshape(-1, *(1,) * (states.ndim - 1))
+
+
+# The variance channels of the fixtures, as `oracle` describes them: centre + width (0.9 sin(2 x + label / 100)).
+_NUMBER = r"(-?[\d.]+)"
+_VARIANCE = re.compile(rf"(?:{_NUMBER} \+ {_NUMBER}\*\()?{_NUMBER}\*sin\({_NUMBER}\*x \+ t_model/{_NUMBER}\)")
+
+
 class LearnedRange(WrappedDenoiser):
-    """The mixture with the variance channels of the fixtures: v = centre + width 0.9 sin(2 x + label / 100)."""
+    """The mixture with the variance channels of the fixtures: v = centre + width size sin(rate x + label / period)."""
 
     learns_variance = True
 
-    def __init__(self, inner: Denoiser, label_scale: float = 1.0, centre: float = 0.0, width: float = 1.0) -> None:
+    def __init__(
+        self,
+        inner: Denoiser,
+        label_scale: float = 1.0,
+        centre: float = 0.0,
+        width: float = 1.0,
+        size: float = 0.9,
+        rate: float = 2.0,
+        period: float = 100.0,
+    ) -> None:
         super().__init__(inner)
         self.label_scale, self.centre, self.width = label_scale, centre, width
+        self.size, self.rate, self.period = size, rate, period
+
+    @classmethod
+    def of(cls, golden: Golden, inner: Denoiser, label_scale: float = 1.0) -> LearnedRange:
+        """With the numbers that the file's `oracle` has."""
+        found = _VARIANCE.search(golden.metadata.get("oracle", ""))
+        if found is None:
+            return cls(inner, label_scale)
+        centre, width, *rest = (float(number) if number else math.nan for number in found.groups())
+        return cls(inner, label_scale, *((0.0, 1.0) if math.isnan(centre) else (centre, width)), *rest)
 
     def __call__(self, x_t: Tensor, t: Scales | Tensor | float, cond: Condition) -> Denoised:
         label = self.label_scale * self.process.noise_label(self.scales(t))
-        v = self.centre + self.width * 0.9 * torch.sin(2 * x_t + label / 100)
+        v = self.centre + self.width * self.size * torch.sin(self.rate * x_t + label / self.period)
         return replace(self.inner(x_t, t, cond), variance_fraction=(v + 1) / 2)
 
 
@@ -133,6 +270,21 @@ class Levels(Process):
         at = (self.t - t.reshape(*t.shape, 1)).abs().argmin(-1)
         nan = torch.full_like(t, torch.nan)
         return Scales(t, self.alpha[at], self.sigma[at], nan, nan)
+
+    def time_of(self, log_snr: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, eq=False)
+class FormulaPath(Process):
+    """A path given by its formula, for schedules that dinit does not have: t to alpha and sigma, float64."""
+
+    formula: Callable[[Tensor], tuple[Tensor, Tensor]]
+
+    def scales(self, t: Tensor | float) -> Scales:
+        t = torch.as_tensor(t, dtype=torch.float64)
+        (alpha, sigma), (d_alpha, d_sigma) = torch.func.jvp(self.formula, (t,), (torch.ones_like(t),))
+        return Scales(t, alpha, sigma, d_alpha, d_sigma)
 
     def time_of(self, log_snr: Tensor) -> Tensor:
         raise NotImplementedError

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from dinit.diffusion import Denoised, Denoiser, Scales
+from dinit.diffusion import Denoised, Denoiser, Process, Scales
 from dinit.diffusion.continuous import VE, VP, SubVP
 from dinit.diffusion.process import diffusion_squared
 from dinit.samplers.base import Claims, Sampler, StepDenoiser, StepNoise
@@ -29,12 +29,13 @@ class ScoreSDE(Sampler):
     Args:
         process: The denoiser's process.
         num_scales: N, the number of times.
-        predictor: 'ancestral' is for VE only; VP's is DDPM('fixed-large') on VPDiscrete.
+        predictor: 'ancestral' is not for SubVP.
         corrector: 'none' on SubVP, which has no table of alphas.
         snr: Signal-to-noise ratio of a Langevin move.
         corrector_steps: Langevin moves at each time.
         denoise: Whether the last state is the predictor's mean, without noise.
         probability_flow: Whether the predictor solves the probability-flow ODE in place of the SDE.
+        chain: The levels of a network that was trained on the discrete chain, at the N times; None: the process's.
 
     Raises:
         ValueError: A pairing that the published code does not have.
@@ -48,14 +49,15 @@ class ScoreSDE(Sampler):
     corrector_steps: int = 1
     denoise: bool = True
     probability_flow: bool = False
+    chain: Process | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.process, VP | SubVP | VE):
             raise ValueError(f"the published loop runs on VP, SubVP and VE, not on {self.process}")
         if isinstance(self.process, SubVP) and self.corrector != "none":
             raise ValueError("the published code has no corrector for SubVP: use corrector='none'")
-        if self.predictor == "ancestral" and not isinstance(self.process, VE):
-            raise ValueError("the ancestral predictor is VE's; on VP it is DDPM('fixed-large') on VPDiscrete")
+        if self.predictor == "ancestral" and isinstance(self.process, SubVP):
+            raise ValueError("the ancestral predictor is VE's and VP's, not SubVP's")
 
     def claims(self) -> Claims:
         count = self._moves + (self.predictor != "none")
@@ -70,7 +72,7 @@ class ScoreSDE(Sampler):
         return torch.cat([torch.linspace(1, eps, self.num_scales, dtype=torch.float64), torch.zeros(1).double()])
 
     def check(self, denoiser: Denoiser, points: list[Scales]) -> None:
-        if denoiser.process != self.process:
+        if denoiser.process is not self.chain and denoiser.process != self.process:
             raise ValueError(f"this sampler is for {self.process}, the denoiser's process is {denoiser.process}")
         if len(points) != self.num_scales + 1 or points[-1].floats.time != 0:
             raise ValueError('the published loop has its own times: pass grid=sampler.times() and end="state"')
@@ -108,8 +110,11 @@ class ScoreSDE(Sampler):
 
     def _predict(self, d: Denoised, t: Scales, index: int) -> tuple[Tensor, Tensor]:
         """Mean and variance of the next state."""
-        drift, variance = self._forward(t, index)
+        drift, variance = self._forward(self.process.scales(t.time), index)
         if self.predictor == "ancestral":
+            if isinstance(self.process, VP):
+                beta = self._table[index]
+                return (d.x_t + beta * d.score) / (1 - beta).sqrt(), beta
             return d.x_t + variance * d.score, variance * (1 - variance / self._table[index] ** 2)
         if self.probability_flow:
             return (1 - drift) * d.x_t + variance / 2 * d.score, torch.zeros_like(variance)

@@ -332,7 +332,7 @@ def run(sampler: Sampler | None = None, model: Denoiser | None = None, **options
         (lambda: run(ScoreSDE(SubVP(), 10, corrector="none"), steps=10), "is for SubVP"),
         (lambda: ScoreSDE(SubVP()), "no corrector for SubVP"),
         (lambda: ScoreSDE(LinearFlow()), "runs on VP, SubVP and VE"),  # type: ignore[arg-type]
-        (lambda: ScoreSDE(VP(), predictor="ancestral"), "is VE's"),
+        (lambda: ScoreSDE(SubVP(), 10, "ancestral", "none"), "not SubVP's"),
         (lambda: DDIM(1.5), r"eta must be in \[0, 1\]"),
         (lambda: DDIM(-0.1), r"eta must be in \[0, 1\]"),
         (lambda: DDPM("small"), "did you mean 'fixed-small'"),  # type: ignore[arg-type]
