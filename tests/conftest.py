@@ -19,8 +19,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="DIR",
         type=Path,
         default=GOLDEN,
-        help="folder of golden tensors with backbones/ and samplers/ inside (default: tests/golden)",
+        help="folder of golden tensors, or one with backbones/ and samplers/ inside (default: tests/golden)",
     )
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Lists the golden files that no case reads, by what they hold."""
+    reasons = {
+        report.longrepr[2].removeprefix("Skipped: ")
+        for report in terminalreporter.stats.get("skipped", [])
+        if isinstance(report.longrepr, tuple)
+    }
+    missed = sorted(reason for reason in reasons if reason.startswith("not covered: "))
+    if missed:
+        terminalreporter.section("golden files that are not covered")
+        for reason in missed:
+            terminalreporter.write_line(reason.removeprefix("not covered: "))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

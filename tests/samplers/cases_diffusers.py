@@ -79,6 +79,14 @@ def guidance_of(config: dict[str, Any]) -> list[Guidance]:
     return [ClipX0(config.get("clip_sample_range", 1.0))] if config.get("clip_sample") else []
 
 
+def levels_that_fall(golden: Golden) -> Tensor:
+    """The table sched.sigmas, whose last entry some classes repeat."""
+    sigmas = golden["sched.sigmas"]
+    if sigmas[-1] > 0 and sigmas[-1] == sigmas[-2]:
+        raise NotCoveredError("a last step of no length: the last level stands twice in its table")
+    return sigmas
+
+
 def steps_of(golden: Golden) -> int:
     return golden.kwargs.get("num_inference_steps") or len(golden["sched.timesteps"])
 
@@ -181,7 +189,7 @@ def kind_of(config: dict[str, Any]) -> str:
 
 def run(golden: Golden, sampler: Sampler, *, on_chain: bool = True) -> Pairs:
     """Their run, to sigma = 0 or to a level above it."""
-    config, sigmas = config_of(golden), golden["sched.sigmas"]
+    config, sigmas = config_of(golden), levels_that_fall(golden)
     path, guidance = levels_of(sigmas, kind_of(config)), guidance_of(config)
     end = "posterior-mean" if sigmas[-1] == 0 else "state"
     theirs = golden.trajectory
@@ -215,7 +223,7 @@ def variant_of(config: dict[str, Any], order: int) -> Any:
 
 @covers("diffusers", "DPMSolverMultistepScheduler", "EDMDPMSolverMultistepScheduler")
 def dpm_multistep(golden: Golden) -> Pairs:
-    config, sigmas = config_of(golden), golden["sched.sigmas"]
+    config, sigmas = config_of(golden), levels_that_fall(golden)
     algorithm, steps = config["algorithm_type"], steps_of(golden)
     to_zero = bool(sigmas[-1] == 0)
     orders = orders_of(config, steps, to_zero=to_zero)
@@ -228,7 +236,8 @@ def dpm_multistep(golden: Golden) -> Pairs:
     plain = [min(config["solver_order"], i + 1) for i in range(steps - to_zero)]
     if prediction == "x0" and config["solver_order"] < 3 and orders[: len(plain)] == plain:
         pairs += run(golden, DPMpp2M(config["solver_type"], config["solver_order"]))
-    if prediction == "x0" and config["solver_order"] == 3 and not config.get("euler_at_final"):
+    published = config["solver_order"] == 3 and config["solver_type"] == "midpoint"  # that of the first steps
+    if prediction == "x0" and published and not config.get("euler_at_final"):
         pairs += run(golden, DPMpp3M("published", "lower-order", config["lower_order_final"], math.inf))
     return pairs
 
@@ -306,21 +315,23 @@ def deis(golden: Golden) -> Pairs:
 
 @dataclass(frozen=True)
 class LowOrderFinal(SASolver):
-    """Predicts its last steps with orders that fall to 1, as diffusers does; `last` are their ends, the last first."""
+    """Predicts its last steps with orders that fall to 1, as diffusers does. `last`: their ends, the last first."""
 
     last: tuple[float, ...] = ()
 
     def step(self, denoise, x_t, t, s, state: History | None, noise):
-        order = self.predictor_order
+        orders = self.predictor_order, self.corrector_order
         if s.floats.time in self.last:
-            order = min(order, 1 + self.last.index(s.floats.time))
-        return SASolver.step(replace(self, predictor_order=order), denoise, x_t, t, s, state, noise)
+            left = 1 + self.last.index(s.floats.time)
+            orders = min(orders[0], left), min(orders[1], left + 2)  # this step, and the one that it corrects
+        lowered = replace(self, predictor_order=orders[0], corrector_order=orders[1])
+        return SASolver.step(lowered, denoise, x_t, t, s, state, noise)
 
 
 @covers("diffusers", "SASolverScheduler")
 def sa_solver(golden: Golden) -> Pairs:
     """tau is 1 for timesteps from 200 to 800 and 0 elsewhere: the class's own, as a function is no JSON."""
-    config, sigmas, timesteps = config_of(golden), golden["sched.sigmas"], golden["sched.timesteps"]
+    config, sigmas, timesteps = config_of(golden), levels_that_fall(golden), golden["sched.timesteps"]
     if config["algorithm_type"] != "data_prediction":
         raise NotCoveredError(f"SA-Solver's {config['algorithm_type']}")
     path = levels_of(sigmas, kind_of(config))
@@ -425,7 +436,7 @@ def rescaled_runs(golden: Golden, sampler: Sampler, levels: Tensor, theirs: Tens
 def euler(golden: Golden) -> Pairs:
     if golden.kwargs.get("step_kwargs", {}).get("s_churn"):
         raise NotCoveredError("Euler with churn: diffusers evaluates before the noise is raised, and not after")
-    levels = golden["sched.sigmas"]
+    levels = levels_that_fall(golden)
     return rescaled_runs(golden, EDMEuler(), levels[levels > 0], golden.trajectory)
 
 
@@ -462,7 +473,7 @@ def kdpm2_ancestral(golden: Golden) -> Pairs:
 def edm_euler(golden: Golden) -> Pairs:
     if golden.kwargs.get("step_kwargs", {}).get("s_churn"):
         raise NotCoveredError("Euler with churn: diffusers evaluates before the noise is raised, and not after")
-    config, sigmas = config_of(golden), golden["sched.sigmas"]
+    config, sigmas = config_of(golden), levels_that_fall(golden)
     process, grids = EDM(config["sigma_min"], config["sigma_max"]), {"karras": Karras(config["rho"])}
     levels, theirs = sigmas[sigmas > 0], golden.trajectory
     pairs = []

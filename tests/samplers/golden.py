@@ -224,7 +224,7 @@ _VARIANCE = re.compile(rf"(?:{_NUMBER} \+ {_NUMBER}\*\()?{_NUMBER}\*sin\({_NUMBE
 
 
 class LearnedRange(WrappedDenoiser):
-    """The mixture with the variance channels of the fixtures: v = centre + width size sin(rate x + label / period)."""
+    """The mixture with the fixtures' variance channels: v = centre + width size sin(rate x + label / period)."""
 
     learns_variance = True
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cases_guidance import ExactClassifier
+from cases_guided_diffusion import ExactClassifier
 from golden import error
 from torch import Tensor, nn
 
