@@ -32,7 +32,7 @@ from dinit.samplers.sde.dpmpp_sde import DPMpp2MSDE, DPMpp3MSDE, DPMppSDE
 F64 = torch.float64
 
 
-def churn(given: dict[str, Any]) -> dict[str, float]:
+def churn(given: dict[str, Any]) -> dict[str, Any]:
     """Their names for the settings of churn, read as ours."""
     ours = {"S_churn": "s_churn", "S_min": "s_tmin", "S_max": "s_tmax", "S_noise": "s_noise"}
     ours |= {name: name for name in ours.values()}

@@ -225,7 +225,8 @@ def tables(golden: Golden) -> Pairs:
     for prefix in sorted({key.rpartition("/")[0] for key in respaced}):
         theirs = {k.rpartition("/")[2]: v for k, v in respaced.items() if k.rpartition("/")[0] == prefix}
         schedule, *total, sections = prefix.split("/")
-        process = VPDiscrete(known(SCHEDULES, schedule, "noise schedule"), *(int(part[1:]) for part in total))
+        steps = int(total[0][1:]) if total else 1000
+        process = VPDiscrete(known(SCHEDULES, schedule, "noise schedule"), steps)
         pairs += respaced_tables(process, sections, theirs)
     return pairs
 
@@ -270,7 +271,7 @@ def cads(golden: Golden) -> Pairs:
         pairs.append((anneal(golden["sched.t"], tau1, tau2), theirs))
     for key, theirs in golden.under("out.noised/gamma=").items():
         gamma, kind = key.split("/")
-        mixing = {"norescale": 0.0, "rescale_psi1": 1.0}.get(kind, given["psi"])
+        mixing = 0.0 if kind == "norescale" else 1.0 if kind == "rescale_psi1" else given["psi"]
         # Where their statistics are those of the batch, the batch as one row has them.
         whole = kind in ("rescale", "rescale_psi1")
         y, z = (golden[key].reshape(1, -1) if whole else golden[key] for key in ("in.y", "in.y_noise"))

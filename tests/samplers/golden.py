@@ -159,8 +159,8 @@ class Golden:
         return states
 
     def mixture(self, process: Process) -> MixtureDenoiser:
-        parts = [self[f"gmm.{name}"] for name in ("means", "var", "weights", "comp_class")]
-        return MixtureDenoiser(process, *parts)
+        means, variances = self["gmm.means"], self["gmm.var"]
+        return MixtureDenoiser(process, means, variances, self["gmm.weights"], self["gmm.comp_class"])
 
     def run(
         self,
@@ -197,20 +197,20 @@ def error(ours: Tensor, theirs: Tensor) -> float:
     return torch.nan_to_num((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1), nan=torch.inf).item()
 
 
-def known(names: dict[str, Any], name: str, what: str) -> Any:
+def known(names: dict[Any, Any], name: Any, what: str) -> Any:
     """What stands under the program's name.
 
     Raises:
         NotCoveredError: dinit has nothing under it.
     """
     if name not in names:
-        raise NotCoveredError(f"dinit has no {what} {name!r} of this program; it has {', '.join(names)}")
+        raise NotCoveredError(f"dinit has no {what} {name!r} of this program; it has {', '.join(map(str, names))}")
     return names[name]
 
 
-def options(given: dict[str, Any], names: Sequence[str], *, required: bool = False) -> dict[str, float]:
+def options(given: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
     """The given settings of these names, as numbers."""
-    return {name: float(given[name]) for name in names if required or given.get(name) is not None}
+    return {name: float(given[name]) for name in names if given.get(name) is not None}
 
 
 def like_states(values: Tensor, states: Tensor) -> Tensor:
@@ -283,8 +283,8 @@ class FormulaPath(Process):
 
     def scales(self, t: Tensor | float) -> Scales:
         t = torch.as_tensor(t, dtype=torch.float64)
-        (alpha, sigma), (d_alpha, d_sigma) = torch.func.jvp(self.formula, (t,), (torch.ones_like(t),))
-        return Scales(t, alpha, sigma, d_alpha, d_sigma)
+        values, slopes, *_ = torch.func.jvp(self.formula, (t,), (torch.ones_like(t),))
+        return Scales(t, *values, *slopes)
 
     def time_of(self, log_snr: Tensor) -> Tensor:
         raise NotImplementedError
