@@ -82,7 +82,7 @@ def guidance_of(config: dict[str, Any]) -> list[Guidance]:
 def levels_that_fall(golden: Golden) -> Tensor:
     """The table sched.sigmas, whose last entry some classes repeat."""
     sigmas = golden["sched.sigmas"]
-    if 0 < sigmas[-1] and sigmas[-2] <= sigmas[-1] * (1 + 1e-9):
+    if sigmas[-1] > 0 and sigmas[-2] <= sigmas[-1] * (1 + 1e-9):
         raise NotCoveredError("a last step of no length: the last level stands twice in its table")
     return sigmas
 
