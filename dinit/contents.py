@@ -1,9 +1,13 @@
-"""Contents of a file that is not what its name promises: a Git LFS pointer, a web page, an archive, a text."""
+"""Contents of files that are not what their names promise, such as Git LFS pointers; weights that a folder has."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
+
+SHARD = re.compile(r"(\d+)-of-(\d+)")
+_STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 
 _POINTER = b"version https://git-lfs"
 _START = 512
@@ -48,5 +52,60 @@ def wrong_weights(path: Path) -> str | None:
         return f"{path} is a safetensors file by its content; rename it to {path.stem}.safetensors"
     line = start.decode("utf-8", "replace").strip().split("\n", 1)[0]
     if size < _START and line.isprintable() and len(line) > 3 and "\ufffd" not in line:
-        return f"{path} is damaged or no checkpoint: it is a text ({line[:80]!r}), not weights; download it again"
+        kind = "safetensors file" if named else "checkpoint"
+        return f"{path} is damaged or no {kind}: it is a text ({line[:80]!r}), not weights; download it again"
     return None
+
+
+def wrong_folder(folder: Path) -> str | None:
+    """As `wrong_content`, for the configurations and weights directly in a local folder of diffusers."""
+    files = sorted(file for end in ("json", "safetensors") for file in folder.glob(f"*.{end}") if file.is_file())
+    return next((reason for file in files if (reason := wrong_content(file)) is not None), None)
+
+
+def weight_variants(folder: Path, ends: Sequence[str] = (".safetensors", ".bin")) -> dict[str, Path]:
+    """The sets of weights in a model folder of diffusers.
+
+    Args:
+        folder: The folder.
+        ends: Endings of weights; the first that the folder has counts.
+
+    Returns:
+        Variant ("fp16", "" is the usual one) to its file, or to the index of its shards.
+    """
+    found: dict[str, Path] = {}
+    for end in ends:
+        for stem in _STEMS:
+            name = re.compile(rf"{stem}(?:\.([\w-]+))?{re.escape(end)}(?:\.index(?:\.([\w-]+))?\.json)?")
+            for file in sorted(folder.glob(f"{stem}*")):
+                match = name.fullmatch(file.name)
+                if match and not SHARD.search(file.name):
+                    found.setdefault(match[1] or match[2] or "", file)
+            if found:
+                return found
+    return found
+
+
+def usual_variant(folder: Path, variant: str | None = None) -> str | None:
+    """The variant that a model folder of diffusers is loaded with.
+
+    Args:
+        folder: The folder; one without safetensors is left to its loader.
+        variant: The given one.
+
+    Returns:
+        The variant, in the words of diffusers' `variant`: None is the usual one. Where there is no usual one, the
+        only one.
+
+    Raises:
+        ValueError: the given one is not there, or there is no usual one and several others.
+    """
+    found = weight_variants(folder, (".safetensors",))
+    if not found or (variant or "") in found:
+        return variant
+    names = ", ".join(name or "the usual one" for name in found)
+    if variant is not None:
+        raise ValueError(f"{folder} has no weights of the variant {variant!r}, it has {names}")
+    if len(found) > 1:
+        raise ValueError(f"{folder} has weights of the variants {names}: choose one, variant={min(found)!r}")
+    return next(iter(found))

@@ -10,13 +10,10 @@ from typing import Any
 
 from dinit.checkpoints.containers import SUFFIXES
 from dinit.checkpoints.entries import is_averaged
-from dinit.contents import wrong_content
+from dinit.contents import SHARD, weight_variants, wrong_content
 
 _PARTS = ("transformer", "unet")
-_STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
-_ENDS = (".safetensors", ".bin")
 _INDEX = re.compile(r"\.index(\.\w+)?\.json$")
-_SHARD = re.compile(r"(\d+)-of-(\d+)")
 
 
 @dataclass(frozen=True)
@@ -51,7 +48,7 @@ def find_weights(path: Path, weights: str | None) -> Weights:
     if path.is_file():
         return _of_index(path, path.parent, "")
     folder, part = _model_folder(path, weights)
-    found = _variants(folder)
+    found = weight_variants(folder)
     if not found:
         raise ValueError(
             f"{folder} has no diffusion_pytorch_model.safetensors (or .bin); download it again{_has(folder)}"
@@ -84,7 +81,7 @@ def _model_folder(path: Path, weights: str | None) -> tuple[Path, str]:
         for one in (average, own):
             if (one / "config.json").is_file():
                 return one, ""
-    if (path / "config.json").is_file() or _variants(path):
+    if (path / "config.json").is_file() or weight_variants(path):
         return path, ""
     if (path / "model_index.json").is_file():
         raise ValueError(
@@ -99,21 +96,6 @@ def _has(folder: Path) -> str:
     """The checkpoints in a folder, for a message."""
     names = sorted(one.name for one in folder.iterdir() if one.suffix.lower() in SUFFIXES)
     return f" (it has {', '.join(names[:8])})" if names else ""
-
-
-def _variants(folder: Path) -> dict[str, Path]:
-    """Variant ("" is the usual one) to its file, or to the index of its shards; safetensors before pickles."""
-    found: dict[str, Path] = {}
-    for end in _ENDS:
-        for stem in _STEMS:
-            name = re.compile(rf"{stem}(?:\.([\w-]+))?{re.escape(end)}(?:\.index(?:\.([\w-]+))?\.json)?")
-            for file in sorted(folder.glob(f"{stem}*")):
-                match = name.fullmatch(file.name)
-                if match and not _SHARD.search(file.name):
-                    found.setdefault(match[1] or match[2] or "", file)
-            if found:
-                return found
-    return found
 
 
 def _variant(folder: Path, found: dict[str, Path], weights: str | None) -> str:
@@ -138,7 +120,18 @@ def _variant(folder: Path, found: dict[str, Path], weights: str | None) -> str:
 
 
 def _of_index(index: Path, folder: Path, entry: str, notes: tuple[str, ...] = ()) -> Weights:
-    """The shards that an index lists. ValueError where one is missing, or is outside of the folder."""
+    """The shards that an index lists, as Weights."""
+    names, tensors = _shards(index)
+    return Weights(tuple(folder / name for name in names), entry, folder, notes, tensors)
+
+
+def shards(index: Path) -> tuple[Path, ...]:
+    """The files that an index of shards lists, in order. ValueError where one is missing or elsewhere."""
+    return tuple(index.parent / name for name in _shards(index)[0])
+
+
+def _shards(index: Path) -> tuple[list[str], frozenset[str]]:
+    """Names of the shards and of the tensors in an index."""
     table = read_object(index).get("weight_map")
     if not isinstance(table, dict) or not table or not all(isinstance(name, str) for name in table.values()):
         raise ValueError(
@@ -150,10 +143,10 @@ def _of_index(index: Path, folder: Path, entry: str, notes: tuple[str, ...] = ()
         raise ValueError(
             f"{index} names {odd[0]}, which is not a file of its folder; shards stand next to their index"
         )
-    absent = [name for name in names if not (folder / name).is_file()]
+    absent = [name for name in names if not (index.parent / name).is_file()]
     if absent:
         raise ValueError(f"{index} lists {', '.join(absent[:6])}, not in its folder; download it")
-    return Weights(tuple(folder / name for name in names), entry, folder, notes, frozenset(table))
+    return names, frozenset(table)
 
 
 def is_index(path: Path) -> bool:
@@ -163,7 +156,7 @@ def is_index(path: Path) -> bool:
 
 def check_single(path: Path) -> None:
     """ValueError where this file is one shard of several, or a configuration."""
-    shard = _SHARD.search(path.name)
+    shard = SHARD.search(path.name)
     if shard and int(shard[2]) > 1:
         raise ValueError(
             f"{path} is part {int(shard[1])} of {int(shard[2])} of the weights; give its folder {path.parent}, or "

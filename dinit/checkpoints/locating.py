@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from dinit.contents import wrong_content
 from dinit.files import user_path
 from dinit.registry import suggest
 
@@ -67,9 +68,11 @@ def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file. FileNotFoundError, or ValueError where it is not an object in JSON."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing")
+    if (reason := wrong_content(path)) is not None:
+        raise ValueError(reason)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold a JSON object, got {type(content).__name__}")

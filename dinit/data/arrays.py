@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from dinit.contents import wrong_content
 from dinit.data.base import DATASETS, InMemory
 from dinit.data.labels import from_array, label_names, read_names, warn_of_empty_classes
 from dinit.data.value_range import parse_range, range_of
@@ -257,6 +258,8 @@ def _labels_file(path: Path, label: str | None) -> NDArray | None:
 
 
 def _unreadable(path: Path, error: Exception, name: str | None = None) -> ValueError:
+    if path.is_file() and (wrong := wrong_content(path)) is not None:
+        return ValueError(wrong)
     what = f"the array {name!r} of {path}" if name else str(path)
     reason = str(error).split("\n", 1)[0][:300] or type(error).__name__
     return ValueError(f"{what} cannot be read as numpy arrays ({reason}); {_WANTED}")

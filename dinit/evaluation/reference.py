@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import dinit
+from dinit.contents import wrong_content
 from dinit.data import ImageData, epoch_order
 from dinit.data.arrays import channels_first, mapped
 from dinit.data.value_range import warn_of_dark_bytes
@@ -237,6 +238,8 @@ def load_reference(path: str | Path) -> Reference:
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist; `dinit stats` makes such a file") from None
     except (AttributeError, *_UNREADABLE) as error:
+        if (wrong := wrong_content(path)) is not None:
+            raise ValueError(wrong) from error
         raise ValueError(f"{path} cannot be read as statistics ({error}); {_WANTED}") from error
     if big is not None:
         arrays["arr_0"] = big

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from dinit.compat import dtype_option
+from dinit.contents import usual_variant, wrong_folder
 from dinit.files import user_path
 
 if TYPE_CHECKING:  # a second to import, which work on pixels does not need
@@ -224,6 +225,10 @@ def open_autoencoder(place: str | Path, dtype: torch.dtype | None = None) -> Aut
     options = dtype_option(dtype)
     place = user_path(place) if str(place).startswith("~") else place
     try:
+        if local := [one for one in (Path(place) / VAE_FOLDER, Path(place)) if one.is_dir()]:
+            if (wrong := wrong_folder(local[0])) is not None:
+                raise ValueError(wrong)
+            options["variant"] = usual_variant(local[0])
         config, part = _autoencoder_config(place)
         if config.get("_class_name") != "AutoencoderKL":
             raise ValueError(f"its config is of the class {config.get('_class_name')!r}")

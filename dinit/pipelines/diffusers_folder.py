@@ -11,11 +11,12 @@ from dinit.checkpoints.from_diffusers import check_variance
 from dinit.checkpoints.interop.networks import class_backbone
 from dinit.checkpoints.interop.schedule import SCHEDULERS, read_scheduler
 from dinit.compat import dtype_option
+from dinit.contents import usual_variant
 from dinit.diffusion import Process
 from dinit.diffusion.discrete import BetaChain
 from dinit.pipelines.loading import INDEX, check_tensors, expected_shapes, read_json, weight_shapes
 
-OPTIONS = ("dtype", "torch_dtype", "null_label")
+OPTIONS = ("dtype", "torch_dtype", "null_label", "variant")
 STEPS = 50
 DIT_GUIDANCE = 4.0  # DiTPipeline's own, on all channels
 
@@ -52,7 +53,10 @@ def read_diffusers_folder(folder: Path, options: Mapping[str, Any]) -> dict[str,
             raise ValueError(f"{owner}: a diffusers folder takes {', '.join(OPTIONS)} only, got {name}")
     _check_components(owner, parts)
     try:
-        made = {name: _load(kind, folder / name, options.get("dtype")) for name, kind in parts.items()}
+        made = {
+            name: _load(kind, folder / name, options.get("dtype"), options.get("variant"))
+            for name, kind in parts.items()
+        }
         network, scheduler = made.get("unet") or made["transformer"], made["scheduler"]
         check_variance(network, scheduler)
         backbone = class_backbone(network, options.get("null_label"))
@@ -88,16 +92,17 @@ def _check_components(owner: str, parts: Mapping[str, str]) -> None:
         raise ValueError(f"{owner} must have one of unet and transformer, got {', '.join(parts)}")
 
 
-def _load(kind: str, folder: Path, dtype: Any) -> Any:
+def _load(kind: str, folder: Path, dtype: Any, variant: str | None) -> Any:
     import diffusers
 
     class_: Any = getattr(diffusers, kind)
     if kind in SCHEDULERS:
         return class_.from_config(read_json(folder / "scheduler_config.json"))
     expected = expected_shapes(class_, folder)
-    found = {_renamed(name, expected): shape for name, shape in weight_shapes(folder).items()}
+    variant = usual_variant(folder, variant)
+    found = {_renamed(name, expected): shape for name, shape in weight_shapes(folder, variant).items()}
     check_tensors(folder, expected, found)
-    return class_.from_pretrained(folder, use_safetensors=True, **dtype_option(dtype))
+    return class_.from_pretrained(folder, use_safetensors=True, variant=variant, **dtype_option(dtype))
 
 
 def _renamed(name: str, expected: Mapping[str, Any]) -> str:

@@ -231,7 +231,8 @@ class Pipeline(CallDefaults, DiffusersMethods, DiffusionPipeline):
         if is_diffusers_folder(folder):
             pipeline = cls(**read_diffusers_folder(folder, given | ({} if dtype is None else {"dtype": dtype})))
         else:
-            check_folder(folder, given=[name for name in ("backbone", "vae") if name in given])
+            parts = [name for name in ("backbone", "vae") if name in given]
+            given["variant"] = check_folder(folder, given=parts, variant=given.get("variant"))
             if given.pop("null_label", None) is not None:
                 raise ValueError(
                     "null_label is for folders of diffusers; a dinit pipeline has its null class recorded"

@@ -9,8 +9,11 @@ from typing import Any, TypedDict
 import torch
 from safetensors import SafetensorError, safe_open
 
+from dinit.checkpoints.folders import shards
 from dinit.checkpoints.locating import INDEX, PICKLES, SHIPPED, locate, read_json, shipped
+from dinit.contents import usual_variant, weight_variants, wrong_folder, wrong_weights
 from dinit.models.base import BACKBONES, Backbone
+from dinit.models.codec import VAE_FOLDER
 from dinit.pipelines.advice import LOADING, unknown_keywords
 from dinit.registry import suggest
 
@@ -30,8 +33,10 @@ BACKBONE = "backbone"
 _WEIGHTS = "diffusion_pytorch_model"
 
 
-def check_folder(folder: Path, given: Sequence[str] = ()) -> None:
+def check_folder(folder: Path, given: Sequence[str] = (), variant: str | None = None) -> str | None:
     """Whether `folder` is a whole dinit pipeline; given: components that the caller brings, left unchecked.
+
+    variant: of the weights, as diffusers has it. Returns the one to load: the only one, where there is no usual.
 
     FileNotFoundError or ValueError: a missing or damaged file, a class that is not registered, pickled weights,
     or weights whose tensors are not the configured backbone's (missing, unexpected and mis-shaped are named).
@@ -42,14 +47,28 @@ def check_folder(folder: Path, given: Sequence[str] = ()) -> None:
     for key in ("process", "parameterization"):
         if not isinstance(index.get(key), dict):
             raise ValueError(f"{folder / INDEX} has no {key!r}, which every dinit pipeline has")
+    vae = folder / VAE_FOLDER
+    if VAE_FOLDER not in given and vae.is_dir():
+        if (reason := wrong_folder(vae)) is not None:
+            raise ValueError(reason)
+        if variant is None:
+            variant = usual_variant(vae)
     if BACKBONE in given:
-        return
+        return variant
     entry = index.get(BACKBONE)
     if not isinstance(entry, list) or len(entry) != 2:
         raise ValueError(f"{folder / INDEX} names no backbone class")
     backbone = _backbone_class(str(entry[1]))
     expected = expected_shapes(backbone, folder / BACKBONE)
-    check_tensors(folder / BACKBONE, expected, weight_shapes(folder / BACKBONE))
+    own = _own_variant(folder / BACKBONE, variant)
+    check_tensors(folder / BACKBONE, expected, weight_shapes(folder / BACKBONE, own))
+    return own or variant
+
+
+def _own_variant(folder: Path, variant: str | None) -> str | None:
+    """The backbone's variant: the given one, unless only the autoencoder has that; else its usual or only one."""
+    elsewhere = variant in weight_variants(folder.parent / VAE_FOLDER)
+    return usual_variant(folder, None if elsewhere and variant not in weight_variants(folder) else variant)
 
 
 def _backbone_class(name: str) -> type[Backbone]:
@@ -70,10 +89,12 @@ def expected_shapes(backbone: Any, folder: Path) -> dict[str, list[int]]:
     return {name: list(tensor.shape) for name, tensor in model.state_dict().items()}  # type: ignore[union-attr]
 
 
-def weight_shapes(folder: Path) -> dict[str, list[int]]:
+def weight_shapes(folder: Path, variant: str | None = None) -> dict[str, list[int]]:
     """Names and shapes of the tensors in a component's safetensors files. ValueError for a damaged file."""
     found: dict[str, list[int]] = {}
-    for path in weight_files(folder):
+    for path in weight_files(folder, variant):
+        if (reason := wrong_weights(path)) is not None:
+            raise ValueError(reason)
         try:
             with safe_open(path, framework="pt") as weights:
                 found |= {name: weights.get_slice(name).get_shape() for name in weights.keys()}  # noqa: SIM118
@@ -101,25 +122,19 @@ def check_tensors(folder: Path, expected: dict[str, list[int]], found: dict[str,
         raise ValueError(f"the weights in {folder} do not fit its config.json: {'; '.join(listed)}")
 
 
-def weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path, variant: str | None = None) -> list[Path]:
     """The safetensors files of a component, shards in order. ValueError for pickles or where one is missing."""
-    single = folder / f"{_WEIGHTS}.safetensors"
-    if single.is_file():
-        return [single]
-    index = folder / f"{_WEIGHTS}.safetensors.index.json"
-    if index.is_file():
-        shards = [folder / name for name in sorted(set(read_json(index).get("weight_map", {}).values()))]
-        for shard in shards:
-            if not shard.is_file():
-                raise FileNotFoundError(f"{shard} is missing; {index.name} lists it")
-        return shards
+    found = weight_variants(folder, (".safetensors",))
+    if found:
+        file = found[usual_variant(folder, variant) or ""]
+        return list(shards(file)) if file.suffix == ".json" else [file]
     pickles = [path.name for path in folder.glob("*") if path.suffix.lower() in PICKLES]
     if pickles:
         raise ValueError(
             f"{folder} holds pickled weights ({', '.join(sorted(pickles))}), which can run code when they are "
             "opened; save them as safetensors"
         )
-    raise FileNotFoundError(f"{single} is missing")
+    raise FileNotFoundError(f"{folder / _WEIGHTS}.safetensors is missing")
 
 
 def _some(names: Sequence[str]) -> str:

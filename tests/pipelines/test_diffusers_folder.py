@@ -266,5 +266,10 @@ def test_quantised_latents_and_unknown_options_are_refused(ddpm: Path, tmp_path:
     LDMPipeline(vqvae, unet(), DDIMScheduler()).save_pretrained(tmp_path / "ldm")
     with pytest.raises(ValueError, match=r"LDMPipeline\) does not load directly: vqvae \(VQModel\) is not covered"):
         Pipeline.from_pretrained(tmp_path / "ldm")
-    with pytest.raises(ValueError, match="takes dtype, torch_dtype, null_label only, got variant"):
+    with pytest.raises(ValueError, match="takes dtype, torch_dtype, null_label, variant only, got t_max"):
+        Pipeline.from_pretrained(ddpm, t_max=0.9)
+    with pytest.raises(ValueError, match="no weights of the variant 'fp16', it has the usual one"):
         Pipeline.from_pretrained(ddpm, variant="fp16")
+    usual = ddpm / "unet" / WEIGHTS
+    usual.rename(usual.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    assert Pipeline.from_pretrained(ddpm)(num_images=1, steps=2).images
