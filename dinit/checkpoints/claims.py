@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -84,7 +85,7 @@ def disagreement(claim: Claim, found: Any) -> str | None:
     means = "" if _tuple(claim.stated.value) == claim.value else f", which has {claim.argument} = {claim.value}"
     return (
         f"{claim.stated}{means}, but its tensors have {claim.argument} = {found}: --option "
-        f"{claim.argument}={found} if they are right"
+        f"{claim.argument}={json.dumps(found)} if they are right"
     )
 
 

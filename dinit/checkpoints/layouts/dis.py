@@ -72,7 +72,6 @@ class DiSLayout(Layout):
         patches = shapes["pos_embed"][1] - (1 if rows is None else 2)
         mixer = "mid_block.mixer"
         inner, states = shapes[f"{mixer}.A_log"]
-        rank = shapes[f"{mixer}.dt_proj.weight"][1]
         return {
             "image_size": patch * math.isqrt(patches),
             "patch_size": patch,
@@ -84,7 +83,7 @@ class DiSLayout(Layout):
             "states": states,
             "expand": inner // dim,
             "conv_width": shapes[f"{mixer}.conv1d.weight"][2],
-            "dt_rank": None if rank == math.ceil(dim / 16) else rank,
+            "dt_rank": shapes[f"{mixer}.dt_proj.weight"][1],
         }
 
     def arguments(self, reference: Mapping[str, Any]) -> dict[str, Any]:

@@ -132,6 +132,15 @@ class _ScoreSDE(Layout):
         return {}
 
     chain_steps: ClassVar[int] = 1000
+    stated_names: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "channels": ("nf",),
+        "channel_mult": ("ch_mult",),
+        "blocks_per_level": ("num_res_blocks",),
+        "fir": ("fir",),
+        "sigma_min": ("sigma_min",),
+        "sigma_max": ("sigma_max",),
+        "num_scales": ("num_scales",),
+    }
 
     def sampling(self, process: Process, learned: bool) -> dict[str, Any]:
         if not process.registry_name.startswith("ve"):

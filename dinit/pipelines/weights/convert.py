@@ -199,7 +199,8 @@ def _stated(
     for claim in claims:
         if wrong := disagreement(claim, found.get(claim.argument)):
             raise ValueError(wrong)
-    stated = {claim.argument: claim.value for claim in claims if claim.argument in UNSEEN}
+    unseen = [claim for claim in claims if claim.argument in UNSEEN or found[claim.argument] is None]
+    stated = {claim.argument: claim.value for claim in unseen}
     notes: list[str] = []
     if "image_size" not in options and "in_channels" in found:
         known = found.get("image_size") if layout.image_size_in_tensors else None
