@@ -1,0 +1,73 @@
+"""Edges that data sets share: which files are images, and what a cache of latents takes from its plan."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_latents import PLAN_10, write  # pyright: ignore[reportMissingImports]
+
+from dinit.data.folder import ImageFolder, image_files
+from dinit.data.latents import Latents
+from dinit.evaluation.samples import is_samples, read_samples
+
+SEEN = ("a.png", "b.JPG", "below/c.png", "with.dot/d.e.png")
+HIDDEN = (".a.png", ".thumbnails/a.png", "below/.cache/deep/a.png", "notes.txt", "below/a.json", "no_suffix", "d.pdf.txt")
+
+
+def fill(folder: Path, names: tuple[str, ...]) -> Path:
+    for k, name in enumerate(names):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((4, 4, 3), 20 * k, dtype=np.uint8)).save(path, "PNG")
+    return folder
+
+
+@pytest.mark.parametrize("hidden", HIDDEN)
+def test_hidden_files_and_those_in_hidden_folders_are_no_images(hidden: str, tmp_path: Path) -> None:
+    folder = fill(tmp_path / "plain", SEEN)
+    expected = [path.relative_to(folder).as_posix() for path in image_files(folder)]
+    assert sorted(expected) == sorted(SEEN)
+    more = fill(tmp_path / "more", (*SEEN, hidden))
+    assert [path.relative_to(more).as_posix() for path in image_files(more)] == expected
+    assert len(read_samples(more).images) == len(SEEN)
+    data = ImageFolder(fill(tmp_path / "classes", (*(f"cat/{name}" for name in SEEN), f"cat/{hidden}")), 4)
+    assert len(data) == len(SEEN)
+    assert data.class_names == ("cat",)
+
+
+@pytest.mark.parametrize("hidden", HIDDEN)
+def test_a_folder_of_hidden_files_alone_holds_no_images(hidden: str, tmp_path: Path) -> None:
+    assert not is_samples(fill(tmp_path / "only", (hidden,)))
+
+
+def test_a_folder_in_a_hidden_one_is_read(tmp_path: Path) -> None:
+    assert len(list(image_files(fill(tmp_path / ".mine" / "set", SEEN)))) == len(SEEN)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "attribute", "expected"),
+    [
+        ("features", "inception-v3", "features", "inception-v3"),
+        ("features", "digits-classifier", "features", "digits-classifier"),
+        ("image_channels", 1, "picture_channels", 1),
+        ("latent_shape", (3, 2, 2), "image_size", 2),
+        ("num_classes", 4, "num_classes", 4),
+        ("class_names", ("x", "y"), "class_names", ("x", "y")),
+        ("flips", False, "horizontal_flip", False),
+        ("images", 7, "__len__", 7),
+    ],
+)
+def test_a_cache_of_latents_says_what_its_plan_says(
+    field: str, value: Any, attribute: str, expected: Any, tmp_path: Path
+) -> None:
+    data = Latents(write(tmp_path / "cache", dataclasses.replace(PLAN_10, **{field: value})))
+    found = getattr(data, attribute)
+    assert (found() if callable(found) else found) == expected
+    plain = Latents(write(tmp_path / "plain"))
+    usual = getattr(plain, attribute)
+    assert expected != (usual() if callable(usual) else usual), "a value that shows nothing"
