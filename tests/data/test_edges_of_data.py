@@ -16,7 +16,15 @@ from dinit.data.latents import Latents
 from dinit.evaluation.samples import is_samples, read_samples
 
 SEEN = ("a.png", "b.JPG", "below/c.png", "with.dot/d.e.png")
-HIDDEN = (".a.png", ".thumbnails/a.png", "below/.cache/deep/a.png", "notes.txt", "below/a.json", "no_suffix", "d.pdf.txt")
+HIDDEN = (
+    ".a.png",
+    ".thumbnails/a.png",
+    "below/.cache/deep/a.png",
+    "notes.txt",
+    "below/a.json",
+    "no_suffix",
+    "d.pdf.txt",
+)
 
 
 def fill(folder: Path, names: tuple[str, ...]) -> Path:

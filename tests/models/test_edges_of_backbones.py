@@ -12,8 +12,8 @@ from dinit.models.adm_classifier import ADMClassifier
 from dinit.models.adm_superres import ADMSuperRes
 from dinit.models.base import BACKBONES, Network
 
-# Dropout in a forward pass of the tiny preset: 3 times a block of a transformer (attention, and twice in the MLP) and
-# of DiCo, once a mixer or a convolutional residual block, also in the middle and where the resolution changes.
+# Dropout in a forward pass of the tiny preset: 3 times a block of a transformer (attention, and twice in the MLP)
+# and of DiCo, once a mixer or a convolutional residual block, also in the middle and where the resolution changes.
 DROPOUTS = {
     "adm": 10,
     "ddpm": 8,
@@ -60,7 +60,9 @@ CHANGED = {"image_size": 16, "in_channels": 2, "num_classes": 3, "dropout": 0.25
 OTHERS: list[type[Network]] = [ADMClassifier, ADMSuperRes]
 
 
-@pytest.mark.parametrize("kind", [*(BACKBONES[name] for name in BACKBONES.names()), *OTHERS], ids=lambda k: k.__name__)
+@pytest.mark.parametrize(
+    "kind", [*(BACKBONES[name] for name in BACKBONES.names()), *OTHERS], ids=lambda k: k.__name__
+)
 def test_an_argument_wins_over_the_presets(kind: type[Network]) -> None:
     name = "tiny" if "tiny" in kind.presets else next(iter(kind.presets))
     own: dict[str, Any] = dict(kind.presets[name])

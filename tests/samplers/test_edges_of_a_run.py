@@ -1,4 +1,4 @@
-"""Edges that every way into a run shares: the last time accepted, defaults inside functions, metrics without value."""
+"""Edges that every way into a run shares: the last time, defaults inside functions, metrics without a value."""
 
 from __future__ import annotations
 
@@ -90,7 +90,9 @@ def first_is_not_a_number() -> tuple[list[float], Any]:
 
 def by_times() -> tuple[list[float], float]:
     given, metric = first_is_not_a_number()
-    found = search_timesteps(SHORT, "ddim", 3, metric, noise=IMAGES, evolution=Evolution(population=5, parents=2, generations=2))
+    found = search_timesteps(
+        SHORT, "ddim", 3, metric, noise=IMAGES, evolution=Evolution(population=5, parents=2, generations=2)
+    )
     return given, float(DDIM().sample(SHORT, IMAGES, grid=found).square().mean())
 
 
