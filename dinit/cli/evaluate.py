@@ -13,6 +13,7 @@ from dinit.cli.options import (
     CallFlags,
     Device,
     Dtype,
+    EndOption,
     Grid,
     GuidanceOption,
     Opening,
@@ -114,6 +115,7 @@ def evaluate(
     sampler_option: SamplerOptions = None,
     steps: Steps = None,
     grid: Grid = None,
+    end: EndOption = None,
     guidance: GuidanceOption = None,
     seed: Seed = 0,
     batch_size: BatchSize = None,
@@ -135,12 +137,12 @@ def evaluate(
     from dinit.pipelines.evaluate import evaluate_pipeline, evaluate_samples
 
     if is_samples(what):
-        _refuse_call(sampler, sampler_option, steps, grid, guidance)
+        _refuse_call(sampler, sampler_option, steps, grid, end, guidance)
         spec = EvaluationSpec(**given, seed=seed, cuda=torch_device(device).startswith("cuda"))
         report = evaluate_samples(what, spec, json, html)
     else:
         pipe = Opening(what, device, dtype).open()
-        flags = CallFlags(sampler, sampler_option or (), steps, grid, guidance or (), seed, batch_size)
+        flags = CallFlags(sampler, sampler_option or (), steps, grid, guidance or (), seed, batch_size, end)
         options = flags.options(pipe.defaults.get("sampler"))
         count = 1000 if num_samples is None else num_samples
         report = evaluate_pipeline(pipe, count, EvaluationSpec(**given, seed=seed), json, html, **options)
@@ -187,7 +189,7 @@ def _given(
 
 def _refuse_call(*options: Any) -> None:
     if any(option for option in options):
-        raise ValueError("--sampler, --steps, --grid and --guidance cannot be used with existing images")
+        raise ValueError("--sampler, --steps, --grid, --end and --guidance cannot be used with existing images")
 
 
 def _watch(run: Path, how: dict[str, Any]) -> None:

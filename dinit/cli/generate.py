@@ -16,6 +16,7 @@ from dinit.cli.options import (
     CallFlags,
     Device,
     Dtype,
+    EndOption,
     Grid,
     GuidanceOption,
     Name,
@@ -72,6 +73,7 @@ def generate(
     sampler_option: SamplerOptions = None,
     steps: Steps = None,
     grid: Grid = None,
+    end: EndOption = None,
     guidance: GuidanceOption = None,
     seed: Seed = 0,
     batch_size: BatchSize = None,
@@ -96,7 +98,7 @@ def generate(
     """
     opening = Opening(name, device, dtype)
     images = ImageOptions(classes, per_class, labels, num_images, labels_from, class_order)
-    flags = CallFlags(sampler, sampler_option or (), steps, grid, guidance or (), seed, batch_size)
+    flags = CallFlags(sampler, sampler_option or (), steps, grid, guidance or (), seed, batch_size, end)
     flags.check()
     if out is not None and is_set_folder(out):
         if out_dir or trajectory or overwrite:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -13,6 +13,7 @@ from dinit.specs import parse_spec
 if TYPE_CHECKING:
     from dinit.pipelines.call import SamplingOptions
     from dinit.pipelines.generate import Pipeline
+    from dinit.samplers.points import End
 
 _SPEC = "NAME[:KEY=VALUE,…]"
 _CALL = "Call"
@@ -46,6 +47,15 @@ Steps = Annotated[
 Grid = Annotated[
     str | None,
     typer.Option(metavar=_SPEC, help="Time grid, such as karras. Default: the usual one.", rich_help_panel=_CALL),
+]
+EndOption = Annotated[
+    str | None,
+    typer.Option(
+        "--end",
+        help="End of the trajectory: posterior-mean, clean (the sampler's own last step, to t = 0) or state (x at "
+        "the grid's last time, with its noise). Default: the sampler's.",
+        rich_help_panel=_CALL,
+    ),
 ]
 GuidanceOption = Annotated[
     list[str] | None,
@@ -86,6 +96,7 @@ class CallFlags:
         guidance: each a name with options or the scale of CFG; 'none' alone is no guidance.
         seed: of all images.
         batch_size: images at once.
+        end: of the trajectory.
     """
 
     sampler: str | None = None
@@ -95,9 +106,10 @@ class CallFlags:
     guidance: Sequence[str] = ()
     seed: int = 0
     batch_size: int | None = None
+    end: str | None = None
 
     def options(self, default_sampler: Any = None) -> SamplingOptions:
-        """What of sampler, steps, grid, guidance and batch_size was given, as a pipeline's call takes it.
+        """What of sampler, steps, grid, guidance, batch_size and end was given, as a pipeline's call takes it.
 
         Args:
             default_sampler: the pipeline's own, which sampler_options alone change.
@@ -115,6 +127,8 @@ class CallFlags:
             options["sampler"] = {**own, **parse_spec(str(own["name"]), self.sampler_options)}
         if self.grid is not None:
             options["grid"] = parse_spec(self.grid)
+        if self.end is not None:
+            options["end"] = cast("End", self.end)  # which the call checks
         if self.steps is not None:
             options["steps"] = self.steps
         if self.guidance:

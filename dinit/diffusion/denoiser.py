@@ -32,6 +32,7 @@ class Denoised:
             one.
         mean_gradient: A gradient to add, times the variance of a stochastic step, to its mean, (B, C, H, W); or
             None.
+        clean_eps: The network's eps at sigma = 0, (B, C, H, W), where x_t and x0 do not tell it; or None.
     """
 
     x_t: Tensor
@@ -40,14 +41,17 @@ class Denoised:
     variance_fraction: Tensor | None = None
     renoise_eps: Tensor | None = None
     mean_gradient: Tensor | None = None
+    clean_eps: Tensor | None = None
 
     @property
     def eps(self) -> Tensor:
-        """The posterior mean of the noise; 0 where sigma is 0, as a clean image does not depend on it."""
+        """The posterior mean of the noise. Where sigma is 0 it is the network's, or 0 where that has none."""
         if self.renoise_eps is not None:
             return self.renoise_eps
+        if self.clean_eps is not None:
+            return self.clean_eps
         sigma = self.scales.sigma
-        return (self.x_t - self.scales.alpha * self.x0) / (sigma + (sigma == 0))
+        return (self.x_t - self.scales.alpha * self.x0) / torch.where(sigma == 0, torch.inf, sigma)
 
     @property
     def score(self) -> Tensor:
@@ -91,7 +95,7 @@ class Denoised:
         """
         tensors = {
             name: None if (value := getattr(self, name)) is None else value[part]
-            for name in ("x_t", "x0", "variance_fraction", "renoise_eps", "mean_gradient")
+            for name in ("x_t", "x0", "variance_fraction", "renoise_eps", "mean_gradient", "clean_eps")
         }
         scales = self.scales.map(lambda v: v[part]) if self.scales.time.ndim else self.scales
         return replace(self, scales=scales, **tensors)
@@ -182,6 +186,14 @@ class Denoiser(ABC):
         """The process's scales at t, unless t is scales already."""
         return t if isinstance(t, Scales) else self.process.scales(t)
 
+    def known_at(self, k: Scales) -> bool:
+        """Whether the prediction at the scales k follows from x_t alone, so that no network need be evaluated.
+
+        Args:
+            k: Scales of one time.
+        """
+        return False
+
     def given(self, labels: Tensor | Sequence[int]) -> Denoiser:
         """This denoiser with its labels filled in: `condition(None, ...)` then means these labels."""
         return _Given(self, torch.as_tensor(labels, dtype=torch.int64))
@@ -226,6 +238,9 @@ class WrappedDenoiser(Denoiser):
 
     def encode(self, labels: Tensor) -> Condition:
         return self.inner.encode(labels)
+
+    def known_at(self, k: Scales) -> bool:
+        return self.inner.known_at(k)
 
     def check_labels(
         self, labels: Tensor | Sequence[int] | None, batch: int, device: torch.device | None = None
@@ -280,7 +295,29 @@ class BackboneDenoiser(Denoiser):
         label = torch.zeros(scales.time.numel(), device=x_t.device) + pre.noise_label
         x_in = (x_t * pre.input_scale).to(getattr(self.backbone, "dtype", x_t.dtype))
         output, fraction = split_variance(self.call_backbone(x_in, label, cond).to(x_t.dtype), x_t.shape[1])
-        return Denoised(x_t, pre.posterior_mean(output, x_t), scales.like(x_t), fraction)
+        return Denoised(
+            x_t,
+            pre.posterior_mean(output, x_t),
+            scales.like(x_t),
+            fraction,
+            clean_eps=self._clean_eps(output, x_t, scales),
+        )
+
+    def known_at(self, k: Scales) -> bool:
+        """Clean data, x0 = x_t / alpha, unless the velocity is regular there and the network's output tells it."""
+        if not _clean(k):
+            return False
+        _, q = self.parameterization.coefficients(k)
+        label = self.parameterization.noise_label(self.process, k)
+        told = bool(q.isfinite() & (q != 0) & k.d_sigma.isfinite() & label.isfinite())
+        return not told
+
+    def _clean_eps(self, output: Tensor, x_t: Tensor, k: Scales) -> Tensor | None:
+        """eps out of output = p x0 + q eps at sigma = 0, where x0 is x_t / alpha; None elsewhere."""
+        if not _clean(k) or self.known_at(k):
+            return None
+        p, q = self.parameterization.coefficients(k)
+        return (output - p / k.alpha * x_t) / q
 
     def call_backbone(self, x: Tensor, noise_label: Tensor, cond: Condition) -> Tensor:
         """The network's output, before it is read as a posterior mean.
@@ -294,3 +331,8 @@ class BackboneDenoiser(Denoiser):
             (B, C, H, W), or (B, 2C, H, W) where the network learned its variance.
         """
         return self.backbone(x, noise_label, cond.embedding.to(x.dtype))
+
+
+def _clean(k: Scales) -> bool:
+    """Whether k is one time, on the CPU, with sigma = 0: no other is read back from a device."""
+    return k.time.ndim == 0 and k.time.device.type == "cpu" and k.floats.sigma == 0

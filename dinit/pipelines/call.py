@@ -21,10 +21,11 @@ from dinit.samplers import GRIDS, SAMPLERS, Sampler, TimeGrid
 from dinit.samplers.grids.times import Times
 from dinit.samplers.guidance import GUIDANCES, Guidance
 from dinit.samplers.guidance.cfg import CFG
-from dinit.samplers.points import GridLike
+from dinit.samplers.points import End, GridLike, check_end
 
 DEFAULT_BATCH = 64  # bounds memory; images do not depend on it
 DEFAULT_KEYS = ("sampler", "steps", "grid", "guidance")
+_USUAL_END: Final = "posterior-mean"  # not written down, so that older records read as they were
 
 
 class Default(Enum):
@@ -50,6 +51,7 @@ class SamplingOptions(TypedDict, total=False):
     sampler: SamplerLike | None
     steps: int | None
     grid: GridLike | None
+    end: End | None
     guidance: GuidanceLike | Sequence[GuidanceLike] | Default | None
     batch_size: int | None
     guidance_scale: float | None
@@ -79,9 +81,10 @@ class Call:
         grid: Where they fall.
         guidance: Applied in order, the last is the outermost.
         batch_size: Images in one network evaluation at most, at least 1; images do not depend on it.
+        end: Of the trajectory; see `Sampler.iterate`.
 
     Raises:
-        ValueError: No labels; another number of keys than labels.
+        ValueError: No labels; another number of keys than labels; another end.
     """
 
     labels: tuple[int | None, ...]
@@ -91,8 +94,10 @@ class Call:
     grid: TimeGrid
     guidance: tuple[Guidance, ...]
     batch_size: int
+    end: End = _USUAL_END
 
     def __post_init__(self) -> None:
+        check_end(self.end)
         if len(self.labels) != len(self.keys):
             raise ValueError(f"{len(self.labels)} labels need as many noise keys, got {len(self.keys)}")
         if not self.labels:
@@ -114,6 +119,7 @@ class Call:
             "grid": to_spec(self.grid),
             "guidance": to_spec(self.guidance),
             "batch_size": self.batch_size,
+            **({} if self.end == _USUAL_END else {"end": self.end}),
         }
 
     @classmethod
@@ -133,11 +139,12 @@ class Call:
             return cls(
                 labels=tuple(None if label is None else operator.index(label) for label in config["labels"]),
                 keys=tuple((operator.index(seed), operator.index(index)) for seed, index in config["seeds"]),
-                sampler=make_sampler(config["sampler"]),
+                sampler=_recorded_sampler(config),
                 steps=whole_number("steps", config["steps"]),
                 grid=_create(GRIDS, TimeGrid, config["grid"]),
                 guidance=make_guidance(config["guidance"]),
                 batch_size=whole_number("batch_size", config["batch_size"]),
+                end=config.get("end", _USUAL_END),
             )
         except (LookupError, TypeError) as error:
             raise ValueError(f"this record of a call is damaged: {error}") from error
@@ -184,6 +191,14 @@ def from_spec(spec: object) -> Any:
     if isinstance(spec, list):
         return [from_spec(value) for value in spec]
     return float(spec) if isinstance(spec, str) and spec in ("inf", "-inf", "nan") else spec
+
+
+def _recorded_sampler(config: Mapping[str, Any]) -> Sampler:
+    """The sampler of a record. One without an end wrote a last_step that had no effect down."""
+    spec = config["sampler"]
+    if "end" not in config and isinstance(spec, Mapping) and spec.get("name") == "flow-sde":
+        spec = {key: value for key, value in spec.items() if key != "last_step"}
+    return make_sampler(spec)
 
 
 def make_sampler(spec: SamplerLike, eta: float | None = None) -> Sampler:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 RECIPE = "recipe.yaml"
 _IMAGES_PER_CALL = 1000  # of a pipeline: 50,000 float images at once would not fit in memory
-_RECORDED = ("sampler", "steps", "grid", "guidance")  # of the call, besides the seed
+_RECORDED = ("sampler", "steps", "grid", "end", "guidance")  # of the call, besides the seed
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,8 @@ def evaluate_pipeline(
     chosen = _numbered_as_in(pipe, evaluator.class_names, labels)
     planned = pipe.prepare(num_images=num_samples, labels=chosen, seed=spec.seed, **call).to_config()
     sampled = generate(pipe, num_samples, chosen, spec.seed, **call)
-    made_by = {"pipeline": name, "seed": spec.seed, "nfe": sampled.nfe, **{key: planned[key] for key in _RECORDED}}
+    recorded = {key: planned[key] for key in _RECORDED if key in planned}
+    made_by = {"pipeline": name, "seed": spec.seed, "nfe": sampled.nfe, **recorded}
     label_sampling = evaluator.named.labels if labels is not None else None
     return _written(evaluator.report(sampled.images, labels, name, made_by, label_sampling), output, page)
 

@@ -59,6 +59,7 @@ from dinit.pipelines.outputs.sheets import OUTPUT_TYPES, OutputType, convert
 from dinit.registry import suggest
 from dinit.samplers import NoiseSource, Step
 from dinit.samplers.guidance import Guidance, apply_guidance
+from dinit.samplers.points import End
 
 __all__ = ["Generated", "LoadOptions", "OutputOptions", "Pipeline", "Trajectory"]
 
@@ -367,6 +368,7 @@ class Pipeline(CallDefaults, DiffusersMethods, DiffusionPipeline):
             grid=grid,
             guidance=self._guidance(given.get("guidance", DEFAULT), given.get("guidance_scale")),
             batch_size=DEFAULT_BATCH if batch_size is None else batch_size,
+            end=sampler.end_for(self.process) if given.get("end") is None else given["end"],
         )
 
     def check(self, call: Call) -> None:
@@ -399,6 +401,7 @@ class Pipeline(CallDefaults, DiffusersMethods, DiffusionPipeline):
         sampler: SamplerLike | None = None,
         steps: int | None = None,
         grid: GridLike | None = None,
+        end: End | None = None,
         guidance: GuidanceLike | Sequence[GuidanceLike] | Default | None = DEFAULT,
         seed: Seeds | None = 0,
         start_index: int = 0,
@@ -426,6 +429,9 @@ class Pipeline(CallDefaults, DiffusersMethods, DiffusionPipeline):
             steps: sampling steps, at least 1. None is the pipeline's default.
             grid: where the steps fall: a TimeGrid, a name, a mapping, or a tensor of decreasing times in [0, 1].
                 None is the sampler's own, the pipeline's default, or the usual one of sampler and process.
+            end: 'posterior-mean' ends at the last time with noise and returns the posterior mean there, 'clean'
+                takes the sampler's own step from there to t = 0, 'state' returns x at the grid's last time, with
+                the noise that it has. None is the sampler's: 'posterior-mean', but for flow-sde with a last_step.
             guidance: a Guidance, a name with or without options ("cfg:scale=4"), a mapping, a number (the scale of
                 CFG), or a sequence of them, of which the last is outermost. None and [] are no guidance; left out
                 (DEFAULT), it is the pipeline's default.
@@ -465,6 +471,7 @@ class Pipeline(CallDefaults, DiffusersMethods, DiffusionPipeline):
             sampler=sampler,
             steps=steps,
             grid=grid,
+            end=end,
             guidance=guidance,
             seed=seed,
             start_index=start_index,
@@ -512,7 +519,13 @@ class Pipeline(CallDefaults, DiffusersMethods, DiffusionPipeline):
         noise = source.normal("initial", 0, like)
         labels = _with_null(batch.labels, self.backbone.num_classes)
         return batch.sampler.iterate(
-            denoiser, noise, batch.steps, grid=batch.grid, labels=labels, noise_source=source
+            denoiser,
+            noise,
+            batch.steps,
+            grid=batch.grid,
+            labels=labels,
+            noise_source=source,
+            end=batch.end,
         )
 
 

@@ -45,6 +45,8 @@ class StepDenoiser:
     first: Denoised | None = None
 
     def __call__(self, x_t: Tensor, t: Scales) -> Denoised:
+        if t.time.ndim == 0 and self.denoiser.known_at(t):
+            return Denoised(x_t, x_t / t.alpha, t)
         denoised = self.denoiser(x_t, t, self.cond)
         self.calls += 1
         self.first = self.first or denoised
@@ -144,6 +146,10 @@ class Sampler(ABC):
         """
         return self.own_grid or default_grid(process)
 
+    def end_for(self, process: Process) -> End:
+        """The end of a run that names none, on this process: the posterior mean, unless a sampler overrides it."""
+        return "posterior-mean"
+
     @abstractmethod
     def step(
         self, denoise: StepDenoiser, x_t: Tensor, t: Scales, s: Scales, state: Any, noise: StepNoise
@@ -231,7 +237,7 @@ class Sampler(ABC):
         state: Any = None,
         noise_source: SupportsNormal | None = None,
         seed: int | Sequence[int] = 0,
-        end: End = "posterior-mean",
+        end: End | None = None,
     ) -> Iterator[Step]:
         """Run the sampler, yielding every step.
 
@@ -248,22 +254,25 @@ class Sampler(ABC):
             noise_source: Of the noise that stochastic steps add; None for `NoiseSource.from_seed(seed)`.
             seed: Of the noise source, where none is given: one seed, or one an image.
             end: 'posterior-mean' stops at the last time with sigma > 0 and returns E[x0 | x_t] there; 'state'
-                returns x at the grid's last time.
+                returns x at the grid's last time; 'clean' takes one more step of the solver, from there to t = 0,
+                where sigma is 0. None for the sampler's `end_for` the process.
 
         Returns:
             An iterator over the steps. The arguments are checked at once, before the first step is taken.
 
         Raises:
             ValueError: steps < 1; times that do not decrease; noise to start from at a time that has more signal
-                than noise; an unknown grid or end; a guidance that the sampler would ignore; a run that it refuses.
+                than noise; an unknown grid or end; 'clean' on a process with noise at t = 0; a guidance that the
+                sampler would ignore; a run that it refuses.
         """
         x = initial_noise if initial_state is None else initial_state
         if not isinstance(x, Tensor):
             raise ValueError(f"initial_noise must be a (B, C, H, W) tensor, got {type(x).__name__}")
+        end = self.end_for(denoiser.process) if end is None else end
         points = sampling_points(denoiser, steps, self.grid_for(denoiser.process) if grid is None else grid, end)
         source: SupportsNormal = noise_source or NoiseSource.from_seed(seed, x.shape[0])
         cond = denoiser.condition(labels, x.shape[0], x.device)
-        run = Run.prepare(self, denoiser, points, len(points) - (end == "state"), cond, source, state)
+        run = Run.prepare(self, denoiser, points, len(points) - (end != "posterior-mean"), cond, source, state)
         if initial_state is None:
             check_noisy_start(points[0])
             x = x * denoiser.process.prior_std(points[0])
@@ -281,7 +290,7 @@ class Sampler(ABC):
         state: Any = None,
         noise_source: SupportsNormal | None = None,
         seed: int | Sequence[int] = 0,
-        end: End = "posterior-mean",
+        end: End | None = None,
     ) -> Tensor:
         """The end of the trajectory, (B, C, H, W). Arguments and errors as `iterate`."""
         trajectory = self.iterate(

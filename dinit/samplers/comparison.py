@@ -108,7 +108,7 @@ def compare(
     initial_state: Tensor | None = None,
     noise_source: SupportsNormal | None = None,
     seed: int | Sequence[int] = 0,
-    end: End = "posterior-mean",
+    end: End | None = None,
 ) -> Comparison:
     """Images of several samplers from the same noise, labels and seed.
 

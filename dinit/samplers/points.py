@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+import torch
 from torch import Tensor
 
 from dinit.diffusion import Denoiser, Scales
+from dinit.registry import suggest
 from dinit.samplers.grids.base import GRIDS, TimeGrid
 from dinit.samplers.grids.default import default_grid
 
-End = Literal["posterior-mean", "state"]
+End = Literal["posterior-mean", "state", "clean"]
 GridLike = TimeGrid | Tensor | str | Mapping[str, Any]
 
 
@@ -26,17 +28,24 @@ def sampling_points(
         steps: Sampling steps, at least 1; None where the grid fixes their number.
         grid: See `sampling_times`.
         end: 'posterior-mean' leaves out a last time with sigma = 0, where no network is evaluated; 'state' keeps
-            it.
+            it; 'clean' adds t = 0 where the times do not end with it.
 
     Returns:
         One Scales a time, 0-dimensional float64.
 
     Raises:
-        ValueError: An unknown `end`; fewer than two times with end='state'; and as `sampling_times`.
+        ValueError: An unknown `end`; fewer than two times with end='state'; end='clean' on a process with noise at
+            t = 0; and as `sampling_times`.
     """
-    if end not in ("posterior-mean", "state"):
-        raise ValueError(f"end must be 'posterior-mean' or 'state', got {end!r}")
+    check_end(end)
     times = sampling_times(denoiser, steps, grid)
+    if end == "clean" and float(times[-1]) > 0:
+        times = torch.cat([times, times.new_zeros(1)])
+    if end == "clean" and float(denoiser.process.scales(0.0).sigma) > 0:
+        raise ValueError(
+            f"end = 'clean' steps to sigma = 0 at t = 0, and {denoiser.process} has noise there: use "
+            "'posterior-mean', or 'state' for x at the last time"
+        )
     if end == "state" and len(times) < 2:
         raise ValueError("end = 'state' takes a step between two times at least, got one time")
     points = denoiser.process.scales(times).unbind()
@@ -79,6 +88,13 @@ def sampling_times(denoiser: Denoiser, steps: int | None, grid: GridLike | None)
     if float(times[-1]) < 0 or float(times[0]) > denoiser.t_max:
         raise ValueError(f"times must lie in [0, {denoiser.t_max}], got {times.tolist()}")
     return times
+
+
+def check_end(end: object) -> None:
+    """ValueError for another end of a run than those of `End`."""
+    if end not in get_args(End):
+        known = "'posterior-mean', 'clean' or 'state'"
+        raise ValueError(f"end must be {known}, got {end!r}{suggest(str(end), list(get_args(End)))}")
 
 
 def checked_steps(steps: object) -> int:

@@ -183,7 +183,7 @@ class SchedulerSampler(Sampler):
         state: None = None,
         noise_source: SupportsNormal | None = None,
         seed: int | Sequence[int] = 0,
-        end: End = "posterior-mean",
+        end: End | None = None,
     ) -> Iterator[Step]:
         """Run the scheduler, yielding every step. Arguments as in `Sampler.iterate`, with these differences.
 
@@ -197,7 +197,7 @@ class SchedulerSampler(Sampler):
             state: None; a scheduler starts without history.
             noise_source: Of the noise that stochastic schedulers add; None for `NoiseSource.from_seed(seed)`.
             seed: Of the noise source, where none is given: one seed, or one an image.
-            end: 'posterior-mean'; a scheduler ends by itself.
+            end: None or 'posterior-mean'; a scheduler ends by itself.
 
         Returns:
             An iterator over the steps.
@@ -208,7 +208,7 @@ class SchedulerSampler(Sampler):
         """
         if grid is not None and not (isinstance(grid, SchedulerGrid) and grid == self.own_grid):
             raise ValueError(_own_times(self.scheduler))
-        if state is not None or end != "posterior-mean":
+        if state is not None or end not in (None, "posterior-mean"):
             raise ValueError(f"{self.scheduler} starts without history and ends by itself: leave out state and end")
         run = self.run(denoiser.process, checked_steps(steps))
         first = run.groups[0][0][1]

@@ -16,9 +16,26 @@ from dinit.samplers.grids.spacing import line
 @GRIDS.register("uniform")
 @dataclass(frozen=True)
 class Uniform(TimeGrid):
-    """Equally spaced in t from t_max down to 0, which is left out where it is noise-free."""
+    """Equally spaced in t from t_max down to 0, which is left out where it is noise-free.
+
+    Args:
+        last: The last time, in (0, 1); SiT's SDE has 0.04. None spaces the times down to 0.
+
+    Raises:
+        ValueError: last outside (0, 1); from `times`, a last time that is not below t_max.
+    """
+
+    last: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.last is not None and not 0 < self.last < 1:
+            raise ValueError(f"last, the grid's last time, must be in (0, 1), got {self.last}")
 
     def times(self, process: Process, steps: int, t_min: float, t_max: float) -> Tensor:
+        if self.last is not None:
+            if self.last >= t_max:
+                raise ValueError(f"last = {self.last}, the grid's last time, must be below t_max = {t_max}")
+            return line(t_max, self.last, steps)
         if float(process.scales(0.0).sigma) > 0:
             return line(t_max, t_min, steps)
         return t_max * (1 - torch.arange(steps, dtype=torch.float64) / steps)

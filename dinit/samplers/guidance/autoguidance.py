@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -17,7 +17,7 @@ from dinit.samplers.guidance.base import (
     check_scale,
     labels_of,
 )
-from dinit.samplers.guidance.cfg import extrapolate
+from dinit.samplers.guidance.cfg import extrapolate_prediction
 
 
 def check_companion(denoiser: Denoiser, other: Denoiser, who: str) -> None:
@@ -93,8 +93,7 @@ class Autoguidance(Guidance):
                 return given
             labels = labels_of(cond, weak.num_classes, "autoguidance")
             weak_prediction = weak(x_t, t, weak.encode(labels).in_run(cond.run))
-            return apply_interval(
-                replace(given, x0=extrapolate(given.x0, weak_prediction.x0, self.scale)), given, self.low, self.high
-            )
+            prediction = extrapolate_prediction(given, weak_prediction, self.scale)
+            return apply_interval(prediction, given, self.low, self.high)
 
         return Guided(denoiser, guided)

@@ -147,6 +147,8 @@ def where_rows(mask: Tensor, one: Denoised, other: Denoised) -> Denoised:
     if one.mean_gradient is not None:
         rest = torch.zeros_like(one.x0) if other.mean_gradient is None else other.mean_gradient
         chosen = replace(chosen, mean_gradient=torch.where(mask, one.mean_gradient, rest))
+    if one.clean_eps is not None:
+        chosen = replace(chosen, clean_eps=torch.where(mask, one.clean_eps, other.eps))
     return chosen
 
 

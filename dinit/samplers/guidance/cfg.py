@@ -29,6 +29,16 @@ def extrapolate(given: Tensor, free: Tensor, scale: float | Tensor, channels: in
     return guided if channels is None else torch.cat([guided[:, :channels], given[:, channels:]], dim=1)
 
 
+def extrapolate_prediction(
+    given: Denoised, free: Denoised, scale: float | Tensor, channels: int | None = None
+) -> Denoised:
+    """`given` with its posterior mean, and at sigma = 0 its eps, extrapolated from those of `free`."""
+    x0 = extrapolate(given.x0, free.x0, scale, channels)
+    if given.clean_eps is None or free.clean_eps is None:
+        return replace(given, x0=x0)
+    return replace(given, x0=x0, clean_eps=extrapolate(given.clean_eps, free.clean_eps, scale, channels))
+
+
 def restore_spread(guided: Tensor, given: Tensor, rescale: float) -> Tensor:
     """Guided prediction with each sample's standard deviation brought back to that of `given`.
 
@@ -98,7 +108,9 @@ class CFG(Guidance):
 
         def combine(given: Denoised, free: Denoised, cond: Condition) -> Denoised:
             scale = schedule.scale_at(self.scale, given.scales)
-            x0 = extrapolate(given.x0, free.x0, scale, self.channels)
-            return replace(given, x0=restore_spread(x0, given.x0, self.rescale) if self.rescale else x0)
+            guided = extrapolate_prediction(given, free, scale, self.channels)
+            if not self.rescale:
+                return guided
+            return replace(guided, x0=restore_spread(guided.x0, given.x0, self.rescale))
 
         return two_condition_guidance(denoiser, lambda cond: cond.null(), combine, self.low, self.high)

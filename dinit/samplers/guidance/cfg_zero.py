@@ -79,5 +79,8 @@ class CFGZeroStar(Guidance):
 
 def with_velocity(denoised: Denoised, velocity: Tensor) -> Denoised:
     """The same batch with the posterior mean that implies this velocity."""
-    x0 = Velocity().posterior_mean(velocity, denoised.x_t, denoised.scales)
-    return replace(denoised, x0=x0)
+    k = denoised.scales
+    x0 = Velocity().posterior_mean(velocity, denoised.x_t, k)
+    if denoised.clean_eps is None:
+        return replace(denoised, x0=x0)
+    return replace(denoised, x0=x0, clean_eps=(velocity - k.d_alpha * x0) / k.d_sigma)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from dinit.diffusion import Condition, Denoised, Denoiser
 from dinit.samplers.guidance.base import (
@@ -16,7 +16,7 @@ from dinit.samplers.guidance.base import (
     two_condition_guidance,
     where_rows,
 )
-from dinit.samplers.guidance.cfg import extrapolate
+from dinit.samplers.guidance.cfg import extrapolate_prediction
 
 
 @GUIDANCES.register("negative")
@@ -52,7 +52,7 @@ class Negative(Guidance):
             return denoiser
 
         def combine(given: Denoised, bad: Denoised, cond: Condition) -> Denoised:
-            guided = replace(given, x0=extrapolate(given.x0, bad.x0, self.scale))
+            guided = extrapolate_prediction(given, bad, self.scale)
             return where_rows(~cond.is_null, guided, given)
 
         return two_condition_guidance(

@@ -86,5 +86,9 @@ class FlowTurbo(Sampler):
     ) -> tuple[Tensor, Tensor]:
         slope = STRAIGHT.slope(denoise(x_t, t)) if state is None else state
         y, h = x_t / STRAIGHT.scale(t), STRAIGHT.value(s) - STRAIGHT.value(t)
+        if s.floats.sigma == 0 and denoise.denoiser.known_at(s):  # no slope there: the step is Euler's
+            if state is not None:
+                slope = STRAIGHT.slope(denoise(x_t, t))
+            return STRAIGHT.scale(s) * (y + h * slope), slope
         corrector = STRAIGHT.slope(denoise(STRAIGHT.scale(s) * (y + h * slope), s))
         return STRAIGHT.scale(s) * (y + h * (slope + corrector) / 2), corrector

@@ -102,6 +102,8 @@ class RungeKutta(Sampler):
     def step(
         self, denoise: StepDenoiser, x_t: Tensor, t: Scales, s: Scales, state: None, noise: StepNoise
     ) -> tuple[Tensor, None]:
+        if s.floats.sigma == 0 and denoise.denoiser.known_at(s):  # no slope there: the step is Euler's
+            return runge_kutta_step(EULER, self.variable, denoise, x_t, t, s, ()), None
         return runge_kutta_step(self.method(), self.variable, denoise, x_t, t, s, denoise.inner), None
 
 

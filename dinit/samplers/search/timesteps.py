@@ -73,7 +73,7 @@ def search_timesteps(
     initial_state: Tensor | None = None,
     noise_source: SupportsNormal | None = None,
     seed: int | Sequence[int] = 0,
-    end: End = "posterior-mean",
+    end: End | None = None,
 ) -> Times:
     """The times whose samples have the lowest metric among those tried. Li et al. 2023 (AutoDiffusion).
 
@@ -107,6 +107,7 @@ def search_timesteps(
         raise ValueError(f"a search moves the times between two fixed ends: steps must be at least 3, got {steps}")
     solver = SAMPLERS.create(sampler)
     evolution = evolution or Evolution()
+    end = solver.end_for(denoiser.process) if end is None else end
     key = _key(denoiser, solver, steps, noise, labels, evolution)
     key |= _beside_defaults(initial_state=initial_state, noise_source=noise_source, seed=seed, end=end)
     if cache is not None and Path(cache).exists():
