@@ -42,8 +42,11 @@ def beta_schedule(
     """
     if schedule not in _SCHEDULES:
         raise ValueError(f"unknown beta schedule {schedule!r}{suggest(str(schedule), _SCHEDULES)}")
-    if num_steps < 1:
-        raise ValueError(f"num_steps must be at least 1, got {num_steps}")
+    if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 1:
+        raise ValueError(f"num_steps must be a whole number, at least 1; got {num_steps!r}")
+    for name, beta in (("beta_start", beta_start), ("beta_end", beta_end)):
+        if beta is not None and not (isinstance(beta, (int, float)) and 0 < beta < 1):
+            raise ValueError(f"{name}, like all betas, must lie in (0, 1), got {beta!r}")
     if schedule in ("cosine", "squared-cosine"):
         if beta_start is not None or beta_end is not None:
             raise ValueError(f"the {schedule} schedule has no beta_start and beta_end")

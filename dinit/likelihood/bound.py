@@ -59,8 +59,8 @@ def variational_bound(
         labels: (B,) class labels; None for the denoiser's own, or null.
         grid: A TimeGrid, a registered name or mapping, or decreasing times in [0, 1]; None for the process's usual
             grid.
-        variance: Of the chain's steps, as for DDPM; the last, whose 'fixed-small' is 0, takes that of the step
-            before.
+        variance: Of the chain's steps, as for DDPM. At the last, 'fixed-small' and 'fixed-large' are both the
+            posterior variance of the step before, and so is the lower bound of 'learned-range', whose own is 0.
         noise_source: Of the draws, number i of the stream 'step' for the i-th time; None for
             `NoiseSource.from_seed(seed)`.
         seed: Of the noise source, where none is given: one seed, or one an image.
@@ -95,7 +95,8 @@ def variational_bound(
             term = normal_kl(right, posterior_variance(t, s).log(), mean, log_variance)
         else:
             before = points[-2]
-            log_variance = _log_variance(d, t, s, variance, posterior_variance(before, t))
+            decoder = "fixed-small" if variance == "fixed-large" else variance  # one table begins as the other
+            log_variance = _log_variance(d, t, s, decoder, posterior_variance(before, t))
             term = -discretised_log_prob(x, mean, (log_variance / 2).exp())
         columns.append((bits(term), _mean((d.x0 - x) ** 2), _mean((d.eps - eps) ** 2)))
     terms, x0_mse, eps_mse = (torch.stack(column, dim=1) for column in zip(*columns, strict=True))

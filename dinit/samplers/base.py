@@ -17,6 +17,7 @@ from dinit.registry import Registry
 from dinit.samplers._names import advise
 from dinit.samplers.grids.base import TimeGrid
 from dinit.samplers.grids.default import default_grid
+from dinit.samplers.grids.times import Times
 from dinit.samplers.noise import NoiseSource
 from dinit.samplers.points import End, GridLike, check_noisy_start, sampling_points
 
@@ -273,6 +274,10 @@ class Sampler(ABC):
         source: SupportsNormal = noise_source or NoiseSource.from_seed(seed, x.shape[0])
         cond = denoiser.condition(labels, x.shape[0], x.device)
         run = Run.prepare(self, denoiser, points, len(points) - (end != "posterior-mean"), cond, source, state)
+        if not isinstance(grid, (Tensor, Times)):  # times given one by one are their owner's choice
+            from dinit.samplers.rehearsal import warn_of_spread
+
+            warn_of_spread(self, denoiser, points, end)
         if initial_state is None:
             check_noisy_start(points[0])
             x = x * denoiser.process.prior_std(points[0])
