@@ -244,6 +244,7 @@ OTHER: dict[str, dict[str, dict[str, Any]]] = {
             ],
             "norm": 0.5,
             "last_step": [
+                Other("mean", run=at(sampled, process=FLOW, end=None)),
                 Other("euler", run=onto_clean),
                 Other("tweedie", run=onto_clean),
                 Other("none", {"method": "euler-maruyama"}, onto_clean),
@@ -301,6 +302,7 @@ OTHER: dict[str, dict[str, dict[str, Any]]] = {
         "shifted": {"shift": 2.0, "first": 0.98},
         "times": {"values": Other((0.9, 0.5, 0.1), run=at(placed, steps=3))},
         "timesteps": {"offset": Other(1, {"spacing": "leading"})},
+        "uniform": {"last": 0.2},
         "vp": {"beta_d": 12.0, "beta_min": 0.3, "eps": 0.01},
     },
     "guidance": {
@@ -652,7 +654,8 @@ def replayed(case: Case, made: Any) -> Any:
 def call_with(place: str, made: Any) -> Call:
     parts: dict[str, Any] = {"sampler": DDIM(), "grid": Uniform(), "guidance": ()}
     parts[place] = (made,) if place == "guidance" else made
-    return Call(labels=(1, None), keys=((3, 0), (3, 1)), steps=7, batch_size=5, **parts)
+    end = parts["sampler"].end_for(FLOW)
+    return Call(labels=(1, None), keys=((3, 0), (3, 1)), steps=7, batch_size=5, end=end, **parts)
 
 
 RECORDED = [case for case in CASES if not case.of_a_model]

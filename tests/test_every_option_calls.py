@@ -21,6 +21,7 @@ CALLED: dict[str, list[tuple[Any, dict[str, Any]]]] = {
     "sampler": [("heun", {}), (DDIM(0.5), {})],
     "steps": [(7, {})],
     "grid": [("karras:rho=5", {}), (torch.tensor([1.0, 0.6, 0.1]), {})],
+    "end": [("clean", {}), ("state", {})],
     "guidance": [(None, {}), (2.5, {}), (["cfg:scale=3", "clip-x0"], {}), (["clip-x0", "cfg:scale=3"], {})],
     "batch_size": [(3, {})],
     "guidance_scale": [(3.0, {}), (1.0, {})],
@@ -71,6 +72,7 @@ def test_every_keyword_of_a_call_decides_it_and_is_recorded(monkeypatch: pytest.
                     pipeline()(**options())
             source, first = NoiseSource(call.keys), call.batches()[0]
             assert (run["sampler"], run["steps"], run["grid"]) == (call.sampler, call.steps, call.grid), keyword
+            assert run["end"] == call.end, keyword
             assert tuple(wrapped) == call.guidance, keyword
             assert run["labels"].tolist() == [10 if label is None else label for label in first.labels], keyword
             assert run["noise_source"] == source, keyword

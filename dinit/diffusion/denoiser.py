@@ -304,13 +304,12 @@ class BackboneDenoiser(Denoiser):
         )
 
     def known_at(self, k: Scales) -> bool:
-        """Clean data, x0 = x_t / alpha, unless the velocity is regular there and the network's output tells it."""
+        """Clean data, x0 = x_t / alpha, unless the velocity is regular there and the network's output gives it."""
         if not _clean(k):
             return False
         _, q = self.parameterization.coefficients(k)
         label = self.parameterization.noise_label(self.process, k)
-        told = bool(q.isfinite() & (q != 0) & k.d_sigma.isfinite() & label.isfinite())
-        return not told
+        return not bool(q.isfinite() & (q != 0) & k.d_sigma.isfinite() & label.isfinite())
 
     def _clean_eps(self, output: Tensor, x_t: Tensor, k: Scales) -> Tensor | None:
         """eps out of output = p x0 + q eps at sigma = 0, where x0 is x_t / alpha; None elsewhere."""

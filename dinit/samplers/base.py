@@ -277,7 +277,7 @@ class Sampler(ABC):
         if not isinstance(grid, (Tensor, Times)):  # times given one by one are their owner's choice
             from dinit.samplers.rehearsal import warn_of_spread
 
-            warn_of_spread(self, denoiser, points, end)
+            warn_of_spread(self, denoiser, points, end, SAMPLERS.create)
         if initial_state is None:
             check_noisy_start(points[0])
             x = x * denoiser.process.prior_std(points[0])

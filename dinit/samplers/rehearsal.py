@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import functools
 import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from dinit.diffusion import Condition, Denoised, Denoiser, Process, Scales
-from dinit.samplers.base import SAMPLERS, Sampler
 from dinit.samplers.points import End
+
+if TYPE_CHECKING:  # `Sampler.iterate` imports this module
+    from dinit.samplers.base import Sampler
 
 DATA_STD = 0.3  # of images in [-1, 1], about
 TOLERANCE = 0.15  # of the standard deviation, relative
@@ -38,7 +42,9 @@ class _Gaussian(Denoiser):
         return Denoised(x_t, k.alpha * DATA_STD**2 / (k.alpha**2 * DATA_STD**2 + k.sigma**2) * x_t, k)
 
 
-def warn_of_spread(sampler: Sampler, denoiser: Denoiser, points: list[Scales], end: End) -> None:
+def warn_of_spread(
+    sampler: Sampler, denoiser: Denoiser, points: list[Scales], end: End, create: Callable[[str], Sampler]
+) -> None:
     """A UserWarning where the sampler's own error on Gaussian data is above TOLERANCE, with a sampler that is not.
 
     Args:
@@ -46,6 +52,7 @@ def warn_of_spread(sampler: Sampler, denoiser: Denoiser, points: list[Scales], e
         denoiser: What would be sampled from; of it the process counts.
         points: Scales of every time of the run.
         end: Of the run.
+        create: From a registered name to the sampler.
     """
     adaptive = sampler.claims().cost_depends_on == "state"
     if isinstance(denoiser, _Gaussian) or adaptive or not FEWEST <= len(points) <= MOST:
@@ -57,7 +64,7 @@ def warn_of_spread(sampler: Sampler, denoiser: Denoiser, points: list[Scales], e
         return
     if abs(found - 1) <= TOLERANCE:
         return
-    better = next((name for name in INSTEAD if _suits(name, denoiser.process, times, end)), None)
+    better = next((name for name in INSTEAD if _suits(create(name), denoiser.process, times, end)), None)
     instead = "more steps" if better is None else f"more steps, or sampler {better!r}"
     warnings.warn(
         f"{sampler} with {len(points)} times on this grid is inexact: data of standard deviation {DATA_STD} would "
@@ -67,9 +74,9 @@ def warn_of_spread(sampler: Sampler, denoiser: Denoiser, points: list[Scales], e
     )
 
 
-def _suits(name: str, process: Process, times: tuple[float, ...], end: End) -> bool:
+def _suits(sampler: Sampler, process: Process, times: tuple[float, ...], end: End) -> bool:
     try:
-        return abs(spread(SAMPLERS.create(name), process, times, end) - 1) < TOLERANCE / 1.5
+        return abs(spread(sampler, process, times, end) - 1) < TOLERANCE / 1.5
     except ValueError:
         return False
 
