@@ -93,7 +93,7 @@ def sampling_times(denoiser: Denoiser, steps: int | None, grid: GridLike | None)
 def check_end(end: object) -> None:
     """ValueError for another end of a run than those of `End`."""
     if end not in get_args(End):
-        known = "'posterior-mean', 'clean' or 'state'"
+        known = "'clean', 'posterior-mean' or 'state'"
         raise ValueError(f"end must be {known}, got {end!r}{suggest(str(end), list(get_args(End)))}")
 
 

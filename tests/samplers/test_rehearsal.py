@@ -88,11 +88,11 @@ def test_edict_errs_less_on_its_grid(process: str) -> None:
 def test_a_pipeline_warns_too_and_given_times_do_not() -> None:
     pipe = Pipeline.from_pretrained("digits-dit")
     ve = Pipeline(pipe.backbone, process="ve", parameterization="v")
-    with pytest.warns(UserWarning, match=r"Euler\(\) with 12 times"):
-        ve(1, sampler="euler", steps=12, guidance=None)
+    with pytest.warns(UserWarning, match=r"Euler\(\) with 20 times"):
+        ve(1, sampler="euler", steps=20, guidance=None)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        ve(1, sampler="euler", grid=torch.linspace(1, 0, 12), guidance=None)
+        ve(1, sampler="euler", grid=torch.linspace(1, 0, 20), guidance=None)
         ve(1, sampler="euler", steps=5, guidance=None)  # no solver is exact there
 
 
