@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterator
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,13 @@ from torch import Tensor
 
 from dinit.data.base import DATASETS, ImageData
 from dinit.data.class_names import normalized, sorted_names
-from dinit.data.images import check_shape, read_image, readable_suffixes
+from dinit.data.images import check_shape, read_image
 from dinit.data.pixels import from_uint8
+from dinit.data.scan import IN_NO_CLASS, find_pictures, is_added
 from dinit.files import user_path
 
 _LAYOUT = "wanted: one sub-folder a class with images in it, as in FOLDER/cat/1.jpg, FOLDER/dog/2.png"
+_SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing"}
 _HASHED_BYTES = 1 << 16
 
 
@@ -39,8 +41,8 @@ class ImageFolder(ImageData):
     """Images in FOLDER/class-name/: any format Pillow reads, upright by EXIF, centre-cropped and scaled.
 
     Classes are the sub-folders' names in composed Unicode (NFC), in the order of their numbers where all names are
-    whole numbers, otherwise sorted as text; images deeper inside belong to their top sub-folder. Hidden files and
-    files that are not images by their suffix are skipped.
+    whole numbers, otherwise sorted as text; images deeper inside belong to their top sub-folder, and links are
+    followed. Hidden files and files that are not images by their suffix are not used, and named in a warning.
 
     Args:
         path: the folder.
@@ -68,14 +70,40 @@ class ImageFolder(ImageData):
         folders = class_folders(self.root)
         self.class_names = tuple(normalized(folder.name) for folder in folders)
         self.num_classes = len(folders)
-        files = [list(image_files(folder)) for folder in folders]
-        empty = [folder.name for folder, found in zip(folders, files, strict=True) if not found]
+        found, unused = find_pictures(self.root)
+        by_name: dict[str, list[Path]] = {folder.name: [] for folder in folders}
+        for file in found:
+            top = file.relative_to(self.root).parts[0]
+            if file.parent == self.root:
+                unused.count(IN_NO_CLASS, file)
+            else:
+                by_name[top].append(file)
+        files, text = list(by_name.values()), unused.text(self.root)
+        empty = [name for name, inside in by_name.items() if not inside]
         if empty:
-            raise ValueError(f"no images in class {', '.join(map(repr, empty))} of {self.root}; {_LAYOUT}")
+            names = ", ".join(map(repr, empty[:20]))
+            rest = f"; {text}" if text else ""
+            raise ValueError(f"no images in class {names} of {self.root}; {_LAYOUT}{rest}")
+        if text:
+            warnings.warn(f"{self.root}: {text}", stacklevel=2)
+        self._warn_of_nesting(folders, files)
         self.files = [file for found in files for file in found]
         self.labels = np.repeat(np.arange(len(files), dtype=np.int64), [len(found) for found in files])
         if check:
             self.verify()
+
+    def _warn_of_nesting(self, folders: list[Path], files: list[list[Path]]) -> None:
+        """Warning where the class folders are probably splits, or one folder around the class folders."""
+        splits = [folder for folder in folders if folder.name.lower() in _SPLITS]
+        if len(splits) < len(folders) and len(folders) > 1:
+            return
+        chosen = next((place for place, one in enumerate(folders) if "train" in one.name.lower()), 0)
+        folder, inside = folders[chosen], files[chosen]
+        inner = sorted({file.relative_to(folder).parts[0] for file in inside if file.parent != folder})
+        if len(inner) > 1 or (splits and (inner or len(folders) > 1)):
+            found = ", ".join(repr(one.name) for one in folders)
+            deeper = f"; path={folder} takes its sub-folders, such as {inner[0]!r}, as classes" if inner else ""
+            warnings.warn(f"{self.root}: the classes are {found}, with all that is in them{deeper}", stacklevel=3)
 
     def image(self, index: int) -> Tensor:
         file = self.files[index]
@@ -126,9 +154,10 @@ def class_folders(root: Path) -> list[Path]:
         what = "is a file" if root.exists() else "does not exist"
         raise ValueError(f"{root} {what}; {_LAYOUT}")
     try:
-        found = {p.name: p for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")}
+        inside = [p for p in root.iterdir() if p.is_dir()]
     except OSError as error:
         raise ValueError(f"{root} cannot be listed ({error.strerror}); check its permissions") from error
+    found = {p.name: p for p in inside if not p.name.startswith(".") and not is_added(p.name)}
     folders = [found[name] for name in sorted_names(found)]
     for one, other in itertools.pairwise(folders):
         if normalized(one.name) == normalized(other.name):
@@ -137,19 +166,15 @@ def class_folders(root: Path) -> list[Path]:
                 "Unicode (NFC and NFD); put their images into one"
             )
     if not folders:
-        has_images = next(image_files(root), None) is not None
+        has_images = bool(image_files(root))
         found = "images but no sub-folders" if has_images else "no sub-folders"
         raise ValueError(f"{root} has {found}; {_LAYOUT}")
     return folders
 
 
-def image_files(folder: Path) -> Iterator[Path]:
-    """Image files anywhere below `folder`, sorted by path; hidden ones and their folders left out."""
-    suffixes = readable_suffixes()
-    for file in sorted(folder.rglob("*")):
-        hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
-        if not hidden and file.suffix.lower() in suffixes and file.is_file():
-            yield file
+def image_files(folder: Path) -> list[Path]:
+    """Image files anywhere below `folder`, sorted by path, as `find_pictures` has them."""
+    return find_pictures(folder)[0]
 
 
 def hash_ends(digest: Any, file: Path) -> None:

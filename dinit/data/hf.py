@@ -65,6 +65,7 @@ class HuggingFace(ImageData):
         _check_column(table, "image", image, path)
         if not isinstance(table.features[image], library.Image):
             raise ValueError(f"the column {image!r} of {path} holds {table.features[image]}, not images")
+        _check_images(library, table, image, path)
         self.path, self._column = str(path), image
         if label is None:
             self.labels, self.class_names = np.zeros(len(table), dtype=np.int64), ()
@@ -138,6 +139,18 @@ def _check_column(table: Any, option: str, name: str, path: str) -> None:
     if name not in table.column_names:
         hint = " (label=null for an unconditional data set)" if option == "label" else ""
         raise ValueError(f"{path} has the columns {', '.join(table.column_names)}; got {option}={name!r}{hint}")
+
+
+def _check_images(library: Any, table: Any, name: str, path: str) -> None:
+    """ValueError for rows without an image."""
+    if not table.data.column(name).null_count:  # of all rows of the files; the table may be some of them
+        return
+    stored = table.select_columns([name]).cast_column(name, library.Image(decode=False))
+    empty = [row for row, one in enumerate(stored[name]) if one is None]
+    if empty:
+        raise ValueError(
+            f"{len(empty)} of {len(table)} rows of {path} have no image, the first of them row {empty[0]}"
+        )
 
 
 def _first_line(error: Exception) -> str:

@@ -13,6 +13,7 @@ import io
 import json
 import os
 import re
+import warnings
 from collections.abc import Sequence
 from glob import glob, has_magic
 from pathlib import Path
@@ -29,11 +30,12 @@ from dinit.data.images import check_shape, read_image
 from dinit.data.labels import read_names, warn_of_empty_classes
 from dinit.data.order import epoch_order, hash_words, read_positions
 from dinit.data.pixels import from_uint8
-from dinit.data.tar_index import TarIndex, read_index
+from dinit.data.tar_index import read_index
+from dinit.data.tar_labels import FoundLabels, TarTexts
 from dinit.files import user_path
 
 _WANTED = "wanted: a folder of .tar files, one .tar, a pattern such as train-*.tar, or train-{000..009}.tar"
-_FIELDS = ("label", "cls")  # of a .json, by default
+_PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _OPEN = 64  # tars held open at once
 _TARS, _SAMPLES = 3, 4  # separate the hash words of the two shuffles
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
@@ -41,15 +43,18 @@ _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 @DATASETS.register("webdataset")
 class WebDataset(ImageData):
-    """Images in WebDataset's tars (jpg, png, webp with .cls or .json), indexed once and read by offset.
+    """Images in WebDataset's tars (jpg, png, webp, …, with .cls, .json or .txt), indexed once and read by offset.
+
+    Links within a tar are followed. What is not used, and classes without an image, are named in a warning.
 
     Args:
         path: a folder, a .tar, a pattern, or braces such as train-{000..009}.tar.
         size: height = width in pixels, at least 1.
         channels: 3 (RGB) or 1 (grey).
-        label: "cls" is the .cls part, "none" is unconditional, any other word a field of the .json; by default
-            .cls, or the .json's "label" or "cls", or unconditional where samples have neither. Numbers are classes,
-            words are class names.
+        label: "none" is unconditional; "cls", "txt" or another kind of part takes its text; any other word a field
+            of the .json, with dots of a nested one. By default the .cls; or the .json's "label", "cls" or another
+            usual name; or a .txt that is a number or a short name in all samples; or unconditional. Numbers are
+            classes, words are class names.
         num_classes: number of classes; by default the largest label + 1, or the number of names.
         class_names: names in the order of their numbers; by default the numbers, or the words sorted.
         horizontal_flip: see `ImageData.sample`.
@@ -79,13 +84,15 @@ class WebDataset(ImageData):
         self._indexes = [read_index(tar) for tar in self.tars]
         self._counts = tuple(len(index.keys) for index in self._indexes)
         self._firsts = np.cumsum([0, *self._counts])
-        found = self._read_labels(label)
-        if found is None:
+        texts = TarTexts(self.tars, self._indexes)
+        labels = texts.labels(label)
+        self._warn(path, texts, labels, label == "none")
+        if labels.values is None:
             if num_classes or class_names:
                 raise ValueError(f"num_classes and class_names need labels, and the samples of {path} have none")
             self.labels, self.class_names = np.zeros(sum(self._counts), dtype=np.int64), ()
         else:
-            self.labels, self.class_names = read_names(found, num_classes, class_names)
+            self.labels, self.class_names = read_names(labels.values, num_classes, class_names)
             warn_of_empty_classes(self.labels, self.class_names, path, num_classes is not None)
         self.num_classes = len(self.class_names)
         self._files: dict[int, BinaryIO] = {}
@@ -144,27 +151,21 @@ class WebDataset(ImageData):
             raise ValueError(f"the tar ends within it: {len(found)} of {length} bytes; was it changed?")
         return found
 
-    def _read_labels(self, label: str | None) -> list[Any] | None:
-        """Label of every sample, in order; None for no labels. ValueError where only some have one."""
-        if label == "none":
-            return None
-        for field in (None, *_FIELDS) if label is None else (None if label == "cls" else label,):
-            values = [
-                _value(tar, index, row, field)
-                for tar, index in zip(self.tars, self._indexes, strict=True)
-                for row in range(len(index.keys))
-            ]
-            missing = values.count(None)
-            if not missing:
-                return values
-            if missing < len(values) or label is not None:
-                tar, row = self._place(values.index(None))
-                what = ".cls" if field is None else f"field {field!r} in a .json"
-                raise ValueError(
-                    f"{missing} of {len(values)} samples have no {what}, as {self._indexes[tar].keys[row]!r} of "
-                    f"{self.tars[tar]}; give every sample one, or take label='none' for an unconditional data set"
-                )
-        return None
+    def _warn(self, path: str | Path, texts: TarTexts, found: FoundLabels, unconditional: bool) -> None:
+        """One warning of what is not used, and one of labels that may be meant."""
+        counts: dict[str, tuple[int, str]] = {}
+        for index in self._indexes:
+            for what, (number, example) in index.unused.items():
+                before, first = counts.get(what, (0, example))
+                counts[what] = before + number, first
+        if not unconditional:
+            captions = {".json", ".txt", ".text"} if found.remark else set()
+            counts |= {what: one for what, one in texts.unused(found.kind).items() if what not in captions}
+        parts = [f"{what} ({number}, such as {example!r})" for what, (number, example) in counts.items()]
+        if parts:
+            warnings.warn(f"{path}: not used: {', '.join(parts)}", stacklevel=3)
+        if found.remark:
+            warnings.warn(f"{path}: {found.remark}", stacklevel=3)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_files": {}}  # a worker opens the files itself
@@ -187,7 +188,13 @@ def windowed_order(seed: int, epoch: int, counts: Sequence[int], window: int) ->
 def find_tars(path: str) -> list[Path]:
     """Tars that a folder, a file, a pattern or braces match, in order. ValueError where there are none."""
     if Path(path).is_dir():
-        found = sorted(Path(path).glob("*.tar"))
+        found = sorted(tar for tar in Path(path).glob("*.tar") if not tar.name.startswith("."))
+        packed = sorted(one for one in Path(path).iterdir() if one.name.endswith(_PACKED))
+        if packed and found:
+            warnings.warn(
+                f"{path}: {len(packed)} compressed tars are not used, such as {packed[0].name!r}; unpack them",
+                stacklevel=3,
+            )
     else:
         named = [path] if Path(path).is_file() else expand(path)  # a file of that very name comes first
         found = [
@@ -218,17 +225,3 @@ def expand(pattern: str) -> list[str]:
         for number in range(int(low), int(high) + 1)
         for one in expand(f"{pattern[: match.start()]}{number:0{width}d}{pattern[match.end() :]}")
     ]
-
-
-def _value(tar: Path, index: TarIndex, row: int, field: str | None) -> Any:
-    """Value of a sample's class: its .cls, or a field of its .json; None where it has neither."""
-    if field is None:
-        return index.cls[row] or None
-    text = index.json[row]
-    if text is None:
-        return None
-    try:
-        content = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"the .json of sample {index.keys[row]!r} of {tar} is not JSON: {error}") from error
-    return content.get(field) if isinstance(content, dict) else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,11 +22,13 @@ from dinit.data.class_names import find_name
 from dinit.data.folder import image_files
 from dinit.data.images import read_whole, seen_size
 from dinit.data.labels import from_array, read_names
+from dinit.data.scan import find_pictures
 from dinit.data.value_range import warn_of_dark_bytes
 from dinit.evaluation.image_features import ImageSource
 from dinit.files import user_path
 
 _LOSSY = (".jpg", ".jpeg", ".jpe", ".jfif")
+_COMPANIONS = frozenset((".json", ".npz", ".npy", ".csv", ".txt", ".md", ".html", ".yaml", ".log"))
 _MANIFEST = "manifest.json"
 _RECORDED = ("sampler", "steps", "grid", "guidance")  # of the call in a manifest
 
@@ -108,7 +111,7 @@ def is_samples(path: str | Path) -> bool:
     """Whether a path is a pack or a folder of pictures, and not a pipeline."""
     path = user_path(path)
     if path.is_dir():
-        return not (path / "model_index.json").exists() and next(image_files(path), None) is not None
+        return not (path / "model_index.json").exists() and bool(image_files(path))
     return path.suffix in (".npz", ".npy") and path.is_file()
 
 
@@ -140,30 +143,32 @@ def _labels_of_pack(labels: NDArray, count: int, class_names: Sequence[str]) -> 
 
 
 def _from_folder(path: Path, class_names: Sequence[str]) -> Samples:
-    files = list(image_files(path))
+    files, unused = find_pictures(path, _COMPANIONS)
+    rest = unused.text(path)
     if not files:
-        raise ValueError(f"{path} holds no pictures; give a folder of them, or a .npz with arr_0")
-    content = _manifest(path)
-    call = content.get("call") or content.get("asked", {}).get(
-        "call", {}
-    )  # of a sheet's folder, or of an image set
-    named = [path / name for name in content.get("picture", {}).get("files", [])]
+        raise ValueError(
+            f"{path} holds no pictures; give a folder of them, or a .npz with arr_0; {rest}".rstrip("; ")
+        )
+    if rest:
+        warnings.warn(f"{path}: {rest}", stacklevel=3)
+    content, call, listed = _manifest(path)
+    named = [path / name for name in listed]
     if named and all(file.is_file() for file in named):
         files = named
     channels = _one_size(files)
     labels = call.get("labels")
-    found = None
-    if labels is not None and None not in labels and len(labels) == len(files):
+    whole = isinstance(labels, list) and all(type(label) is int for label in labels)
+    found, notes = None, []
+    if isinstance(labels, list) and whole and len(labels) == len(files):
         found = torch.tensor(labels, dtype=torch.int64)
-    notes = []
-    if found is None and class_names:
-        read = _labels_of_folders(path, files, class_names)
-        if isinstance(read, str):
-            notes += [read] if read else []
-        else:
-            found = read
+    elif class_names:
+        found, remark = _labels_of_folders(path, files, class_names)
+        notes += [remark] if remark else []
     if content.get("complete") is False:
-        notes.append(f"the set is not complete: {len(files)} of {len(labels or ())} images are there")
+        count = len(labels) if isinstance(labels, list) else 0
+        notes.append(f"the set is not complete: {len(files)} of {count} images are there")
+    elif isinstance(labels, list) and len(labels) != len(files):
+        notes.append(f"{_MANIFEST} has {len(labels)} labels for {len(files)} pictures; they are not used")
     lossy = sum(file.suffix.lower() in _LOSSY for file in files)
     if lossy:
         notes.append(f"{lossy} of {len(files)} files are JPEG, stored with loss")
@@ -172,12 +177,19 @@ def _from_folder(path: Path, class_names: Sequence[str]) -> Samples:
     return Samples(FileImages(files, channels), found, tuple(notes), made_by)
 
 
-def _manifest(folder: Path) -> dict[str, Any]:
+def _manifest(folder: Path) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
+    """A folder's manifest, the call in it, and the names of its pictures; empty where it is of another program."""
     try:
-        content = json.loads((folder / _MANIFEST).read_text())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+        content = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        content = {}
+    content = content if isinstance(content, dict) else {}
+    planned, picture = content.get("asked"), content.get("picture")
+    # of a sheet's folder, or of an image set
+    call = content.get("call") or (planned.get("call") if isinstance(planned, dict) else None)
+    files = picture.get("files") if isinstance(picture, dict) else None
+    names = [name for name in files if isinstance(name, str)] if isinstance(files, list) else []
+    return content, call if isinstance(call, dict) else {}, names
 
 
 def _one_size(files: Sequence[Path]) -> int:
@@ -200,14 +212,21 @@ def _one_size(files: Sequence[Path]) -> int:
     return 1 if grey else 3
 
 
-def _labels_of_folders(root: Path, files: Sequence[Path], class_names: Sequence[str]) -> Tensor | str:
-    """The labels; a remark where a sub-folder is none of the classes."""
+def _labels_of_folders(
+    root: Path, files: Sequence[Path], class_names: Sequence[str]
+) -> tuple[Tensor | None, str | None]:
+    """The labels; or a remark where sub-folders are the classes but not all of them, or not for all pictures."""
     tops = [file.relative_to(root).parts[0] for file in files]
     number = {top: find_name(top, class_names) for top in set(tops)}
-    unknown = sorted(top for top, place in number.items() if place is None)
-    if unknown:
-        sub_folders = [top for top in unknown if (root / top).is_dir()]
-        if not sub_folders:
-            return ""
-        return f"labels are not known: the sub-folder {sub_folders[0]!r} is none of the classes"
-    return torch.tensor([number[top] for top in tops], dtype=torch.int64)
+    odd = [file.relative_to(root) for file, top in zip(files, tops, strict=True) if number[top] is None]
+    if not odd:
+        return torch.tensor([number[top] for top in tops], dtype=torch.int64), None
+    folder = next((one.parts[0] for one in odd if len(one.parts) > 1), None)
+    if folder is not None:
+        return None, f"labels are not known: the sub-folder {folder!r} is none of the classes"
+    if len(odd) == len(files):
+        return None, None
+    return (
+        None,
+        f"labels are not known: {len(odd)} of {len(files)} pictures, such as {odd[0]}, are in no sub-folder",
+    )

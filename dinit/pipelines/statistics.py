@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 
 from dinit.data import DATASETS, ImageData
 from dinit.data.class_names import sorted_names
+from dinit.data.scan import is_added
 from dinit.evaluation.evaluate import make_extractor, protocol_of
 from dinit.evaluation.features.base import Extractor
 from dinit.evaluation.image_features import ImageSource
@@ -36,8 +38,11 @@ def write_reference(
     images: ImageSource
     if isinstance(what, str | Path) and is_samples(what):
         path = user_path(what)
-        names = sorted_names(entry.name for entry in path.iterdir() if entry.is_dir()) if path.is_dir() else []
+        inside = [entry.name for entry in path.iterdir() if entry.is_dir()] if path.is_dir() else []
+        names = sorted_names(name for name in inside if not name.startswith(".") and not is_added(name))
         read = read_samples(path, names)
+        for note in read.notes:
+            warnings.warn(f"{path}: {note}", stacklevel=2)
         images, labels = read.images, None if read.labels is None else read.labels.numpy()
         dataset, own, class_names = path.resolve().name, None, names if labels is not None else []
     else:
