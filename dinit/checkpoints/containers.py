@@ -11,6 +11,7 @@ import re
 import struct
 import tarfile
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from dinit.contents import wrong_weights
 PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".tar")  # .pth.tar too
 SUFFIXES = (*PICKLES, ".safetensors")
 _CHUNK = 2**22
+_REASON = 200  # characters of another library's message
 # What torch.load raises for damaged files, other than UnpicklingError.
 _DAMAGED = (
     RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, AssertionError,
@@ -62,7 +64,9 @@ def _read_pickle(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         raise ValueError(_refusal(path, str(error))) from error
     except _DAMAGED as error:
-        reason = str(error).splitlines()[0] if str(error) else "it ends too early"
+        reason = str(error).splitlines()[0][:_REASON] if str(error) else "it ends too early"
+        if isinstance(error, UnicodeError):
+            reason = "names in it are no text"
         if isinstance(error, KeyError):  # whose text is the bare key
             reason = "no pickle in it"
         raise ValueError(f"{path} is damaged or no checkpoint ({reason}); copy or download it again") from error
@@ -90,5 +94,5 @@ def _check_sums(path: Path) -> None:
                     with archive.open(part) as stream:
                         while stream.read(_CHUNK):
                             pass
-    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError) as error:
-        raise ValueError(f"{path} is damaged ({error}); copy or download it again") from error
+    except (zipfile.BadZipFile, zlib.error, *_DAMAGED) as error:
+        raise ValueError(f"{path} is damaged ({str(error)[:_REASON]}); copy or download it again") from error

@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -296,10 +297,15 @@ def _join(*parts: str) -> str:
 
 def recognised(state: Mapping[str, Tensor]) -> list[str]:
     """The layouts that a state may have; none where it is of none."""
+    return list(_recognised(tuple((key, tuple(one.shape)) for key, one in state.items())))
+
+
+@lru_cache(maxsize=16)
+def _recognised(shapes: tuple[tuple[str, tuple[int, ...]], ...]) -> tuple[str, ...]:
     try:
-        return candidates({key: tuple(one.shape) for key, one in state.items()})
+        return tuple(candidates(dict(shapes)))
     except (ValueError, IndexError):
-        return []
+        return ()
 
 
 def _networks(entries: Sequence[Entry]) -> list[Entry]:

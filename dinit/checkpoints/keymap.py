@@ -27,7 +27,7 @@ class Rule:
 
 KeyMap = Sequence[Rule]
 
-_LISTED = 20  # names in a message; a checkpoint of another family has hundreds
+_LISTED = 8  # names in a message; a checkpoint of another family has hundreds
 
 
 def map_keys(state: Mapping[str, Tensor], rules: KeyMap) -> dict[str, Tensor]:
