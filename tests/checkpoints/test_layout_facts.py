@@ -5,6 +5,7 @@ A new layout needs a row in PUBLISHED.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -13,7 +14,9 @@ import torch
 from dinit.checkpoints.exporting import beta_arguments
 from dinit.checkpoints.layouts import LAYOUTS
 from dinit.diffusion import PARAMETERIZATIONS, PROCESSES
+from dinit.diffusion.continuous import LinearFlow
 from dinit.diffusion.discrete import VPDiscrete
+from dinit.samplers import GRIDS
 
 DDPM, FLOW = ("vp-discrete", "epsilon"), ("flow", "reversed-velocity")
 LEVELS, REVERSED = (249.0, 999.0), (0.75, 0.0)
@@ -57,6 +60,55 @@ def test_a_layout_says_what_the_published_program_does(name: str) -> None:
     assert prediction.noise_label(path, k).tolist() == pytest.approx(label, rel=1e-5, abs=1e-9)
     assert float(k.alpha[0] / k.sigma[0]) == pytest.approx(ratio, rel=1e-4)
     assert (layout.pixel_range, layout.guided_channels, layout.guidance_scale) == (pixels, channels, scale)
+
+
+CHAIN = {"sampler": {"name": "ddpm", "variance": "learned-range"}, "steps": 250, "grid": {"name": "respaced"}}
+CFG3 = [{"name": "cfg", "scale": 4.0, "channels": 3}]
+PC = {"name": "predictor-corrector", "predictor": "reverse-diffusion", "corrector": "langevin", "snr": 0.16}
+# Layout -> sampler, steps, grid and guidance of the published program, for a network with a null label that learned
+# its variance where the program's does. Only ADM's program clips x_0 (clip_denoised is True in its samplers).
+SAMPLING: dict[str, dict[str, Any]] = {
+    "adm": {**CHAIN, "guidance": [{"name": "cfg", "scale": 4.0, "channels": None}, {"name": "clip-x0"}]},
+    **{name: {**CHAIN, "guidance": CFG3} for name in ("dit", "dic", "dico", "dis", "diffit", "diffusers-dit")},
+    "sit": {"sampler": {"name": "heun"}, "steps": 50, "guidance": CFG3},
+    "lightningdit": {
+        "sampler": {"name": "euler"},
+        "steps": 249,  # between 250 times
+        "grid": {"name": "shifted", "shift": 1 / 0.3},
+        "guidance": [{"name": "cfg", "scale": 6.7, "channels": 3, "low": 2 * math.log(0.125 / 0.875)}],
+    },
+    "ncsnpp": {"sampler": PC, "steps": 1000, "grid": {"name": "uniform"}},
+    "ncsnpp-ve-discrete": {"sampler": PC, "steps": 1000, "grid": {"name": "uniform"}},
+    "ncsnpp-vp": {"sampler": {"name": "euler-maruyama"}, "steps": 1000},
+    "ncsnpp-sub-vp": {"sampler": {"name": "euler-maruyama"}, "steps": 1000},
+    "ddpm": {**CHAIN, "steps": 1000},
+}
+
+
+@pytest.mark.parametrize("name", sorted(SAMPLING))
+def test_a_layout_samples_as_its_program(name: str) -> None:
+    layout, wanted = LAYOUTS[name](), SAMPLING[name]
+    made = layout.sampling(PROCESSES.create(layout.process), learned=True)
+    assert made == {key: value for key, value in wanted.items() if key != "guidance"}
+    if "guidance" in wanted:
+        assert layout.guidance(guided=True) == wanted["guidance"]
+        assert [one["name"] for one in layout.guidance(guided=False)] == ["clip-x0"] * (name == "adm")
+
+
+def test_shorter_chains_and_fixed_variances() -> None:
+    short = LAYOUTS["dit"]().sampling(VPDiscrete(num_steps=100), learned=False)
+    assert (short["steps"], short["sampler"]["variance"]) == (100, "fixed-large")
+    assert LAYOUTS["sit"]().sampling(PROCESSES.create("gvp"), learned=False)["sampler"] == {"name": "heun"}
+
+
+def test_lightningdits_times_are_those_of_its_shift() -> None:
+    """Its 250 even times from noise (0) to data (1), each as 0.3 u / (1 - 0.7 u)."""
+    made = LAYOUTS["lightningdit"]().sampling(LinearFlow(), learned=False)
+    ours = GRIDS.create(made["grid"]).times(LinearFlow(), made["steps"], 0.0, 1.0)
+    even = torch.linspace(0, 1, 250, dtype=torch.float64)
+    theirs = 0.3 * even / (1 - 0.7 * even)
+    torch.testing.assert_close(ours, 1 - theirs[:-1], rtol=1e-12, atol=1e-12)
+    assert LinearFlow().log_snr(torch.tensor(0.875).double()) == pytest.approx(2 * math.log(0.125 / 0.875))
 
 
 @pytest.mark.parametrize(

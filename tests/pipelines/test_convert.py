@@ -240,6 +240,21 @@ def test_published_sampling_is_the_default(dit: Reference, sit: Reference, tmp_p
     assert (call.sampler.registry_name, call.guidance[0].channels) == ("heun", 3)
 
 
+@torch.no_grad()
+def test_an_adm_clips_as_its_program_does(tmp_path: Path) -> None:
+    """guided-diffusion's samplers have clip_denoised = True; DiT's and SiT's programs switch it off."""
+    file = Reference(GOLDEN / "adm_cond_neworder.safetensors")
+    torch.save(file.state, tmp_path / "a.pt")
+    heads = {key: file.build().config[key] for key in ("num_heads", "head_dim", "attention_order")}
+    convert(tmp_path / "a.pt", tmp_path / "p", options={**heads, "image_size": 8})
+    pipe = Pipeline.from_pretrained(tmp_path / "p")
+    assert [one.registry_name for one in pipe.guidance] == ["clip-x0"]
+    clipped = pipe([1, 2], steps=4, output_type="latent")
+    free = pipe([1, 2], steps=4, output_type="latent", guidance=None).images
+    assert float(clipped.images.abs().max()) <= 1 < float(free.abs().max())
+    assert torch.equal(pipe([1, 2], steps=4, output_type="latent", guidance_scale=1.0).images, clipped.images)
+
+
 def test_process_and_parameterization_can_be_given(dit: Reference, tmp_path: Path) -> None:
     torch.save(dit.state, tmp_path / "a.pt")
     given = {"process": {"name": "vp-discrete", "schedule": "cosine"}, "parameterization": "v"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -53,6 +54,15 @@ _FIXED = {
 }
 
 
+def _skip_stride(shapes: Shapes) -> int:
+    """The first decoder block after a stage's first that is wider at its input, for a skip; the published 3 or a
+    larger one, which is the same network, where there is none."""
+    inputs = r"dec_blocks\.\d+\.(\d+)\.conv\.conv0\.weight"
+    found = {key: int(match[1]) for key in shapes if (match := re.fullmatch(inputs, key))}
+    joined = [block for key, block in found.items() if block and shapes[key][1] > shapes[key][0]]
+    return min(joined) if joined else max(3, *(block + 1 for block in found.values()))
+
+
 @LAYOUTS.register("dic")
 class DiCLayout(Layout):
     """YuchuanTian/DiC."""
@@ -85,6 +95,7 @@ class DiCLayout(Layout):
             "hidden_size": hidden,
             "depth": [count(shapes, stage.replace(".", r"\.") + r"\.(\d+)\.") for stage in stages],
             "channel_mult": [shapes[f"{stage}.0.conv.conv0.weight"][0] // hidden for stage in stages],
+            "skip_stride": _skip_stride(shapes),
             "num_classes": shapes["y_embedder_ls.0.embedding_table.weight"][0] - 1,
             "learn_sigma": shapes["final_layer.out_proj.weight"][0] == 2 * in_channels,
         }

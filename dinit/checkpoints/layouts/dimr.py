@@ -85,6 +85,7 @@ class DiMRLayout(Layout):
             "stages": stages,
             "num_heads": published(self.backbone, "num_heads", stages=stages),
             "num_classes": classes - 1,
+            "coarse_heads": number == 1 or "stages.0.output_layer.2.weight" in shapes,
             "learn_sigma": shapes[f"stages.{number - 1}.output_layer.2.weight"][0] == 2 * in_channels,
         }
 
@@ -136,6 +137,6 @@ def _stage(shapes: Shapes, stage: str, downscale: int) -> dict[str, Any]:
             patch_size=patch,
             image_ratio=downscale // patch,
             kernel_size=None if conv is None else conv[2],
-            head_kernel=shapes[f"{stage}.output_layer.2.weight"][2],
+            head_kernel=shapes.get(f"{stage}.output_layer.2.weight", (0, 0, 3))[2],
         )
     )

@@ -27,6 +27,13 @@ LIGHTNINGDIT: KeyMap = (
 )
 
 
+# Tensors of its flags, each of which DiT does not have.
+_MARKS = (
+    "feat_rope.freqs_cos",
+    "blocks.0.mlp.w12.weight",
+    "blocks.0.norm1.weight",
+    "final_layer.norm_final.weight",
+)
 # Of the published figures: timestep_shift, and cfg_interval_start, below which nothing is guided.
 _SHIFT, _GUIDED_FROM = 0.3, 0.125
 
@@ -38,7 +45,12 @@ class LightningDiTLayout(Layout):
     backbone: ClassVar[str] = "lightningdit"
     reference: ClassVar[tuple[str, ...]] = ("LightningDiT",)
     rules: ClassVar[KeyMap] = LIGHTNINGDIT
-    signature: ClassVar[tuple[str, ...]] = (r"feat_rope\.freqs_cos", r"blocks\.0\.attn\.qkv\.weight")
+    signature: ClassVar[tuple[str, ...]] = (
+        r"blocks\.0\.attn\.qkv\.weight",
+        r"t_embedder\.mlp\.0\.weight",
+        r"blocks\.0\.adaLN_modulation\.1\.weight",
+        r"final_layer\.linear\.weight",
+    )
     process: ClassVar[dict[str, Any]] = {"name": "flow"}
     parameterization: ClassVar[dict[str, Any]] = {"name": "reversed-velocity"}
     guided_channels: ClassVar[int | None] = 3
@@ -51,6 +63,13 @@ class LightningDiTLayout(Layout):
         },
     }
     guidance_scale: ClassVar[float] = 6.7  # high, because 29 of 32 channels go unguided
+
+    def recognises(self, shapes: Shapes) -> bool:
+        # At least one of its flags is on; with none of them its tensors are those of DiT.
+        if not super().recognises(shapes):
+            return False
+        rows, width = shapes["blocks.0.adaLN_modulation.1.weight"]
+        return rows == 4 * width or any(name in shapes for name in _MARKS)
 
     def options(self, shapes: Shapes) -> dict[str, Any]:
         found = transformer_options(shapes, self.backbone)
@@ -67,12 +86,14 @@ class LightningDiTLayout(Layout):
             "mlp_ratio": width / hidden,
             "use_qknorm": "blocks.0.attn.q_norm.weight" in shapes,
             "use_swiglu": swiglu,
-            "use_rope": True,
+            "use_rope": "feat_rope.freqs_cos" in shapes,
             "use_rmsnorm": "blocks.0.norm1.weight" in shapes,
             "wo_shift": shapes["blocks.0.adaLN_modulation.1.weight"][0] == 4 * hidden,
         }
 
     def tables(self, backbone: Any) -> dict[str, Tensor]:
+        if not backbone.use_rope:
+            return {"pos_embed": backbone.positions.table}
         side = backbone.image_size // backbone.patch_size
         angles = rotary_angles(backbone.head_dim, side, side).repeat_interleave(2, dim=1)
         rotary = {"feat_rope.freqs_cos": angles.cos(), "feat_rope.freqs_sin": angles.sin()}
