@@ -12,6 +12,7 @@ import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from torch import Tensor
 
+from dinit.checkpoints.interop.scheduler_sampler import SchedulerSampler
 from dinit.compat import dtype_option
 from dinit.diffusion import (
     PARAMETERIZATIONS,
@@ -57,8 +58,10 @@ from dinit.pipelines.labels import Generators, Labels, Seeds, make_keys, resolve
 from dinit.pipelines.loading import LoadOptions, check_folder, load_options, locate
 from dinit.pipelines.outputs.sheets import OUTPUT_TYPES, OutputType, convert
 from dinit.registry import suggest
-from dinit.samplers import NoiseSource, Step
+from dinit.samplers import NoiseSource, Sampler, Step
 from dinit.samplers.guidance import Guidance, apply_guidance
+from dinit.samplers.guidance.clip import ClipX0
+from dinit.samplers.guidance.threshold import DynamicThreshold
 from dinit.samplers.points import End
 
 __all__ = ["Generated", "LoadOptions", "OutputOptions", "Pipeline", "Trajectory"]
@@ -366,7 +369,7 @@ class Pipeline(CallDefaults, DiffusersMethods, DiffusionPipeline):
             sampler=sampler,
             steps=whole_number("steps", steps),
             grid=grid,
-            guidance=self._guidance(given.get("guidance", DEFAULT), given.get("guidance_scale")),
+            guidance=self._guidance(sampler, given.get("guidance", DEFAULT), given.get("guidance_scale")),
             batch_size=DEFAULT_BATCH if batch_size is None else batch_size,
             end=sampler.end_for(self.process) if given.get("end") is None else given["end"],
         )
@@ -376,12 +379,15 @@ class Pipeline(CallDefaults, DiffusersMethods, DiffusionPipeline):
         one = replace(call, labels=call.labels[:1], keys=call.keys[:1])
         self._iterate(apply_guidance(self.denoiser(), call.guidance), one)  # an iterator that is not begun
 
-    def _guidance(self, spec: Any, scale: float | None) -> tuple[Guidance, ...]:
+    def _guidance(self, sampler: Sampler, spec: Any, scale: float | None) -> tuple[Guidance, ...]:
+        default = self.guidance
+        if isinstance(sampler, SchedulerSampler) and sampler.clips:  # by its config, as diffusers does
+            default = tuple(one for one in default if not isinstance(one, ClipX0 | DynamicThreshold))
         if scale is None:
-            return self.guidance if spec is DEFAULT else make_guidance(spec)
+            return default if spec is DEFAULT else make_guidance(spec)
         if spec is not DEFAULT:
             raise ValueError("guidance and guidance_scale both set the guidance; give one of them")
-        return guidance_at_scale(self.guidance, scale)
+        return guidance_at_scale(default, scale)
 
     @overload
     def __call__(

@@ -143,7 +143,7 @@ class Recorded:
 def network(scheduler: Any, cond: Condition) -> Callable[[Tensor, Tensor], Tensor]:
     """(the scheduler's input, its timestep) -> what a perfect network of its prediction type says.
 
-    The noise level is the scheduler's where the timestep is a rounded one; else the timestep's.
+    The noise level is the scheduler's where a chain's timestep is a rounded one; else the timestep's.
     """
     process, parameterization = read_scheduler(scheduler)
     exact = mixture(process)
@@ -159,8 +159,7 @@ def network(scheduler: Any, cond: Condition) -> Callable[[Tensor, Tensor], Tenso
         elif hasattr(process, "alphas"):
             k = process.scales((told.double() + 1) / process.num_steps)
         else:
-            flows = scheduler.config.get("use_flow_sigmas")
-            sigma = scheduler.sigmas[scheduler.step_index or 0].double() if flows else told.double() / 1000
+            sigma = told.double() / 1000
             k = process.scales(process.time_of_noise_level(sigma / (1 - sigma)))
         denoised = exact(x_t, k, cond)
         return parameterization.target(denoised.x0, denoised.eps, k)
@@ -413,9 +412,12 @@ def test_refused_runs(options: dict[str, Any], message: str) -> None:
 
 def test_a_prediction_that_says_nothing_at_pure_noise_is_refused() -> None:
     scheduler = diffusers.DDIMScheduler(rescale_betas_zero_snr=True, timestep_spacing="trailing")
-    denoiser = mixture(read_scheduler(scheduler)[0])
+    with pytest.raises(ValueError, match="rescale_betas_zero_snr = True does not work in diffusers: its steps"):
+        sampler_from_diffusers(scheduler)
+    process = read_scheduler(scheduler)[0]
+    later = sampler_from_diffusers(diffusers.DDIMScheduler(rescale_betas_zero_snr=True))
     with pytest.raises(ValueError, match="'epsilon' is singular"):
-        sampler_from_diffusers(scheduler).iterate(denoiser, first_noise(), STEPS)
+        later.iterate(mixture(process), first_noise(), 1000)
 
 
 def test_a_shift_set_later_is_refused() -> None:

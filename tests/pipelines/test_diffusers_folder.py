@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from diffusers import (
     AutoencoderKL,
-    DDIMPipeline,
     DDIMScheduler,
     DDPMPipeline,
     DDPMScheduler,
@@ -22,12 +22,15 @@ from diffusers import (
     VQModel,
 )
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from dinit.checkpoints.interop.networks import DiffusersBackbone
 from dinit.pipelines.generate import Pipeline
 from dinit.pipelines.outputs.manifest import describe
 from dinit.samplers import NoiseSource
 from dinit.samplers.guidance.cfg import CFG
+from dinit.samplers.guidance.clip import ClipX0
+from dinit.samplers.guidance.threshold import DynamicThreshold
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 NAMES = {str(i): f"thing {i}, synonym" for i in range(10)}
@@ -81,6 +84,11 @@ def edit(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
+@pytest.fixture(scope="module")
+def network() -> UNet2DModel:
+    return unet()
+
+
 @pytest.fixture
 def ddpm(tmp_path: Path) -> Path:
     DDPMPipeline(unet(), DDPMScheduler()).save_pretrained(tmp_path / "ddpm")
@@ -101,42 +109,95 @@ def test_an_unconditional_folder(ddpm: Path) -> None:
         pipe(num_images=1, steps=3, guidance=CFG(2.0))
 
 
-def test_the_defaults_are_those_of_the_ddim_pipeline(tmp_path: Path) -> None:
-    """Clipping differs inside: diffusers' DDIM keeps the network's eps, so it is off here."""
-    theirs = DDIMPipeline(unet(), DDIMScheduler(clip_sample=False))
-    theirs.save_pretrained(tmp_path)
+# Folders of unconditional pixels: the pipeline's class, the scheduler's, and its settings.
+DEFAULTS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "ddpm": ("DDPMPipeline", "DDPMScheduler", {}),
+    "ddpm threshold": ("DDPMPipeline", "DDPMScheduler", {"thresholding": True, "sample_max_value": 2.0}),
+    "ddpm large": ("DDPMPipeline", "DDPMScheduler", {"variance_type": "fixed_large", "clip_sample_range": 0.5}),
+    "ddim": ("DDIMPipeline", "DDIMScheduler", {"clip_sample": False}),
+    "ddim clip": ("DDIMPipeline", "DDIMScheduler", {}),
+    "ddim threshold": ("DDIMPipeline", "DDIMScheduler", {"clip_sample": False, "thresholding": True}),
+    "ddim first level": ("DDIMPipeline", "DDIMScheduler", {"set_alpha_to_one": False, "steps_offset": 1}),
+    "ddim of ddpm": ("DDIMPipeline", "DDPMScheduler", {"clip_sample_range": 0.7}),
+    "pndm": ("PNDMPipeline", "PNDMScheduler", {}),
+    "plms": ("PNDMPipeline", "PNDMScheduler", {"skip_prk_steps": True, "set_alpha_to_one": True}),
+    "dpm++": ("DDPMPipeline", "DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
+    "dpm++ threshold": ("DDPMPipeline", "DPMSolverMultistepScheduler", {"thresholding": True}),
+    "euler": ("DDPMPipeline", "EulerDiscreteScheduler", {"timestep_spacing": "trailing"}),
+    "euler karras": ("DDPMPipeline", "EulerDiscreteScheduler", {"use_karras_sigmas": True}),
+    "heun": ("DDPMPipeline", "HeunDiscreteScheduler", {"clip_sample": True}),
+    "unipc": ("DDPMPipeline", "UniPCMultistepScheduler", {"prediction_type": "v_prediction"}),
+    "flow": ("DDPMPipeline", "FlowMatchEulerDiscreteScheduler", {"shift": 3.0}),
+    "edm": ("DDPMPipeline", "EDMEulerScheduler", {}),
+}
+
+
+@pytest.mark.parametrize("case", DEFAULTS)
+def test_a_default_call_is_the_diffusers_pipelines(
+    case: str, tmp_path: Path, network: UNet2DModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same images: its scheduler with all its settings, clipping with or without the network's eps."""
+    pipeline, name, settings = DEFAULTS[case]
+    DDPMPipeline(network, getattr(diffusers, name)(**settings)).save_pretrained(tmp_path)
+    edit(tmp_path / "model_index.json", _class_name=pipeline)
     pipe = Pipeline.from_pretrained(tmp_path)
-    ours = pipe(num_images=2, steps=10, seed=1, output_type="raw")
-    start = NoiseSource(ours.call.keys).normal("initial", 0, torch.empty(2, 3, 8, 8))
-    theirs.scheduler.set_timesteps(10)
-    x = start
-    for t in theirs.scheduler.timesteps:
+    scheduler = getattr(diffusers, pipeline)(network, getattr(diffusers, name)(**settings)).scheduler
+    assert pipe.steps == (1000 if pipeline == "DDPMPipeline" else 50)
+    draws: list[Tensor] = []
+    normal = NoiseSource.normal
+
+    def kept(self: NoiseSource, stream: str, number: int, like: Tensor) -> Tensor:
+        draws.append(normal(self, stream, number, like))
+        return draws[-1]
+
+    monkeypatch.setattr(NoiseSource, "normal", kept)
+    ours = pipe(num_images=2, steps=6, seed=1, output_type="raw").images
+    scheduler.set_timesteps(6)
+    left = iter(draws)
+    monkeypatch.setattr(f"{type(scheduler).__module__}.randn_tensor", lambda *a, **o: next(left), raising=False)
+    x = next(left) * getattr(scheduler, "init_noise_sigma", 1.0)
+    for t in scheduler.timesteps:
+        x_in = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
         with torch.no_grad():
-            x = theirs.scheduler.step(theirs.unet(x, t).sample, t, x).prev_sample
-    assert (ours.images - x).abs().max() <= 1e-4 * x.abs().max()
+            output = network(x_in, t).sample
+        x = scheduler.step(output, t, x).prev_sample
+    assert next(left, None) is None
+    assert x.isfinite().all()
+    assert (ours - x).abs().max() <= 1e-4 * x.abs().max()
 
 
-def test_what_a_scheduler_clips_is_clipped_by_default(ddpm: Path) -> None:
-    assert Pipeline.from_pretrained(ddpm).defaults["guidance"] == [{"name": "clip-x0", "limit": 1.0}]
-    edit(ddpm / "scheduler" / "scheduler_config.json", clip_sample_range=2.5)
-    assert Pipeline.from_pretrained(ddpm).defaults["guidance"] == [{"name": "clip-x0", "limit": 2.5}]
-    edit(ddpm / "scheduler" / "scheduler_config.json", clip_sample=False, num_train_timesteps=20, steps_offset=2)
+def test_another_sampler_clips_as_the_scheduler(ddpm: Path) -> None:
+    """What the scheduler clips is in the default guidance; a scheduler that clips by itself needs none."""
+    config = ddpm / "scheduler" / "scheduler_config.json"
+
+    def guidance_of(**options: Any) -> list[Any]:
+        return list(Pipeline.from_pretrained(ddpm).prepare(None, num_images=1, **options).guidance)
+
+    assert guidance_of() == []
+    assert guidance_of(sampler="dpmpp-2m") == [ClipX0(1.0)]
+    assert guidance_of(sampler=DDIMScheduler(clip_sample=False)) == [ClipX0(1.0)]
+    assert guidance_of(guidance="cfg:scale=2") == [CFG(2.0)]
+    edit(config, clip_sample_range=2.5)
+    assert guidance_of(sampler="dpmpp-2m") == [ClipX0(2.5)]
+    edit(config, thresholding=True, dynamic_thresholding_ratio=0.9, sample_max_value=1.5)
+    assert guidance_of(sampler="dpmpp-2m") == [DynamicThreshold(0.9, largest=1.5)]
+    edit(config, thresholding=False, clip_sample=False)
+    assert guidance_of(sampler="dpmpp-2m") == []
+
+
+def test_other_samplers_take_the_schedulers_times(ddpm: Path) -> None:
+    edit(
+        ddpm / "scheduler" / "scheduler_config.json",
+        timestep_spacing="trailing",
+        num_train_timesteps=20,
+        beta_end=0.5,
+    )
     pipe = Pipeline.from_pretrained(ddpm)
-    assert pipe.defaults == {
-        "sampler": "ddim",
-        "steps": 20,
-        "grid": {"name": "timesteps", "spacing": "leading", "offset": 2},
-    }
-
-
-def test_a_scheduler_without_a_spacing_has_leading_times_by_default(ddpm: Path) -> None:
-    index = json.loads((ddpm / "model_index.json").read_text())
-    edit(ddpm / "model_index.json", scheduler=[index["scheduler"][0], "DPMSolverSinglestepScheduler"])
-    path = ddpm / "scheduler" / "scheduler_config.json"
-    config = {**json.loads(path.read_text()), "_class_name": "DPMSolverSinglestepScheduler"}
-    path.write_text(json.dumps({key: value for key, value in config.items() if key != "timestep_spacing"}))
-    grid = Pipeline.from_pretrained(ddpm).defaults["grid"]
-    assert grid == {"name": "timesteps", "spacing": "leading", "offset": 0}
+    assert pipe.steps == 20
+    assert pipe.grid is not None
+    times = pipe.grid.times(pipe.process, 5, 0.05, 1.0)
+    assert times.tolist() == [1.0, 0.8, 0.6, 0.4, 0.2]
+    assert pipe(num_images=1, sampler="ddim", steps=5).call.grid == pipe.grid
 
 
 def test_a_dit_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,8 +327,8 @@ def test_quantised_latents_and_unknown_options_are_refused(ddpm: Path, tmp_path:
     LDMPipeline(vqvae, unet(), DDIMScheduler()).save_pretrained(tmp_path / "ldm")
     with pytest.raises(ValueError, match=r"LDMPipeline\) does not load directly: vqvae \(VQModel\) is not covered"):
         Pipeline.from_pretrained(tmp_path / "ldm")
-    with pytest.raises(ValueError, match="takes dtype, torch_dtype, null_label, variant only, got t_max"):
-        Pipeline.from_pretrained(ddpm, t_max=0.9)
+    with pytest.raises(ValueError, match=r"takes dtype, .*, t_max only, got pixel_range"):
+        Pipeline.from_pretrained(ddpm, pixel_range=(0.0, 1.0))
     with pytest.raises(ValueError, match="no weights of the variant 'fp16', it has the usual one"):
         Pipeline.from_pretrained(ddpm, variant="fp16")
     usual = ddpm / "unet" / WEIGHTS

@@ -7,15 +7,17 @@ Its tables are float32, and so is what it computes, whatever the state's dtype.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from dinit.checkpoints.interop.schedule import CHAIN_SCHEDULERS
+from dinit.checkpoints.interop.scheduler_config import CHAIN_SCHEDULERS
+from dinit.checkpoints.interop.scheduler_config import build as construct_scheduler
 from dinit.diffusion import Denoised, Parameterization, Process, Scales
+from dinit.diffusion.discrete import BetaChain
 from dinit.samplers.base import StepDenoiser, StepNoise
 
 # Their state is x_t / alpha_t, as in k-diffusion; the others' is x_t.
@@ -39,14 +41,28 @@ _SPLITS_VARIANCE = ("DDPMParallelScheduler", "DDPMScheduler")
 
 
 def build(name: str, config: Mapping[str, Any]) -> Any:
-    """A new scheduler of diffusers' class `name`."""
-    import diffusers
-
-    scheduler = getattr(diffusers, name).from_config(dict(config))
+    """A new scheduler of diffusers' class `name`. ValueError where diffusers makes none of the config."""
+    scheduler = construct_scheduler(name, config)
     if name not in _SPLITS_VARIANCE and scheduler.config.get("variance_type") is not None:
         # It would keep three channels of the output, RGB without its variance; here there is no variance to cut.
         scheduler.register_to_config(variance_type=None)
     return scheduler
+
+
+@dataclass(frozen=True)
+class NetworkCall:
+    """One network evaluation of a step.
+
+    Attributes:
+        timestep: The scheduler's, 0-dimensional.
+        state: Scales of the state.
+        network: The same at the time that the network takes: the timestep, which is rounded where the scheduler
+            chooses noise levels first.
+    """
+
+    timestep: Tensor
+    state: Scales
+    network: Scales
 
 
 @dataclass
@@ -56,7 +72,7 @@ class SchedulerRun:
     Attributes:
         scheduler: Of diffusers.
         parameterization: What it reads a network's output as.
-        groups: For each step its network evaluations: the scheduler's timestep, and the scales of the state.
+        groups: For each step its network evaluations.
         over_alpha: Whether its state is x_t / alpha_t.
         options: Further arguments of its `step`.
         taken: Steps taken.
@@ -64,7 +80,7 @@ class SchedulerRun:
 
     scheduler: Any
     parameterization: Parameterization
-    groups: list[list[tuple[Tensor, Scales]]]
+    groups: list[list[NetworkCall]]
     over_alpha: bool
     options: Mapping[str, Any]
     taken: int = 0
@@ -72,22 +88,24 @@ class SchedulerRun:
     @property
     def times(self) -> Tensor:
         """(steps,) float64, decreasing: where each step starts."""
-        return torch.stack([calls[0][1].time for calls in self.groups])
+        return torch.stack([calls[0].state.time for calls in self.groups])
 
     @property
     def start_std(self) -> float:
         """Standard deviation of the noise that the scheduler starts from, in units of x_t."""
         std = float(getattr(self.scheduler, "init_noise_sigma", 1.0))
-        return std * float(self.groups[0][0][1].alpha) if self.over_alpha else std
+        return std * float(self.groups[0][0].state.alpha) if self.over_alpha else std
 
     def step(self, denoise: StepDenoiser, x_t: Tensor, t: Scales, s: Scales, noise: StepNoise) -> Tensor:
         """From x_t at t, where the next step starts, to x_s: all calls of one step."""
         x = x_t / t.alpha if self.over_alpha else x_t
         keyed = _KeyedNoise(noise, x_t)
-        for timestep, k in self.groups[self.taken]:
-            output = self._output(denoise(x * k.alpha if self.over_alpha else x, k))
+        for call in self.groups[self.taken]:
+            output = self._output(denoise(x * call.state.alpha if self.over_alpha else x, call.network))
             with keyed:
-                x = self.scheduler.step(output, timestep, x, return_dict=False, **self.options)[0].to(x_t.dtype)
+                x = self.scheduler.step(output, call.timestep, x, return_dict=False, **self.options)[0].to(
+                    x_t.dtype
+                )
         self.taken += 1
         return x * s.alpha if self.over_alpha else x
 
@@ -120,10 +138,12 @@ def start(
         scheduler.set_begin_index(0)  # else it looks for the first timestep among all
     if hasattr(scheduler, "is_scale_input_called"):
         scheduler.is_scale_input_called = True  # the scaling is ours
-    scales = process.scales(_times(name, scheduler, process)).unbind()
-    for k in scales:
-        _ = k.floats  # read back here, so that the loop does not
-    calls = list(zip(scheduler.timesteps, scales, strict=True))
+    _check_timesteps(name, scheduler)
+    states = process.scales(_times(name, scheduler, process)).unbind()
+    calls: list[NetworkCall] = []
+    for timestep, k in zip(scheduler.timesteps, states, strict=True):
+        calls.append(NetworkCall(timestep, k, _of_timestep(k, timestep.double(), scheduler, process)))
+        _ = k.floats, calls[-1].network.floats  # read back here, so that the loop does not
     groups, first = [], 0
     for size in _sizes(name, scheduler):
         groups.append(calls[first : first + size])
@@ -133,12 +153,30 @@ def start(
     return SchedulerRun(scheduler, parameterization, groups, name in _OVER_ALPHA, options)
 
 
+def _check_timesteps(name: str, scheduler: Any) -> None:
+    """ValueError for a timestep that the network was not trained on."""
+    last, count = float(scheduler.timesteps.max()), scheduler.config["num_train_timesteps"]
+    if name in CHAIN_SCHEDULERS and not scheduler.config.get("use_flow_sigmas") and last > count - 1:
+        raise ValueError(
+            f"it would evaluate the network at timestep {last:g}, beyond the last of {count}: take fewer steps, or "
+            f"a smaller steps_offset than {scheduler.config.get('steps_offset', 0)}"
+        )
+
+
+def _of_timestep(k: Scales, timestep: Tensor, scheduler: Any, process: Process) -> Scales:
+    """Scales with which a network's time input is that timestep."""
+    if isinstance(process, BetaChain):
+        return replace(k, time=(timestep + 1) / process.num_steps)
+    if scheduler.config.get("use_flow_sigmas"):  # 1000 sigma, rounded; the output does not depend on the scales
+        return process.scales(process.time_of_noise_level(timestep / (1000 - timestep)))
+    return k
+
+
 def _times(name: str, scheduler: Any, process: Process) -> Tensor:
     """The times of the network's calls, (calls,) float64: from the noise levels where the scheduler has them.
 
-    The scheduler computes with its noise levels, so the network should get those. A timestep, which diffusers gives
-    it, is rounded where noise levels were chosen first. Elsewhere it may be a level of the chain, and it is one
-    where its noise level is that level's up to float32.
+    The scheduler computes with its noise levels; its timesteps are rounded where noise levels were chosen first.
+    Elsewhere a timestep may be one of the chain, and is one where its noise level is the chain's up to float32.
     """
     timesteps = scheduler.timesteps.double()
     levels = (timesteps + 1) / process.num_steps
@@ -151,6 +189,8 @@ def _times(name: str, scheduler: Any, process: Process) -> Tensor:
     if scheduler.config.get("use_flow_sigmas", name.startswith("FlowMatch")):
         noise = noise / (1 - noise)
     times = process.time_of_noise_level(noise)
+    if not bool(times.isfinite().all()):
+        raise ValueError(f"{name} has a noise level that is no number: {float(noise[~times.isfinite()][0])}")
     if float(times.max()) > 1 + 1e-6 or float(times.min()) < -1e-6:
         raise ValueError(
             f"{name} goes from noise level {float(noise[0]):.4g} to {float(noise[-1]):.4g}, and the denoiser's "

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from dinit.checkpoints.interop.schedule import CHAIN_SCHEDULERS, SCHEDULERS, read_scheduler
+from dinit.checkpoints.interop.first_interval import check_first_interval
+from dinit.checkpoints.interop.schedule import read_scheduler
+from dinit.checkpoints.interop.scheduler_config import (
+    CHAIN_SCHEDULERS,
+    FAILURES,
+    SCHEDULERS,
+    TREE,
+    arguments,
+    checked,
+    refused,
+)
 from dinit.checkpoints.interop.scheduler_run import SchedulerRun, build, learns_variance, start
 from dinit.diffusion import Denoised, Denoiser, Parameterization, Process, Scales
 from dinit.diffusion.condition import SupportsNormal
@@ -24,8 +34,7 @@ if TYPE_CHECKING:
     from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 NAME = "diffusers"  # in the record of a call; not listed, as a sampler of this name needs a scheduler's class
-_TREE = "DPMSolverSDEScheduler"  # draws from a Brownian tree, by a generator of its own
-KNOWN = tuple(name for name in SCHEDULERS if name != _TREE)
+KNOWN = tuple(name for name in SCHEDULERS if name != TREE)
 PREDICTIONS = {"epsilon": Epsilon(), "sample": X0(), "v_prediction": V()}
 _OURS = ("self", "model_output", "timestep", "sample", "generator", "variance_noise", "return_dict")
 
@@ -53,7 +62,7 @@ def sampler_from_diffusers(scheduler: SchedulerMixin, options: Mapping[str, Any]
         )
     configured: Any = scheduler  # diffusers has the config in another mixin
     settings = configured.config
-    config = {key: _plain(settings[key]) for key in _arguments(type(scheduler)) if key in settings}
+    config = {key: _plain(settings[key]) for key in arguments(name) if key in settings}
     if (shift := vars(scheduler).get("_shift", config.get("shift"))) != config.get("shift"):
         raise ValueError(
             f"this {name} has another shift, {shift}, than its config, {config['shift']}: make one with "
@@ -105,12 +114,13 @@ class SchedulerSampler(Sampler):
     _plain_step: tuple[int, int] = field(init=False, repr=False, compare=False, default=(1, 0))
 
     def __post_init__(self) -> None:
-        if self.scheduler == _TREE:
-            raise ValueError(f"{_TREE} draws noise that no image's seed determines: use dinit's 'dpmpp-sde'")
+        if self.scheduler == TREE:
+            raise ValueError(f"{TREE} draws noise that no image's seed determines: use dinit's 'dpmpp-sde'")
         if self.scheduler not in KNOWN:
             raise ValueError(f"{self.scheduler} is not covered as a sampler (known: {', '.join(KNOWN)})")
+        object.__setattr__(self, "config", checked(self.scheduler, self.config, self.scheduler))
         made = build(self.scheduler, self.config)
-        accepted = [name for name in _arguments(type(made).step) if name not in _OURS]
+        accepted = [name for name in inspect.signature(type(made).step).parameters if name not in _OURS]
         if unknown := [name for name in self.options if name not in accepted]:
             raise ValueError(
                 f"the step of {self.scheduler} has no {', '.join(unknown)} (it takes: "
@@ -122,7 +132,7 @@ class SchedulerSampler(Sampler):
             object.__setattr__(self, "_trained", read_scheduler(made))
         except ValueError as error:  # what follows the semicolon is advice for those who bring a network
             raise ValueError(str(error).rpartition("; ")[0]) from error
-        object.__setattr__(self, "_plain_step", self._rehearse())
+        object.__setattr__(self, "_plain_step", self._rehearsed())
 
     def claims(self) -> Claims:
         nfe, draws = self._plain_step
@@ -147,7 +157,11 @@ class SchedulerSampler(Sampler):
         """
         expected, parameterization = self._trained
         check_path(self.scheduler, expected, process)
-        return start(self.scheduler, self.config, self.options, process, parameterization, steps)
+        make = lambda config: start(self.scheduler, config, self.options, process, parameterization, steps)  # noqa: E731
+        try:
+            return make(self.config)
+        except FAILURES as error:
+            raise refused(self.scheduler, self.config, "", error, make) from error
 
     def step(
         self, denoise: StepDenoiser, x_t: Tensor, t: Scales, s: Scales, state: SchedulerRun, noise: StepNoise
@@ -164,6 +178,7 @@ class SchedulerSampler(Sampler):
                 "make the scheduler with variance_type='fixed_small' or 'fixed_large'"
             )
         check_pair(denoiser.process, parameterization, points[0].floats.time)
+        check_first_interval(self, denoiser.process, len(points))
 
     def finish(
         self, denoise: StepDenoiser, x_t: Tensor, t: Scales, state: SchedulerRun, noise: StepNoise
@@ -211,7 +226,7 @@ class SchedulerSampler(Sampler):
         if state is not None or end not in (None, "posterior-mean"):
             raise ValueError(f"{self.scheduler} starts without history and ends by itself: leave out state and end")
         run = self.run(denoiser.process, checked_steps(steps))
-        first = run.groups[0][0][1]
+        first = run.groups[0][0].state
         if initial_state is None and float(first.noise_level) < 1:
             raise ValueError(
                 f"{steps} steps of {self.scheduler} start at t = {first.floats.time:.3g}, where x_t is more image "
@@ -233,18 +248,37 @@ class SchedulerSampler(Sampler):
         scheduler.set_timesteps(steps)
         return len(scheduler.timesteps)
 
-    def _rehearse(self) -> tuple[int, int]:
-        """Calls and draws of a plain step, counted on one black pixel. A scheduler that cannot run fails here."""
+    @property
+    def clips(self) -> bool:
+        """Whether the scheduler clips or thresholds the posterior mean by itself."""
+        return any(self.config.get(key, default) for key, default in _clipping(self.scheduler).items())
+
+    def _rehearsed(self) -> tuple[int, int]:
+        """Calls and draws of a plain step. ValueError, with the keys at fault, for a config that cannot run."""
+        try:
+            return self._rehearse(self.config)
+        except FAILURES as error:
+            raise refused(self.scheduler, self.config, "", error, self._rehearse) from error
+
+    def _rehearse(self, config: Mapping[str, Any]) -> tuple[int, int]:
+        """Calls and draws of a plain step. ValueError where all runs give values that are no numbers."""
+        for steps in (10, 50):
+            counted = self._counted(config, min(steps, self._trained[0].num_steps))
+            if counted is not None:
+                return counted
+        raise ValueError("its steps give values that are no numbers")
+
+    def _counted(self, config: Mapping[str, Any], steps: int) -> tuple[int, int] | None:
+        """Calls and draws of a plain step, counted on one black pixel; None where that gets no finite value."""
         process, parameterization = self._trained
-        run = start(
-            self.scheduler, self.config, self.options, process, parameterization, min(10, process.num_steps)
-        )
+        run = start(self.scheduler, config, self.options, process, parameterization, steps)
         pixel, counted = torch.zeros(1, 1, 1, 1), _Counted()
         fraction = pixel if learns_variance(run.scheduler) else None
         for i, calls in enumerate(run.groups):
-            k = calls[0][1]
+            k = calls[0].state
             denoise: Any = lambda x, k: Denoised(x, pixel, k, fraction)  # noqa: E731
-            run.step(denoise, pixel, k, k, StepNoise(counted, i, 1))
+            if not bool(run.step(denoise, pixel, k, k, StepNoise(counted, i, 1)).isfinite().all()):
+                return None
         return len(run.groups[-2:][0]), -(-counted.draws // len(run.groups))
 
 
@@ -309,12 +343,14 @@ def same_prediction(one: Parameterization, other: Parameterization, process: Pro
     return bool(((p * v - q * u).abs() <= 1e-6 * torch.hypot(p, q) * torch.hypot(u, v)).all())
 
 
+def _clipping(name: str) -> dict[str, bool]:
+    """The switches of clipping that a scheduler has, each with its default."""
+    accepted = arguments(name)
+    return {key: accepted[key] for key in ("clip_sample", "thresholding") if key in accepted}
+
+
 def _own_times(name: str) -> str:
     return f"{name} places its own times, by its config and the number of steps: leave the grid out"
-
-
-def _arguments(function: Callable[..., object]) -> list[str]:
-    return list(inspect.signature(function).parameters)
 
 
 def _plain(value: Any) -> Any:

@@ -13,6 +13,7 @@ import dinit
 from dinit.checkpoints.claims import MODEL_NAMES, UNSEEN, disagreement, image_side, read_labels, word
 from dinit.checkpoints.imagenet import NUM_CLASSES, imagenet_names
 from dinit.checkpoints.interop.schedule import read_scheduler
+from dinit.checkpoints.interop.scheduler_config import scheduler_of
 from dinit.checkpoints.keymap import load_mapped
 from dinit.checkpoints.layouts import Layout, Shapes, candidates
 from dinit.checkpoints.layouts.score_sde import SDE_LAYOUTS, SDES
@@ -263,15 +264,8 @@ def _trained_on(
 
 def _of_scheduler(checkpoint: Checkpoint) -> tuple[Any, Any]:
     """Process and parameterization from the folder's scheduler_config.json."""
-    import diffusers
-
-    name = str(checkpoint.scheduler.get("_class_name"))
-    kind: Any = getattr(diffusers, name, None) if name.endswith("Scheduler") else None
-    if kind is None:
-        raise ValueError(
-            f"{checkpoint.path}/scheduler is a {name}, unknown to diffusers; give process, parameterization"
-        )
-    return read_scheduler(kind.from_config(checkpoint.scheduler))
+    path = checkpoint.path / "scheduler" / "scheduler_config.json"
+    return read_scheduler(scheduler_of(checkpoint.scheduler, str(path)))
 
 
 def _pipeline(
