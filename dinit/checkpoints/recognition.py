@@ -75,7 +75,7 @@ def _by_values(state: Mapping[str, Tensor], path: Path, found: list[str]) -> Rec
         if by_name and by_name != [strong.name]:
             raise ValueError(
                 f"{path.name} is named as {by_name[0]}, but {strong.evidence}, as in {strong.name}; "
-                f"give the layout: {' or '.join(found)}"
+                f"give the layout: --layout {' or --layout '.join(found)}"
             )
         return strong
     if len(by_name) == 1:
@@ -84,7 +84,7 @@ def _by_values(state: Mapping[str, Tensor], path: Path, found: list[str]) -> Rec
         return weak
     raise ValueError(
         f"the tensors of {path} could be of {' or '.join(found)}, and neither the data stored with them nor the "
-        "file's name decides; give the layout"
+        f"file's name decides; give the layout: --layout {' or --layout '.join(found)}"
     )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import dinit
+from dinit.checkpoints.advice import also_in_python
 from dinit.checkpoints.claims import MODEL_NAMES, UNSEEN, disagreement, image_side, read_labels, word
 from dinit.checkpoints.imagenet import NUM_CLASSES, imagenet_names
 from dinit.checkpoints.interop.schedule import read_scheduler
@@ -99,6 +100,27 @@ def convert(
             nothing was written.
         OSError: a file cannot be read or written.
     """
+    try:
+        return _convert(
+            source, to, layout, weights, options or {}, process, parameterization, vae, sha256, overwrite
+        )
+    except ValueError as error:
+        error.args = (also_in_python(str(error)),)
+        raise
+
+
+def _convert(
+    source: str | Path,
+    to: str | Path,
+    layout: str | None,
+    weights: str | None,
+    options: Mapping[str, Any],
+    process: Any,
+    parameterization: Any,
+    vae: str | Path | None,
+    sha256: str | None,
+    overwrite: bool,
+) -> Converted:
     target = user_path(to)
     _check_target(target, user_path(source), overwrite)
     process = None if process is None else PROCESSES.create(process)
@@ -106,7 +128,7 @@ def convert(
     checkpoint = read_checkpoint(source, weights, sha256)
     run = RunArguments.of(checkpoint.args, checkpoint.path)
     recognised = _recognised(checkpoint, run, layout)
-    arguments, notes = _arguments(recognised, checkpoint, run, options or {})
+    arguments, notes = _arguments(recognised, checkpoint, run, options)
     backbone = _backbone(recognised.layout, arguments)
     _load(backbone, recognised, checkpoint)
     if recognised.layout.denoises:
@@ -122,7 +144,7 @@ def convert(
         backbone=recognised.layout.backbone if recognised.layout.denoises else type(backbone).__name__,
         arguments=arguments,
         parameters=sum(parameter.numel() for parameter in backbone.parameters()),
-        notes=(*checkpoint.notes, *notes, *more),
+        notes=tuple(map(also_in_python, (*checkpoint.notes, *notes, *more))),
     )
     with whole_folder(target) as temporary:
         product.save_pretrained(temporary)
@@ -167,7 +189,7 @@ def _arguments(
     accepted = [name for name in inspect.signature(layout.model.__init__).parameters if name != "self"]
     for name in options:
         if name not in accepted:
-            raise ValueError(f"backbone {layout.backbone!r} has no argument {name!r}{suggest(name, accepted)}")
+            raise ValueError(f"{_called(layout)} has no argument {name!r}{suggest(name, accepted)}")
     stored = layout.arguments(checkpoint.config) if checkpoint.config else {}
     try:
         stated, notes = _stated(layout, shapes, run, found, options)
@@ -178,8 +200,8 @@ def _arguments(
     if unknown:
         commands = " ".join(f"--option {name}=..." for name in unknown)
         raise ValueError(
-            f"{', '.join(unknown)} cannot be inferred from the tensors, and no published {layout.backbone} has "
-            f"these sizes; give what it was trained with (null for none): {commands}"
+            f"{checkpoint.path}: {', '.join(unknown)} cannot be inferred from the tensors, and no published "
+            f"{layout.model.__name__} has these sizes; give what it was trained with (null for none): {commands}"
         )
     found |= given
     if "image_size" in accepted and "image_size" not in found:
@@ -220,7 +242,12 @@ def _stated(
 
 
 def _backbone(layout: Layout, arguments: Mapping[str, Any]) -> Backbone:
-    return construct(layout.model, f"backbone {layout.backbone!r}", arguments).eval()
+    return construct(layout.model, _called(layout), arguments).eval()
+
+
+def _called(layout: Layout) -> str:
+    """What messages call the network: by its name as a backbone, which a classifier or an upsampler has not."""
+    return f"backbone {layout.backbone!r}" if layout.denoises else layout.model.__name__
 
 
 def _load(backbone: Any, recognised: Recognised, checkpoint: Checkpoint) -> None:
@@ -282,6 +309,12 @@ def _pipeline(
     if not isinstance(made, BetaChain) and output.singular(made.scales(1.0)):
         t_max = _ALMOST_NOISE
         notes.append(f"its output cannot be read at pure noise: it is sampled from t_max = {t_max:g}")
+    elif output.singular(made.scales(1.0)):
+        raise ValueError(
+            f"{checkpoint.path}: the parameterization {output.registry_name!r} cannot be read at the noisy end of "
+            f"{made.registry_name}, where no signal is left; such networks predict v, x0 or velocity: "
+            "--parameterization, or another --process"
+        )
     pipeline = Pipeline(
         backbone=backbone,
         process=trained_on[0],
