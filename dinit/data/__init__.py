@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from dinit.data.folder import ImageFolder as ImageFolder
     from dinit.data.glyphs import Glyphs as Glyphs
     from dinit.data.hf import HuggingFace as HuggingFace
+    from dinit.data.idx import IdxImages as IdxImages
     from dinit.data.latents import Latents as Latents
     from dinit.data.order import epoch_order as epoch_order
     from dinit.data.order import sample_indices as sample_indices

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import test_idx
 import test_latents
 import test_webdataset
 import yaml
@@ -27,6 +28,7 @@ SOURCES = {  # what each data set needs; FILES stands for the folder of the fixt
     "folder": {"path": "FILES/a", "size": 8},
     "webdataset": {"path": "FILES/tars", "size": 8},
     "hf": {"path": "FILES/hf", "size": 8},
+    "idx": {"path": "FILES/idx"},
     "latents": {"path": "FILES/latents"},
 }
 OTHER: dict[tuple[str, str], Any] = {
@@ -64,6 +66,12 @@ OTHER: dict[tuple[str, str], Any] = {
     ("hf", "channels"): 1,
     ("hf", "class_names"): ["x", "y", "z"],
     ("hf", "horizontal_flip"): True,
+    ("idx", "path"): "FILES/idx2",
+    ("idx", "split"): "test",
+    ("idx", "class_names"): ["a", "b", "c"],
+    ("idx", "num_classes"): 7,
+    ("idx", "horizontal_flip"): True,
+    ("idx", "value_range"): "0..300",
     ("latents", "path"): "FILES/latents2",
     ("latents", "sample"): False,
     ("latents", "normalization"): "autoencoder",
@@ -97,6 +105,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
             place = folder / name / "xyz"[k]
             place.mkdir(parents=True)
             Image.fromarray(draw.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(place / "1.png")
+    for shift, name in enumerate(("idx", "idx2")):
+        test_idx.write_set(folder / name, shift)
     test_webdataset.write_tars(folder / "tars", tars=5)
     for seed, name in enumerate(("latents", "latents2")):
         test_latents.write(folder / name, seed=seed)
