@@ -15,7 +15,7 @@ def also_in_python(text: str) -> str:
         text: The message; one that names no option, or names its keyword already, is returned as it is.
     """
     dicts: list[dict[str, str]] = []
-    for name, value in re.findall(r"--option (\w+)=([^\s,;)]+)", text):
+    for name, value in re.findall(r"--option (\w+)=(\[[^\]]*\]|[^\s,;)]+)", text):
         if not dicts or name in dicts[-1]:  # another choice
             dicts.append({})
         dicts[-1][name] = _python(value)

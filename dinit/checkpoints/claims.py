@@ -78,6 +78,18 @@ def named_claims(run: RunArguments, names: Mapping[str, Iterable[str]]) -> list[
     return [Claim(stated, argument, _tuple(stated.value)) for argument, stated in found.items() if stated]
 
 
+def other_family(run: RunArguments, backbone: str) -> str | None:
+    """A note where `model` names a size of another backbone than the one that the weights are read as."""
+    stated = run.get(*MODEL_NAMES, groups=("model",))
+    if stated is None or not isinstance(stated.value, str):
+        return None
+    try:
+        name, _ = BACKBONES.resolve(stated.value)
+    except UnknownName:
+        return None
+    return None if name == backbone else f"{stated} is of backbone {name!r}, and it was read as {backbone!r}"
+
+
 def disagreement(claim: Claim, found: Any) -> str | None:
     """What is wrong, in words, where the tensors have another value than is stated; None where nothing is."""
     if claim.argument in UNSEEN or found is None or _tuple(found) == claim.value:
@@ -125,11 +137,13 @@ class Labels:
         num_classes: Classes.
         null_class: Whether the last row is the null label's.
         notes: What was assumed, in words.
+        doubtful: Whether the assumption is no more than the program's default.
     """
 
     num_classes: int
     null_class: bool
     notes: tuple[str, ...] = ()
+    doubtful: bool = False
 
 
 def read_labels(
@@ -192,12 +206,12 @@ def read_labels(
             f"its label table has {rows} rows, read as {rows} classes, as its program trains them; --option "
             f"null_class=true is for {rows - 1} classes and the null label"
         )
-        return Labels(rows, False, (note,) if rows - 1 in _ROUND else ())
+        return Labels(rows, False, (note,), doubtful=True) if rows - 1 in _ROUND else Labels(rows, False)
     note = (
         f"its label table has {rows} rows, read as {rows - 1} classes and the null label, as its program trains "
         f"them; --option null_class=false is for {rows} classes without one"
     )
-    return Labels(rows - 1, True, (note,))
+    return Labels(rows - 1, True, (note,), doubtful=rows - 1 not in _ROUND)
 
 
 def _given_labels(rows: int, options: Mapping[str, Any]) -> Labels:
@@ -306,6 +320,8 @@ def transport(run: RunArguments, published: Pair) -> Pair:
 def chain(run: RunArguments, published: Pair) -> Pair:
     """Process and parameterization of the arguments of guided-diffusion and its descendants, on a chain of betas.
 
+    Where a run has SiT's path_type, its network was trained as SiT is, whatever its class.
+
     Args:
         run: The run's arguments: noise_schedule, diffusion_steps, predict_xstart and their like.
         published: What counts where they are not stored.
@@ -313,6 +329,8 @@ def chain(run: RunArguments, published: Pair) -> Pair:
     Raises:
         ValueError: an unknown schedule or prediction, or rescaled timesteps of another chain than of 1000 steps.
     """
+    if run.get("path_type", groups=("transport",)):
+        return transport(run, ({"name": "flow"}, {"name": "reversed-velocity"}))
     groups = ("diffusion", "model_and_diffusion")
     process, parameterization = dict(published[0]), dict(published[1])
     if schedule := run.get("noise_schedule", "beta_schedule", groups=groups):
@@ -325,7 +343,7 @@ def chain(run: RunArguments, published: Pair) -> Pair:
                 f"{steps} and rescale_timesteps = True: dinit has no time input that is scaled to 1000; give "
                 f"{_GIVE_PROCESS} and {_GIVE_PARAMETERIZATION} to convert it all the same"
             )
-    if prediction := run.get("prediction_type", "parameterization", "predict_type", groups=groups):
+    if prediction := run.get("prediction_type", "parameterization", "predict_type", "prediction", groups=groups):
         parameterization = {"name": word(prediction, _PREDICTIONS, _GIVE_PARAMETERIZATION)}
     for name, meaning in (("predict_xstart", "x0"), ("predict_v", "v")):
         if flag(run.get(name, groups=groups)):

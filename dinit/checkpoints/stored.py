@@ -131,15 +131,15 @@ def _nearest(label: str, values: Mapping[str, Any], name: str, groups: set[str])
     depth = min((key.count(".") for key in fitting), default=0)
     for key in fitting:
         if key.count(".") == depth:
-            yield Stated(label + key, _value(values[key]))
+            yield Stated(label + key, plain_value(values[key]))
 
 
 def _normal(name: str) -> str:
     return name.lower().replace("-", "_").lstrip("_")
 
 
-def _value(stored: Any) -> Any:
-    """A stored value, with text that writes a number, a truth value or nothing read as such."""
+def plain_value(stored: Any) -> Any:
+    """A stored value, with text that writes a number, a truth value or nothing read as such, and 8.0 as 8."""
     if not isinstance(stored, str):
         return int(stored) if isinstance(stored, float) and stored.is_integer() else stored
     text = stored.strip()

@@ -7,6 +7,7 @@ import json
 import math
 import re
 import sys
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from safetensors.torch import save_file
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
@@ -278,6 +280,7 @@ def test_labels_of_a_table(rows: int, args: Any, options: Any, expected: tuple[i
     assert (labels.num_classes, labels.null_class) == expected
     undecided = not args and not options and rows not in (1, 1001)
     assert bool(labels.notes) == undecided
+    assert labels.doubtful == (undecided and rows == 8)
 
 
 @pytest.mark.parametrize(
@@ -316,6 +319,28 @@ def test_labels_of_programs_without_a_null_label() -> None:
     assert "null_class=true" in read_labels(11, stated(), {}, null_row=False).notes[0]
     assert read_labels(1000, stated(), {}, null_row=True, certain=True) == Labels(999, True)
     assert read_labels(1, stated(), {}, null_row=True, lone_null=False) == Labels(1, False)
+
+
+def test_a_doubtful_reading_of_labels_is_a_warning(tmp_path: Path) -> None:
+    given: dict[str, Any] = {"layout": "sit", "options": {"num_heads": 4}}
+    with pytest.warns(UserWarning, match="7 rows, read as 6 classes and the null label.*null_class=false"):
+        converted(golden("sit_nosigma").state, tmp_path, **given)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _, pipe = converted(golden("sit_nosigma").state, tmp_path, {"num_classes": 7}, **given)
+    assert (pipe.num_classes, pipe.backbone.null_class) == (7, False)
+
+
+def test_a_network_of_another_class_that_was_trained_as_sit_is(tmp_path: Path) -> None:
+    args = {"model": "DiT-XL/2", "transport": {"path_type": "GVP"}}
+    made, pipe = converted(golden("dit_sigma").state, tmp_path, args, options={"num_heads": 4})
+    assert made.recognised.name == "dit"
+    assert (pipe.process, pipe.parameterization.registry_name) == (GVP(), "reversed-velocity")
+    assert pipe.defaults["sampler"] == {"name": "heun"}
+    made, _ = converted(golden("dit_sigma").state, tmp_path, args, options={"num_heads": 4}, layout="sit")
+    assert any(
+        "args.model = 'DiT-XL/2' is of backbone 'dit', and it was read as 'sit'" in one for one in made.notes
+    )
 
 
 WITHOUT_NULL = [
@@ -451,6 +476,8 @@ def test_arguments_give_what_the_tensors_do_not(name: str, args: Any, expected: 
         ({"predict_xstart": True, "diffusion_steps": 1000, "rescale_timesteps": True}, {"num_steps": 1000}, "x0"),
         ({"predict_xstart": "False"}, {"num_steps": 1000}, "epsilon"),
         ({"diffusion": {"prediction_type": "v_prediction"}}, {}, "v"),
+        ({"prediction": "v"}, {}, "v"),
+        ({"prediction": "velocity"}, "args.prediction = 'velocity', unknown", None),
         ({"noise_schedule": "sqrt"}, "args.noise_schedule = 'sqrt', unknown", None),
         ({"predict_xstart": "maybe"}, "args.predict_xstart = 'maybe', which must be true or false", None),
         (
@@ -504,6 +531,41 @@ def test_score_sdes_configuration(training: Any, model: Any, process: Any, tmp_p
     assert "training.sde" in made.recognised.evidence
     assert pipe.process.to_config().items() >= process.items()
     assert pipe.process.num_steps == len(file.state["sigmas"]) == 40, "the state's own levels"
+
+
+# --- config.json of a folder of diffusers ---
+
+
+@pytest.mark.parametrize(
+    ("edits", "named"),
+    [
+        ({}, None),
+        ({"num_attention_heads": "4", "sample_size": 8.0}, None),
+        ({"num_layers": "2", "in_channels": 4.0, "out_channels": "8"}, None),
+        ({"norm_num_groups": None, "dropout": 0.0, "num_vector_embeds": None}, None),
+        ({"sample_size": "big"}, "config.json: sample_size = 'big', which must be a whole number"),
+        ({"sample_size": [8, 8]}, r"config.json: sample_size = \[8, 8\]"),
+        ({"num_attention_heads": None}, "config.json: num_attention_heads = None"),
+        ({"num_layers": 3}, "gives depth = 3, but its tensors have depth = 2"),
+        ({"attention_head_dim": 8}, "gives hidden_size = 32, but its tensors have hidden_size = "),
+        ({"num_embeds_ada_norm": 11}, "gives num_classes = 11, but its tensors have num_classes = 10"),
+        ({"activation_fn": "geglu"}, "activation_fn = 'geglu'"),
+    ],
+    ids=str,
+)
+@torch.no_grad()
+def test_a_folders_config_is_compared_with_its_tensors(edits: Any, named: str | None, tmp_path: Path) -> None:
+    file = golden("diffusers_dit")
+    write(tmp_path / "config.json", {**file.arguments, "_class_name": "DiTTransformer2DModel", **edits})
+    save_file(file.state, tmp_path / "diffusion_pytorch_model.safetensors")
+    if named:
+        with pytest.raises(ValueError, match=named):
+            convert(tmp_path, tmp_path / "p")
+        return
+    convert(tmp_path, tmp_path / "p")
+    pipe, given = Pipeline.from_pretrained(tmp_path / "p"), file.tensors
+    out = pipe.backbone(given["in.x"], given["in.t"], pipe.backbone.embed(given["in.y"]))
+    assert relative_error(out, given["out.sample"]) <= file.tolerance
 
 
 # --- by chance ---

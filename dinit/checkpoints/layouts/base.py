@@ -135,7 +135,7 @@ class Layout(ABC):
             variance = "learned-range" if learned else "fixed-large"
             steps = min(self.chain_steps, process.num_steps)
             return {"sampler": {"name": "ddpm", "variance": variance}, "steps": steps, "grid": {"name": "respaced"}}
-        if process.registry_name == "flow":
+        if process.registry_name in ("flow", "gvp"):
             return dict(ODE_STEPS)
         return {"sampler": {"name": "euler-maruyama"}, "steps": 1000}
 

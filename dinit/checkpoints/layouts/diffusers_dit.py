@@ -9,8 +9,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from dinit.checkpoints.claims import whole
 from dinit.checkpoints.keymap import KeyMap, Rule, map_keys, names
 from dinit.checkpoints.layouts.base import LAYOUTS, Layout, Shapes, check_fixed, count, published
+from dinit.checkpoints.stored import Stated, plain_value
 
 _BLOCK = r"transformer_blocks\.(\d+)\."
 _EMBEDDINGS = re.compile(_BLOCK + r"norm1\.emb\.(.+)")
@@ -100,7 +102,10 @@ class DiffusersDiTLayout(Layout):
 
     def arguments(self, reference: Mapping[str, Any]) -> dict[str, Any]:
         check_fixed("DiTTransformer2DModel", reference, _FIXED)
-        given = {**_DEFAULTS, **{name: value for name, value in reference.items() if name in _DEFAULTS}}
+        given: dict[str, Any] = dict(_DEFAULTS)
+        for name, value in reference.items():
+            if name in _DEFAULTS and (value is not None or _DEFAULTS[name] is not None):
+                given[name] = whole(Stated(f"config.json: {name}", plain_value(value)))
         channels = given["in_channels"]
         if given["out_channels"] not in (None, channels, 2 * channels):
             raise ValueError(

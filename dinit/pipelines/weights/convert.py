@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 import dinit
 from dinit.checkpoints.advice import also_in_python
-from dinit.checkpoints.claims import MODEL_NAMES, UNSEEN, disagreement, image_side, read_labels, word
+from dinit.checkpoints.claims import MODEL_NAMES, UNSEEN, disagreement, image_side, other_family, read_labels, word
 from dinit.checkpoints.imagenet import NUM_CLASSES, imagenet_names
 from dinit.checkpoints.interop.schedule import read_scheduler
 from dinit.checkpoints.interop.scheduler_config import scheduler_of
@@ -33,6 +34,7 @@ from dinit.registry import construct, suggest
 
 RECORD = "conversion.json"
 _ALMOST_NOISE = 0.999  # the first time of SiT's programs where noise or score is predicted
+_NO_TENSOR = (*UNSEEN, "mlp_norm_eps", "freq_shift")  # arguments that no tensor of a folder of diffusers shows
 _PIXELS = (1, 3)
 _AUTOENCODERS = {4: "stabilityai/sd-vae-ft-ema", 32: "hustvl/vavae-imagenet256-f16d32-dinov2"}
 
@@ -190,7 +192,7 @@ def _arguments(
     for name in options:
         if name not in accepted:
             raise ValueError(f"{_called(layout)} has no argument {name!r}{suggest(name, accepted)}")
-    stored = layout.arguments(checkpoint.config) if checkpoint.config else {}
+    stored = _configured(layout, checkpoint, found)
     try:
         stated, notes = _stated(layout, shapes, run, found, options)
     except ValueError as error:
@@ -211,6 +213,20 @@ def _arguments(
     return found, notes
 
 
+def _configured(layout: Layout, checkpoint: Checkpoint, found: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments by the folder's config.json. ValueError where the tensors have others."""
+    if not checkpoint.config:
+        return {}
+    stored = layout.arguments(checkpoint.config)
+    for name, value in stored.items():
+        if name not in _NO_TENSOR and found.get(name) not in (None, value):
+            raise ValueError(
+                f"config.json of {checkpoint.path} gives {name} = {value}, but its tensors have {name} = "
+                f"{found[name]}: correct the file, or download the folder again"
+            )
+    return stored
+
+
 def _stated(
     layout: Layout, shapes: Shapes, run: RunArguments, found: Mapping[str, Any], options: Mapping[str, Any]
 ) -> tuple[dict[str, Any], list[str]]:
@@ -224,7 +240,8 @@ def _stated(
             raise ValueError(wrong)
     unseen = [claim for claim in claims if claim.argument in UNSEEN or found[claim.argument] is None]
     stated = {claim.argument: claim.value for claim in unseen}
-    notes: list[str] = []
+    other = other_family(run, layout.backbone)
+    notes: list[str] = [] if other is None else [other]
     if "image_size" not in options and "in_channels" in found:
         known = found.get("image_size") if layout.image_size_in_tensors else None
         side, wrong = image_side(run, found["in_channels"], known)
@@ -237,6 +254,8 @@ def _stated(
             rows, run, options, layout.null_row, layout.always_null_row, lone_null=layout.lone_null_row
         )
         notes += labels.notes
+        if labels.doubtful:
+            warnings.warn(labels.notes[0], stacklevel=2)
         stated |= {"num_classes": labels.num_classes, "null_class": labels.null_class}
     return stated, notes
 
