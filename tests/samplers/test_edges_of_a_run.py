@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from dinit.diffusion import Condition, Denoised, Denoiser, WrappedDenoiser
 from dinit.diffusion.continuous import VP
 from dinit.likelihood.bound import variational_bound
 from dinit.likelihood.ode import log_likelihood
@@ -106,3 +107,25 @@ def test_a_search_never_settles_where_its_metric_is_not_a_number(way: Any) -> No
     given, found = way()
     assert math.isnan(given[0])
     assert found == pytest.approx(min(given[1:]), rel=1e-12)
+
+
+class Watched(WrappedDenoiser):
+    """Keeps the numbers of step and steps that every evaluation is given."""
+
+    def __init__(self, inner: Denoiser) -> None:
+        super().__init__(inner)
+        self.numbers: list[tuple[int, int | None]] = []
+
+    def __call__(self, x_t: Tensor, t: Any, cond: Condition) -> Denoised:
+        self.numbers.append((cond.run.step, cond.run.steps))
+        return super().__call__(x_t, t, cond)
+
+
+@pytest.mark.parametrize("run", WAYS)
+def test_every_way_tells_a_guidance_how_many_steps_there_are(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    watched = Watched(SHORT)
+    monkeypatch.setitem(globals(), "SHORT", watched)
+    run(grid=torch.tensor([0.9, 0.7, 0.5, 0.3, 0.1], dtype=F64))
+    assert {steps for _, steps in watched.numbers} == {4 if run is inverted else 5}
+    if run not in (measured, inverted):  # the first has no numbers, and the second those of the way down
+        assert {step for step, _ in watched.numbers} == set(range(5))
