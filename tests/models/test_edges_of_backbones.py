@@ -85,3 +85,24 @@ def test_an_argument_wins_over_a_published_name() -> None:
 
 def _plain(value: Any) -> Any:
     return [_plain(one) for one in value] if isinstance(value, (list, tuple)) else value
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", ["dit", "dico", "unet"])
+def test_blocks_are_recomputed_wherever_there_are_gradients(name: str, training: bool) -> None:
+    model: Any = BACKBONES[name].preset("tiny").train(training)
+    model.enable_gradient_checkpointing()
+    plain, calls = model._gradient_checkpointing_func, []
+
+    def watched(block: nn.Module, *arguments: Any) -> Any:
+        calls.append(block)
+        return plain(block, *arguments)
+
+    model._gradient_checkpointing_func = watched
+    x = torch.zeros(1, model.in_channels, 8, 8)
+    model(x, torch.zeros(1), model.embed(torch.tensor([0])))
+    assert len(calls) == len(set(map(id, calls))) >= 2
+    calls.clear()
+    with torch.no_grad():
+        model(x, torch.zeros(1), model.embed(torch.tensor([0])))
+    assert calls == []
