@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from test_latents import PLAN_10, write  # pyright: ignore[reportMissingImports]
+from test_webdataset import number_of, write_tars  # pyright: ignore[reportMissingImports]
 
 from dinit.data.folder import ImageFolder, image_files
+from dinit.data.latent_cache import read_manifest
 from dinit.data.latents import Latents
+from dinit.data.webdataset import WebDataset
 from dinit.evaluation.samples import is_samples, read_samples
 
 SEEN = ("a.png", "b.JPG", "below/c.png", "with.dot/d.e.png")
@@ -79,3 +84,28 @@ def test_a_cache_of_latents_says_what_its_plan_says(
     plain = Latents(write(tmp_path / "plain"))
     usual = getattr(plain, attribute)
     assert expected != (usual() if callable(usual) else usual), "a value that shows nothing"
+
+
+@pytest.mark.parametrize("sampled", [True, False])
+def test_the_manifest_has_the_spread_of_draws(sampled: bool, tmp_path: Path) -> None:
+    folder = write(tmp_path / "cache", dataclasses.replace(PLAN_10, images=60))
+    _, measured, manifest = read_manifest(folder)
+    mean, std = measured.normalisation(True)
+    assert manifest["latents"] == {"mean": mean, "std": std}
+    data = Latents(folder, sample=sampled)
+    drawn = torch.stack([data.sample(i, key)[0] for key in range(3) for i in range(60)]).double()
+    assert bool(((drawn.std(dim=(0, 2, 3)) - 1).abs() < 0.06).all())
+    assert all(one > other for one, other in zip(std, measured.normalisation(False)[1], strict=True))
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts open files")
+def test_a_set_of_many_tars_holds_few_open(tmp_path: Path) -> None:
+    data = WebDataset(write_tars(tmp_path / "w", tars=70, each=1), size=8)
+
+    def opened() -> int:
+        return sum(".tar" in os.readlink(link) for link in Path("/proc/self/fd").iterdir() if link.is_symlink())
+
+    assert [number_of(data[k][0]) for k in range(70)] == list(range(70))
+    assert opened() == 64
+    assert [number_of(data[k][0]) for k in (69, 0, 3, 1)] == [69, 0, 3, 1]  # opened once more
+    assert opened() == 64
