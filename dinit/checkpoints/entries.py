@@ -23,7 +23,14 @@ State = dict[str, Tensor]
 # The first of these that a checkpoint has is the model, where nothing else decides.
 _MODEL = ("model", "state_dict", "model_state_dict", "net", "network", "module")
 # Names of modules that wrap the network or contain it.
-_WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_fpw_module", "module")
+_WRAPPERS = (
+    "_orig_mod",
+    "_fsdp_wrapped_module",
+    "_checkpoint_wrapped_module",
+    "_fpw_module",
+    "_forward_module",
+    "module",
+)
 _OUTER = (
     "model", "net", "network", "online_model", "denoiser", "diffusion_model", "denoise_fn", "unet", "transformer",
     "backbone", "generator", "student", "nnet", "score_model", "ema", "ema_model", "dit", "sit",
@@ -143,6 +150,8 @@ def _walk(value: Any, path: tuple[str, ...], averaged: bool, optimizer: bool) ->
             yield Entry(name, True, {}, listed=tuple(tensors.values()))
         for one in found.values():
             yield from one
+    elif isinstance(value, list | tuple) and value and all(_is_named(one) for one in value):
+        yield from _walk(dict(value), path, averaged, optimizer)
     elif isinstance(value, list | tuple):
         tensors = [one for one in value if isinstance(one, Tensor)]
         if averaged and tensors:
@@ -161,6 +170,13 @@ def _inside(key: Any, value: Any, path: tuple[str, ...], averaged: bool, optimiz
     before = averaged and not (inside and not optimizer) and not set(words) & set(_COPIES)
     known = is_averaged(key, strict=inside) and not set(words) & {*_COPIES, *_OPTIMIZER}
     yield from _walk(value, (*path, str(key)), before or known, inside)
+
+
+def _is_named(one: Any) -> bool:
+    """Whether this is a pair of a name and a tensor, as a list of named parameters has them."""
+    return (
+        isinstance(one, list | tuple) and len(one) == 2 and isinstance(one[0], str) and isinstance(one[1], Tensor)
+    )
 
 
 def _is_stored(value: str | bytes) -> bool:

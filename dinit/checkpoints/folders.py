@@ -68,20 +68,21 @@ def find_weights(path: Path, weights: str | None) -> Weights:
 def _model_folder(path: Path, weights: str | None) -> tuple[Path, str]:
     """The folder with the denoiser: the source, or its part of a pipeline; and the part's name, of several."""
     for part in _PARTS:
-        average, own = path / f"{part}_ema", path / part
-        if (average / "config.json").is_file() and (own / "config.json").is_file():
-            chosen = {None: average, "ema": average, "model": own, average.name: average, own.name: own}.get(
-                weights
-            )
-            if chosen is None:
-                raise ValueError(
-                    f"{path} has {own.name} and {average.name}: weights is ema or model, got {weights!r}"
-                )
+        own, averages = path / part, _averages(path, part)
+        found = {one.name: one for one in (own, *averages) if (one / "config.json").is_file()}
+        if weights in found and len(found) > 1:
+            return found[weights], weights
+        if len(averages) > 1 and weights in (None, "ema"):
+            names = ", ".join(one.name for one in averages)
+            raise ValueError(f"{path} has several averages of {part}, {names}: give the folder of one")
+        if averages and own.name in found:
+            if weights not in (None, "ema", "model"):
+                raise ValueError(f"{path} has {', '.join(found)}: weights is ema or model, got {weights!r}")
+            chosen = own if weights == "model" else averages[0]
             return chosen, chosen.name
-        for one in (average, own):
-            if (one / "config.json").is_file():
-                return one, ""
-    if (path / "config.json").is_file() or weight_variants(path):
+        for one in found.values():
+            return one, ""
+    if (path / "config.json").is_file():
         return path, ""
     if (path / "model_index.json").is_file():
         raise ValueError(
@@ -89,6 +90,15 @@ def _model_folder(path: Path, weights: str | None) -> tuple[Path, str]:
         )
     raise ValueError(
         f"{path} is no model folder: it has no config.json, and no transformer/ with one; give the file{_has(path)}"
+    )
+
+
+def _averages(path: Path, part: str) -> list[Path]:
+    """Folders next to a part of a pipeline that have averages of it: unet_ema/, ema_unet/."""
+    return sorted(
+        one
+        for one in path.iterdir()
+        if part in one.name.lower() and is_averaged(one.name) and (one / "config.json").is_file()
     )
 
 

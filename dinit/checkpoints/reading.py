@@ -100,18 +100,21 @@ def _folder(path: Path, weights: str | None, sha256: str | None) -> Checkpoint:
     """The weights and the configurations of a folder of diffusers, or of an index of shards."""
     found = find_weights(path, weights)
     hashes = _check_hashes(list(found.files), sha256)
-    state: State = {}
-    notes = list(found.notes)
+    content: dict[str, Any] = {}
     for file in found.files:
-        content = read_file(file)
-        try:
-            chosen = choose(content, None)
-        except (ValueError, AttributeError) as error:
-            raise ValueError(f"{file} {error}") from error
-        if twice := state.keys() & chosen.state.keys():
+        part = read_file(file)
+        if not isinstance(part, Mapping):
+            raise ValueError(f"{file} holds a {type(part).__name__}, not a state of named tensors")
+        if twice := content.keys() & part.keys():
             raise ValueError(f"{path} has {min(twice)} in two of its files; download it again")
-        state |= chosen.state
-        notes += chosen.notes
+        content |= part
+    try:
+        chosen = choose(content, None)
+    except ValueError as error:
+        raise ValueError(f"{found.files[0]} {error}") from error
+    state, notes = chosen.state, [*found.notes, *chosen.notes]
+    if weights is None and not is_averaged(f"{found.entry} {found.folder.name}"):
+        _warn_of_average(found.files[0])
     if found.names is not None and len(found.names) != len(state):
         raise ValueError(
             f"{found.folder} has {len(state)} tensors in its shards, its index lists {len(found.names)}; these are "

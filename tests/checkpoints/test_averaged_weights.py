@@ -117,6 +117,10 @@ FORMS: dict[str, Callable[[], dict[Any, Any]]] = {
         "state_dict": RAW,
         "callbacks": {"StochasticWeightAveraging": {"n": 3, "average_model_state": EMA}},
     },
+    "named pairs": lambda: {"model": RAW, "ema": [(key, EMA[key]) for key in TRAINED]},
+    "one module deeper": lambda: {
+        "state_dict": {**prefixed("model.net.", RAW), **prefixed("model.ema.", EMA), **prefixed("loss.", VAE)}
+    },
     "compiled": lambda: {"model": prefixed("_orig_mod.", RAW), "ema": prefixed("_orig_mod.", EMA)},
     "distributed": lambda: {"model": prefixed("module.", RAW), "ema": EMA},
     "blocks compiled one by one": lambda: {

@@ -100,8 +100,21 @@ def test_an_average_next_to_the_model_is_taken(weights: str | None, tmp_path: Pa
     read = read_checkpoint(path, weights)
     assert (same(read.state, STATE), read.entry) == (True, "unet_ema")
     assert same(read_checkpoint(path, "model").state, scaled(2))
-    with pytest.raises(ValueError, match="has unet and unet_ema: weights is ema or model"):
+    with pytest.raises(ValueError, match="has unet, unet_ema: weights is ema or model"):
         read_checkpoint(path, "vae")
+    folder(path / "ema_unet_2", {f"{NAME}.safetensors": scaled(3)})
+    with pytest.raises(ValueError, match="several averages of unet, ema_unet_2, unet_ema: give the folder of one"):
+        read_checkpoint(path)
+    assert same(read_checkpoint(path, "ema_unet_2").state, scaled(3))
+
+
+def test_an_average_next_to_the_file_of_a_folder_is_pointed_out(tmp_path: Path) -> None:
+    path = folder(tmp_path / "m", {"model.safetensors": STATE, "ema.safetensors": scaled(2)})
+    with pytest.warns(UserWarning, match="ema.safetensors next to it may be its averaged weights"):
+        assert same(read_checkpoint(path).state, STATE)
+    run = folder(tmp_path / "run", {"model.safetensors": STATE, "model_1.safetensors": scaled(2)}, config=None)
+    with pytest.raises(ValueError, match=r"no model folder.*\(it has model.safetensors, model_1.safetensors\)"):
+        read_checkpoint(run)
 
 
 def test_the_pipeline_of_a_part_is_read_with_it(tmp_path: Path) -> None:
