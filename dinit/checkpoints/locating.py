@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,12 @@ def _download(repo: str, tried: str, options: dict[str, Any]) -> Path:
     except (OSError, ValueError, RuntimeError) as error:  # errors of the hub and of the connection
         reason = str(error).strip().split("\n", 1)[0]
         raise FileNotFoundError(f"{tried}; and the hub gave no {repo!r}: {reason}") from error
+
+
+def is_own_class(index: Mapping[str, Any]) -> bool:
+    """Whether a folder's index is of a pipeline of dinit: the class alone, or as one of a module in the folder."""
+    name = index.get("_class_name")
+    return name == "Pipeline" or name == ["dinit_pipeline", "Pipeline"]
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from dinit.contents import usual_variant
 from dinit.diffusion import Process
 from dinit.diffusion.discrete import BetaChain
 from dinit.pipelines.call import to_spec
-from dinit.pipelines.loading import INDEX, check_tensors, read_json, weight_shapes
+from dinit.pipelines.loading import INDEX, check_tensors, is_own_class, read_json, weight_shapes
 
 OPTIONS = ("dtype", "torch_dtype", "null_label", "variant", "process", "parameterization", "t_max")
 DIT_GUIDANCE = 4.0  # DiTPipeline's own, on all channels
@@ -53,7 +53,7 @@ def is_diffusers_folder(folder: Path) -> bool:
     if not (folder / INDEX).is_file():
         return False
     index = read_json(folder / INDEX)
-    return index.get("_class_name") != "Pipeline" and any(name in index for name in (*_NETWORKS, "scheduler"))
+    return not is_own_class(index) and any(name in index for name in (*_NETWORKS, "scheduler"))
 
 
 def read_diffusers_folder(folder: Path, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from dinit.checkpoints.folders import shards
-from dinit.checkpoints.locating import INDEX, PICKLES, SHIPPED, locate, read_json, shipped
+from dinit.checkpoints.locating import INDEX, PICKLES, SHIPPED, is_own_class, locate, read_json, shipped
 from dinit.contents import usual_variant, weight_variants, wrong_folder, wrong_weights
 from dinit.models.base import BACKBONES, Backbone
 from dinit.models.codec import VAE_FOLDER
@@ -23,6 +23,7 @@ __all__ = [
     "SHIPPED",
     "LoadOptions",
     "check_folder",
+    "is_own_class",
     "load_options",
     "locate",
     "read_json",
@@ -42,7 +43,7 @@ def check_folder(folder: Path, given: Sequence[str] = (), variant: str | None = 
     or weights whose tensors are not the configured backbone's (missing, unexpected and mis-shaped are named).
     """
     index = read_json(folder / INDEX)
-    if index.get("_class_name") != "Pipeline":
+    if not is_own_class(index):
         raise ValueError(f"{folder / INDEX} is of the class {index.get('_class_name')!r}, not of a dinit Pipeline")
     for key in ("process", "parameterization"):
         if not isinstance(index.get(key), dict):

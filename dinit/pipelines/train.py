@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from dinit.cards import CARD
 from dinit.files import only_writer, user_path
+from dinit.pipelines.hub import adapter_card
 from dinit.pipelines.launch import training_processes
 from dinit.pipelines.runs.output import draw_samples, export, make_pipeline
 from dinit.training.finetune.adapters import save_adapter
@@ -157,7 +159,8 @@ def _export(loop: TrainingLoop, network: Any) -> None:
         "processes": loop.accelerator.num_processes,
         **({"finetune": asdict(loop.transfer[0])} if loop.transfer else {}),
     }
-    save_adapter(network, loop.out / "adapter")
+    if save_adapter(network, loop.out / "adapter"):
+        (loop.out / "adapter" / CARD).write_text(adapter_card(loop.recipe), encoding="utf-8")
     pipeline = make_pipeline(network, loop.recipe, loop.objective, loop.data, loop.accelerator.device)
     export(loop.out / "pipeline", pipeline, loop.recipe, loop.data, facts)
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from dinit.cards import CARD, CardMetadata
 from dinit.data import DATASETS, ImageData
 from dinit.evaluation.metrics.reconstruction import psnr, ssim
 from dinit.files import whole_folder
@@ -168,6 +169,8 @@ def main() -> None:
     with whole_folder(out) as temporary:
         vae.save_pretrained(temporary)
         (temporary / RECORD).write_text(json.dumps(facts, indent=2) + "\n")
+        head = CardMetadata(("autoencoder",), pipeline_tag="image-to-image", library_name="diffusers")
+        (temporary / CARD).write_text(f"{head.front_matter()}# AutoencoderKL, trained by dinit\n", encoding="utf-8")
     figures = f"PSNR {facts['psnr']:.2f} dB, SSIM {facts['ssim']:.4f}"
     print(f"{seconds:.0f} s; {figures}; {sum(p.numel() for p in vae.parameters()):,} parameters → {out}")
 

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from dinit.cards import CardMetadata, write_card
 from dinit.files import user_path, write_atomically
 
 _WEIGHTS, _CONFIG = "model.safetensors", "config.json"
@@ -29,6 +30,14 @@ def save_classifier(model: nn.Module, config: Any, folder: str | Path) -> None:
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     write_atomically(folder / _WEIGHTS, save(tensors))
     write_atomically(folder / _CONFIG, json.dumps(asdict(config), indent=2).encode() + b"\n")
+    write_card(folder, _card(model))
+
+
+def _card(model: nn.Module) -> str:
+    head = CardMetadata(("classification", "evaluation"), pipeline_tag="image-classification")
+    name = type(model).__name__
+    text = f"A classifier with which dinit evaluates images. `{name}.from_pretrained(FOLDER)` opens it."
+    return f"{head.front_matter()}# {name}\n\n{text}\n"
 
 
 def read_classifier(

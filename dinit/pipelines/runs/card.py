@@ -11,10 +11,11 @@ import json
 import shutil
 from pathlib import Path
 
+from dinit.cards import CardMetadata
 from dinit.evaluation.reports.report import Report, Row
 from dinit.files import whole_folder, write_atomically
 from dinit.pipelines.evaluate import evaluate
-from dinit.pipelines.hub import front_matter
+from dinit.pipelines.hub import data_names
 from dinit.pipelines.loading import BACKBONE, read_json
 from dinit.training.recipe.file import load_recipe
 
@@ -46,13 +47,19 @@ def ship(pipeline: Path, target: Path, num_samples: int = 1000) -> str:
 def card(name: str, pipeline: Path, reports: dict[str, Report]) -> str:
     """The card's text. reports: one for each way of sampling; all of one protocol, with one real row."""
     facts = json.loads((pipeline / "training.json").read_text())
+    classes = read_json(pipeline / BACKBONE / "config.json")["num_classes"]
     first = next(iter(reports.values()))
     made_by, protocol = first.made_by, first.protocol
     rows = [_cells(way, report.model) for way, report in reports.items()]
     rows.append(_cells("real (train split)", first.real))
     size = sum(file.stat().st_size for file in pipeline.rglob("*.safetensors"))
     lines = [
-        *front_matter(read_json(pipeline / BACKBONE / "config.json")["num_classes"], license="apache-2.0"),
+        CardMetadata(
+            ("diffusion", "class-conditional" if classes else "unconditional"),
+            license="apache-2.0",
+            datasets=data_names(load_recipe(pipeline / "recipe.yaml").data.spec()),
+            metrics=[key.replace("_", "-") for key in _FIGURES],
+        ).front_matter(),
         f"# {name}",
         "",
         "```python",

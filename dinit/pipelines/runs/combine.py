@@ -10,8 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from dinit.cards import CARD
 from dinit.files import user_path, whole_folder
 from dinit.pipelines.generate import Pipeline
+from dinit.pipelines.hub import trained_card
 from dinit.training import randomness
 from dinit.training.averaging.combination import Found, Search, combine, saved_weights, search
 from dinit.training.network import TrainingNetwork
@@ -61,6 +63,7 @@ def combine_run(
         "coefficients": dict(zip(names, found.coefficients.tolist(), strict=True)),
     }
     with whole_folder(to) as temporary:
+        (temporary / CARD).write_text(trained_card(pipeline, read_recipe(run), facts), encoding="utf-8")
         pipeline.save_pretrained(temporary)
         (temporary / "recipe.yaml").write_bytes((run / "pipeline" / "recipe.yaml").read_bytes())
         (temporary / "training.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")

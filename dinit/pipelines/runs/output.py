@@ -12,9 +12,11 @@ from typing import Any
 import torch
 
 import dinit
+from dinit.cards import CARD
 from dinit.data import ImageData
 from dinit.files import whole_folder, write_atomically
 from dinit.pipelines.generate import Pipeline
+from dinit.pipelines.hub import trained_card
 from dinit.pipelines.outputs.sheets import to_pil
 from dinit.training.finetune.adapters import merged
 from dinit.training.run.health import image_statistics
@@ -84,6 +86,7 @@ def export(folder: Path, pipeline: Pipeline, recipe: Recipe, data: ImageData, fa
         },
     }
     with whole_folder(folder) as temporary:
+        (temporary / CARD).write_text(trained_card(pipeline, recipe, known), encoding="utf-8")
         pipeline.save_pretrained(temporary)
         write_recipe(temporary, recipe)
         (temporary / "training.json").write_text(json.dumps(known, indent=2) + "\n")

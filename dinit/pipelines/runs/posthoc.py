@@ -7,9 +7,12 @@ from pathlib import Path
 
 import torch
 
+from dinit.cards import CARD
 from dinit.files import user_path, whole_folder
 from dinit.pipelines.generate import Pipeline
+from dinit.pipelines.hub import trained_card
 from dinit.training.averaging.snapshots import average_of_width
+from dinit.training.run.folder import read_recipe
 
 
 def pipeline_of_width(run: str | Path, sigma_rel: float, to: str | Path, step: int | None = None) -> Path:
@@ -29,6 +32,7 @@ def pipeline_of_width(run: str | Path, sigma_rel: float, to: str | Path, step: i
             parameter.copy_(averages[name])
     facts = json.loads((run / "pipeline" / "training.json").read_text(encoding="utf-8"))
     with whole_folder(to) as temporary:
+        (temporary / CARD).write_text(trained_card(pipeline, read_recipe(run), facts), encoding="utf-8")
         pipeline.save_pretrained(temporary)
         (temporary / "recipe.yaml").write_bytes((run / "pipeline" / "recipe.yaml").read_bytes())
         facts["ema"] = {"sigma_rel": sigma_rel, "step": last}

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import dinit
+from dinit.cards import CARD
 from dinit.checkpoints.advice import also_in_python
 from dinit.checkpoints.claims import MODEL_NAMES, UNSEEN, disagreement, image_side, other_family, read_labels, word
 from dinit.checkpoints.imagenet import NUM_CLASSES, imagenet_names
@@ -29,6 +30,7 @@ from dinit.files import user_path, whole_folder
 from dinit.models.base import Backbone
 from dinit.models.codec import VAE_FOLDER, open_autoencoder
 from dinit.pipelines.generate import Pipeline
+from dinit.pipelines.hub import converted_card
 from dinit.pipelines.outputs.targets import check_pipeline_target
 from dinit.registry import construct, suggest
 
@@ -149,6 +151,9 @@ def _convert(
         notes=tuple(map(also_in_python, (*checkpoint.notes, *notes, *more))),
     )
     with whole_folder(target) as temporary:
+        (temporary / CARD).write_text(
+            converted_card(product, checkpoint.path.name, checkpoint.entry), encoding="utf-8"
+        )
         product.save_pretrained(temporary)
         (temporary / RECORD).write_text(json.dumps(_record(made, checkpoint), indent=2) + "\n", encoding="utf-8")
     return made

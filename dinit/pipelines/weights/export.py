@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from dinit.cards import CARD, CardMetadata
 from dinit.checkpoints.exporting import check_export, diffusers_model, published_state, scheduler_arguments
 from dinit.files import user_path, whole_file, whole_folder
 from dinit.pipelines.generate import Pipeline
@@ -61,3 +62,7 @@ def _write_diffusers(folder: Path, pipe: Pipeline, model: Any, scheduler: dict[s
         "vae": [None, None] if pipe.vae is None else ["diffusers", "AutoencoderKL"],
     }
     (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    head = CardMetadata(("diffusion", "class-conditional"), library_name="diffusers").front_matter()
+    name, opened = type(pipe.backbone).__name__, "`DiTPipeline.from_pretrained(FOLDER)` opens it."
+    text = f"{head}# {name}\n\nExported by dinit. {opened}\n"
+    (folder / CARD).write_text(text, encoding="utf-8")

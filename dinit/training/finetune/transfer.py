@@ -11,7 +11,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from dinit.checkpoints.locating import INDEX, locate, read_json
+from dinit.checkpoints.locating import INDEX, is_own_class, locate, read_json
 from dinit.data import DATASETS
 from dinit.data.class_names import find_name
 from dinit.diffusion import PARAMETERIZATIONS, PROCESSES
@@ -79,7 +79,7 @@ def read_pretrained(init_from: str) -> Pretrained:
     index = read_json(folder / INDEX)
     entry = index.get("backbone")
     classes = {BACKBONES[name].__name__: BACKBONES[name] for name in BACKBONES}
-    if index.get("_class_name") != "Pipeline" or not isinstance(entry, list) or entry[-1] not in classes:
+    if not is_own_class(index) or not isinstance(entry, list) or entry[-1] not in classes:
         raise ValueError(
             f"{folder} is no pipeline of dinit, from which training can start; `dinit convert` makes one of a "
             "published checkpoint"
