@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 CARD = "README.md"
-UNKNOWN_LICENSE = "unknown"  # an identifier of the Hub: whose weights these are, their owner says
+UNKNOWN_LICENSE = "unknown"  # an identifier of the Hub; the license is for the owner of the weights to give
 # The Hub has no task for class-conditional images, and lists DiT under this one.
 IMAGES = "unconditional-image-generation"
 

@@ -282,7 +282,7 @@ class Pipeline(CallDefaults, DiffusersMethods, DiffusionPipeline):
 
         Besides `Pipeline.from_pretrained(folder)`, diffusers' own entry opens it, by its dinit_pipeline.py:
         `DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)`. A card that is there stays as it is,
-        unless this method wrote it and nobody has edited it since.
+        unless this method wrote it and it was not edited since.
 
         Args:
             save_directory: the folder, which is made.

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from dinit.pipelines.generate import Pipeline
     from dinit.training.recipe.model import Recipe
 
-# The first is named by the folder's index, so that diffusers says which file it needs, and opens the folder with
+# The first is named by the folder's index, so that the error of diffusers names it, and the folder opens with
 # trust_remote_code=True; the second is what custom_pipeline=FOLDER looks for.
 OWN_MODULE = "dinit_pipeline"
 CUSTOM_PIPELINES = (f"{OWN_MODULE}.py", "pipeline.py")
