@@ -33,6 +33,19 @@ from dinit.training.losses.weighting import WEIGHTINGS
 from dinit.training.recipe.model import Named, Recipe
 from dinit.training.recipe.yaml import Mistake, Path
 
+# What a part that is made of wrong numbers raises; of torch, for sizes that are too large, a RuntimeError.
+_MISTAKES = (
+    ValueError,
+    TypeError,
+    OSError,
+    RuntimeError,
+    ArithmeticError,
+    LookupError,
+    AttributeError,
+)
+# Numbers of a backbone's options from which on even its shapes take minutes to compute.
+_LARGEST, _DEEPEST = 1_000_000, 10_000
+
 
 class _Checks:
     """Collects mistakes; a part that cannot be built is None, and checks that need it are skipped."""
@@ -41,16 +54,17 @@ class _Checks:
         self.mistakes: list[Mistake] = []
 
     def attempt(self, path: Path, build: Callable[[], Any], named: Named | None = None) -> Any:
-        """What `build` returns, or None with its ValueError or TypeError noted as a mistake.
+        """What `build` returns, or None with its error noted as a mistake.
 
         It is noted at `path`, or at the option of `named` that the message names.
         """
         try:
             return build()
-        except (ValueError, TypeError, OSError) as error:
+        except _MISTAKES as error:
             options = named.options if named else {}
             mentioned = [word for word in re.findall(r"\w+", str(error)) if word in options]
-            self.mistakes.append(Mistake((*path, *mentioned[:1]), str(error)))
+            reason = str(error).split("\n")[0] or type(error).__name__
+            self.mistakes.append(Mistake((*path, *mentioned[:1]), reason))
             return None
 
     def entry(self, path: Path, registry: Registry[Any], named: Named, extra: tuple[str, ...] = ()) -> bool:
@@ -141,6 +155,11 @@ def _check_backbone(checks: _Checks, recipe: Recipe) -> Backbone | None:
         message = f"sample grids need 1 or 3 channels, the data has {data.picture_channels}; set it to 0"
         checks.mistakes.append(Mistake(("training", "sample_every"), message))
     right = checks.entry(("backbone",), BACKBONES, recipe.backbone, extra=("preset",))
+    for option, value in recipe.backbone.options.items():
+        deep = any(word in option for word in ("depth", "layers", "blocks"))
+        if (size := _largest(value)) > (_DEEPEST if deep else _LARGEST):
+            checks.mistakes.append(Mistake(("backbone", option), f"{size} is beyond any backbone"))
+            right = False
     if not right or data is None:
         return None
 
@@ -155,6 +174,13 @@ def _check_backbone(checks: _Checks, recipe: Recipe) -> Backbone | None:
         if recipe.finetune is not None:
             checks.attempt(("finetune", "targets"), partial(adapt, backbone, recipe.finetune))
     return backbone
+
+
+def _largest(value: Any) -> float:
+    """The largest size of the numbers in a value; 0 where there are none."""
+    if isinstance(value, list | tuple):
+        return max(map(_largest, value), default=0)
+    return abs(value) if isinstance(value, int | float) else 0
 
 
 def _check_weights(process: Any, parameterization: Any, weighting: Any, t_max: float) -> None:

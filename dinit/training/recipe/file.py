@@ -28,8 +28,11 @@ _PLACEHOLDERS: dict[str, Any] = {
 }
 
 
+_SHOWN, _LONGEST = 15, 800  # mistakes, and characters of one, that an error spells out
+
+
 class RecipeError(ValueError):
-    """A recipe that cannot be trained. `mistakes` holds every mistake; str() is the report, a line for each.
+    """A recipe that cannot be trained. `mistakes` holds all; str() is the report, a line for each, up to 15.
 
     Args:
         title: What was read: the file's name.
@@ -41,9 +44,11 @@ class RecipeError(ValueError):
         self.mistakes = list(mistakes)
         count = "1 mistake" if len(mistakes) == 1 else f"{len(mistakes)} mistakes"
         lines = [f"{title} has {count}:"]
-        for mistake in mistakes:
+        for mistake in mistakes[:_SHOWN]:
             parts = [source.place(mistake.path), mistake.key, mistake.message]
-            lines.append("  " + ": ".join(part for part in parts if part))
+            lines.append("  " + _cut(": ".join(_cut(part, _LONGEST // 2) for part in parts if part), _LONGEST))
+        if len(mistakes) > _SHOWN:
+            lines.append(f"  and {len(mistakes) - _SHOWN} more")
         super().__init__("\n".join(lines))
 
 
@@ -62,9 +67,11 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         ValueError: the file cannot be read.
     """
     try:
-        text = user_path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = user_path(path).read_text(encoding="utf-8-sig")
+    except OSError as error:
         raise ValueError(f"recipe {path} cannot be read: {error}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"recipe {path} is no text in UTF-8 ({error}); save it as UTF-8") from error
     return parse_recipe(text, overrides, title=Path(path).name)
 
 
@@ -132,6 +139,8 @@ def _drop(data: Any, path: KeyPath) -> None:
             data = data[key]
         except (KeyError, IndexError, TypeError):
             return
+    if not path:
+        return
     if isinstance(data, dict):
         data.pop(path[-1], None)
     elif isinstance(data, list) and isinstance(path[-1], int) and path[-1] < len(data):
@@ -147,6 +156,10 @@ def _mistake(details: Any, data: Any) -> Mistake:
     message = details["msg"][0].lower() + details["msg"][1:]
     if details["type"] in ("model_type", "model_attributes_type", "dict_type"):
         message = "should be a mapping of 'key: value' lines, or a name where a registry entry is meant"
+    if details["type"] == "string_pattern_mismatch":
+        message = "should be a name without / and \\ that does not begin with a point"
+    if details["type"] == "string_type" and isinstance(details["input"], bool | int | float):
+        message += " (in quotes it is one)"
     return Mistake(path, f"{message}, got {_short(details['input'])}")
 
 
@@ -180,8 +193,11 @@ def _section(annotation: Any) -> type[BaseModel] | None:
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return _cut(repr(value), 60)
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 3] + "..."
 
 
 def _line(place: str) -> tuple[int, str]:

@@ -7,14 +7,18 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-Positive = Annotated[int, Field(gt=0)]
-Count = Annotated[int, Field(ge=0)]
+_MOST = 2**63 - 1  # torch's seeds and sizes end here
+Positive = Annotated[int, Field(gt=0, le=_MOST)]
+Count = Annotated[int, Field(ge=0, le=_MOST)]
+
+
+_NAME = r"^[^/\\\x00-\x1f.][^/\\\x00-\x1f]*$"  # of folders too
 
 
 class Section(BaseModel):
-    """A group of settings: frozen, and unknown keys are refused."""
+    """A group of settings: frozen, unknown keys are refused, and numbers are finite."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Named(BaseModel):
@@ -276,7 +280,7 @@ class Recipe(Section):
         evaluation: Scores during training.
     """
 
-    name: str = "dinit-model"
+    name: Annotated[str, Field(pattern=_NAME)] = "dinit-model"
     seed: Count = 0
     data: Named
     backbone: Named

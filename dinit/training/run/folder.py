@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
 
 from dinit.data import ImageData, ImageFolder
 from dinit.data.class_names import normalized
@@ -96,8 +95,9 @@ def read_recipe(out: Path) -> Recipe:
         if isinstance(data, dict):
             use_present_names(data, warn=False)
         return Recipe.model_validate(data)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, ValidationError) as error:
-        raise RunFolderError(f"{out / 'recipe.yaml'} is not a recipe of this version: {error}") from error
+    except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
+        reason = "\n".join(str(error).splitlines()[:12])
+        raise RunFolderError(f"{out / 'recipe.yaml'} is not a recipe of this version: {reason}") from error
 
 
 def differences(old: Recipe, new: Recipe) -> list[tuple[str, Any, Any]]:
