@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from dinit.data.class_names import find_name, is_like_a_number, sorted_names
 
 _MOST = 100_000  # classes that are made without num_classes: a larger label is a void label or no label at all
+_LARGEST = 10_000_000  # every class has a name in memory
 _NUMBER = re.compile(r"[+-]?\d+(\.0*)?")
 _SHOWN = 5
 
@@ -74,17 +75,32 @@ def from_array(labels: NDArray, count: int) -> tuple[NDArray[np.int64] | list[st
 
 def label_names(seen: int, num_classes: int | None, class_names: Sequence[str] | None) -> tuple[str, ...]:
     """Class names, by default the numbers; ValueError where they do not fit. seen: the largest label + 1."""
-    total = len(class_names) if class_names is not None else num_classes if num_classes is not None else seen
-    if num_classes is not None and num_classes != total:
-        raise ValueError(f"num_classes is {num_classes}, but there are {total} class_names")
+    names = check_classes(num_classes, class_names)
+    total = seen if num_classes is None else num_classes
+    total = total if names is None else len(names)
     if seen > total:
         raise ValueError(f"the largest label is {seen - 1}, out of range for {total} classes")
-    if num_classes is None and class_names is None and seen > _MOST:
+    if num_classes is None and names is None and seen > _MOST:
         raise ValueError(
-            f"the largest label is {seen - 1}; num_classes={seen} states that there are so many classes, and "
-            "images of a label that stands for no class have to be left out"
+            f"the largest label is {seen - 1}: images of a label that stands for no class have to be left out; "
+            f"num_classes states a number of classes above {_MOST}"
         )
-    return tuple(class_names) if class_names is not None else tuple(str(i) for i in range(total))
+    return tuple(str(i) for i in range(total)) if names is None else names
+
+
+def check_classes(num_classes: int | None, class_names: Sequence[str] | None) -> tuple[str, ...] | None:
+    """The class names, numbers among them as text; None for None. ValueError where the two options do not fit."""
+    if num_classes is not None:
+        whole = isinstance(num_classes, int) and not isinstance(num_classes, bool)
+        if not whole or not 1 <= num_classes <= _LARGEST:
+            raise ValueError(f"num_classes must be a whole number in 1 .. {_LARGEST}, got {num_classes!r}")
+    if class_names is None:
+        return None
+    if isinstance(class_names, str) or not all(isinstance(one, str | int) for one in class_names):
+        raise ValueError(f"class_names must be a list of names, got {_short(class_names)}")
+    if num_classes is not None and num_classes != len(class_names):
+        raise ValueError(f"num_classes is {num_classes}, but there are {len(class_names)} class_names")
+    return tuple(str(one) for one in class_names)
 
 
 def read_names(
@@ -111,7 +127,8 @@ def read_names(
     if any(number is not None for number in numbers) or not all(isinstance(one, str) for one in found):
         odd = next(one for one, number in zip(found, numbers, strict=True) if number is None)
         raise ValueError(f"labels must all be whole numbers, or all names of classes; among them is {_short(odd)}")
-    names = sorted_names(set(found)) if class_names is None else list(class_names)
+    stated = check_classes(num_classes, class_names)
+    names = sorted_names(set(found)) if stated is None else list(stated)
     places = {name: find_name(name, names) for name in set(found)}
     unknown = sorted(name for name, place in places.items() if place is None)
     if unknown or (num_classes is not None and num_classes != len(names)):

@@ -127,7 +127,7 @@ def test_classes_without_an_image_are_named(tmp_path: Path, labels: Any, options
         (LABELS + 0.25, "labels must be integers 0, 1, 2, …, got 0.25"),
         (np.where(LABELS == 2, np.nan, LABELS), "labels must be integers .* got nan"),
         (LABELS - 1, ">= 0, got -1 for 4 of 12 images"),
-        (LABELS + 2**40, r"largest label is 1099511627778; num_classes="),
+        (LABELS + 2**40, r"largest label is 1099511627778: images of a label"),
         (LABELS.astype(np.complex64), "labels must be integers"),
         (np.array(7), r"shape \(12,\)"),
         (np.array(["a", None, 3] * 4, dtype=object), "the array 'labels' of .* cannot be read .*allow_pickle"),
@@ -205,6 +205,29 @@ def test_labels_of_a_npy_lie_in_a_file_of_their_own(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             opened(tmp_path / "x_train.npy", **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_classes": 10**12}, "num_classes must be a whole number in 1 .. 10000000"),
+        ({"num_classes": 0}, "num_classes must be"),
+        ({"num_classes": "3"}, "num_classes must be .* got '3'"),
+        ({"num_classes": 3.0}, "num_classes must be .* got 3.0"),
+        ({"num_classes": True}, "num_classes must be .* got True"),
+        ({"class_names": "abc"}, "class_names must be a list of names, got 'abc'"),
+        ({"class_names": [None, "b", "c"]}, "class_names must be a list of names"),
+        ({"class_names": ["a", "b"]}, "largest label is 2, out of range for 2"),
+    ],
+)
+def test_classes_that_cannot_be_are_refused(tmp_path: Path, options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        opened(write(tmp_path / "a.npz", images=BYTES, labels=LABELS), **options)
+
+
+def test_names_that_yaml_reads_as_numbers_are_names(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.npz", images=BYTES, labels=LABELS)
+    assert opened(path, class_names=[2024, 7, "x"])[0].class_names == ("2024", "7", "x")
 
 
 FLOATS = BYTES / 255

@@ -190,7 +190,7 @@ def test_the_advice_of_a_set_without_labels_works(tmp_path: Path) -> None:
         ([*three()[:2], ("0.png", picture(2))], {}, "has the member '0.png' twice"),
         (three(values=("0", "1", "cat")), {}, "all be whole numbers, or all names of classes; among them is 'cat'"),
         (three(values=("0", "1", "-1")), {}, r"labels must be >= 0, got -1 for 1 of 3"),
-        (three(values=("0", "1", "9" * 12)), {}, "the largest label is 999999999999; num_classes="),
+        (three(values=("0", "1", "9" * 12)), {}, "the largest label is 999999999999: images"),
         (three(values=("0", "1", "9" * 30)), {}, "labels must be integers"),
         (three(part="json", values=field("label", 0, 1, [1, 2])), {}, r"among them is \[1, 2\]"),
         (three(part="json", values=field("label", 0, 1, {"id": 2})), {}, r"among them is \{'id': 2\}"),
