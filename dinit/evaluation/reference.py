@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -32,8 +30,13 @@ from dinit.files import user_path, write_atomically
 FORMAT = 1
 _ROWS = 10_000  # images whose features are kept, for KID, precision and recall: as many as ADM's references hold
 _PICTURES = 256  # images kept for pages and for sanity checks
+_FACTS: dict[str, Any] = {  # of the meta of a file of `dinit stats`
+    **dict.fromkeys(("protocol", "features", "weights", "resize", "dataset"), str),
+    "count": int,
+    "halves_fid": (int, float),
+    "class_names": list,
+}
 _MEAN, _COVARIANCE = ("mu", "sigma"), ("mu_s", "sigma_s")
-_UNREADABLE = (OSError, ValueError, EOFError, KeyError, TypeError, zipfile.BadZipFile, zlib.error)
 
 
 class DataImages:
@@ -202,8 +205,15 @@ class Reference:
     def _gaussian(self, mean: str, covariance: str) -> Gaussian | None:
         if mean not in self.arrays or covariance not in self.arrays:
             return None
-        parts = (np.asarray(self.arrays[key], dtype=np.float64) for key in (mean, covariance))
-        return Gaussian(*parts, count=int(self.meta.get("count", 0)))
+        parts = [self.arrays[key] for key in (mean, covariance)]
+        kinds = {part.dtype.kind for part in parts}
+        if not kinds <= set("fiu"):
+            found = ", ".join(str(part.dtype) for part in parts)
+            raise ValueError(f"{self.path}: {mean} and {covariance} must hold real numbers, got {found}")
+        try:
+            return Gaussian(*(np.asarray(part, np.float64) for part in parts), count=int(self.meta.get("count", 0)))
+        except ValueError as error:
+            raise ValueError(f"{self.path}: {mean} and {covariance}: {error}") from error
 
     def _check(self, protocol: NamedProtocol, extractor: Extractor) -> None:
         if not self.meta:
@@ -237,14 +247,25 @@ def load_reference(path: str | Path) -> Reference:
             meta = json.loads(str(loaded["meta"])) if "meta" in loaded.files else {}
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist; `dinit stats` makes such a file") from None
-    except (AttributeError, *_UNREADABLE) as error:
+    except Exception as error:  # zip's, zlib's, numpy's and Python's own, as the damage may be
         if (wrong := wrong_content(path)) is not None:
             raise ValueError(wrong) from error
         raise ValueError(f"{path} cannot be read as statistics ({error}); {_WANTED}") from error
     if big is not None:
         arrays["arr_0"] = big
+    if not isinstance(meta, dict):
+        raise ValueError(f"{path} cannot be read as statistics (its meta is no object); {_WANTED}")
     if meta and content_hash(arrays) != meta.get("content"):
         raise ValueError(f"{path} was changed after it was made: its content has another hash; make it again")
+    if meta:
+        missing = [key for key in _FACTS if not isinstance(meta.get(key), _FACTS[key])]
+        missing += [key for key in ("features", "pictures") if key not in arrays]
+        if not missing and len(arrays["features"]) != min(meta["count"], _ROWS):
+            missing = ["count"]
+        if missing:
+            raise ValueError(
+                f"{path} is damaged: it has no {', '.join(missing)} as `dinit stats` writes it; make it again"
+            )
     if not ({"mu", "sigma"} <= set(arrays) or "arr_0" in arrays):
         raise ValueError(f"{path} has the arrays {', '.join(arrays) or '(none)'}; {_WANTED}")
     return Reference(path, arrays, meta)

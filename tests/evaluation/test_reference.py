@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from fuzzing import damaged, edited
 from PIL import Image
 
 from dinit.data import epoch_order
@@ -226,3 +228,62 @@ def test_statistics_of_a_folder_and_of_its_pack_are_the_same(tmp_path: Path, dig
     half = epoch_order(0, 0, 120)
     exact = frechet_distance(gaussian_of(x[half[:60]]), gaussian_of(x[half[60:]]))
     assert of_folder["halves_fid"] == pytest.approx(exact)
+
+
+SIZE = 72  # features of the digits' classifier
+MEAN, COVARIANCE = np.zeros(SIZE), np.eye(SIZE)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"mu": MEAN, "sigma": COVARIANCE}, None),
+        ({"mu": MEAN.astype(np.float32), "sigma": COVARIANCE.astype(np.float32)}, None),
+        ({"mu": MEAN.astype(int), "sigma": COVARIANCE.astype(int)}, None),
+        ({"mu": MEAN, "sigma": COVARIANCE, "meta": np.array("{}")}, None),
+        ({"mu": MEAN, "sigma": COVARIANCE, "meta": np.array("[1]")}, "its meta is no object"),
+        ({"mu": MEAN, "sigma": COVARIANCE, "meta": np.array('{"a": 1}')}, "was changed after it was made"),
+        ({"mu": np.array(["a"] * SIZE), "sigma": COVARIANCE}, "must hold real numbers, got <U1, float64"),
+        ({"mu": MEAN + 1j, "sigma": COVARIANCE}, "must hold real numbers, got complex128"),
+        ({"mu": MEAN[None], "sigma": COVARIANCE}, r"a mean \(D,\) and a covariance \(D, D\) are needed"),
+        ({"mu": MEAN * np.nan, "sigma": COVARIANCE}, "NaN or infinity"),
+        ({"mean": MEAN, "cov": COVARIANCE}, "has the arrays mean, cov; wanted"),
+        ({"arr_0": np.random.default_rng(0).random((9, 8, 8, 1))}, "hold uint8.*scale them to 0 .. 255"),
+    ],
+)
+def test_statistics_of_other_programs(tmp_path: Path, digits: tuple, arrays: dict, message: str | None) -> None:
+    np.savez(tmp_path / "a.npz", **arrays)  # pyright: ignore[reportArgumentType]
+    spec: dict[str, Any] = {
+        "reference": tmp_path / "a.npz",
+        "features": "digits-classifier",
+        "metrics": ["fid"],
+        "cuda": False,
+    }
+    if message is None:
+        assert evaluate_images(digits[0], **spec).model.metrics["fid"] > 1
+        return
+    with pytest.raises(ValueError, match=message) as caught:
+        evaluate_images(digits[0], **spec)
+    assert "a.npz" in str(caught.value) or "uint8" in message
+
+
+def test_damaged_statistics_are_refused(stats: Path, tmp_path: Path) -> None:
+    path, good = tmp_path / "a.npz", load_reference(stats)
+    images = torch.zeros(9, 1, 8, 8, dtype=torch.uint8)
+    arrays: dict[str, Any] = dict(good.arrays)
+    refused = 0
+    edits = [(what, content, None) for what, content in damaged(7, stats.read_bytes(), 30)]
+    for what, content, meta in [*edits, *((what, b"", meta) for what, meta in edited(8, dict(good.meta), 30))]:
+        if meta is None:
+            path.write_bytes(content)
+        else:
+            np.savez(path, meta=np.array(json.dumps(meta)), **arrays)
+        try:
+            found = load_reference(path)
+            assert np.array_equal(found.arrays["mu"], arrays["mu"]), what
+            report = evaluate_images(images, reference=path, metrics=["kid"], cuda=False)
+            assert report.protocol.reference_count == 359, what
+        except (ValueError, OSError) as error:
+            refused += 1
+            assert len(str(error)) < 1000, what
+    assert refused > 35
