@@ -13,7 +13,7 @@ import typer
 
 from dinit import __version__
 from dinit.cli.combine import combine
-from dinit.cli.console import errors, show_deprecations, show_error
+from dinit.cli.console import errors, show_error, show_warnings
 from dinit.cli.convert import convert
 from dinit.cli.ema import ema
 from dinit.cli.encode import encode
@@ -98,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     keep_freed_memory()
-    show_deprecations()
+    show_warnings()
     try:
         app(args=arguments, prog_name="dinit")
     except (ValueError, OSError) as error:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from dinit.contents import wrong_content
 from dinit.data.base import DATASETS, InMemory
 from dinit.data.labels import from_array, label_names, read_names, warn_of_empty_classes
+from dinit.data.sources import named
 from dinit.data.value_range import parse_range, range_of
 from dinit.files import user_path
 
@@ -68,19 +69,20 @@ class NpzImages(InMemory):
     ) -> None:
         stated = parse_range(value_range)
         images, labels = load_arrays(user_path(path), image, label)
-        images = channels_first(images, layout)
-        values = range_of(images, stated, path)
-        if labels is None and (num_classes or class_names):
-            raise ValueError(f"num_classes and class_names need labels, and {path} has none; {_WANTED}")
-        if labels is None:
-            names, numbers = (), np.zeros(len(images), dtype=np.int64)
-        else:
-            found, seen = from_array(labels, len(images))
-            if isinstance(found, list):
-                numbers, names = read_names(found, num_classes, class_names)
+        with named(path):
+            images = channels_first(images, layout)
+            values = range_of(images, stated, path)
+            if labels is None and (num_classes or class_names):
+                raise ValueError(f"num_classes and class_names need labels, and {path} has none; {_WANTED}")
+            if labels is None:
+                names, numbers = (), np.zeros(len(images), dtype=np.int64)
             else:
-                numbers, names = found, label_names(seen, num_classes, class_names)
-            warn_of_empty_classes(numbers, names, path, num_classes is not None)
+                found, seen = from_array(labels, len(images))
+                if isinstance(found, list):
+                    numbers, names = read_names(found, num_classes, class_names)
+                else:
+                    numbers, names = found, label_names(seen, num_classes, class_names)
+                warn_of_empty_classes(numbers, names, path, num_classes is not None)
         super().__init__(images, numbers, names, horizontal_flip, values)
 
 

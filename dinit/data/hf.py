@@ -17,6 +17,7 @@ from dinit.data.folder import CorruptImages, hash_ends, reason
 from dinit.data.images import check_shape, prepare
 from dinit.data.labels import read_names, warn_of_empty_classes
 from dinit.data.pixels import from_uint8
+from dinit.data.sources import named
 from dinit.files import user_path
 
 _SAVED, _SAVED_SPLITS = "state.json", "dataset_dict.json"  # what Dataset.save_to_disk and DatasetDict's write
@@ -72,7 +73,8 @@ class HuggingFace(ImageData):
         else:
             _check_column(table, "label", label, path)
             names = getattr(table.features[label], "names", None) if class_names is None else class_names
-            self.labels, self.class_names = read_names(list(table[label]), None, names)
+            with named(path):
+                self.labels, self.class_names = read_names(list(table[label]), None, names)
             warn_of_empty_classes(self.labels, self.class_names, path, stated=False, option=False)
         self.num_classes = len(self.class_names)
         self._files = [Path(file["filename"]) for file in table.cache_files]

@@ -81,6 +81,7 @@ def flat(image: Image.Image, channels: int, name: Path | None = None) -> Image.I
     channels: 3 is RGB, 1 is grey (ITU-R 601 luma). 16-bit grey is scaled to 8 bits. What cannot be followed (a
     broken profile or EXIF block) is named in a warning, once for each folder. ValueError for float pixels.
     """
+    _warn_of_frames(image, name)
     turn = _TURNS.get(_orientation(image, name))
     if turn is not None:
         image = image.transpose(turn)
@@ -172,10 +173,14 @@ def _bicubic(x: NDArray[np.float64]) -> NDArray[np.float64]:
 def _opened(source: Path | BinaryIO, name: Path | None) -> Iterator[Image.Image]:
     """The decoded first frame."""
     with Image.open(source) as picture:
-        if picture.format in _FRAMES and getattr(picture, "is_animated", False):
-            warn_of_picture("frames", name, "it has several frames; the first one is read, as of all such pictures")
+        _warn_of_frames(picture, name)  # before it is decoded: a GIF is rewound
         picture.load()
         yield picture
+
+
+def _warn_of_frames(picture: Image.Image, name: Path | None) -> None:
+    if picture.format in _FRAMES and getattr(picture, "is_animated", False):
+        warn_of_picture("frames", name, "it has several frames; the first one is read, as of all such pictures")
 
 
 def _orientation(image: Image.Image, name: Path | None) -> int:

@@ -30,6 +30,7 @@ from dinit.data.images import check_shape, read_image
 from dinit.data.labels import read_names, warn_of_empty_classes
 from dinit.data.order import epoch_order, hash_words, read_positions
 from dinit.data.pixels import from_uint8
+from dinit.data.sources import named
 from dinit.data.tar_index import read_index
 from dinit.data.tar_labels import FoundLabels, TarTexts
 from dinit.files import user_path
@@ -92,7 +93,8 @@ class WebDataset(ImageData):
                 raise ValueError(f"num_classes and class_names need labels, and the samples of {path} have none")
             self.labels, self.class_names = np.zeros(sum(self._counts), dtype=np.int64), ()
         else:
-            self.labels, self.class_names = read_names(labels.values, num_classes, class_names)
+            with named(path):
+                self.labels, self.class_names = read_names(labels.values, num_classes, class_names)
             warn_of_empty_classes(self.labels, self.class_names, path, num_classes is not None)
         self.num_classes = len(self.class_names)
         self._files: dict[int, BinaryIO] = {}

@@ -18,6 +18,7 @@ import dinit
 from dinit.contents import wrong_content
 from dinit.data import ImageData, epoch_order
 from dinit.data.arrays import channels_first, mapped
+from dinit.data.sources import named
 from dinit.data.value_range import warn_of_dark_bytes
 from dinit.evaluation.features.base import Extractor
 from dinit.evaluation.image_features import ImageFeatures, ImageSource, extract, spread_out
@@ -196,7 +197,8 @@ class Reference:
             )
         if "arr_0" not in self.arrays:
             return ImageFeatures(0, statistics=statistics, spatial=spatial), ()
-        images = ArrayImages(channels_first(self.arrays["arr_0"], None))
+        with named(self.path):
+            images = ArrayImages(channels_first(self.arrays["arr_0"], None))
         warn_of_dark_bytes(images.array, self.path)
         found = extract(images, extractor, spatial=spatial is None, cuda=cuda)
         notes = (f"statistics of {self.path.name}; precision, recall and KID against its {len(images):,} images",)

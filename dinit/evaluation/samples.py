@@ -23,6 +23,7 @@ from dinit.data.folder import image_files
 from dinit.data.images import read_whole, seen_size
 from dinit.data.labels import from_array, read_names
 from dinit.data.scan import find_pictures
+from dinit.data.sources import named
 from dinit.data.value_range import warn_of_dark_bytes
 from dinit.evaluation.image_features import ImageSource
 from dinit.files import user_path
@@ -123,10 +124,11 @@ def _from_pack(path: Path, class_names: Sequence[str]) -> Samples:
         keys = choose_arrays(path, names)
         images, labels = (None if key is None else _array(path, key) for key in keys)
         assert images is not None
-    images = channels_first(images, None)
-    found = None if labels is None else _labels_of_pack(np.asarray(labels), len(images), class_names)
-    source = ArrayImages(images)
-    warn_of_dark_bytes(images, path)
+    with named(path):
+        images = channels_first(images, None)
+        found = None if labels is None else _labels_of_pack(np.asarray(labels), len(images), class_names)
+        source = ArrayImages(images)
+        warn_of_dark_bytes(images, path)
     return Samples(source, found)
 
 

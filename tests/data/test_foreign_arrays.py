@@ -136,8 +136,9 @@ def test_classes_without_an_image_are_named(tmp_path: Path, labels: Any, options
     ],
 )
 def test_labels_that_mean_nothing_are_refused(tmp_path: Path, labels: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as caught:
         opened(write(tmp_path / "a.npz", images=BYTES, labels=labels))
+    assert "a.npz" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -389,6 +390,7 @@ def test_sixty_damaged_files_are_read_right_or_refused(tmp_path: Path, reader: s
                     labels = None if pack.labels is None else pack.labels.tolist()
         except (ValueError, OSError) as error:
             refused += 1
+            assert path.name in str(error), what
             assert 10 < len(str(error)) < 1200, what
             assert str(error).count("\n") < 10, what
             continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import warnings
@@ -296,3 +297,33 @@ def test_tables_that_lack_labels_or_images(
     path = table(tmp_path / "t", labels, kind, images)
     with pytest.raises(ValueError, match=message):
         HuggingFace(path, 8)
+
+
+def test_pictures_of_tables_are_read_as_those_of_files_are(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets", reason="the extra dinit[datasets]")
+    stripes = np.zeros((8, 8, 3), np.uint8)
+    stripes[:4] = 200
+    frames = [Image.fromarray(stripes), Image.new("RGB", (8, 8), (9, 9, 9))]
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    pictures: list[tuple[str, Image.Image, dict[str, Any]]] = [
+        ("gif", frames[0], {"save_all": True, "append_images": frames[1:]}),
+        ("png", frames[0].transpose(Image.Transpose.ROTATE_90), {"exif": exif}),
+        ("png", Image.fromarray(stripes[..., 0].astype(np.uint16) * 257), {}),
+        ("png", frames[0].quantize(2), {}),
+        ("png", frames[0].convert("LA"), {}),
+        ("tiff", frames[0].convert("CMYK"), {}),
+    ]
+    stored = []
+    for kind, picture, options in pictures:
+        stream = io.BytesIO()
+        picture.save(stream, kind, **options)
+        stored.append({"bytes": stream.getvalue(), "path": None})
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+    rows = {"image": stored, "label": [k % 2 for k in range(len(stored))]}
+    datasets.Dataset.from_dict(rows, features=features).save_to_disk(str(tmp_path / "t"))
+    data = HuggingFace(str(tmp_path / "t"), 8)
+    images, messages = opened(lambda: data.uint8_images())
+    assert np.array_equal(images.numpy(), np.broadcast_to(stripes.transpose(2, 0, 1), images.shape))
+    assert len(messages) == 1
+    assert re.search(r"t/row 0: it has several frames; the first one is read", messages[0])
