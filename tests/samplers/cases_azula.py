@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dinit.diffusion.continuous import EDM
 from dinit.samplers import Sampler
+from dinit.samplers.guidance import apply_guidance
 from dinit.samplers.guidance.cfg import CFG
 from dinit.samplers.multistep.adams import AdamsBashforth, ExponentialAB
 from dinit.samplers.ode.ddim import DDIM
@@ -87,11 +88,14 @@ def heun(golden: Golden) -> Pairs:
 @covers("azula", "PCSampler", tolerance=1e-9)
 def corrector(golden: Golden) -> Pairs:
     """They correct before a step of DDIM, we after it: the first corrections, and the last step, are done here."""
-    if golden.kwargs.get("guidance"):
-        raise NotCoveredError("a guided predictor-corrector run")
+    guidance = guided(golden)
     given, theirs, noise = golden.kwargs, golden.trajectory, golden["in.noise"]
     path = levels_of(golden)
-    model, count, snr = golden.mixture(path), given["corrections"], math.sqrt(given["delta"]) / 2
+    model, count, snr = (
+        apply_guidance(golden.mixture(path), guidance),
+        given["corrections"],
+        math.sqrt(given["delta"]) / 2,
+    )
     cond = model.condition(golden.labels, len(theirs[0]))
 
     def corrected(x: Tensor, i: int) -> Tensor:

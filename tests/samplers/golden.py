@@ -277,9 +277,15 @@ class Levels(Process):
 
 @dataclass(frozen=True, eq=False)
 class FormulaPath(Process):
-    """A path given by its formula, for schedules that dinit does not have: t to alpha and sigma, float64."""
+    """A path given by its formula, for schedules that dinit does not have.
+
+    Args:
+        formula: t to alpha and sigma, float64.
+        inverse: sigma / alpha to t, where a sampler needs it.
+    """
 
     formula: Callable[[Tensor], tuple[Tensor, Tensor]]
+    inverse: Callable[[Tensor], Tensor] | None = None
 
     def scales(self, t: Tensor | float) -> Scales:
         t = torch.as_tensor(t, dtype=torch.float64)
@@ -287,4 +293,6 @@ class FormulaPath(Process):
         return Scales(t, *values, *slopes)
 
     def time_of(self, log_snr: Tensor) -> Tensor:
-        raise NotImplementedError
+        if self.inverse is None:
+            raise NotImplementedError
+        return self.inverse((-log_snr / 2).exp())
