@@ -104,7 +104,7 @@ class ScoreSDE(Sampler):
     def _langevin_size(self, score: Tensor, z: Tensor, t: Scales, index: int) -> Tensor:
         alpha = 1 - self._table[index] if isinstance(self.process, VP) else torch.ones_like(t.time)
         if self.corrector == "annealed":
-            return 2 * alpha * (self.snr * t.sigma) ** 2
+            return 2 * alpha * (self.snr * self.process.scales(t.time).sigma) ** 2
         norms = [v.flatten(1).norm(dim=1).mean() for v in (z, score)]
         return 2 * alpha * (self.snr * norms[0] / norms[1]) ** 2
 
