@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from recorded import golden_files, metadata_of, settings_of, tensors_of
 from torch import Tensor
 
 from dinit.checkpoints.keymap import load_mapped
@@ -17,6 +17,29 @@ from dinit.checkpoints.layouts import LAYOUTS, Layout, Shapes
 from dinit.models.base import Backbone
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "backbones"
+
+
+# The published classes that dinit has, and the repository that each is of: others use the same names.
+REPOSITORIES = {
+    "AutoencoderKL": "diffusers",
+    "DDPM": "score_sde_pytorch",
+    "DiC": "DiC",
+    "DiCo": "DiCo",
+    "DiT": "DiT",
+    "DiTTransformer2DModel": "diffusers",
+    "DiffiT": "DiffiT",
+    "DisModel": "DiS",
+    "EncoderUNetModel": "guided-diffusion",
+    "LightningDiT": "LightningDiT",
+    "MRModel": "DiMR",
+    "NCSNpp": "score_sde_pytorch",
+    "ResnetBlockBigGANpp": "score_sde_pytorch",
+    "SiT": "SiT",
+    "SuperResModel": "guided-diffusion",
+    "UNet2DModel": "diffusers",
+    "UNetBlock": "DiC",
+    "UNetModel": "guided-diffusion",
+}
 
 
 @dataclass(frozen=True)
@@ -27,13 +50,11 @@ class Reference:
 
     @cached_property
     def metadata(self) -> dict[str, str]:
-        with safe_open(self.path, "pt") as file:
-            return file.metadata() or {}
+        return metadata_of(self.path)
 
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
-        with safe_open(self.path, "pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        return tensors_of(self.path)
 
     @property
     def name(self) -> str:
@@ -41,9 +62,30 @@ class Reference:
         return self.metadata["class"]
 
     @property
+    def keys(self) -> set[str]:
+        """The entries of the metadata; none for a file that cannot be read."""
+        try:
+            return set(self.metadata)
+        except ValueError:
+            return set()
+
+    @property
+    def published(self) -> bool:
+        """Whether dinit has this class, of this repository."""
+        repository = REPOSITORIES.get(self.name)
+        return repository is not None and self.metadata.get("repo", repository).split("/")[-1] == repository
+
+    @property
+    def description(self) -> str:
+        """What the file holds: family, class, repository and arguments."""
+        given = self.metadata
+        family, repository = given.get("family", "no family"), given.get("repo", "no repository")
+        return f"{family}: {self.name} of {repository} {json.dumps(self.arguments)}"
+
+    @cached_property
     def arguments(self) -> dict[str, Any]:
         """The reference class's constructor arguments."""
-        return json.loads(self.metadata["kwargs"])
+        return settings_of(self.path, self.metadata)
 
     @property
     def tolerance(self) -> float:
@@ -64,6 +106,19 @@ class Reference:
         """The checkpoint layout of the reference class; None where it is no whole backbone of ours."""
         return next((LAYOUTS[name]() for name in LAYOUTS if self.name in LAYOUTS[name].reference), None)
 
+    @property
+    def uncovered(self) -> str:
+        """Why dinit has no network with these arguments; empty where it has."""
+        if not self.published:
+            return "dinit does not have this class"
+        try:
+            if self.layout is not None:
+                self.layout.arguments(self.arguments)
+        except ValueError as error:
+            if "not covered" in str(error):
+                return str(error)
+        return ""
+
     def build(self, **overrides: Any) -> Backbone:
         """Our backbone with the file's arguments and weights, in evaluation mode."""
         layout = self.layout
@@ -75,13 +130,13 @@ class Reference:
 
 
 def references(folder: Path) -> list[Reference]:
-    """The files in `folder`, or in folder/backbones where there is such a folder."""
-    inner = folder / "backbones"
-    return [
-        Reference(path)
-        for path in sorted((inner if inner.is_dir() else folder).glob("*.safetensors"))
-        if "class" in Reference(path).metadata
-    ]
+    """The files in `folder` (or in folder/backbones where there is such a folder) of networks that dinit has."""
+    return [file for file in all_references(folder) if {"class", "kwargs"} <= file.keys and not file.uncovered]
+
+
+def all_references(folder: Path) -> list[Reference]:
+    """All files there, those that cannot be read included."""
+    return [Reference(path) for path in golden_files(folder, "backbones")]
 
 
 def relative_error(ours: Tensor, golden: Tensor) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -118,8 +119,14 @@ def test_classifier_logits_and_gradient(classifier_file: Reference, dtype: torch
     model, given = build(classifier_file).to(dtype), classifier_file.tensors
     x, t, tolerance = given["in.x"].to(dtype), given["in.t"], classifier_file.tolerance
     assert relative_error(model(x, t), given["out.logits"].to(dtype)) <= tolerance
-    gradient = 10 * log_probability_gradient(model, x, t, given["in.y"])
+    gradient = gradient_scale(classifier_file) * log_probability_gradient(model, x, t, given["in.y"])
     assert relative_error(gradient, given["out.grad_x"].to(dtype)) <= tolerance
+
+
+def gradient_scale(file: Reference) -> float:
+    """The factor on the recorded gradient, of which the file's `output` tells: '... grad_x = 10 * d/dx ...'."""
+    found = re.search(r"grad_x\W+([\d.]+) ?\*", file.metadata.get("output", ""))
+    return float(file.metadata.get("classifier_scale", found[1] if found else 1.0))
 
 
 def test_superres_arguments_are_told_from_the_tensors(superres_file: Reference) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from reference import GOLDEN, Reference, null_labels, relative_error
+from reference import Reference, null_labels, references, relative_error
 from torch import Tensor, nn
 
 from dinit.checkpoints.keymap import map_keys
@@ -77,24 +77,33 @@ def randomized(module: nn.Module, std: float = 0.5) -> nn.Module:
     return module.eval()
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "block_file" in metafunc.fixturenames:
+        files = references(metafunc.config.getoption("--parity"))
+        files = [file for file in files if file.name == "ResnetBlockBigGANpp"]
+        metafunc.parametrize("block_file", files, ids=lambda file: file.path.stem)
+
+
 @torch.no_grad()
-def test_block_with_more_channels_than_32_groups_of_four() -> None:
-    file = Reference(GOLDEN / "ncsnpp_block.safetensors")
-    options = file.arguments
+def test_one_block(block_file: Reference) -> None:
+    """With many channels, 32 groups normalise more than four of them each."""
+    options, given = block_file.arguments, block_file.tensors
+    kind = next((name for name in ("down", "up") if options.get(name)), "")
+    plain = {"down": lambda: nn.AvgPool2d(2), "up": lambda: nn.Upsample(scale_factor=2)}
+    resampling = {"down": FIRDown, "up": FIRUp} if options.get("fir") else plain
     block = ScoreBlock(
         options["in_ch"],
         options["out_ch"],
         options["temb_dim"],
         0.0,
         norm=_norm,
-        residual_scale=1 / math.sqrt(2),
-        resample=FIRDown(),
+        residual_scale=1 / math.sqrt(2) if options.get("skip_rescale") else 1.0,
+        resample=resampling[kind]() if kind else None,
     )
     # The file holds one block; we give it a place in a model, so that the model's key map serves it.
-    mapped = map_keys({f"downs.0.{key}": t for key, t in file.state.items()}, NCSNPP)
+    mapped = map_keys({f"downs.0.{key}": t for key, t in block_file.state.items()}, NCSNPP)
     block.load_state_dict({key.removeprefix("downs.0."): t for key, t in mapped.items()})
-    out = block(file.tensors["in.x"], file.tensors["in.temb"])
-    assert relative_error(out, file.tensors["out.sample"]) <= file.tolerance
+    assert relative_error(block(given["in.x"], given["in.temb"]), given["out.sample"]) <= block_file.tolerance
 
 
 def normed(norm: nn.GroupNorm, groups: int, h: Tensor) -> Tensor:

@@ -38,7 +38,8 @@ def test_the_denoiser_asks_at_the_level_and_returns_its_eps(golden: Reference) -
     model, given = denoiser(golden), golden.tensors
     cond = model.condition(given.get("in.y"), len(given["in.x"]))
     times = (given["in.t"].double() + 1) / 1000
+    theirs = given["out.sample"][:, : given["in.x"].shape[1]]  # without the variance that some have learned
     eps = model(given["in.x"], times, cond).eps
-    assert relative_error(eps, given["out.sample"]) <= 100 * golden.tolerance  # eps goes through x0 and back
+    assert relative_error(eps, theirs) <= 100 * golden.tolerance  # eps goes through x0 and back
     alone = model(given["in.x"], float(times[0]), cond).eps
-    assert relative_error(alone[:1], given["out.sample"][:1]) <= 100 * golden.tolerance
+    assert relative_error(alone[:1], theirs[:1]) <= 100 * golden.tolerance

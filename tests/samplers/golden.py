@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from recorded import metadata_of, settings_of, tensors_of
 from torch import Tensor
 
 from dinit.diffusion import Condition, Denoised, Denoiser, Process, Scales, WrappedDenoiser
@@ -65,19 +65,6 @@ def case_of(golden: Golden) -> tuple[Case, float]:
     return case, tolerance(golden) if callable(tolerance) else tolerance
 
 
-class Settings(dict[str, Any]):
-    """The settings of a run, which know the file that lacks one."""
-
-    def __init__(self, values: dict[str, Any], where: str) -> None:
-        super().__init__(values)
-        self.where = where
-
-    def __missing__(self, key: str) -> Any:
-        raise ValueError(
-            f"{self.where}: its settings (kwargs) have no {key!r}; they have {', '.join(self) or 'none'}"
-        )
-
-
 @dataclass(frozen=True)
 class Golden:
     """One file: tensors and metadata of a published run on the analytic mixture."""
@@ -90,27 +77,14 @@ class Golden:
 
     @cached_property
     def metadata(self) -> dict[str, str]:
-        return self._read(lambda file: file.metadata() or {})
+        return metadata_of(self.path)
 
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
-        return self._read(lambda file: {key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
-
-    def _read(self, what: Callable[[Any], Any]) -> Any:
-        try:
-            with safe_open(self.path, "pt") as file:
-                return what(file)
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"{self.path.name} is damaged, or no safetensors file: {error}") from error
+        return tensors_of(self.path)
 
     def said(self, key: str) -> str:
-        """An entry of the metadata.
-
-        Raises:
-            ValueError: The file lacks it.
-        """
-        if key not in self.metadata:
-            raise ValueError(f"{self.path.name}: its metadata have no {key!r}; they have {sorted(self.metadata)}")
+        """An entry of the metadata."""
         return self.metadata[key]
 
     @property
@@ -119,14 +93,8 @@ class Golden:
         return (self.said("reference").split("/")[-1].split() or [""])[0].lower()
 
     @cached_property
-    def kwargs(self) -> Settings:
-        try:
-            values = json.loads(self.said("kwargs"))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{self.path.name}: its kwargs are no JSON: {error}") from error
-        if not isinstance(values, dict):
-            raise ValueError(f"{self.path.name}: its kwargs are no JSON object: {values!r}")
-        return Settings(values, self.path.name)
+    def kwargs(self) -> dict[str, Any]:
+        return settings_of(self.path, self.metadata)
 
     @property
     def description(self) -> str:
@@ -135,8 +103,6 @@ class Golden:
         return f"{self.said('reference')}: {self.said('function')} {json.dumps(given)}"
 
     def __getitem__(self, key: str) -> Tensor:
-        if key not in self.tensors:
-            raise ValueError(f"{self.path.name}: no tensor {key!r}; it has {', '.join(sorted(self.tensors))[:300]}")
         if key.startswith(("in.", "out.", "gmm.")) and not self.tensors[key].isfinite().all():
             raise ValueError(f"{self.path.name}: {key!r} holds a NaN or an infinite number")
         return self.tensors[key]

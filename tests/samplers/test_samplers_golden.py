@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from golden import CASES, Golden, NotCoveredError, Pairs, case_of, covers, error
+from recorded import golden_files
 
 # Cases of one program each, in files of their own beside this one.
 for module in sorted(Path(__file__).parent.glob("cases_*.py")):
@@ -29,14 +30,9 @@ def accuracy_problem(golden: Golden) -> Pairs:
     raise NotCoveredError("no run, but a problem for measuring accuracy")
 
 
-def golden_files(folder: Path) -> list[Path]:
-    inner = folder / "samplers"
-    return sorted((inner if inner.is_dir() else folder).glob("*.safetensors"))
-
-
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "golden" in metafunc.fixturenames:
-        files = golden_files(metafunc.config.getoption("--parity"))
+        files = golden_files(metafunc.config.getoption("--parity"), "samplers")
         metafunc.parametrize("golden", [Golden(path) for path in files], ids=lambda golden: golden.name)
 
 
@@ -53,6 +49,6 @@ def test_golden(golden: Golden, record_property: Callable[[str, object], None]) 
 
 
 def test_the_shipped_files_cover_every_case() -> None:
-    files = [Golden(path) for path in golden_files(Path(__file__).parents[1] / "golden")]
+    files = [Golden(path) for path in golden_files(Path(__file__).parents[1] / "golden", "samplers")]
     shipped = {(golden.program, case_of(golden)[0].__module__) for golden in files}
     assert shipped >= {(program, case.__module__) for program, _, case, _ in CASES}
