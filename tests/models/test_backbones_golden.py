@@ -91,7 +91,7 @@ def test_guided_with_the_null_label(golden: Reference) -> None:
 
 
 def guidance_scale(file: Reference, t: Tensor) -> Tensor:
-    """(n,): the file's scale, which DiffiT's sampler raises by a power of a cosine and LightningDiT's starts late."""
+    """(n,): the scale; DiffiT raises it by a power of a cosine, LightningDiT's may start late."""
     scale = torch.full_like(t, float(file.metadata["cfg_scale"]))
     if file.name == "DiffiT":
         power = float(file.metadata.get("scale_pow", 4))

@@ -187,18 +187,29 @@ def kind_of(config: dict[str, Any]) -> str:
     return "flow" if config.get("use_flow_sigmas") else "vp"
 
 
-def run(golden: Golden, sampler: Sampler, *, on_chain: bool = True) -> Pairs:
+def run(golden: Golden, sampler: Sampler) -> Pairs:
     """Their run, to sigma = 0 or to a level above it."""
     config, sigmas = config_of(golden), levels_that_fall(golden)
     path, guidance = levels_of(sigmas, kind_of(config)), guidance_of(config)
     end = "posterior-mean" if sigmas[-1] == 0 else "state"
     theirs = golden.trajectory
     pairs = [(golden.run(sampler, path, path.t, guidance=guidance, end=end), theirs)]
-    if on_chain and kind_of(config) == "vp":
+    if kind_of(config) == "vp":
         chain = chain_of(config)
         times = chain.time_of_noise_level(sigmas[sigmas > 0])
         pairs.append((golden.run(sampler, chain, times, guidance=guidance, end=end), theirs))
+        pairs += table_of(golden, config, chain)
     return pairs
+
+
+def table_of(golden: Golden, config: dict[str, Any], chain: BetaChain) -> Pairs:
+    """Our levels and theirs at the timesteps, where no other spacing of the levels takes their place."""
+    if any(value for key, value in config.items() if re.fullmatch(r"use_\w+_(sigmas|lambdas)", key)):
+        return []
+    theirs = golden["sched.sigmas"][: len(golden["sched.timesteps"])]
+    ours = chain.scales((golden["sched.timesteps"].double() + 1) / chain.num_steps).noise_level
+    known_to_both = slice(1 if chain.zero_terminal_snr else 0, None)  # where alpha is 0, theirs is 2^-12
+    return [(ours[known_to_both], theirs[known_to_both])]
 
 
 def orders_of(config: dict[str, Any], steps: int, *, to_zero: bool) -> list[int]:

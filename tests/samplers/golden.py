@@ -6,6 +6,7 @@ found by these two names and reads everything else from the file. CONTRIBUTING.m
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import re
@@ -57,12 +58,30 @@ def case_of(golden: Golden) -> tuple[Case, float]:
     Raises:
         NotCoveredError: No case reads this function of this program.
     """
+    for module in sorted(Path(__file__).parent.glob("cases_*.py")):  # the cases of one program each
+        importlib.import_module(module.stem)
     program, function = golden.program, golden.said("function")
     found = [entry for entry in CASES if entry[0] == program and fnmatch(function, entry[1])]
     if not found:
         raise NotCoveredError(f"no case reads this function of {golden.said('reference')}")
     _, _, case, tolerance = max(found, key=lambda entry: len(entry[1]))
     return case, tolerance(golden) if callable(tolerance) else tolerance
+
+
+def compare(golden: Golden) -> float:
+    """The largest error of the file's run, which is within the tolerance.
+
+    Raises:
+        NotCoveredError: No case reads the run.
+        ValueError: The file lacks something, or has a setting that dinit refuses.
+        AssertionError: Ours is another run.
+    """
+    case, tolerance = case_of(golden)
+    pairs = case(golden)
+    assert pairs, f"nothing of {golden.description} is compared"
+    errors = [error(ours, theirs) for ours, theirs in pairs]
+    assert max(errors) <= tolerance, f"{golden.description}: errors {errors}"
+    return max(errors)
 
 
 @dataclass(frozen=True)
