@@ -94,7 +94,8 @@ def test_golden_weights_become_a_pipeline(golden: Reference, container: str, tmp
         out = pipe.backbone(given["in.x"], given["in.t"], pipe.backbone.embed(labels))[:, :channels]
         assert relative_error(out, given["out.sample"]) <= golden.tolerance
     # A plain call, with the pipeline's own sampler and guidance.
-    chosen: Any = {"labels": [1, 0]} if pipe.backbone.num_classes else {"num_images": 2}
+    last = pipe.backbone.num_classes - 1
+    chosen: Any = {"labels": [last, 0]} if pipe.backbone.num_classes else {"num_images": 2}
     latents = pipe(**chosen, steps=2, output_type="latent").images
     assert latents.shape == (2, pipe.backbone.in_channels, pipe.backbone.image_size, pipe.backbone.image_size)
     assert bool(latents.isfinite().all())
