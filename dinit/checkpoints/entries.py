@@ -62,6 +62,7 @@ class Entry:
         listed: Its tensors in order, where they have no names.
         others: Names of what stands with the tensors and may belong to them, but is none.
         left_out: What stands with the tensors and is no weights.
+        betas: The noise schedule that a module around the network has kept.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Entry:
     listed: tuple[Tensor, ...] = ()
     others: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
+    betas: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -80,11 +82,13 @@ class Chosen:
         name: As in Entry.
         state: Its tensors by name, without the names of wrappers.
         notes: What was left out or completed, in words.
+        betas: The noise schedule that stands with it; None where there is none.
     """
 
     name: str
     state: State
     notes: tuple[str, ...]
+    betas: Tensor | None = None
 
 
 def choose(content: Mapping[Any, Any], weights: str | None) -> Chosen:
@@ -197,6 +201,7 @@ def _flat(
 ) -> Iterator[Entry]:
     """The sets of weights in one state, separated by the prefixes of their names."""
     counters = [key for key, one in tensors.items() if _is_counter(key, one)]
+    betas = next((one for key, one in tensors.items() if key.split(".")[-1] == "betas" and one.ndim == 1), None)
     sets: dict[str, State] = {}
     for key, one in tensors.items():
         if key not in counters:
@@ -207,7 +212,7 @@ def _flat(
     prefixed = {**sets, **pairs}
     for prefix, state in prefixed.items():
         own = prefix.split(".")[-1] in ("online_model", "online")
-        yield Entry(_join(name, prefix), not own, state, left_out=(*left_out, *counters))
+        yield Entry(_join(name, prefix), not own, state, left_out=(*left_out, *counters), betas=betas)
     single = {key: one for key, one in rest.items() if "." not in key and is_averaged(key)}
     for key, one in single.items():
         yield Entry(_join(name, key), True, {}, listed=(one,))
@@ -216,7 +221,8 @@ def _flat(
     for prefix, state in parts.items():
         own = not averaged or bool(prefixed) or prefix.startswith("online")
         rests = sorted({key.split(".")[0] for key in rest if not key.startswith(f"{prefix}.")}) if prefix else []
-        yield Entry(_join(name, prefix), not own, state, others=others, left_out=(*left_out, *counters, *rests))
+        aside = (*left_out, *counters, *rests)
+        yield Entry(_join(name, prefix), not own, state, others=others, left_out=aside, betas=betas)
 
 
 def _averaged_prefix(key: str) -> tuple[str, str]:
@@ -392,7 +398,7 @@ def _finished(entry: Entry, state: State | None = None, notes: Iterable[str] = (
             f"mixes tensors with other things ({', '.join(entry.others[:_SHOWN])}); save its state alone"
         )
     left_out = [f"left out, no weights of the network: {', '.join(entry.left_out[:20])}"] if entry.left_out else []
-    return Chosen(entry.name, entry.state if state is None else state, (*notes, *left_out))
+    return Chosen(entry.name, entry.state if state is None else state, (*notes, *left_out), entry.betas)
 
 
 # --- an average and its model ---

@@ -36,6 +36,7 @@ class Checkpoint:
         scheduler: scheduler_config.json of a diffusers folder; empty elsewhere.
         index: model_index.json of a diffusers folder; empty elsewhere.
         notes: What was chosen, left out or completed, in words.
+        betas: The noise schedule that a training checkpoint has next to its weights.
     """
 
     path: Path
@@ -47,6 +48,7 @@ class Checkpoint:
     scheduler: dict[str, Any] = field(default_factory=dict)
     index: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    betas: Tensor | None = None
 
 
 def read_checkpoint(source: str | Path, weights: str | None = None, sha256: str | None = None) -> Checkpoint:
@@ -92,6 +94,7 @@ def read_checkpoint(source: str | Path, weights: str | None = None, sha256: str 
         chosen.name,
         run_arguments(content),
         notes=(*chosen.notes, *_dtypes(chosen.state)),
+        betas=chosen.betas,
         **({} if model is None else _configurations(model, pipeline_of(model))),
     )
 
@@ -127,6 +130,7 @@ def _folder(path: Path, weights: str | None, sha256: str | None) -> Checkpoint:
         hashes,
         found.entry,
         notes=(*notes, *_dtypes(state)),
+        betas=chosen.betas,
         **_configurations(found.folder, pipeline),
     )
 

@@ -448,3 +448,28 @@ def test_exports_that_would_give_other_images_are_refused(
         export(ours, tmp_path / "out.bin", "dit")
     with pytest.raises(FileExistsError, match="is there already"):
         export(ours, tmp_path / "a.pt", "dit")
+
+
+LINEAR = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
+SCALED = torch.linspace(0.0015**0.5, 0.0195**0.5, 1000, dtype=torch.float64) ** 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("average", [False, True])
+def test_a_noise_schedule_next_to_the_weights_is_compared(
+    dit: Reference, dtype: torch.dtype, average: bool, tmp_path: Path
+) -> None:
+    """As a module around the network keeps it."""
+    state = {f"model.{key}": one for key, one in dit.state.items()}
+    state |= {f"model_ema.{key}": one for key, one in dit.state.items()} if average else {}
+    torch.save({"state_dict": {**state, "betas": LINEAR.to(dtype)}}, tmp_path / "a.ckpt")
+    made = convert(tmp_path / "a.ckpt", tmp_path / "p", **options_of(dit))
+    assert any("betas" in note for note in made.notes) == (not average)
+    torch.save({"state_dict": {**state, "betas": SCALED.to(dtype)}}, tmp_path / "b.ckpt")
+    with pytest.raises(ValueError, match=r"has 1000 betas from 0\.0015 to 0\.0195 next to its weights.*--process"):
+        convert(tmp_path / "b.ckpt", tmp_path / "q", **options_of(dit))
+    given = {"name": "vp-discrete", "schedule": "scaled-linear", "beta_start": 0.0015, "beta_end": 0.0195}
+    convert(tmp_path / "b.ckpt", tmp_path / "q", process=given, **options_of(dit))
+    assert Pipeline.from_pretrained(tmp_path / "q").process.beta_end == 0.0195
+    with pytest.raises(ValueError, match="next to its weights, which are not those of"):
+        convert(tmp_path / "a.ckpt", tmp_path / "r", layout="sit", **options_of(dit))

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import dinit
 from dinit.cards import CARD
 from dinit.checkpoints.advice import also_in_python
@@ -23,7 +25,7 @@ from dinit.checkpoints.layouts.score_sde import SDE_LAYOUTS, SDES
 from dinit.checkpoints.reading import Checkpoint, read_checkpoint
 from dinit.checkpoints.recognition import Recognised, recognise_state
 from dinit.checkpoints.stored import RunArguments
-from dinit.checkpoints.tables import check_tables
+from dinit.checkpoints.tables import check_tables, decimal, equal, precision
 from dinit.diffusion import PARAMETERIZATIONS, PROCESSES
 from dinit.diffusion.discrete import BetaChain
 from dinit.files import user_path, whole_folder
@@ -137,6 +139,8 @@ def _convert(
     _load(backbone, recognised, checkpoint)
     if recognised.layout.denoises:
         trained_on = _trained_on(recognised.layout, checkpoint, run, arguments, process, parameterization)
+        if process is None:
+            _check_betas(checkpoint, trained_on[0])
         product, more = _pipeline(backbone, recognised.layout, checkpoint, trained_on, vae)
     else:
         name = type(backbone).__name__
@@ -311,6 +315,23 @@ def _trained_on(
         published[0] if process is None else process,
         published[1] if parameterization is None else parameterization,
     )
+
+
+def _check_betas(checkpoint: Checkpoint, process: Any) -> None:
+    """ValueError where a noise schedule that stands next to the weights is not that of the process."""
+    if checkpoint.betas is None:
+        return
+    made = PROCESSES.create(process)
+    own = None
+    if isinstance(made, BetaChain):
+        before = torch.cat([torch.ones(1, dtype=torch.float64), made.alphas[:-1]])
+        own = 1 - (made.alphas / before) ** 2
+    if own is None or not equal(checkpoint.betas, own):
+        few = [decimal(checkpoint.betas[i], precision(checkpoint.betas)) for i in (0, -1)]
+        raise ValueError(
+            f"{checkpoint.path} has {len(checkpoint.betas)} betas from {few[0]} to {few[1]} next to its weights, "
+            f"which are not those of {made!r}: --process gives what it was trained on"
+        )
 
 
 def _of_scheduler(checkpoint: Checkpoint) -> tuple[Any, Any]:
