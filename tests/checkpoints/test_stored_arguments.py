@@ -411,6 +411,11 @@ def test_a_network_without_a_null_label_keeps_its_last_class(name: str, tmp_path
         ("dis_cond", {"d_state": 8}, "args.d_state = 8, which has states = 8|args.d_state = 8, but"),
         ("adm_cond_neworder", {"num_channels": 64}, "args.num_channels = 64, but its tensors have channels = 32"),
         ("adm_cond_neworder", {"channel_mult": "1,2"}, r"args.channel_mult = '1,2', which has .*\(1, 2\), but"),
+        (
+            "adm_cond_neworder",
+            {"class_cond": "False"},
+            "args.class_cond = False, but its tensors have num_classes = 5",
+        ),
         ("adm_cond_neworder", {"channel_mult": "1,x"}, "args.channel_mult = '1,x', which must be numbers"),
     ],
     ids=str,
@@ -445,7 +450,13 @@ def test_arguments_and_tensors_that_disagree_are_both_named(
         (
             "adm_cond_neworder",
             {"num_head_channels": 8, "num_heads": 4, "num_heads_upsample": -1, "use_new_attention_order": True}
-            | {"image_size": 8, "attention_resolutions": "8,4", "channel_mult": "1,1", "resblock_updown": "True"},
+            | {
+                "image_size": 8,
+                "attention_resolutions": "8,4",
+                "channel_mult": "1,1",
+                "resblock_updown": "True",
+                "class_cond": True,
+            },
             {"head_dim": 8, "attention_order": "qkv-first", "image_size": 8, "decoder_heads": None},
         ),
     ],
@@ -531,6 +542,53 @@ def test_score_sdes_configuration(training: Any, model: Any, process: Any, tmp_p
     assert "training.sde" in made.recognised.evidence
     assert pipe.process.to_config().items() >= process.items()
     assert pipe.process.num_steps == len(file.state["sigmas"]) == 40, "the state's own levels"
+
+
+# --- LightningDiT's configuration ---
+
+LIGHTNING = {
+    "ckpt_path": None,
+    "data": {"data_path": "/d", "image_size": 96, "num_classes": 10, "latent_norm": True, "latent_multiplier": 2.0},
+    "vae": {"model_name": "vavae_f16d32", "downsample_ratio": 16},
+    "model": {
+        "model_type": "LightningDiT",
+        "use_qknorm": False,
+        "use_swiglu": True,
+        "use_rope": True,
+        "in_chans": 8,
+    }
+    | {"use_rmsnorm": True, "wo_shift": False, "num_heads": 4},
+    "train": {"max_steps": 80000, "global_batch_size": 1024},
+    "optimizer": {"lr": 0.0002, "beta2": 0.95},
+    "transport": {"path_type": "Linear", "prediction": "velocity", "loss_weight": None, "use_cosine_loss": True},
+    "sample": {"mode": "ODE", "sampling_method": "euler", "num_sampling_steps": 250, "cfg_scale": 6.7},
+}
+
+
+def test_lightningdits_configuration_and_latent_statistics(tmp_path: Path) -> None:
+    file = golden("lightningdit_xl1flags")
+    write(tmp_path / "config.yaml", LIGHTNING)
+    made, pipe = converted(file.state, tmp_path)
+    assert (pipe.process, pipe.num_classes, made.arguments["num_heads"]) == (LinearFlow(), 10, 4)
+    assert pipe.defaults["steps"] == 249
+    assert any("latents_stats.pt" in note for note in made.notes)
+    mean, std = torch.linspace(-1, 1, 8), torch.linspace(1, 2, 8)
+    torch.save({"mean": mean.reshape(1, 8, 1, 1), "std": std.reshape(1, 8, 1, 1)}, tmp_path / "latents_stats.pt")
+    made, pipe = converted(file.state, tmp_path)
+    stored = pipe.config["latent_normalization"]
+    assert stored["mean"] == pytest.approx(mean.tolist())
+    assert stored["std"] == pytest.approx((std / 2).tolist())
+    assert not any("latents_stats.pt" in note for note in made.notes)
+    for wrong, named in (({"mean": mean}, "no std of 8"), ({"mean": mean[:4], "std": std}, "no mean of 8")):
+        torch.save(wrong, tmp_path / "latents_stats.pt")
+        with pytest.raises(ValueError, match=named):
+            converted(file.state, tmp_path)
+    torch.save({"mean": mean, "std": -std}, tmp_path / "latents_stats.pt")
+    with pytest.raises(ValueError, match="std that is not positive"):
+        converted(file.state, tmp_path)
+    write(tmp_path / "config.yaml", LIGHTNING | {"data": {"latent_norm": "False"}})
+    _, pipe = converted(file.state, tmp_path)
+    assert pipe.config["latent_normalization"] is None
 
 
 # --- config.json of a folder of diffusers ---

@@ -214,6 +214,10 @@ def _adm_claims(run: RunArguments) -> list[Claim]:
         found.append(Claim(order, "attention_order", "qkv-first" if first else "head-first"))
     if mults and mults.value is not None:
         found.append(Claim(mults, "channel_mult", _numbers(mults)))
+    classes = run.get("class_cond")
+    conditional = flag(classes)
+    if classes and conditional is not None:
+        found.append(Claim(classes, "null_class", False) if conditional else Claim(classes, "num_classes", 0))
     updown = run.get("resblock_updown")
     if updown and flag(updown):
         found.append(Claim(updown, "resampling", "block"))

@@ -45,6 +45,7 @@ class Layout(ABC):
         stated_names: Names of arguments of dinit's class in the arguments of the program's runs.
         image_size_in_tensors: Whether `options` reads image_size off a table, and does not assume a published one.
         clips: Whether the published program clips the posterior mean to the range of the images.
+        normalizes_latents: Whether the program normalises latents by the mean and deviation of each channel.
         chain_steps: Steps of the published sampling program on a chain of betas.
     """
 
@@ -65,6 +66,7 @@ class Layout(ABC):
     stated_names: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     image_size_in_tensors: ClassVar[bool] = True
     clips: ClassVar[bool] = False
+    normalizes_latents: ClassVar[bool] = False
     chain_steps: ClassVar[int] = 250
 
     @property

@@ -62,6 +62,7 @@ class LightningDiTLayout(Layout):
             for name in ("learn_sigma", "use_qknorm", "use_swiglu", "use_rope", "use_rmsnorm", "wo_shift")
         },
     }
+    normalizes_latents: ClassVar[bool] = True
     guidance_scale: ClassVar[float] = 6.7  # high, because 29 of 32 channels go unguided
 
     def recognises(self, shapes: Shapes) -> bool:

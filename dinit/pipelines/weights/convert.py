@@ -20,6 +20,7 @@ from dinit.checkpoints.imagenet import NUM_CLASSES, imagenet_names
 from dinit.checkpoints.interop.schedule import read_scheduler
 from dinit.checkpoints.interop.scheduler_config import scheduler_of
 from dinit.checkpoints.keymap import load_mapped
+from dinit.checkpoints.latent_statistics import latent_statistics
 from dinit.checkpoints.layouts import Layout, Shapes, candidates
 from dinit.checkpoints.layouts.score_sde import SDE_LAYOUTS, SDES
 from dinit.checkpoints.reading import Checkpoint, read_checkpoint
@@ -141,7 +142,7 @@ def _convert(
         trained_on = _trained_on(recognised.layout, checkpoint, run, arguments, process, parameterization)
         if process is None:
             _check_betas(checkpoint, trained_on[0])
-        product, more = _pipeline(backbone, recognised.layout, checkpoint, trained_on, vae)
+        product, more = _pipeline(backbone, recognised.layout, checkpoint, run, trained_on, vae)
     else:
         name = type(backbone).__name__
         product, more = backbone, [f"a model and no pipeline: load it with {name}.from_pretrained"]
@@ -341,7 +342,12 @@ def _of_scheduler(checkpoint: Checkpoint) -> tuple[Any, Any]:
 
 
 def _pipeline(
-    backbone: Any, layout: Layout, checkpoint: Checkpoint, trained_on: tuple[Any, Any], vae: str | Path | None
+    backbone: Any,
+    layout: Layout,
+    checkpoint: Checkpoint,
+    run: RunArguments,
+    trained_on: tuple[Any, Any],
+    vae: str | Path | None,
 ) -> tuple[Pipeline, list[str]]:
     """The pipeline of the loaded backbone, and what was assumed."""
     autoencoder = _autoencoder(checkpoint, vae)
@@ -349,6 +355,10 @@ def _pipeline(
     if autoencoder is None and channels not in _PIXELS:
         reference = _AUTOENCODERS.get(channels, f"of {channels} latent channels that it was trained with")
         notes.append(f"it has no autoencoder: it returns latents (those of {reference}); --vae adds one")
+    normalization = None
+    if layout.normalizes_latents:
+        normalization, more = latent_statistics(checkpoint.path, run, channels)
+        notes += more
     t_max = 1.0
     made, output = PROCESSES.create(trained_on[0]), PARAMETERIZATIONS.create(trained_on[1])
     if not isinstance(made, BetaChain) and output.singular(made.scales(1.0)):
@@ -370,6 +380,7 @@ def _pipeline(
         defaults=default_sampling(backbone, layout, trained_on[0]),
         vae_reference=reference,
         pixel_range=layout.pixel_range,
+        latent_normalization=normalization,
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline, notes
