@@ -21,6 +21,7 @@ from dinit.samplers import GRIDS, SAMPLERS, Sampler, TimeGrid
 from dinit.samplers.grids.times import Times
 from dinit.samplers.guidance import GUIDANCES, Guidance
 from dinit.samplers.guidance.cfg import CFG
+from dinit.samplers.idle import IdleOption
 from dinit.samplers.points import End, GridLike, check_end
 
 DEFAULT_BATCH = 64  # bounds memory; images do not depend on it
@@ -198,7 +199,18 @@ def _recorded_sampler(config: Mapping[str, Any]) -> Sampler:
     spec = config["sampler"]
     if "end" not in config and isinstance(spec, Mapping) and spec.get("name") == "flow-sde":
         spec = {key: value for key, value in spec.items() if key != "last_step"}
-    return make_sampler(spec)
+    return without_idle_options(spec)[0]
+
+
+def without_idle_options(spec: Any) -> tuple[Sampler, tuple[str, ...]]:
+    """The sampler of a record, without options that could never act, which older versions took; and their names."""
+    try:
+        return make_sampler(spec), ()
+    except IdleOption as error:
+        if not isinstance(spec, Mapping):
+            raise
+        rest, names = without_idle_options({key: value for key, value in spec.items() if key not in error.names})
+        return rest, (*error.names, *names)
 
 
 def make_sampler(spec: SamplerLike, eta: float | None = None) -> Sampler:

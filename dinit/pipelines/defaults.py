@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from dinit.pipelines.call import (
     make_guidance,
     make_sampler,
     to_spec,
+    without_idle_options,
 )
 from dinit.pipelines.labels import whole_number
 from dinit.registry import suggest
@@ -127,7 +129,14 @@ def check_defaults(defaults: Mapping[str, Any]) -> dict[str, Any]:
             raise ValueError(f"unknown pipeline default {key!r}{suggest(str(key), list(DEFAULT_KEYS))}")
     given = {key: value for key, value in defaults.items() if value is not None}
     if "sampler" in given:
-        make_sampler(given["sampler"])
+        sampler, idle = without_idle_options(given["sampler"])
+        if idle:
+            warnings.warn(
+                f"the pipeline's default sampler has options that do nothing and are left out: {', '.join(idle)}",
+                UserWarning,
+                stacklevel=2,
+            )
+            given["sampler"] = to_spec(sampler)
     make_guidance(given.get("guidance"))
     if "steps" in given:
         whole_number("steps", given["steps"])

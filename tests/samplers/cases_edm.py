@@ -36,7 +36,8 @@ def churn(given: dict[str, Any]) -> dict[str, Any]:
     """Their names for the settings of churn, read as ours."""
     ours = {"S_churn": "s_churn", "S_min": "s_tmin", "S_max": "s_tmax", "S_noise": "s_noise"}
     ours |= {name: name for name in ours.values()}
-    return {ours[k]: float(v) for k, v in given.items() if k in ours and v is not None}
+    read = {ours[k]: float(v) for k, v in given.items() if k in ours and v is not None}
+    return read if read.get("s_churn") else {}  # without churn the others do nothing
 
 
 def churned_run(golden: Golden, sampler: Sampler, process: EDM, times: Tensor, start: Tensor) -> Tensor:

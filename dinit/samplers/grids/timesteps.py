@@ -11,6 +11,7 @@ from torch import Tensor
 from dinit.diffusion import Process
 from dinit.samplers.grids.base import GRIDS, TimeGrid
 from dinit.samplers.grids.spacing import line
+from dinit.samplers.idle import refuse_idle
 
 Spacing = Literal["trailing", "leading", "linspace"]
 
@@ -30,11 +31,16 @@ class Timesteps(TimeGrid):
         offset: Added to the timesteps of 'leading'; diffusers' steps_offset.
 
     Raises:
-        ValueError: From `times`, for another spacing, or more steps than the process has.
+        ValueError: An offset with another spacing than 'leading'; from `times`, another spacing, or more steps than
+            the process has.
     """
 
     spacing: Spacing = "trailing"
     offset: int = 0
+
+    def __post_init__(self) -> None:
+        if self.spacing != "leading":
+            refuse_idle(self, ("offset",), f"with spacing = {self.spacing!r}", "take spacing = 'leading'")
 
     def times(self, process: Process, steps: int, t_min: float, t_max: float) -> Tensor:
         total = process.num_steps

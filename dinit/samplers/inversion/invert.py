@@ -168,7 +168,7 @@ class DDIMInverse(Reversible):
             step.
 
     Raises:
-        ValueError: A negative number of iterations.
+        ValueError: A negative number of iterations; from a run from noise to data, any.
     """
 
     iterations: int = 0
@@ -178,6 +178,11 @@ class DDIMInverse(Reversible):
             raise ValueError(f"iterations must be a whole number, at least 0; got {self.iterations!r}")
 
     def check(self, denoiser: Denoiser, points: list[Scales]) -> None:
+        if self.iterations and len(points) > 1 and points[0].floats.time > points[-1].floats.time:
+            raise ValueError(
+                f"iterations = {self.iterations} solves for the step from data to noise and does nothing in a run "
+                "from noise to data: leave it out there"
+            )
         if self.iterations:
             check_invertible_steps(self, points)
 

@@ -19,6 +19,7 @@ from dinit.diffusion import Denoiser, Process, Scales
 from dinit.samplers.base import SAMPLERS, Claims, Sampler, StepDenoiser, StepNoise
 from dinit.samplers.grids.base import TimeGrid
 from dinit.samplers.grids.default import noise_level_grid
+from dinit.samplers.idle import refuse_idle
 from dinit.samplers.multistep.ode_variables import NOISE_LEVEL, STRAIGHT, TIME, ODEVariable, noise_level_or_straight
 
 
@@ -36,7 +37,8 @@ class Churned(Sampler):
         s_noise: A factor on the standard deviation of the added noise, at least 0.
 
     Raises:
-        ValueError: A negative or infinite s_churn or s_noise; s_tmin > s_tmax.
+        ValueError: A negative or infinite s_churn or s_noise; s_tmin > s_tmax; s_tmin, s_tmax or s_noise without
+            churn; from a run, no noise level in [s_tmin, s_tmax].
     """
 
     s_churn: float = 0.0
@@ -51,12 +53,23 @@ class Churned(Sampler):
             )
         if not self.s_tmin <= self.s_tmax:
             raise ValueError(f"churn needs s_tmin <= s_tmax, got s_tmin = {self.s_tmin}, s_tmax = {self.s_tmax}")
+        if self.s_churn == 0:
+            refuse_idle(self, ("s_tmin", "s_tmax", "s_noise"), "without churn", "set s_churn")
 
     order: ClassVar[int] = 1  # of the deterministic step, which evaluates as often
 
     def claims(self) -> Claims:
         cost = "times" if self.s_churn else "steps"  # which noise levels lie in [s_tmin, s_tmax]
         return Claims(self.order, self.order, draws_per_step=int(self.s_churn > 0), cost_depends_on=cost)
+
+    def check(self, denoiser: Denoiser, points: list[Scales]) -> None:
+        levels = [float(k.noise_level) for k in points[:-1]]
+        if self.s_churn > 0 and levels and not any(self.s_tmin <= level <= self.s_tmax for level in levels):
+            raise ValueError(
+                f"s_churn = {self.s_churn:g} adds no noise: no step of this run starts at a noise level in "
+                f"[s_tmin, s_tmax] = [{self.s_tmin:g}, {self.s_tmax:g}], but between {max(levels):.3g} and "
+                f"{min(levels):.3g}"
+            )
 
     def inner_times(self, denoiser: Denoiser, t: Scales, s: Scales, total: int) -> Tensor:
         """The raised time, and those of the deterministic step from there to s."""

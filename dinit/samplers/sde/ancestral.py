@@ -13,6 +13,7 @@ from dinit.diffusion import Denoised, Denoiser, Scales
 from dinit.diffusion.process import ScalarScales
 from dinit.registry import suggest
 from dinit.samplers.base import SAMPLERS, Claims, Sampler, StepDenoiser, StepNoise
+from dinit.samplers.idle import refuse_idle
 
 Solver = Literal["euler", "dpm-2", "dpmpp-2s"]
 
@@ -60,7 +61,7 @@ class Ancestral(Sampler):
     solver: Solver = "euler"
 
     def __post_init__(self) -> None:
-        check_noise(self.eta, self.s_noise)
+        check_noise(self)
         if self.solver not in get_args(Solver):
             raise ValueError(f"unknown solver {self.solver!r}{suggest(str(self.solver), list(get_args(Solver)))}")
 
@@ -123,9 +124,12 @@ def ancestral_split(t: ScalarScales, s: ScalarScales, eta: float) -> tuple[float
     return s.sigma * down, s.sigma * up
 
 
-def check_noise(eta: float, s_noise: float) -> None:
-    """Raise a ValueError unless eta >= 0 and s_noise > 0."""
+def check_noise(sampler: Any) -> None:
+    """Raise a ValueError unless eta >= 0 and s_noise > 0, and for an s_noise without noise, at eta = 0."""
+    eta, s_noise = sampler.eta, getattr(sampler, "s_noise", 1.0)
     if not eta >= 0:
         raise ValueError(f"eta must be at least 0 (0 is deterministic, 1 is the reverse-time SDE), got {eta}")
     if not s_noise > 0:
         raise ValueError(f"s_noise, a factor on the noise, must be positive, got {s_noise}")
+    if eta == 0 and s_noise != 1:
+        refuse_idle(sampler, ("s_noise",), "at eta = 0, where no noise is added", "set eta")

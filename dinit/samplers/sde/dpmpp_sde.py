@@ -47,7 +47,7 @@ class DPMppSDE(Sampler):
     s_noise: float = 1.0
 
     def __post_init__(self) -> None:
-        check_noise(self.eta, self.s_noise)
+        check_noise(self)
 
     def claims(self) -> Claims:
         draws = 2 if self.eta > 0 else 0
@@ -109,7 +109,7 @@ class DPMpp2MSDE(Sampler):
     prediction: Literal["x0", "eps"] = "x0"
 
     def __post_init__(self) -> None:
-        check_noise(self.eta, self.s_noise)
+        check_noise(self)
         if self.prediction not in ("x0", "eps"):
             raise ValueError(f"prediction must be 'x0' or 'eps', got {self.prediction!r}")
         if self.prediction == "eps" and self.variant != "midpoint":
@@ -197,7 +197,7 @@ class DPMpp3MSDE(Sampler):
     max_step_ratio: float = 2.0
 
     def __post_init__(self) -> None:
-        check_noise(self.eta, self.s_noise)
+        check_noise(self)
         if self.curvature not in ("exact", "published"):
             raise ValueError(f"curvature must be 'exact' or 'published', got {self.curvature!r}")
         if not self.max_step_ratio > 0:

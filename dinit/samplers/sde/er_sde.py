@@ -13,6 +13,7 @@ from torch import Tensor
 from dinit.diffusion import Scales
 from dinit.registry import suggest
 from dinit.samplers.base import SAMPLERS, Claims, Sampler, StepDenoiser, StepNoise
+from dinit.samplers.idle import refuse_idle
 
 NoiseScale = Literal["er-sde", "sde", "ode"]
 
@@ -65,6 +66,10 @@ class ERSDE(Sampler):
             raise ValueError(f"order must be 1, 2 or 3, got {self.order!r}")
         if not self.s_noise > 0:
             raise ValueError(f"s_noise, a factor on the noise, must be positive, got {self.s_noise}")
+        if self.noise_scale == "ode":
+            refuse_idle(
+                self, ("s_noise",), "with noise_scale = 'ode', which adds no noise", "take another noise_scale"
+            )
 
     def claims(self) -> Claims:
         return Claims(self.order) if self.noise_scale == "ode" else Claims(draws_per_step=1)

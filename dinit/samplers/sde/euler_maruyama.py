@@ -80,7 +80,7 @@ class EulerMaruyama(Sampler):
     def __post_init__(self) -> None:
         if self.variable not in ("t", "noise-level"):
             raise ValueError(f"variable must be 't' or 'noise-level', got {self.variable!r}")
-        check_noise(self.eta, 1.0)
+        check_noise(self)
 
     def claims(self) -> Claims:
         return Claims(draws_per_step=int(self.eta > 0))

@@ -16,6 +16,7 @@ from dinit.registry import suggest
 from dinit.samplers.base import SAMPLERS, Claims, Sampler, StepDenoiser, StepNoise
 from dinit.samplers.grids.base import TimeGrid
 from dinit.samplers.grids.uniform import Uniform
+from dinit.samplers.idle import refuse_idle
 from dinit.samplers.points import End
 from dinit.samplers.sde.ddpm import ancestral_transition
 
@@ -80,6 +81,9 @@ class FlowSDE(Sampler):
                 raise ValueError(f"unknown {kind} {name!r}{suggest(str(name), known)}")
         if not self.norm >= 0:
             raise ValueError(f"norm, the size of the diffusion coefficient, must be at least 0, got {self.norm}")
+
+        if self.norm == 0 and self.diffusion != "decreasing":
+            refuse_idle(self, ("diffusion",), "at norm = 0", "set norm")
 
     def claims(self) -> Claims:
         draws = int(self.norm > 0 or self.diffusion == "decreasing")
