@@ -1,14 +1,20 @@
-"""The README's Python runs as it stands: its blocks in order, in one namespace, from the repository's root."""
+"""The README and the pages: Python runs, commands parse, what they name exists, counts are the registries' own."""
 
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
+import typer
 
-from dinit import _deprecate
+from dinit import Pipeline, _deprecate
 from dinit._exports import exported_names
+from dinit.cli.app import app
+from dinit.samplers import GRIDS, SAMPLERS
+from dinit.samplers.guidance import GUIDANCES
+from dinit.specs import parse_spec
 
 ROOT = Path(__file__).parents[1]
 _FENCE = re.compile(r"^```python[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -70,3 +76,101 @@ def test_packages_of_the_stability_page_are_those_that_are_checked() -> None:
 def test_blocks_are_found_with_their_lines() -> None:
     text = "a\n```python\nx = 1\n```\n```sh\nls\n```\n```python\ny = 2\nz = 3\n```\n"
     assert python_blocks(text) == [(3, "x = 1\n"), (9, "y = 2\nz = 3\n")]
+
+
+# --- commands ----------------------------------------------------------------------------------------------------
+
+COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+PAGES_OF_TEXT = sorted([*PAGES, "CHANGELOG.md"])
+_SHELL = re.compile(r"^```(?:sh|bash|console)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+_ANY_BLOCK = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+_CALL = re.compile(r"(?:.* -m dinit\.cli|dinit) ([a-z].*)")
+# Options of other programs that the pages name.
+_FOREIGN = {"--nproc_per_node", "--parity", "--text", "--per-class", "--check-weights"}
+
+
+def lines_of_shell(text: str) -> list[str]:
+    """Arguments of dinit in the shell blocks of a page."""
+    lines = [line.strip().removeprefix("$ ") for block in _SHELL.findall(text) for line in block.splitlines()]
+    return [found[1] for line in lines if (found := _CALL.match(line))]
+
+
+def inline_commands(text: str) -> list[str]:
+    """Arguments of dinit in the text, which may leave out what a command needs."""
+    spans = re.findall(r"`([^`]+)`", _ANY_BLOCK.sub("", text).replace("\n", " "))
+    return [found[1] for span in spans if (found := _CALL.fullmatch(span))]
+
+
+def parsed(arguments: str) -> None:
+    """Parse a command line as the command does; nothing is run."""
+    name, *rest = [word for word in shlex.split(arguments, comments=True) if word not in ("...", "…")]
+    with COMMANDS[name].make_context(name, rest):
+        pass
+
+
+@pytest.mark.parametrize("page", PAGES_OF_TEXT)
+def test_commands_of_the_pages_parse(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    whole = [line for line in lines_of_shell(text) if "..." not in line]
+    for line in whole:
+        parsed(line)
+    for line in [*inline_commands(text), *(set(lines_of_shell(text)) - set(whole))]:
+        try:
+            parsed(line)
+        except Exception as error:
+            assert type(error).__name__ == "MissingParameter", (page, line, error)  # a command by its name
+
+
+@pytest.mark.parametrize("page", PAGES_OF_TEXT)
+def test_options_that_the_pages_name_exist(page: str) -> None:
+    known = {option for command in COMMANDS.values() for one in command.params for option in one.opts}
+    known |= {option for command in COMMANDS.values() for one in command.params for option in one.secondary_opts}
+    text = (ROOT / page).read_text(encoding="utf-8")
+    named = set(re.findall(r"`(--[a-z][a-z_-]+)[ =`]", text))
+    assert named - known - _FOREIGN == set()
+
+
+@pytest.mark.parametrize("page", PAGES_OF_TEXT)
+def test_samplers_grids_and_guidances_of_commands_can_be_made(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for line in [*lines_of_shell(text), *inline_commands(text)]:
+        words = shlex.split(line, comments=True)
+        for option, value in zip(words, words[1:], strict=False):  # noqa: RUF007
+            if option in ("--sampler", "--grid"):
+                (SAMPLERS if option == "--sampler" else GRIDS).create(parse_spec(value))
+            elif option == "--guidance" and value != "none" and not re.fullmatch(r"[\d.]+", value):
+                GUIDANCES.create(parse_spec(value))
+
+
+def test_planted_commands_are_caught() -> None:
+    assert lines_of_shell("```sh\ndinit list samplers\n$ dinit info x\nls\n```\n") == ["list samplers", "info x"]
+    assert inline_commands("`dinit info x` and `accelerate launch -m dinit.cli train ...`") == [
+        "info x",
+        "train ...",
+    ]
+    for wrong in ("generate x --stepz 3", "generate x --steps three", "inform x"):
+        with pytest.raises(Exception, match=r"No such option|valid integer|inform"):
+            parsed(wrong)
+
+
+# --- counts and tables -------------------------------------------------------------------------------------------
+
+
+def test_counts_are_those_of_the_registries() -> None:
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    special = [name for name in SAMPLERS if SAMPLERS.special_case_of(name) is not None]
+    assert f"Samplers, {len(SAMPLERS) - len(special)} methods under {len(SAMPLERS)} names" in changes
+    assert f"Guidance, {len(GUIDANCES)} methods" in changes
+
+
+def test_the_table_of_shipped_pipelines_is_true() -> None:
+    """Sampler, evaluations and parameterization of the README's rows are the pipelines' own."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(digits-\w+)` \| (.+?), (.+?) \| (\w+), (\d+) \|", text, re.MULTILINE)
+    assert len(rows) == 5
+    for name, _, parameterization, sampler, nfe in rows:
+        pipe = Pipeline.from_pretrained(name)
+        call = pipe.prepare([1])
+        assert SAMPLERS.resolve(call.sampler.registry_name)[0].endswith(sampler.lower())  # type: ignore[attr-defined]
+        assert call.sampler.nfe(call.steps) == int(nfe), name
+        assert pipe.parameterization.registry_name.lower().startswith(parameterization.split()[0].lower()), name

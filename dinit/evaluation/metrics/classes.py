@@ -24,8 +24,10 @@ def class_distances(
 def cafd(inputs: MetricInputs) -> dict[str, float]:
     """Class-aware Fréchet distance: the mean over classes of the distance within each. Liu et al. 2018.
 
-    Classes are the labels where both sets have them, otherwise those that the extractor's classifier predicts. A
-    class without samples has no distance; `cafd_classes` is the number of classes that have one.
+    Classes are the labels where both sets have them, otherwise those that the extractor's classifier predicts. An
+    image counts in one class, wholly; in the paper it counts in every class by its posterior probability there, as
+    in a mixture, so that the numbers are not the paper's. A class without samples has no distance; `cafd_classes`
+    is the number of classes that have one.
     """
     self_test()
     ours, theirs = inputs.samples, inputs.reference
@@ -58,7 +60,8 @@ def fringe(inputs: MetricInputs) -> dict[str, float]:
     top1_histogram, top5_histogram: total variation distance between the two sets' histograms of likeliest classes
     (0: equal, 1: no class shared); top 5 where there are more classes than 5. fid_matched: FID with the samples
     weighted so that their top-1 histogram equals the reference's; where it is far below FID, resampling alone
-    would lower the score without improving a picture.
+    would lower the score without improving a picture. The weight of an image follows from its likeliest class
+    alone. The paper also optimises the weights for FID itself, which lowers the score further.
     """
     ours, theirs = inputs.samples, inputs.reference
     if ours.logits is None or theirs.logits is None or ours.pooled is None or theirs.gaussian is None:
