@@ -59,6 +59,14 @@ unless the section names others. $P$ is a polynomial through the last prediction
 Order: of convergence to the probability-flow ODE's solution for deterministic solvers, of the distribution for
 stochastic ones, with default options. NFE: network evaluations a step.
 
+End: a run stops at the grid's last time with noise and returns the posterior mean there (`end="posterior-mean"`).
+`end="clean"` takes the solver's own step from there to $t = 0$ instead, where the process has no noise, and
+`end="state"` returns $x$ at the last time, with the noise that it has. `end` belongs to a call of a pipeline, to
+`--end` on the command line, and to `Sampler.sample`; it is recorded and replayed.
+
+Before a run, the sampler is tried on Gaussian data of standard deviation 0.3, whose exact result is known. A
+warning names the sampler where its own error is above 15 % of that (from 18 times on), or where it diverges.
+
 Pictures: `{PIPELINE}`, all classes from the same noise (seed {SEED}), at most {NFE} evaluations (more where the
 label gives more), no guidance, on the sampler's default grid, which is even in $t$ unless its section names
 another. Deterministic solvers approach one solution and draw the same digits; stochastic ones draw others.

@@ -24,6 +24,7 @@ from dinit.pipelines.labels import whole_number
 from dinit.registry import suggest
 from dinit.samplers import Sampler, TimeGrid
 from dinit.samplers.guidance import Guidance
+from dinit.specs import parse_spec
 
 if TYPE_CHECKING:
     from dinit.pipelines.generate import Pipeline
@@ -127,7 +128,7 @@ def check_defaults(defaults: Mapping[str, Any]) -> dict[str, Any]:
     for key in defaults:
         if key not in DEFAULT_KEYS:
             raise ValueError(f"unknown pipeline default {key!r}{suggest(str(key), list(DEFAULT_KEYS))}")
-    given = {key: value for key, value in defaults.items() if value is not None}
+    given = {key: _parsed(value) for key, value in defaults.items() if value is not None}
     if "sampler" in given:
         sampler, idle = without_idle_options(given["sampler"])
         if idle:
@@ -141,3 +142,10 @@ def check_defaults(defaults: Mapping[str, Any]) -> dict[str, Any]:
     if "steps" in given:
         whole_number("steps", given["steps"])
     return given
+
+
+def _parsed(value: Any) -> Any:
+    """A default in the form that recipes read: "ddim:eta=0.5" as a mapping."""
+    if isinstance(value, str):
+        return parse_spec(value) if ":" in value else value
+    return [_parsed(one) for one in value] if isinstance(value, (list, tuple)) else value

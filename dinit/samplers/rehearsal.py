@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # `Sampler.iterate` imports this module
 DATA_STD = 0.3  # of images in [-1, 1], about
 TOLERANCE = 0.15  # of the standard deviation, relative
 FEWEST, MOST = 18, 250  # times of a run: with fewer no first-order solver is exact, with more nearly all are
+DIVERGED = 5.0  # times the standard deviation: so far off are few steps only where they diverge
 INSTEAD = ("ddim", "dpmpp-2m", "heun", "edm-heun", "bdia-ddim")
 
 
@@ -47,6 +48,8 @@ def warn_of_spread(
 ) -> None:
     """A UserWarning where the sampler's own error on Gaussian data is above TOLERANCE, with a sampler that is not.
 
+    A run of fewer than FEWEST times is warned of where it diverges.
+
     Args:
         sampler: What would run.
         denoiser: What would be sampled from; of it the process counts.
@@ -55,16 +58,17 @@ def warn_of_spread(
         create: From a registered name to the sampler.
     """
     adaptive = sampler.claims().cost_depends_on == "state"
-    if isinstance(denoiser, _Gaussian) or adaptive or not FEWEST <= len(points) <= MOST:
+    if isinstance(denoiser, _Gaussian) or adaptive or not 2 <= len(points) <= MOST:
         return
     times = tuple(k.floats.time for k in points)
     try:
         found = spread(sampler, denoiser.process, times, end)
     except (TypeError, ValueError):  # options that do not hash; a network that has what the Gaussian has not
         return
-    if abs(found - 1) <= TOLERANCE:
+    few = len(points) < FEWEST
+    if found < DIVERGED if few else abs(found - 1) <= TOLERANCE:
         return
-    better = next((name for name in INSTEAD if _suits(create(name), denoiser.process, times, end)), None)
+    better = next((name for name in INSTEAD if _suits(create(name), denoiser.process, times, end, few)), None)
     instead = "more steps" if better is None else f"more steps, or sampler {better!r}"
     warnings.warn(
         f"{sampler} with {len(points)} times on this grid is inexact: data of standard deviation {DATA_STD} would "
@@ -74,9 +78,9 @@ def warn_of_spread(
     )
 
 
-def _suits(sampler: Sampler, process: Process, times: tuple[float, ...], end: End) -> bool:
+def _suits(sampler: Sampler, process: Process, times: tuple[float, ...], end: End, few: bool) -> bool:
     try:
-        return abs(spread(sampler, process, times, end) - 1) < TOLERANCE / 1.5
+        return abs(spread(sampler, process, times, end) - 1) < (0.5 if few else TOLERANCE / 1.5)
     except ValueError:
         return False
 

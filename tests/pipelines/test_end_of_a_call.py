@@ -176,3 +176,15 @@ def test_no_clean_end_where_the_process_has_noise_at_zero(pipe: Pipeline) -> Non
     noisy = Pipeline(pipe.backbone, process="ve", parameterization="v")
     with pytest.raises(ValueError, match="has noise there"):
         latents(noisy, sampler="euler", end="clean")
+
+
+def test_defaults_in_short_form_are_kept_as_recipes_read_them(pipe: Pipeline) -> None:
+    """Fine-tuning takes them over into a recipe."""
+    short = {"sampler": "ddim:eta=0.5", "grid": "karras:rho=5", "guidance": ["cfg:scale=2"], "steps": 4}
+    made = Pipeline(pipe.backbone, pipe.process, pipe.parameterization, defaults=short)
+    assert made.defaults == {
+        "sampler": {"name": "ddim", "eta": 0.5},
+        "grid": {"name": "karras", "rho": 5},
+        "guidance": [{"name": "cfg", "scale": 2}],
+        "steps": 4,
+    }

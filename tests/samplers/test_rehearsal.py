@@ -93,7 +93,7 @@ def test_a_pipeline_warns_too_and_given_times_do_not() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         ve(1, sampler="euler", grid=torch.linspace(1, 0, 20), guidance=None)
-        ve(1, sampler="euler", steps=5, guidance=None)  # no solver is exact there
+        ve(1, sampler="ddim", steps=5, guidance=None)  # inexact, as all solvers are there
 
 
 def test_the_rehearsal_is_exact_where_the_solver_is() -> None:
@@ -105,3 +105,29 @@ def test_the_rehearsal_is_exact_where_the_solver_is() -> None:
     ]
     assert errors[0] > errors[1] > errors[2]
     assert errors[2] < 2e-3
+
+
+@pytest.mark.parametrize(
+    ("process", "sampler", "steps", "warned"),
+    [
+        ("vp-discrete:schedule=cosine", "pndm", 2, True),
+        ("vp-discrete:schedule=cosine", "edm-heun", 2, True),
+        ("vp", "pndm", 2, True),
+        ("ve", "ab", 5, True),
+        ("ve", "euler-maruyama", 3, True),
+        ("vp-discrete:schedule=cosine", "ddim", 2, False),
+        ("vp-discrete:schedule=cosine", "dpmpp-2m", 5, False),
+        ("ve", "euler", 5, True),
+        ("flow", "heun", 2, False),
+        ("edm", "edm-heun", 5, False),
+        ("edm", "ddim", 1, False),
+    ],
+)
+def test_few_steps_are_warned_of_where_they_diverge(process: str, sampler: str, steps: int, warned: bool) -> None:
+    found, said = sampled_std(process, sampler, steps)
+    assert any("inexact" in line for line in said) == warned
+    assert (found > 5) == warned
+    if warned:
+        assert sampled_std(process, sampler, 40)[0] < 1.6  # more steps
+        instead = re.search(r"sampler '([a-z0-9-]+)'", said[0])
+        assert instead is None or sampled_std(process, instead[1], steps)[0] < 1.6
