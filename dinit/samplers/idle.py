@@ -8,7 +8,7 @@ from typing import Any
 
 
 class IdleOption(ValueError):
-    """Options that do nothing beside the others.
+    """Options that do nothing with the others as they are.
 
     Attributes:
         names: Of the options.
