@@ -66,7 +66,8 @@ def read_diffusers_folder(folder: Path, options: Mapping[str, Any]) -> dict[str,
     FileNotFoundError or ValueError, with the classes of the pipeline and of the part, for what is not covered.
     """
     index = read_json(folder / INDEX)
-    parts, owner = _components(folder / INDEX, index), f"{folder} ({index.get('_class_name')})"
+    pipeline = _pipeline_class(folder / INDEX, index)
+    parts, owner = _components(folder / INDEX, index), f"{folder} ({pipeline})"
     for name in options:
         if name not in OPTIONS:
             raise ValueError(f"{owner}: a diffusers folder takes {', '.join(OPTIONS)} only, got {name}")
@@ -82,7 +83,7 @@ def read_diffusers_folder(folder: Path, options: Mapping[str, Any]) -> dict[str,
         backbone = class_backbone(network, options.get("null_label"))
         trained_on, defaults = given, {"sampler": "ddim", "steps": _STEPS}
         if len(given) < 2:
-            scheduler = _Scheduler(folder / "scheduler" / "scheduler_config.json", index, parts["scheduler"])
+            scheduler = _Scheduler(folder / "scheduler" / "scheduler_config.json", pipeline, parts["scheduler"])
             check_variance(network, scheduler.made)
             process, parameterization = read_scheduler(scheduler.made)
             trained_on = {"process": process, "parameterization": parameterization, **given}
@@ -104,12 +105,33 @@ def read_diffusers_folder(folder: Path, options: Mapping[str, Any]) -> dict[str,
     return made if options.get("t_max") is None else {**made, "t_max": options["t_max"]}
 
 
+def _pipeline_class(path: Path, index: Mapping[str, Any]) -> str:
+    """The pipeline's class, which decides the defaults. ValueError where there is none."""
+    import diffusers
+
+    name = index.get("_class_name")
+    if not isinstance(name, str):
+        raise ValueError(f"{path}: _class_name = {shortened(name)} must be the name of the pipeline's class")
+    if not (name.endswith("Pipeline") and hasattr(diffusers, name)):
+        warnings.warn(
+            f"{path}: _class_name = {name!r} is no pipeline of diffusers; the defaults are the folder's scheduler "
+            f"in {_STEPS} steps",
+            UserWarning,
+            stacklevel=4,
+        )
+    return name
+
+
 def _components(path: Path, index: Mapping[str, Any]) -> dict[str, str]:
     """{component: class name} of what is there. ValueError for an entry of another form."""
     found: dict[str, str] = {}
     for name, entry in index.items():
         if isinstance(entry, list) and len(entry) == 2 and all(isinstance(part, str) for part in entry):
             found[name] = entry[1]
+            if entry[1] in _COMPONENTS.get(name, SCHEDULERS) and entry[0] != "diffusers":
+                raise ValueError(
+                    f"{path}: {name} = {entry!r} is a class of {entry[0]!r}; only diffusers' own is covered"
+                )
         elif name in (*_COMPONENTS, "scheduler") and entry != [None, None]:
             raise ValueError(f"{path}: {name} = {shortened(entry)} must be [library, class name]")
     return found
@@ -147,7 +169,7 @@ def _load(kind: str, folder: Path, dtype: Any, variant: str | None) -> Any:
     class_: Any = getattr(diffusers, _OLDER.get(kind, kind))
     path = folder / "config.json"
     config = read_json(path)
-    if config.get("_class_name", kind) not in (kind, _OLDER.get(kind)):
+    if config.get("_class_name", kind) not in (kind, _OLDER.get(kind, kind)):
         raise ValueError(f"{path} is of the class {config['_class_name']!r}; {INDEX} has {kind} for it")
     older = getattr(diffusers, kind) if kind in _OLDER else None
     if older is not None and config.get("norm_type") != "ada_norm_zero":
@@ -160,8 +182,7 @@ def _load(kind: str, folder: Path, dtype: Any, variant: str | None) -> Any:
     variant = usual_variant(folder, variant)
     found = {_renamed(name, expected): shape for name, shape in weight_shapes(folder, variant).items()}
     check_tensors(folder, expected, found)
-    changed = {key: value for key, value in made.items() if config[key] != value}
-    options = {**changed, **dtype_option(dtype)}
+    options = {**made, **dtype_option(dtype)}  # the config's values in their own types, in place of the file's
     return class_.from_pretrained(folder, use_safetensors=True, variant=variant, **options)
 
 
@@ -182,19 +203,18 @@ def _class_names(owner: str, table: Any, num_classes: int) -> list[str] | None:
 class _Scheduler:
     """The scheduler of a pipeline folder: what the network was trained on, and how its pipeline samples by default.
 
-    path: its scheduler_config.json. index: the folder's model_index.json. kind: the scheduler's class in it.
+    path: its scheduler_config.json. pipeline: the pipeline's class. kind: the scheduler's class.
     ValueError where a key of the config is not usable.
     """
 
-    def __init__(self, path: Path, index: Mapping[str, Any], kind: str) -> None:
-        self.path, self.index, self.kind = path, index, kind
+    def __init__(self, path: Path, pipeline: str, kind: str) -> None:
+        self.path, self.pipeline, self.kind = path, pipeline, kind
         self.config = read_json(path)
         self.made = scheduler_of(self.config, str(path), kind)
 
     def defaults(self, process: Process) -> dict[str, Any]:
         """Those of a call of the pipeline, on the scheduler's process. ValueError where it cannot run."""
-        pipeline = str(self.index.get("_class_name"))
-        name, steps = _SCHEDULER_OF.get(pipeline, self.kind), _STEPS_OF.get(pipeline, _STEPS)
+        name, steps = _SCHEDULER_OF.get(self.pipeline, self.kind), _STEPS_OF.get(self.pipeline, _STEPS)
         if isinstance(process, BetaChain):
             steps = min(steps, process.num_steps)
         if name == TREE:

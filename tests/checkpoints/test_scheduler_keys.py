@@ -212,6 +212,7 @@ def test_every_key_acts_as_in_diffusers_or_is_refused(name: str) -> None:
             {"predict_epsilon": False, "prediction_type": "epsilon"},
             "predict_epsilon = false means",
         ),
+        ("DDPMScheduler", {"clip_samples": False}, "clip_samples = False is no setting of DDPMScheduler"),
         ("DDPMScheduler", {"mean_type": "x0"}, "mean_type = 'x0' is no setting of DDPMScheduler"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,15 @@ from diffusers import (
     UNet2DModel,
     VQModel,
 )
+from fuzzing import edited
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from dinit.checkpoints.from_diffusers import denoiser_from_diffusers
 from dinit.checkpoints.interop.networks import DiffusersBackbone
+from dinit.checkpoints.interop.scheduler_sampler import SchedulerSampler
+from dinit.diffusion.discrete import VPDiscrete
+from dinit.diffusion.parameterization import Epsilon
 from dinit.pipelines.generate import Pipeline
 from dinit.pipelines.outputs.manifest import describe
 from dinit.samplers import NoiseSource
@@ -306,6 +312,23 @@ def another_scheduler(folder: Path) -> None:
             lambda f: edit(f / "model_index.json", text_encoder=["transformers", "CLIPTextModel"]),
             "text_encoder (CLIPTextModel) is not covered. Open it with diffusers",
         ),
+        (
+            lambda f: edit(f / "model_index.json", _class_name=3),
+            "_class_name = 3 must be the name",
+        ),
+        (
+            lambda f: edit(f / "model_index.json", unet="UNet2DModel"),
+            "unet = 'UNet2DModel' must be [library",
+        ),
+        (lambda f: edit(f / "model_index.json", scheduler=None), "scheduler = None must be [library"),
+        (
+            lambda f: edit(f / "model_index.json", scheduler=[None, None]),
+            "has no scheduler in its model_index",
+        ),
+        (
+            lambda f: edit(f / "model_index.json", unet=["mine", "UNet2DModel"]),
+            "is of 'mine'; only diffusers'",
+        ),
         (lambda f: edit(f / "model_index.json", unet=["os", "system"]), "unet (system) is not covered"),
         (lambda f: edit(f / "model_index.json", unet=[None, None]), "must have one of unet and transformer"),
         (
@@ -334,3 +357,170 @@ def test_quantised_latents_and_unknown_options_are_refused(ddpm: Path, tmp_path:
     usual = ddpm / "unet" / WEIGHTS
     usual.rename(usual.with_name("diffusion_pytorch_model.fp16.safetensors"))
     assert Pipeline.from_pretrained(ddpm)(num_images=1, steps=2).images
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"sample_size": "8"},
+        {"sample_size": 8.0},
+        {"sample_size": [8, 8]},
+        {"layers_per_block": 1.0},
+        {"layers_per_block": "1", "freq_shift": 0.0},
+        {"block_out_channels": ["8", 16.0]},
+        {"norm_eps": "1e-05", "add_attention": "true"},
+        {"center_input_sample": 0, "dropout": 0},
+        {"_note": "private"},
+        {"_class_name": "UNet2DModel"},
+    ],
+)
+def test_network_configs_of_other_types_are_read(ddpm: Path, changes: dict[str, Any]) -> None:
+    expected = Pipeline.from_pretrained(ddpm)(num_images=1, steps=2, output_type="raw").images
+    edit(ddpm / "unet" / "config.json", **changes)
+    assert torch.equal(Pipeline.from_pretrained(ddpm)(num_images=1, steps=2, output_type="raw").images, expected)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sample_size": "8x8"}, "sample_size = '8x8' is not usable"),
+        ({"sample_size": [8, 16]}, "made for 8×16; only square images are covered"),
+        ({"sample_size": [8, 8, 8]}, "sample_size = [8, 8, 8] is not usable"),
+        ({"sample_size": 0}, "sample_size = 0: it must be a positive number"),
+        ({"sample_size": True}, "sample_size = True is not usable"),
+        ({"layers_per_block": 1.5}, "layers_per_block = 1.5 is not usable"),
+        ({"in_channels": None}, "in_channels = None is not usable"),
+        ({"norm_eps": float("nan")}, "norm_eps = nan is not usable"),
+        ({"norm_num_groups": 3}, "makes no UNet2DModel with norm_num_groups = 3"),
+        ({"act_fn": "sluu"}, "act_fn = 'sluu': activation function sluu not found"),
+        (
+            {"down_block_types": ["DownBlock2D", "DownBlock3D"]},
+            "down_block_types = ('DownBlock2D', 'DownBlock3D'): DownBlock3D does not exist",
+        ),
+        ({"time_embedding_type": "fouriers"}, "makes no UNet2DModel with time_embedding_type = 'fouriers'"),
+        ({"in_channels": -3}, "in_channels = -3"),
+        (
+            {"layers_per_blocks": 1},
+            "layers_per_blocks = 1 is no setting of UNet2DModel; did you mean 'layers_per_block'",
+        ),
+        (
+            {"_class_name": "UNet2DConditionModel"},
+            "is of the class 'UNet2DConditionModel'; model_index.json has UNet2DModel",
+        ),
+        ({"flip_sin_to_coss": False}, "flip_sin_to_coss = False is no setting of UNet2DModel"),
+        ({"_class_name": None}, "is of the class None"),
+        ({"layers_per_block": 2}, "the weights in"),
+    ],
+)
+def test_network_configs_that_are_not_understood_are_refused(
+    ddpm: Path, changes: dict[str, Any], message: str
+) -> None:
+    edit(ddpm / "unet" / "config.json", **changes)
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
+        Pipeline.from_pretrained(ddpm)
+    assert str(ddpm) in str(caught.value)
+    assert len(str(caught.value)) < 1200
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["unet/config.json", "model_index.json", "scheduler/scheduler_config.json"])
+def test_an_edited_folder_opens_right_or_gives_a_short_error(ddpm: Path, name: str) -> None:
+    """20 edits of each file, in all 60: what opens has the values that were written, and makes images."""
+    edit(ddpm / "model_index.json", id2label=None)
+    whole, right = json.loads((ddpm / name).read_text()), 0
+    for what, content in edited(6, whole, 20):
+        (ddpm / name).write_text(json.dumps(content))
+        try:
+            pipe = Pipeline.from_pretrained(ddpm)
+            ours = pipe(num_images=1, steps=3, output_type="raw").images
+        except (ValueError, OSError) as error:
+            assert len(str(error)) < 1800, what
+            continue
+        right += 1
+        config: Any = pipe.backbone.network.config
+        made: Any = pipe.scheduler.config if isinstance(pipe.sampler, SchedulerSampler) else {}
+        for key, value in content.items():
+            read = made if name.startswith("scheduler") else config
+            if not key.startswith("_") and key in read and name != "model_index.json":
+                assert as_text(read[key]) == as_text(value), what
+        assert ours.isfinite().all()
+    assert 1 <= right <= 18
+
+
+def as_text(value: Any) -> str:
+    """8, 8.0, "8" and [8, 8] of a square alike; null and false too."""
+    if isinstance(value, list | tuple):
+        return str([as_text(one) for one in value])
+    if value in (None, False, 0, "false"):
+        return "0"
+    try:
+        return str(float(value))
+    except (TypeError, ValueError):
+        return str(value)
+
+
+def test_an_older_dit_folder(tmp_path: Path) -> None:
+    """As facebook/DiT-XL-2-256 was written: of the class Transformer2DModel, with settings of other uses."""
+    dit_pipeline().save_pretrained(tmp_path)
+    expected = Pipeline.from_pretrained(tmp_path)([3], steps=2, output_type="pt").images
+    edit(tmp_path / "model_index.json", transformer=["diffusers", "Transformer2DModel"])
+    older = {"_class_name": "Transformer2DModel", "cross_attention_dim": None, "double_self_attention": False}
+    edit(tmp_path / "transformer" / "config.json", **older, num_vector_embeds=None, attention_type="default")
+    assert torch.equal(Pipeline.from_pretrained(tmp_path)([3], steps=2, output_type="pt").images, expected)
+    edit(tmp_path / "transformer" / "config.json", cross_attention_dim=16)
+    with pytest.raises(ValueError, match="cross_attention_dim = 16 is no setting of DiTTransformer2DModel"):
+        Pipeline.from_pretrained(tmp_path)
+    edit(tmp_path / "transformer" / "config.json", norm_type="layer_norm")
+    with pytest.raises(ValueError, match="norm_type = 'layer_norm'; only 'ada_norm_zero'"):
+        Pipeline.from_pretrained(tmp_path)
+
+
+def test_the_advice_of_a_folder_works(ddpm: Path, tmp_path: Path) -> None:
+    """Each error is provoked, and what it names is done."""
+    edit(ddpm / "model_index.json", scheduler=["diffusers", "LCMScheduler"])
+    with pytest.raises(ValueError, match=r"Give process= and parameterization= if you know it"):
+        Pipeline.from_pretrained(ddpm)
+    pipe = Pipeline.from_pretrained(ddpm, process="vp-discrete", parameterization="epsilon")
+    assert pipe(num_images=1, steps=2).images[0].size == (8, 8)
+    edit(ddpm / "model_index.json", scheduler=["diffusers", "DDPMScheduler"])
+    edit(ddpm / "scheduler" / "scheduler_config.json", prediction_type="noise")
+    with pytest.raises(ValueError, match=r"'noise' is not covered .* give process= and parameterization= yourself"):
+        Pipeline.from_pretrained(ddpm)
+    pipe = Pipeline.from_pretrained(ddpm, process="vp-discrete", parameterization="epsilon")
+    assert pipe(num_images=1, steps=2).images[0].size == (8, 8)
+    edit(ddpm / "scheduler" / "scheduler_config.json", prediction_type="epsilon", rescale_betas_zero_snr=True)
+    with pytest.raises(ValueError, match=r"stop short of pure noise with t_max = 0\.999"):
+        Pipeline.from_pretrained(ddpm)
+    pipe = Pipeline.from_pretrained(ddpm, t_max=0.999)
+    assert pipe(num_images=1, steps=2, sampler="ddim", grid="uniform").images[0].size == (8, 8)
+    vqvae = VQModel(block_out_channels=(8,), norm_num_groups=4, latent_channels=3, sample_size=8)
+    theirs = LDMPipeline(vqvae, unet(), DDIMScheduler())
+    theirs.save_pretrained(tmp_path / "ldm")
+    with pytest.raises(ValueError, match="hand it to denoiser_from_diffusers"):
+        Pipeline.from_pretrained(tmp_path / "ldm")
+    assert denoiser_from_diffusers(LDMPipeline.from_pretrained(tmp_path / "ldm")).num_classes == 0
+    edit(tmp_path / "ldm" / "model_index.json", scheduler=["diffusers", "LCMScheduler"])
+    with pytest.raises(ValueError, match="and for this scheduler process= and parameterization="):
+        Pipeline.from_pretrained(tmp_path / "ldm")
+    theirs.scheduler = diffusers.LCMScheduler()
+    with pytest.raises(ValueError, match="give process= and parameterization= yourself"):
+        denoiser_from_diffusers(theirs)
+    read = denoiser_from_diffusers(theirs, process=VPDiscrete("linear"), parameterization=Epsilon())
+    assert read.process == VPDiscrete("linear")
+
+
+def test_a_folder_of_a_scheduler_that_needs_torchsde(ddpm: Path) -> None:
+    edit(ddpm / "model_index.json", scheduler=["diffusers", "DPMSolverSDEScheduler"])
+    config = {"_class_name": "DPMSolverSDEScheduler", "beta_start": 0.001, "noise_sampler_seed": None}
+    (ddpm / "scheduler" / "scheduler_config.json").write_text(json.dumps(config))
+    with pytest.warns(UserWarning, match="the default sampler is dinit's 'dpmpp-sde'"):
+        pipe = Pipeline.from_pretrained(ddpm)
+    assert pipe.process == VPDiscrete("linear", beta_start=0.001, beta_end=0.012)
+    assert pipe(num_images=1, steps=4).images[0].size == (8, 8)
+
+
+def test_a_pipeline_of_another_name_is_said(ddpm: Path) -> None:
+    edit(ddpm / "model_index.json", _class_name="DDPMPipelines")
+    with pytest.warns(UserWarning, match=r"'DDPMPipelines' is no pipeline of diffusers; .* in 50 steps"):
+        assert Pipeline.from_pretrained(ddpm).steps == 50

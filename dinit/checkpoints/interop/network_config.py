@@ -36,7 +36,7 @@ def checked_network(class_: Any, config: Mapping[str, Any], where: str, older: A
     for key, value in config.items():
         if key in accepted:
             made[key] = _value(class_, key, value, where)
-        elif not key.startswith("_") and value not in (None, False) and neutral.get(key, None) != value:
+        elif not key.startswith("_") and not (key in neutral and value in (None, False, neutral[key])):
             raise ValueError(
                 f"{where}: {key} = {shortened(value)} is no setting of {class_.__name__}"
                 f"{suggest(key, list(accepted))}; take it out if it means nothing"
@@ -63,7 +63,8 @@ def shapes_of(class_: Any, config: Mapping[str, Any], where: str) -> dict[str, l
     except FAILURES as error:
         reason = str(error).strip().split("\n", 1)[0] or type(error).__name__
         at_fault = [key for key in config if _works(class_, {k: v for k, v in config.items() if k != key})]
-        named = at_fault or [key for key, value in config.items() if _occurs(key, value, reason)]
+        set_ = {key: value for key, value in config.items() if value != settings(class_)[key]}
+        named = at_fault or [key for key, value in set_.items() if _occurs(key, value, reason)]
         listed = " or ".join(f"{key} = {shortened(config[key])}" for key in named[:3])
         raise ValueError(
             f"{where} makes no {class_.__name__}{' with ' if listed else ''}{listed}: {reason}"

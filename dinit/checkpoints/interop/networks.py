@@ -185,15 +185,19 @@ def _grafted(module: nn.Module, replacements: Mapping[str, nn.Module]) -> Any:
 
 def _setting(network: Any, name: str) -> int:
     value = network.config.get(name)
-    if value is None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(
-            f"the config of {type(network).__name__} has no {name}, so it cannot be read as a denoiser"
+            f"the config of {type(network).__name__} has {name} = {value!r}; a denoiser needs a positive number"
         )
     return value
 
 
 def _square(name: str, sample_size: Any) -> int:
-    sides = (sample_size,) if sample_size is None or isinstance(sample_size, int) else tuple(sample_size)
+    sides = sample_size if isinstance(sample_size, list | tuple) else (sample_size,)
+    if sides == (None,):
+        return 0
+    if not sides or not all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in sides):
+        raise ValueError(f"{name} has sample_size = {sample_size!r}: it must be a positive number, or two")
     if len(set(sides)) != 1:
         raise ValueError(f"{name} was made for {'×'.join(map(str, sides))}; only square images are covered")
-    return sides[0] or 0
+    return sides[0]

@@ -323,10 +323,12 @@ def _prediction_of_old_files(given: dict[str, Any], where: str) -> dict[str, Any
 
 def _is_neutral(key: str, value: Any) -> bool:
     """Whether a key that the class does not have would change nothing in one that has it."""
-    if value is None or value is False or key in _WITHOUT_EFFECT:
+    if key in _WITHOUT_EFFECT:
         return True
-    if key not in _foreign():
+    if key not in _foreign():  # a misspelled one, of which false and null mean something too
         return False
+    if value is None or value is False:
+        return True
     return key != "clip_sample" and any(value == default for default in _foreign()[key])
 
 
