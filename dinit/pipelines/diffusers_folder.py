@@ -15,8 +15,8 @@ from dinit.checkpoints.interop.schedule import read_scheduler
 from dinit.checkpoints.interop.scheduler_config import (
     SCHEDULERS,
     TREE,
-    arguments,
     checked,
+    clipping_of,
     scheduler_of,
     settings_of,
     shortened,
@@ -232,13 +232,4 @@ class _Scheduler:
         except ValueError as error:
             raise ValueError(f"{self.path}: {error}") from error
         made: dict[str, Any] = {"sampler": to_spec(sampler), "steps": steps, "grid": to_spec(sampler.own_grid)}
-        return {**made, "guidance": [guidance]} if (guidance := _clipping(name, settings)) else made
-
-
-def _clipping(name: str, config: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What the scheduler clips, as a guidance."""
-    full = {**arguments(name), **config}
-    if full.get("thresholding"):
-        ratio, largest = full["dynamic_thresholding_ratio"], full["sample_max_value"]
-        return {"name": "dynamic-threshold", "percentile": ratio, "largest": largest}
-    return {"name": "clip-x0", "limit": full["clip_sample_range"]} if full.get("clip_sample") else None
+        return {**made, "guidance": [guidance]} if (guidance := clipping_of(name, settings)) else made

@@ -252,6 +252,20 @@ def settings_of(scheduler: Any) -> dict[str, Any]:
     return {key: scheduler.config[key] for key in arguments(type(scheduler).__name__) if key in scheduler.config}
 
 
+def clipping_of(name: str, config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What the steps of a scheduler clip, as the mapping of a guidance; None for nothing.
+
+    Args:
+        name: The scheduler's class.
+        config: Its settings.
+    """
+    full = {**arguments(name), **config}
+    if full.get("thresholding"):
+        ratio, largest = full["dynamic_thresholding_ratio"], full["sample_max_value"]
+        return {"name": "dynamic-threshold", "percentile": ratio, "largest": largest}
+    return {"name": "clip-x0", "limit": full["clip_sample_range"]} if full.get("clip_sample") else None
+
+
 @cache
 def arguments(name: str) -> dict[str, Any]:
     """The keys of a class's config, each with its default."""

@@ -18,7 +18,7 @@ from dinit.checkpoints.advice import also_in_python
 from dinit.checkpoints.claims import MODEL_NAMES, UNSEEN, disagreement, image_side, other_family, read_labels, word
 from dinit.checkpoints.imagenet import NUM_CLASSES, imagenet_names
 from dinit.checkpoints.interop.schedule import read_scheduler
-from dinit.checkpoints.interop.scheduler_config import scheduler_of
+from dinit.checkpoints.interop.scheduler_config import SCHEDULERS, clipping_of, scheduler_of
 from dinit.checkpoints.keymap import load_mapped
 from dinit.checkpoints.latent_statistics import latent_statistics
 from dinit.checkpoints.layouts import Layout, Shapes, candidates
@@ -377,13 +377,20 @@ def _pipeline(
         vae=autoencoder,
         class_names=_class_names(backbone.num_classes, checkpoint),
         t_max=t_max,
-        defaults=default_sampling(backbone, layout, trained_on[0]),
+        defaults=_with_clipping(default_sampling(backbone, layout, trained_on[0]), checkpoint),
         vae_reference=reference,
         pixel_range=layout.pixel_range,
         latent_normalization=normalization,
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline, notes
+
+
+def _with_clipping(defaults: dict[str, Any], checkpoint: Checkpoint) -> dict[str, Any]:
+    """The defaults with what the folder's scheduler clips."""
+    name = checkpoint.scheduler.get("_class_name")
+    clipping = clipping_of(name, checkpoint.scheduler) if name in SCHEDULERS else None
+    return {**defaults, "guidance": [*defaults["guidance"], clipping]} if clipping else defaults
 
 
 def default_sampling(backbone: Any, layout: Layout, process: Any) -> dict[str, Any]:
