@@ -327,7 +327,7 @@ def another_scheduler(folder: Path) -> None:
         ),
         (
             lambda f: edit(f / "model_index.json", unet=["mine", "UNet2DModel"]),
-            "is of 'mine'; only diffusers'",
+            "is a class of 'mine'; only diff",
         ),
         (lambda f: edit(f / "model_index.json", unet=["os", "system"]), "unet (system) is not covered"),
         (lambda f: edit(f / "model_index.json", unet=[None, None]), "must have one of unet and transformer"),

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from dinit.checkpoints.claims import whole
-from dinit.checkpoints.interop.network_config import checked_network
 from dinit.checkpoints.keymap import KeyMap, Rule, map_keys, names
 from dinit.checkpoints.layouts.base import LAYOUTS, Layout, Shapes, check_fixed, count, published
 from dinit.checkpoints.stored import Stated, plain_value
@@ -102,18 +101,6 @@ class DiffusersDiTLayout(Layout):
         }
 
     def arguments(self, reference: Mapping[str, Any]) -> dict[str, Any]:
-        import diffusers
-
-        classes: Any = diffusers  # its exports are lazy
-        name = reference.get("_class_name", "DiTTransformer2DModel")
-        if name not in ("DiTTransformer2DModel", "Transformer2DModel"):
-            raise ValueError(f"config.json is of the class {name!r}, and the tensors of a DiTTransformer2DModel")
-        reference = checked_network(
-            classes.DiTTransformer2DModel,
-            reference,
-            "config.json",
-            classes.Transformer2DModel if name == "Transformer2DModel" else None,
-        )
         check_fixed("DiTTransformer2DModel", reference, _FIXED)
         given: dict[str, Any] = dict(_DEFAULTS)
         for name, value in reference.items():
