@@ -152,6 +152,8 @@ def _walk(value: Any, path: tuple[str, ...], averaged: bool, optimizer: bool) ->
             yield from _flat(name, named, averaged, tuple(others), tuple(left_out))
         elif averaged and tensors:
             yield Entry(name, True, {}, listed=tuple(tensors.values()))
+        elif averaged and any("." in str(key) and one is None for key, one in value.items()):
+            yield Entry(name, True, {})  # names without their tensors
         for one in found.values():
             yield from one
     elif isinstance(value, list | tuple) and value and all(_is_named(one) for one in value):
@@ -166,8 +168,9 @@ def _walk(value: Any, path: tuple[str, ...], averaged: bool, optimizer: bool) ->
 
 def _inside(key: Any, value: Any, path: tuple[str, ...], averaged: bool, optimizer: bool) -> Iterator[Entry]:
     if not isinstance(value, Mapping | list | tuple):
-        if path == () and isinstance(value, str | bytes) and is_averaged(key) and _is_stored(value):
-            yield Entry(str(key), True, {})
+        settings = {*_SETTINGS, *_OPTIMIZER} & {word for part in (*path, key) for word in _words(part)}
+        if (averaged or is_averaged(key)) and not settings and _is_stored(value):
+            yield Entry(_join(*path, str(key)), True, {})
         return
     words = _words(key)
     inside = optimizer or bool(set(words) & set(_OPTIMIZER))
@@ -183,9 +186,10 @@ def _is_named(one: Any) -> bool:
     )
 
 
-def _is_stored(value: str | bytes) -> bool:
+def _is_stored(value: Any) -> bool:
     """Whether a text or bytes may be weights: bytes of a file, or the name of one."""
-    return bool(value) and (isinstance(value, bytes) or value.endswith((".pt", ".pth", ".ckpt", ".safetensors")))
+    named = isinstance(value, str) and value.endswith((".pt", ".pth", ".ckpt", ".bin", ".safetensors"))
+    return named or (isinstance(value, bytes) and bool(value))
 
 
 def _no_weights(key: Any, value: Any) -> bool:
@@ -414,7 +418,7 @@ def _average(entry: Entry, own: Sequence[Entry]) -> Chosen:
     """Averaged weights under the model's names, with the model's tables where they have none."""
     model = _model_of(entry, own)
     if not entry.state and not entry.listed:
-        raise ValueError(f"has a text or bytes in {entry.name}, where averaged weights would stand; {_OWN}")
+        raise ValueError(f"has no tensors in {entry.name}, where averaged weights would stand; {_OWN}")
     if entry.listed:
         return _finished(entry, *_by_order(entry, model))
     state = entry.state if model is None else _by_name(entry.state, model.state)
@@ -422,7 +426,7 @@ def _average(entry: Entry, own: Sequence[Entry]) -> Chosen:
         return _finished(entry)
     missing = [key for key in model.state if key not in state]
     fixed = tables(model.state)
-    lost = [key for key in missing if key not in fixed]
+    lost = [key for key in missing if key not in fixed and _placed(key, recognised(model.state))]
     if lost:
         raise ValueError(
             f"has averaged weights in {entry.name} that lack {len(lost)} of the {len(model.state)} tensors of "
@@ -434,6 +438,7 @@ def _average(entry: Entry, own: Sequence[Entry]) -> Chosen:
                 f"has {key} as {tuple(state[key].shape)} in {entry.name} and as {tuple(one.shape)} in "
                 f"{model.name or 'the model'}; {_OWN}"
             )
+    missing = [key for key in missing if key in fixed]
     completed = {key: model.state[key] for key in missing}
     notes = (
         [f"not averaged, so taken from {model.name or 'the model'}: {', '.join(missing[:8])}"] if missing else []
@@ -442,6 +447,12 @@ def _average(entry: Entry, own: Sequence[Entry]) -> Chosen:
 
 
 _OWN = "the model's own weights are read with weights='model' (--weights model)"
+
+
+def _placed(key: str, layouts: Sequence[str]) -> bool:
+    """Whether a tensor has a place in a network of these layouts; of an unknown network every tensor has."""
+    rules = [rule for name in layouts for rule in LAYOUTS[name].rules]
+    return not rules or any(re.fullmatch(rule.pattern, key) for rule in rules)
 
 
 def _model_of(entry: Entry, own: Sequence[Entry]) -> Entry | None:

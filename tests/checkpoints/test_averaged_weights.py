@@ -118,6 +118,7 @@ FORMS: dict[str, Callable[[], dict[Any, Any]]] = {
         "callbacks": {"StochasticWeightAveraging": {"n": 3, "average_model_state": EMA}},
     },
     "named pairs": lambda: {"model": RAW, "ema": [(key, EMA[key]) for key in TRAINED]},
+    "a head for training alone": lambda: {"model": {**RAW, "projector.weight": torch.ones(3, 3)}, "ema": EMA},
     "one module deeper": lambda: {
         "state_dict": {**prefixed("model.net.", RAW), **prefixed("model.ema.", EMA), **prefixed("loss.", VAE)}
     },
@@ -157,7 +158,7 @@ def test_the_average_is_read(form: str, tmp_path: Path) -> None:
 
 
 # No average, or one that is named by its prefix alone and has no raw weights.
-WITHOUT_RAW = ("sharded blocks", "alone")
+WITHOUT_RAW = ("sharded blocks", "alone", "a head for training alone")
 
 
 @pytest.mark.parametrize("form", [form for form in FORMS if form not in WITHOUT_RAW and "damaged" not in form])
@@ -275,8 +276,14 @@ UNCLEAR: dict[str, tuple[Callable[[], dict[Any, Any]], str, dict[str, State]]] =
         "ema_flat without names",
         {"model": RAW},
     ),
-    "bytes": (lambda: {"model": RAW, "ema": b"\x80\x02"}, "a text or bytes in ema", {"model": RAW}),
-    "another file": (lambda: {"model": RAW, "ema": "runs/ema.pt"}, "a text or bytes in ema", {"model": RAW}),
+    "bytes": (lambda: {"model": RAW, "ema": b"\x80\x02"}, "has no tensors in ema", {"model": RAW}),
+    "another file": (lambda: {"model": RAW, "ema": "runs/ema.pt"}, "has no tensors in ema", {"model": RAW}),
+    "another file, one deeper": (
+        lambda: {"model": RAW, "ema": {"decay": 0.9, "file": "ema.safetensors"}},
+        r"has no tensors in ema\.file",
+        {"model": RAW},
+    ),
+    "names alone": (lambda: {"model": RAW, "ema": dict.fromkeys(EMA)}, "has no tensors in ema", {"model": RAW}),
     "in the optimiser's state": (
         lambda: {"model": RAW, "optimizer": optimizer(swa_buffer=torch.ones(3))},
         r"averaged sets of weights: optimizer\.state\.0\.swa_buffer",

@@ -69,7 +69,7 @@ CASES = {
     "the model's own": Case(
         ("a.pt", {"model": DIT, "ema": {"x": torch.ones(3)}}), "that lack 41 of the 42 tensors", given=HEADS
     ),
-    "bytes of an average": Case(("a.pt", {"model": DIT, "ema": b"x"}), "a text or bytes in ema", given=HEADS),
+    "bytes of an average": Case(("a.pt", {"model": DIT, "ema": b"x"}), "has no tensors in ema", given=HEADS),
     "no such weights": Case(
         ("a.pt", {"model": DIT}), "has no ema weights, it has model: choose one", given={**HEADS, "weights": "ema"},
         also={"weights": "model"},
