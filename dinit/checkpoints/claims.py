@@ -12,8 +12,8 @@ from dinit.checkpoints.stored import RunArguments, Stated
 from dinit.models.base import BACKBONES
 from dinit.registry import UnknownName, suggest
 
-# Of the published sizes, those that no tensor contradicts: they belong to the data, or are not of the network.
-_OF_DATA = ("image_size", "in_channels", "num_classes", "null_class", "learn_sigma", "spare_half", "dropout")
+# What the name of a published size fixes; flags and channels are arguments of their own.
+_OF_SIZES = ("hidden_size", "embed_dim", "depth", "num_heads", "patch_size")
 # Arguments that leave no trace in the tensors: what is stated counts, not the published size of the same shape.
 UNSEEN = ("num_heads", "head_dim", "decoder_heads", "attention_order", "skip_stride")
 MODEL_NAMES = ("model", "model_type", "model_name", "arch")
@@ -64,7 +64,7 @@ def size_claims(run: RunArguments, backbone: str) -> list[Claim]:
         return []
     if name != backbone:
         return []
-    return [Claim(stated, argument, value) for argument, value in preset.items() if argument not in _OF_DATA]
+    return [Claim(stated, argument, value) for argument, value in preset.items() if argument in _OF_SIZES]
 
 
 def named_claims(run: RunArguments, names: Mapping[str, Iterable[str]]) -> list[Claim]:

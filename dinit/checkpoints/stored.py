@@ -21,6 +21,7 @@ _FILES = ("args", "arguments", "config", "hparams", "params", "model_and_diffusi
 # Groups of a configuration that describe the network.
 _GROUPS = ("args", *_ENTRIES, "model", "network", "net", "nnet", "denoiser", "backbone", "transformer", "params")
 _SUFFIXES = (".json", ".yaml", ".yml")
+_LONGEST = 100  # characters of a value in a message
 _LARGEST = 2**20  # bytes of a configuration file
 
 
@@ -51,7 +52,8 @@ class Stated:
     value: Any
 
     def __str__(self) -> str:
-        return f"{self.key} = {self.value!r}"
+        value = repr(self.value)
+        return f"{self.key} = {value if len(value) <= _LONGEST else value[:_LONGEST] + '...'}"
 
 
 @dataclass(frozen=True)

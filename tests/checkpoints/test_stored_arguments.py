@@ -25,7 +25,7 @@ from fuzzing import edited
 from golden import Golden, error
 from reference import GOLDEN, Reference, relative_error
 
-from dinit.checkpoints.claims import Labels, read_labels
+from dinit.checkpoints.claims import Labels, read_labels, size_claims
 from dinit.checkpoints.reading import read_checkpoint
 from dinit.checkpoints.recognition import Recognised
 from dinit.checkpoints.stored import RunArguments, run_arguments
@@ -140,6 +140,7 @@ def test_reversed_outputs_run_sits_golden_trajectories(file: Path) -> None:
         (Namespace(path_type=3), "args.path_type = 3"),
         (Namespace(prediction="x0"), "args.prediction = 'x0'.*velocity, noise, score.*--parameterization"),
         (Namespace(path_type="linear", prediction="v"), "args.prediction = 'v'"),  # REPA's SiT: its time runs back
+        ({"path_type": "x" * 10_000}, "args.path_type = 'x{99}[.]{3}, unknown"),
         ({"transport": {"path_type": "cosine"}}, "args.transport.path_type = 'cosine'"),
     ],
     ids=str,
@@ -443,6 +444,7 @@ def test_arguments_and_tensors_that_disagree_are_both_named(
         ("dit_sigma", {"num_heads": 4, "image_size": 64, "num_classes": 10, "depth": "3"}, {"num_heads": 4}),
         ("dit_sigma", {"config": {"model": {"num_heads": 4, "hidden_size": 48.0}}}, {"num_heads": 4}),
         ("dit_sigma", {"input_size": 8, "num_heads": 4}, {"image_size": 8}),
+        ("lightningdit_layernorm_gelu", {"model": {"num_heads": 4, "use_swiglu": "False"}}, {"use_swiglu": False}),
         ("dic_h", {"image_size": 64, "skip_stride": 3}, {"image_size": 8}),
         ("dico", {"image_size": 128}, {"image_size": 16}),
         ("dico", {"latent_size": 4}, {"image_size": 4}),
@@ -473,6 +475,25 @@ def test_arguments_give_what_the_tensors_do_not(name: str, args: Any, expected: 
     channels = given["out.sample"].shape[1]
     assert relative_error(out[:, :channels], given["out.sample"]) <= file.tolerance
     assert not any("image_size is assumed" in note for note in made.notes) or "image_size" not in expected
+
+
+@pytest.mark.parametrize(
+    ("backbone", "model", "sizes"),
+    [
+        ("dit", "DiT-XL/2", {"hidden_size": 1152, "depth": 28, "num_heads": 16, "patch_size": 2}),
+        ("sit", "SiT-S/8", {"hidden_size": 384, "depth": 12, "num_heads": 6, "patch_size": 8}),
+        ("lightningdit", "LightningDiT-XL/1", {"hidden_size": 1152, "depth": 28, "num_heads": 16, "patch_size": 1}),
+        ("dis", "DiS-H/2", {"embed_dim": 1536, "depth": 48, "patch_size": 2}),
+        ("dico", "DiCo-S", {"hidden_size": 128, "depth": (5, 4, 4, 4, 4)}),
+        ("dit", "SiT-XL/2", {}),
+        ("dit", "my-model", {}),
+        ("dit", 3, {}),
+    ],
+)
+def test_a_named_size_fixes_sizes_alone(backbone: str, model: Any, sizes: Any) -> None:
+    """Flags, channels and classes are arguments of their own, with which the same size is trained."""
+    claims = size_claims(stated(model=model), backbone)
+    assert {claim.argument: claim.value for claim in claims} == sizes
 
 
 # --- chains of betas, score_sde ---

@@ -69,6 +69,7 @@ def test_three_mistakes_are_all_shown_with_their_lines() -> None:
         ("backbone.image_size=16", "backbone", "image_size is 16"),
         ("backbone.num_classes=11", "backbone", "num_classes is 11"),
         ("backbone.num_heads=5", "backbone", "num_heads"),
+        ("backbone.null_class=false", "backbone", "label_dropout is 0.1, which trains the null label"),
         ("backbone.preset=XXL", "backbone", "unknown dit preset 'XXL'"),
         ("process.name=vpp", "process.name", "unknown process 'vpp'"),
         ("process={name: vp, beta_min: -1}", "process", "beta_min must be positive"),
