@@ -121,7 +121,9 @@ def choose(content: Mapping[Any, Any], weights: str | None) -> Chosen:
             return _average(_only(averaged, "ema"), own)
         if weights == "ema":
             raise ValueError(_has_none("ema", averaged, own))
-        return _finished(_only(own, "model"))
+        empty = [str(key) for key, one in content.items() if is_averaged(key) and isinstance(one, Mapping | list)]
+        notes = [f"no averaged weights in {', '.join(empty[:_SHOWN])}"] if empty else []
+        return _finished(_only(own, "model"), notes=notes)
     named = [one for one in entries if one.name == weights] or [
         one for one in entries if one.name.startswith(f"{weights}.")
     ]

@@ -215,6 +215,14 @@ def test_a_file_that_is_all_averaged_leaves_its_counter_out(tmp_path: Path) -> N
     assert read.notes == ("left out, no weights of the network: n_averaged",)
 
 
+@pytest.mark.parametrize(
+    ("form", "named"), [("no average", "ema_state, shadow"), ("settings of an average", "ema"), ("numbers", None)]
+)
+def test_an_entry_of_an_average_without_weights_is_noted(form: str, named: str | None, tmp_path: Path) -> None:
+    notes = read_checkpoint(saved(tmp_path, HARMLESS[form]())).notes
+    assert notes == (() if named is None else (f"no averaged weights in {named}",))
+
+
 def without(state: State, *keys: str) -> State:
     return {key: one for key, one in state.items() if key not in keys}
 
