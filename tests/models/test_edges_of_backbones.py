@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from dinit.models.adm_classifier import ADMClassifier
 from dinit.models.adm_superres import ADMSuperRes
 from dinit.models.base import BACKBONES, Network
+from dinit.models.codec import align
 
 # Dropout in a forward pass of the tiny preset: 3 times a block of a transformer (attention, and twice in the MLP)
 # and of DiCo, once a mixer or a convolutional residual block, also in the middle and where the resolution changes.
@@ -106,3 +107,23 @@ def test_blocks_are_recomputed_wherever_there_are_gradients(name: str, training:
     with torch.no_grad():
         model(x, torch.zeros(1), model.embed(torch.tensor([0])))
     assert calls == []
+
+
+@pytest.mark.parametrize("name", BACKBONES.names())
+def test_a_condition_has_the_networks_own_type(name: str) -> None:
+    for num_classes in (0, 3):
+        model = BACKBONES[name].preset("tiny", num_classes=num_classes).to(torch.bfloat16)
+        cond = model.embed(torch.zeros(2, dtype=torch.int64))
+        assert (len(cond), cond.dtype) == (2, torch.bfloat16)
+
+
+@pytest.mark.parametrize("offset", [0, 4, 16, 32, 48, 64])
+def test_parts_are_moved_to_64_bytes(offset: int) -> None:
+    store = torch.arange(300, dtype=torch.uint8)
+    start = -store.data_ptr() % 64 + offset
+    layer = nn.Linear(4, 1, bias=False)
+    layer.weight.data = store[start : start + 16].view(torch.float32).reshape(1, 4)
+    before = layer.weight.detach().clone()
+    align([layer])
+    assert layer.weight.data_ptr() % 64 == 0
+    assert torch.equal(layer.weight.view(torch.uint8), before.view(torch.uint8))

@@ -16,6 +16,7 @@ from dinit.likelihood.ode import log_likelihood
 from dinit.models.analytic import GaussianDenoiser
 from dinit.samplers import invert
 from dinit.samplers.comparison import compare
+from dinit.samplers.multistep.ode_variables import TIME
 from dinit.samplers.ode.ddim import DDIM
 from dinit.samplers.search.timesteps import Evolution, search_timesteps
 from dinit.training.averaging.combination import Search, search
@@ -129,3 +130,11 @@ def test_every_way_tells_a_guidance_how_many_steps_there_are(run: Any, monkeypat
     assert {steps for _, steps in watched.numbers} == {4 if run is inverted else 5}
     if run not in (measured, inverted):  # the first has no numbers, and the second those of the way down
         assert {step for step, _ in watched.numbers} == set(range(5))
+
+
+@pytest.mark.parametrize("method", ["euler", "midpoint", "heun", "rk4"])
+def test_a_velocity_that_is_infinite_at_an_evaluated_time_is_refused(method: Any) -> None:
+    at_data = torch.tensor([0.9, 0.5, 0.0], dtype=F64)  # where the velocity of VP is infinite
+    with pytest.raises(ValueError, match="is infinite at a time of the grid"):
+        measured(grid=at_data, variable=TIME, method=method)
+    assert bool(measured(grid=torch.tensor([0.9, 0.5, 0.1]), variable=TIME, method=method).isfinite().all())

@@ -17,7 +17,7 @@ from dinit.diffusion.continuous import EDM, VE, VP, _LinearBeta
 from dinit.diffusion.discrete import VPDiscrete
 from dinit.likelihood.ode import gaussian_log_prob
 from dinit.models.analytic import MixtureDenoiser
-from dinit.samplers import GRIDS, NoiseSource
+from dinit.samplers import GRIDS, SAMPLERS, NoiseSource
 from dinit.samplers.grids.base import TimeGrid
 from dinit.samplers.grids.respacing import Respaced
 from dinit.samplers.grids.shifted import Shifted
@@ -25,8 +25,10 @@ from dinit.samplers.guidance import GUIDANCES
 from dinit.samplers.guidance.schedule import Ramp
 from dinit.samplers.inversion.bdia import _BDIA
 from dinit.samplers.multistep.rules import HistoryRule
+from dinit.samplers.multistep.unified import MultistepState
 from dinit.samplers.ode.edm import Churned, EDMEuler
 from dinit.samplers.ode.restart import Interval, Restart
+from dinit.samplers.ode.rk45 import RK45
 
 F64 = torch.float64
 
@@ -209,3 +211,41 @@ def test_churn_of_nothing_is_the_plain_solver() -> None:
     x = torch.linspace(-1, 1, 4, dtype=F64).reshape(1, 1, 2, 2)
     plain, outside = (EDMEuler(**o).sample(model, x, 4) for o in ({}, {"s_churn": 5.0, "s_tmin": 90.0}))
     assert torch.equal(plain, outside)
+
+
+# --- what every sampler counts and keeps -------------------------------------------------------------------------
+
+
+def tensors(state: Any) -> int:
+    """Tensors in the state of a sampler."""
+    if isinstance(state, Tensor):
+        return 1
+    if isinstance(state, (tuple, list)):
+        return sum(map(tensors, state))
+    fields = getattr(state, "__dataclass_fields__", ())
+    return sum(tensors(getattr(state, name)) for name in fields)
+
+
+@pytest.mark.parametrize("name", SAMPLERS.names())
+def test_evaluations_are_counted_from_the_first_step_on(name: str) -> None:
+    sampler, model = SAMPLERS.create(name), mixture(VP())
+    x = torch.linspace(-1, 1, 4, dtype=F64).reshape(1, 1, 2, 2)
+    for steps in (1, 2, 3, 4, 6):
+        *_, last = sampler.iterate(model, x, steps)
+        if sampler.claims().cost_depends_on == "steps":
+            assert sampler.nfe(steps) == last.nfe
+        assert steps > 1 or sampler.nfe(1) == last.nfe == 1
+
+
+@pytest.mark.parametrize("name", SAMPLERS.names())
+def test_a_state_does_not_grow_with_the_run(name: str) -> None:
+    x = torch.linspace(-1, 1, 4, dtype=F64).reshape(1, 1, 2, 2)
+    if isinstance(sampler := SAMPLERS.create(name), RK45):
+        pytest.skip("a step size and an error, whatever the run; slow")
+    sizes = [tensors(_past(step.state)) for step in sampler.iterate(mixture(VP()), x, 14)]
+    assert len(set(sizes[6:13])) == 1
+
+
+def _past(state: Any) -> Any:
+    """Without the coefficients of steps to come, of which there are fewer each time."""
+    return state.past if isinstance(state, MultistepState) else state

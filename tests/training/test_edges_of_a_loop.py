@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from dinit.pipelines.launch import make_accelerator
 from dinit.training import parse_recipe
+from dinit.training import step as loop_module
 from dinit.training.run.checkpoint import list_checkpoints
-from dinit.training.step import TrainingLoop
+from dinit.training.run.divergence import SpikeDetector
+from dinit.training.run.progress import Display
+from dinit.training.step import TrainingLoop, TrainingStep
 
 RECIPE = """\
 backbone: {name: dit, patch_size: 4, hidden_size: 8, depth: 1, num_heads: 1}
@@ -28,9 +34,9 @@ def run(tmp_path: Path) -> Any:
     images = np.random.default_rng(0).integers(0, 256, (12, 1, 8, 8), dtype=np.uint8)
     np.savez(tmp_path / "a.npz", images=images, labels=np.arange(12) % 3)
 
-    def go(steps: int, **hooks: Any) -> tuple[TrainingLoop, list[int], list[int]]:
+    def go(steps: int, more: Sequence[str] = (), **hooks: Any) -> tuple[TrainingLoop, list[int], list[int]]:
         data = f"data={{name: npz, path: {tmp_path / 'a.npz'}, layout: nchw}}"
-        recipe = parse_recipe(RECIPE, [data, f"training.steps={steps}"])
+        recipe = parse_recipe(RECIPE, [data, f"training.steps={steps}", *more])
         out, seen, measured = tmp_path / "run", [], []
         out.mkdir(exist_ok=True)
         accelerator = make_accelerator(recipe, out)
@@ -76,3 +82,23 @@ def test_a_checkpoint_remembers_what_was_counted(run: Any, tmp_path: Path) -> No
     kept = json.loads((list_checkpoints(tmp_path / "run" / "checkpoints")[-1] / "state.json").read_text())["extra"]
     assert (kept["skipped"], kept["skipped_in_a_row"]) == (7, 0)
     assert kept["seconds"] >= 500
+
+
+def test_spikes_and_skips_are_of_their_own_steps_and_images(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports are of two steps here, and say which of them it was."""
+    said: list[str] = []
+    monkeypatch.setattr(Display, "warn", lambda self, message: said.append(message))
+    monkeypatch.setattr(loop_module, "SpikeDetector", lambda: SpikeDetector([1e-9] * 50))
+    step_of = TrainingStep.__call__
+
+    def without_a_number(self: TrainingStep, step: int, source: Any) -> Any:
+        result = step_of(self, step, source)
+        lost = {"loss": torch.tensor(float("nan")), "finite": torch.tensor(False)}
+        return replace(result, **lost) if step == 3 else result
+
+    monkeypatch.setattr(TrainingStep, "__call__", without_a_number)
+    loop = run(4, more=["seed=7", "training.log_every=2", "tracker=null"])[0]
+    assert [message.split(" is ")[0] for message in said] == [f"the loss of step {step}" for step in (1, 2, 4)]
+    (skipped,) = [json.loads(line) for line in (loop.out / "skipped.jsonl").read_text().splitlines()]
+    assert skipped == {"step": 3, "loss": "nan", "indices": loop.data.indices(7, 8, 4)}
+    assert (loop.skips.total, loop.skips.consecutive) == (1, 0)
