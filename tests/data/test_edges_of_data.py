@@ -17,6 +17,7 @@ from test_webdataset import number_of, write_tars  # pyright: ignore[reportMissi
 from dinit.data.folder import ImageFolder, image_files
 from dinit.data.latent_cache import read_manifest
 from dinit.data.latents import Latents
+from dinit.data.order import epoch_order
 from dinit.data.webdataset import WebDataset
 from dinit.evaluation.samples import is_samples, read_samples
 
@@ -109,3 +110,9 @@ def test_a_set_of_many_tars_holds_few_open(tmp_path: Path) -> None:
     assert opened() == 64
     assert [number_of(data[k][0]) for k in (69, 0, 3, 1)] == [69, 0, 3, 1]  # opened once more
     assert opened() == 64
+
+
+@pytest.mark.parametrize(("epoch", "n"), [(-1, 5), (-2, 5), (0, 0), (0, -1), (-1, 0)])
+def test_an_epoch_that_does_not_exist_has_no_order(epoch: int, n: int) -> None:
+    with pytest.raises(ValueError, match=f"got n={n}, epoch={epoch}"):
+        epoch_order(0, epoch, n)

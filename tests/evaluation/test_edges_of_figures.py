@@ -12,6 +12,7 @@ import pytest
 import torch
 from made_features import case, featured
 
+from dinit.evaluation import evaluate_images
 from dinit.evaluation.evaluate import _label_sampling
 from dinit.evaluation.image_features import ImageFeatures
 from dinit.evaluation.metrics.base import METRICS
@@ -142,3 +143,32 @@ def test_every_part_of_a_report_comes_back_from_its_file(tmp_path: Path) -> None
     assert found == WHOLE
     WHOLE.write_json(tmp_path / "again.json")
     assert (tmp_path / "again.json").read_bytes() == (tmp_path / "report.json").read_bytes()
+
+
+# --- rows and pictures of a report -------------------------------------------------------------------------------
+
+
+def test_the_real_row_is_the_same_whatever_is_evaluated() -> None:
+    metrics, labels = ("precision", "recall", "class-accuracy"), torch.arange(16) % 10
+    random = torch.randint(0, 256, (16, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    flat = torch.full((16, 1, 8, 8), 90, dtype=torch.uint8)
+    rows = [evaluate_images(images, labels, metrics=metrics, cuda=False) for images in (random, flat)]
+    assert dict(rows[0].real.metrics) == dict(rows[1].real.metrics)
+    for name in metrics:
+        key = name.replace("-", "_")
+        assert rows[0].real.metrics[key] > rows[0].model.metrics[key], f"{name} shows nothing"
+
+
+def test_the_nearest_pairs_are_those_that_are_nearest_for_their_neighbourhood() -> None:
+    """Shown first is what is nearest in units of the distance between training images, as the ratio is."""
+    train = torch.tensor([0, 10, 100, 200], dtype=torch.uint8).reshape(
+        4, 1, 1, 1
+    )  # distances 10, 10, 90, 100 apart
+    samples = torch.tensor([3, 104, 11, 230], dtype=torch.uint8).reshape(4, 1, 1, 1)
+    parts = {"train": lambda: train}
+    both = case(featured(np.zeros((4, 2)), images=samples), featured(np.zeros((4, 2))), **parts)
+    METRICS["memorisation"](both)
+    ours, theirs, distances = both.evidence["nearest"]
+    assert ours.flatten().tolist() == [104, 11, 3, 230]  # ratios 4/90, 1/10, 3/10, 30/100
+    assert theirs.flatten().tolist() == [100, 10, 0, 200]
+    assert distances.tolist() == pytest.approx([4, 1, 3, 30])

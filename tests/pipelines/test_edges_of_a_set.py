@@ -19,6 +19,9 @@ from dinit.files import whole_file, whole_folder, write_atomically
 from dinit.models.base import BACKBONES
 from dinit.pipelines.generate import Pipeline
 from dinit.pipelines.outputs import sets
+from dinit.pipelines.outputs.files import png_bytes as sheet_bytes
+from dinit.pipelines.outputs.files import save_sheet
+from dinit.pipelines.outputs.manifest import Manifest
 from dinit.pipelines.outputs.replay import replay
 from dinit.pipelines.outputs.set_files import image_path, png_bytes
 from dinit.pipelines.outputs.sets import Progress, generate_set
@@ -156,3 +159,33 @@ def test_an_option_is_written_with_dashes_too(given: list[str], read: dict[str, 
 def test_both_spellings_are_one_option(given: list[str]) -> None:
     with pytest.raises(ValueError, match="num_heads is given twice"):
         parse_options(given)
+
+
+@pytest.mark.parametrize(
+    ("recorded", "there", "used"),
+    [
+        ("cpu", False, "cpu"),
+        ("cpu", True, "cpu"),
+        ("cuda", True, "cuda"),
+        ("cuda", False, "cpu"),
+        ("mps", False, "mps"),
+    ],
+)
+def test_what_was_made_on_a_gpu_is_made_again_where_there_is_none(
+    recorded: str, there: bool, used: str, pipe: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[dict[str, Any]] = []
+
+    def from_pretrained(name: str, **options: Any) -> Pipeline:
+        opened.append({"name": name, **options})
+        return pipe
+
+    save_sheet(tmp_path / "a.png", pipe, pipe(num_images=1, output_type="raw"))
+    with Image.open(tmp_path / "a.png") as picture:
+        facts, copy = json.loads(picture.info["dinit"]), picture.copy()
+    facts |= {"pipeline": "some-name", "device": recorded, "dtype": "bfloat16"}
+    (tmp_path / "b.png").write_bytes(sheet_bytes(copy, Manifest(**facts)))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    monkeypatch.setattr(Pipeline, "from_pretrained", from_pretrained)
+    replay(tmp_path / "b.png")
+    assert opened == [{"name": "some-name", "device": used, "dtype": torch.bfloat16}]
