@@ -15,7 +15,6 @@ from dinit.cli.info import _without_front_matter
 from dinit.diffusion.continuous import VP
 from dinit.diffusion.discrete import VPDiscrete
 from dinit.diffusion.parameterization import X0, Epsilon
-from dinit.pipelines.hub import card_text
 from dinit.pipelines.loading import LoadOptions, load_options
 
 HUB = {"cache_dir": "c", "force_download": True, "local_files_only": True, "token": "t", "revision": "r"}
@@ -47,7 +46,6 @@ def test_a_type_under_either_name_is_one(dtype: torch.dtype) -> None:
         ("---\ntags: [a---b]\n---\n# Title\n\n---\n\nafter a rule\n", "# Title\n\n---\n\nafter a rule\n"),
         ("# Title\n\n---\n\nafter a rule\n", "# Title\n\n---\n\nafter a rule\n"),
         ("", ""),
-        (card_text("DiT", 10), card_text("DiT", 10).split("\n---\n")[1]),
     ],
 )
 def test_a_card_is_shown_without_its_head_and_with_its_rules(text: str, body: str) -> None:
