@@ -335,6 +335,17 @@ def test_packs_of_samples(tmp_path: Path, arrays: dict, labels: Any, message: st
     assert message is None or message in str(caught[0].message)
 
 
+def test_a_changed_byte_of_a_large_pack_is_noticed(tmp_path: Path) -> None:
+    """The pack is mapped and not read through numpy, which would compare the checksum."""
+    images = np.random.default_rng(1).integers(0, 256, (90, 16, 16, 3), dtype=np.uint8)
+    path = write(tmp_path / "a.npz", arr_0=images)
+    content = bytearray(path.read_bytes())
+    content[60_000] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.npz cannot be read as numpy arrays \(Bad CRC"):
+        read_samples(path)
+
+
 def restructured(path: Path) -> list[tuple[str, Callable[[], Any]]]:
     """Edits of the zip's own structure."""
     good = {"images": BYTES, "labels": LABELS}

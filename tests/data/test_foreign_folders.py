@@ -218,6 +218,7 @@ def test_labels_of_samples_are_not_lost_without_a_word(tmp_path: Path) -> None:
     written(root, "manifest.json", b'{"call": {"labels": [0, 1]}}')
     read = read_samples(root, ["a", "b"])
     assert read.labels is not None
+    assert read.labels.tolist() == [0, 0, 0, 1, 1]
     assert read.notes == ("manifest.json has 2 labels for 5 pictures; they are not used",)
 
 
