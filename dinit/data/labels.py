@@ -15,6 +15,7 @@ from dinit.data.class_names import find_name, is_like_a_number, sorted_names
 _MOST = 100_000  # classes that are made without num_classes: a larger label is a void label or no label at all
 _LARGEST = 10_000_000  # every class has a name in memory
 _NUMBER = re.compile(r"[+-]?\d+(\.0*)?")
+_NO_NAME = re.compile(r"[\[({].*|\d+([\s,;]+\d+)+|[+-]?\d*\.\d+([eE][+-]?\d+)?|[+-]?\d+[eE][+-]?\d+", re.DOTALL)
 _SHOWN = 5
 
 
@@ -115,7 +116,8 @@ def read_names(
             "give them one"
         )
     numbers = [_number(one) for one in found]
-    listed = tuple(class_names or ())
+    stated = check_classes(num_classes, class_names)
+    listed = stated or ()
     if any(map(is_like_a_number, listed)) and all(isinstance(one, str) and one in listed for one in found):
         numbers = [None] * len(found)  # names, although they are numbers
     if None not in numbers:
@@ -124,10 +126,15 @@ def read_names(
         except OverflowError as error:
             raise ValueError(f"labels must be integers 0, 1, 2, …: {error}") from error
         return labels, label_names(int(labels.max()) + 1, num_classes, class_names)
-    if any(number is not None for number in numbers) or not all(isinstance(one, str) for one in found):
-        odd = next(one for one, number in zip(found, numbers, strict=True) if number is None)
-        raise ValueError(f"labels must all be whole numbers, or all names of classes; among them is {_short(odd)}")
-    stated = check_classes(num_classes, class_names)
+    odd = [one for one, number in zip(found, numbers, strict=True) if number is None]
+    wrong = [one for one in odd if not isinstance(one, str)]
+    if class_names is None:  # a list such as "[3]" or "3 7", or "1.5", is no name
+        wrong += [one for one in odd if isinstance(one, str) and _NO_NAME.fullmatch(one)]
+    if wrong or len(odd) < len(found):
+        odd = wrong or odd
+        raise ValueError(
+            f"labels must all be whole numbers, or all names of classes; among them is {_short(odd[0])}"
+        )
     names = sorted_names(set(found)) if stated is None else list(stated)
     places = {name: find_name(name, names) for name in set(found)}
     unknown = sorted(name for name, place in places.items() if place is None)

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from posixpath import basename, dirname
 from typing import Any
 
 from dinit.data.tar_index import TarIndex
@@ -14,6 +15,7 @@ _PARTS = ("label", "labels", "class", "target", "category")  # read like .cls wh
 _FIELDS = ("label", "cls", "class", "class_id", "target", "labels", "category", "category_id", "y")
 _LONGEST = 64  # characters of a .txt that is a class's name and no caption
 _SHOWN = 6
+_NONE = "label='none' states that it has none"
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,8 @@ class TarTexts:
         """Labels by the option `label` of `WebDataset`. ValueError where only some samples have one."""
         if label == "none":
             return FoundLabels(None)
+        if label == "folder" and label not in self.columns:
+            return FoundLabels(self._folders())
         if label is not None:
             kind = label if label in self.columns or label == "cls" else "json"
             values = self._part(label) if kind == label else self._fields([label])[label]
@@ -82,13 +86,19 @@ class TarTexts:
             if len(known) == len(texts) and (numbers or (short and 2 * len(set(known)) <= len(known))):
                 return FoundLabels(list(known), kind)
         kinds = [kind for kind in ("json", "txt", "text") if any(self.columns.get(kind, []))]
-        if not kinds:
-            return FoundLabels(None)
-        fields = self._known_fields()
         ways = [f"label={kind!r} takes the .{kind} as class names" for kind in kinds if kind != "json"]
+        fields = self._known_fields()
         ways += [f"label='FIELD' takes one of the fields {fields} of the .json"] if fields else []
-        remark = f"taken without labels: {', '.join(ways)}; label='none' states that it has none"
-        return FoundLabels(None, "", remark)
+        folders = self._folders()
+        if len(set(folders)) > 1 and 2 * len(set(folders)) <= len(folders):
+            ways.append(f"label='folder' takes the names of folders, such as {folders[0]!r}")
+        if not kinds and not ways:
+            return FoundLabels(None)
+        return FoundLabels(None, "", f"taken without labels: {', '.join([*ways, _NONE])}")
+
+    def _folders(self) -> list[str]:
+        """Name of each sample's folder in its tar; empty for none."""
+        return [basename(dirname(key)) for _, key in self._names]
 
     def _known_fields(self) -> str:
         row = next(row for row, text in enumerate(self.columns.get("json", []) or [None]) if text or row == 0)

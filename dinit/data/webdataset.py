@@ -52,10 +52,10 @@ class WebDataset(ImageData):
         path: a folder, a .tar, a pattern, or braces such as train-{000..009}.tar.
         size: height = width in pixels, at least 1.
         channels: 3 (RGB) or 1 (grey).
-        label: "none" is unconditional; "cls", "txt" or another kind of part takes its text; any other word a field
-            of the .json, with dots of a nested one. By default the .cls; or the .json's "label", "cls" or another
-            usual name; or a .txt that is a number or a short name in all samples; or unconditional. Numbers are
-            classes, words are class names.
+        label: "none" is unconditional; "cls", "txt" or another kind of part takes its text; "folder" the name of
+            the folder in the tar; any other word a field of the .json, with dots of a nested one. By default the
+            .cls; or the .json's "label", "cls" or another usual name; or a .txt that is a number or a short name in
+            all samples; or unconditional. Numbers are classes, words are class names.
         num_classes: number of classes; by default the largest label + 1, or the number of names.
         class_names: names in the order of their numbers; by default the numbers, or the words sorted.
         horizontal_flip: see `ImageData.sample`.
@@ -85,6 +85,8 @@ class WebDataset(ImageData):
         self._indexes = [read_index(tar) for tar in self.tars]
         self._counts = tuple(len(index.keys) for index in self._indexes)
         self._firsts = np.cumsum([0, *self._counts])
+        if label is not None and not isinstance(label, str):
+            raise ValueError(f"{path}: label must be a word, such as 'cls' or 'none', got {label!r}")
         texts = TarTexts(self.tars, self._indexes)
         labels = texts.labels(label)
         self._warn(path, texts, labels, label == "none")
@@ -191,12 +193,15 @@ def find_tars(path: str) -> list[Path]:
     """Tars that a folder, a file, a pattern or braces match, in order. ValueError where there are none."""
     if Path(path).is_dir():
         found = sorted(tar for tar in Path(path).glob("*.tar") if not tar.name.startswith("."))
-        packed = sorted(one for one in Path(path).iterdir() if one.name.endswith(_PACKED))
-        if packed and found:
-            warnings.warn(
-                f"{path}: {len(packed)} compressed tars are not used, such as {packed[0].name!r}; unpack them",
-                stacklevel=3,
-            )
+        inside = sorted(Path(path).iterdir())
+        packed = [one.name for one in inside if one.name.endswith(_PACKED)]
+        deeper = [str(one.relative_to(path)) for one in sorted(Path(path).glob("*/*.tar"))]
+        rest = [f"{len(packed)} compressed tars, such as {packed[0]!r}, have to be unpacked"] if packed else []
+        rest += [f"{len(deeper)} tars in sub-folders, such as {deeper[0]!r}, are not read"] if deeper else []
+        if rest and not found:
+            raise ValueError(f"{path} has no tars: {', '.join(rest)}; {_WANTED}")
+        if rest:
+            warnings.warn(f"{path}: {', '.join(rest)}", stacklevel=3)
     else:
         named = [path] if Path(path).is_file() else expand(path)  # a file of that very name comes first
         found = [

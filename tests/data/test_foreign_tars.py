@@ -144,6 +144,9 @@ USED: list[tuple[list[Member], dict[str, Any], list[str], str | None]] = [
     (words("cat", "dog", "owl"), {"label": "txt"}, ["cat", "dog", "owl"], None),
     (words("a cat on a mat", "a dog", "no"), {}, [], r"taken without labels: label='txt' takes .*label='none'"),
     (words("a cat", "a dog", "no"), {"label": "none"}, [], None),
+    (words("2024", "7", "2024"), {"class_names": [7, 2024]}, ["7", "2024"], None),
+    (words("18-25", "60+", "18-25", "60+"), {}, ["18-25", "60+"], None),
+    (three(part="json", values=("[1]", "[2]", "[3]")), {}, [], "taken without labels: label='none' states"),
     ([*three(), ("9.png", picture(9)), ("9.cls", b"1")], {}, ABC, None),
     ([*three(), ("2.seg.png", picture(9))], {}, ABC, r"\.seg\.png \(1, such as '2.seg.png'\)"),
     ([*three(), ("3.cls", b"1")], {}, ABC, LONELY % "3.cls"),
@@ -197,6 +200,11 @@ def test_the_advice_of_a_set_without_labels_works(tmp_path: Path) -> None:
         (three(part="json", values=field("label", 0, 1, 1.5)), {}, "among them is 1.5"),
         (three(part="json", values=("[" * 10000,) * 3), {}, "is not JSON"),
         (three(), {"label": "txt"}, "have no field 'txt' in a .json"),
+        (three(), {"label": 3}, "a.tar: label must be a word, such as 'cls' or 'none', got 3"),
+        (three(values=("[0]", "[1]", "[2]")), {}, r"among them is '\[0\]'"),
+        (three(values=("a", "b", "3 7")), {}, "among them is '3 7'"),
+        (three(values=("0.5", "1.5", "2.5")), {}, "among them is '0.5'"),
+        (three(values=("1e0", "2e0", "3e0")), {}, "among them is '1e0'"),
         ([("0.cls", b"0")], {}, "has no images"),
         ([], {}, "has no images"),
     ],
@@ -229,14 +237,31 @@ def test_sparse_members_are_refused(tmp_path: Path) -> None:
         opened(path)
 
 
-def test_tars_that_are_compressed_or_hidden_are_named(tmp_path: Path) -> None:
-    write(tmp_path / "a.tar", three())
+def test_tars_that_are_compressed_hidden_or_deeper_are_named(tmp_path: Path) -> None:
+    (tmp_path / "more").mkdir()
+    write(tmp_path / "more" / "c.tar", three())
     (tmp_path / "._a.tar").write_bytes(b"macOS")
     (tmp_path / "b.tar.gz").write_bytes(b"packed")
+    rest = (
+        r"1 compressed tars, such as 'b.tar.gz', have to be unpacked, 1 tars in sub-folders, such as 'more/c.tar'"
+    )
+    with pytest.raises(ValueError, match=f"has no tars: {rest}"):
+        opened(tmp_path)
+    write(tmp_path / "a.tar", three())
     data, messages = opened(tmp_path)
     assert len(data) == 3
     assert len(messages) == 1
-    assert "1 compressed tars are not used, such as 'b.tar.gz'; unpack them" in messages[0]
+    assert re.search(rest, messages[0])
+
+
+def test_folders_in_a_tar_are_classes_where_that_is_stated(tmp_path: Path) -> None:
+    members = [(f"set/{folder}/{k}.png", picture(k)) for k, folder in enumerate(("cat", "cat", "dog", "dog"))]
+    path = write(tmp_path / "a.tar", members)
+    data, messages = opened(path)
+    assert data.num_classes == 0
+    assert re.search("taken without labels: label='folder' takes the names of folders, such as 'cat'", messages[0])
+    data, messages = opened(path, label="folder")
+    assert (data.class_names, data.labels.tolist(), messages) == (("cat", "dog"), [0, 0, 1, 1], [])
 
 
 def test_an_index_of_an_earlier_version_is_made_again(tmp_path: Path) -> None:
