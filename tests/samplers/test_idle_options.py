@@ -72,6 +72,13 @@ def test_options_in_a_run(spec: str, options: dict[str, Any], named: str) -> Non
         run(spec, **options)
 
 
+def test_an_interval_that_is_never_restarted_is_warned_of() -> None:
+    with pytest.warns(UserWarning, match="never restarted"):
+        run("restart", "flow")
+    plain, restarted = run("restart:s_noise=0", "flow", steps=30), run("restart", "flow", steps=30)  # the advice
+    assert not torch.equal(plain, restarted)
+
+
 def test_iterations_act_on_the_way_up() -> None:
     denoiser = GaussianDenoiser(PROCESSES.create("vp"), 0.1, 0.4, (1, 4, 4))
     once, thrice = (invert(f"ddim-inverse:iterations={n}", denoiser, NOISE / 2, 8).x for n in (1, 3))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -68,8 +69,8 @@ class Restart(Sampler):
 
     Xu et al. 2023 (Restart), Algorithm 1; arXiv:2306.14878. The added noise contracts the errors made so far, and
     the few steps keep the discretisation error small. An interval is restarted when the grid first steps to or past
-    its lower end, from the time reached there; a grid that stays above it never restarts. A run that starts below
-    an interval's top is refused with a ValueError.
+    its lower end, from the time reached there; a grid that stays above it never restarts, with a warning. A run
+    that starts below an interval's top is refused with a ValueError.
 
     Args:
         intervals: Restart intervals, from high to low noise; the default is the paper's for CIFAR-10.
@@ -106,6 +107,13 @@ class Restart(Sampler):
                 raise ValueError(
                     f"{interval} reaches above the run's first noise level, {top:.3g}: start at a noisier time, or "
                     "lower the interval"
+                )
+            if len(points) > 1 and not any(interval.reached(t, s) for t, s in pairwise(points)):
+                warnings.warn(
+                    f"{interval} is never restarted: the last step of this run ends at the noise level "
+                    f"{float(points[-1].noise_level):.3g}, above its lower end. Take more steps, or raise low",
+                    UserWarning,
+                    stacklevel=5,
                 )
 
     def inner_times(self, denoiser: Denoiser, t: Scales, s: Scales, total: int) -> Tensor:
