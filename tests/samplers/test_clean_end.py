@@ -8,6 +8,7 @@ from torch import Tensor
 
 from dinit.diffusion import PARAMETERIZATIONS, PROCESSES, BackboneDenoiser, Denoised, Scales
 from dinit.samplers import SAMPLERS
+from dinit.samplers.base import StepDenoiser
 from dinit.samplers.guidance import CFG, Autoguidance, CFGZeroStar, Guidance, Negative
 
 SHAPE = (2, 4, 4)
@@ -122,3 +123,15 @@ def test_eps_without_a_network_is_zero_at_zero() -> None:
     """Whatever a guidance made of x0."""
     k = PROCESSES.create("flow").scales(0.0)
     assert Denoised(X1, X1 + 1, k).eps.abs().max() == 0
+
+
+def test_a_step_makes_no_evaluation_that_it_could_not_use() -> None:
+    """At sigma = 0 of EDM, whose label is infinite there; just above 0 the network is evaluated."""
+    denoiser = denoiser_of("edm", "edm")
+    step = StepDenoiser(denoiser, denoiser.condition(LABELS, 3))
+    d = step(X1, denoiser.process.scales(0.0))
+    assert (step.calls, denoiser.backbone.calls) == (0, 0)
+    assert torch.equal(d.x0, X1)
+    assert d.velocity.abs().max() == 0
+    step(X1, denoiser.process.scales(1e-6))
+    assert (step.calls, denoiser.backbone.calls) == (1, 1)
