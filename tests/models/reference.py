@@ -125,7 +125,18 @@ class Reference:
         """Our backbone with the file's arguments and weights, in evaluation mode."""
         layout = self.layout
         assert layout is not None
-        arguments = {"image_size": self.tensors["in.x"].shape[-1], **layout.arguments(self.arguments), **overrides}
+        given = {"image_size": self.tensors["in.x"].shape[-1], **layout.arguments(self.arguments), **overrides}
+        try:
+            return self._loaded(layout, given)
+        except ValueError as error:
+            # An argument that the file leaves out and that is not our default: its tensors may show it.
+            shown = {name: value for name, value in layout.options(self.shapes).items() if value is not None}
+            missing = {name: value for name, value in shown.items() if name not in given}
+            if not missing or "does not fit this" not in str(error):
+                raise
+        return self._loaded(layout, {**missing, **given})
+
+    def _loaded(self, layout: Layout, arguments: dict[str, Any]) -> Backbone:
         model = layout.model(**arguments).eval()
         load_mapped(model, layout.prepare(self.state), layout.rules)
         return model

@@ -75,10 +75,24 @@ def test_other_batches_under_another_name(name: str, tmp_path: Path) -> None:
     ],
     ids=str,
 )
-@torch.no_grad()
 def test_other_arguments(changes: dict[str, Any], tmp_path: Path) -> None:
-    """Of a network of ours with random weights, in float64 and under the published names."""
-    given = {**DIT, **changes}
+    file = golden_of(tmp_path, {**DIT, **changes})
+    given = file.arguments
+    assert file.uncovered == ""
+    assert file.tensors["out.sample"].shape[1] == given["in_channels"] * (1 + given["learn_sigma"])
+    assert error_of(file) <= file.tolerance
+
+
+@pytest.mark.parametrize("left_out", ["mlp_ratio", "learn_sigma"])
+def test_an_argument_that_only_the_tensors_show(left_out: str, tmp_path: Path) -> None:
+    file = golden_of(tmp_path, {**DIT, "mlp_ratio": 2.0, "learn_sigma": False}, left_out)
+    assert left_out not in file.arguments
+    assert error_of(file) <= file.tolerance
+
+
+@torch.no_grad()
+def golden_of(folder: Path, given: dict[str, Any], left_out: str = "") -> Reference:
+    """A file of a network of ours with random weights, run in float64, under the published names."""
     ours = {"input_size": "image_size", "class_dropout_prob": ""}
     arguments = {ours.get(name, name): value for name, value in given.items() if ours.get(name, name)}
     null_class = given.get("class_dropout_prob", 0.1) > 0
