@@ -100,7 +100,7 @@ def golden_of(folder: Path, given: dict[str, Any], left_out: str = "") -> Refere
     model = BACKBONES["dit"](**arguments, null_class=null_class).double().eval()
     for parameter in model.parameters():
         parameter.copy_((parameter + 0.1 * torch.randn_like(parameter)).float())
-    state = {}
+    state = {"state.pos_embed": model.positions.table[None].float()}
     for key, tensor in model.state_dict().items():
         pattern, target = next(row for row in PUBLISHED if re.fullmatch(row[0], key))
         state["state." + re.sub(pattern, target, key)] = tensor.float()
