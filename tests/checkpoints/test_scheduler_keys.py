@@ -171,6 +171,23 @@ def test_every_key_acts_as_in_diffusers_or_is_refused(name: str) -> None:
         assert found == "same" or (found.startswith("refused") and named), (key, config, found)
 
 
+FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0}
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
+        ("DPMSolverMultistepScheduler", {"use_lu_lambdas": True}),
+        ("UniPCMultistepScheduler", {"use_exponential_sigmas": True}),
+        ("DPMSolverMultistepScheduler", FLOW),
+        ("DEISMultistepScheduler", FLOW),
+    ],
+)
+def test_networks_get_the_timesteps_that_diffusers_rounds(name: str, config: dict[str, Any]) -> None:
+    assert outcome(name, config) == "same"
+
+
 @pytest.mark.parametrize(
     ("name", "config", "message"),
     [
@@ -303,8 +320,8 @@ def test_classes_that_are_none(config: dict[str, Any], message: str) -> None:
 
 
 def first_call(name: str, steps: int, options: dict[str, Any] | None = None, **config: Any) -> None:
-    sampler = sampler_from_diffusers(getattr(diffusers, name)(**config), options)
-    process = read_scheduler(getattr(diffusers, name)(**config))[0]
+    scheduler = scheduler_of({"_class_name": name, **config}, FILE)
+    sampler, (process, _) = sampler_from_diffusers(scheduler, options), read_scheduler(scheduler)
     sampler.iterate(exact(process), torch.zeros(1, 2, 4, 4), steps)
 
 
