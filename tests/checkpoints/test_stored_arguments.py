@@ -324,7 +324,10 @@ def test_labels_of_programs_without_a_null_label() -> None:
 
 def test_a_doubtful_reading_of_labels_is_a_warning(tmp_path: Path) -> None:
     given: dict[str, Any] = {"layout": "sit", "options": {"num_heads": 4}}
-    with pytest.warns(UserWarning, match="7 rows, read as 6 classes and the null label.*null_class=false"):
+    with pytest.warns(
+        UserWarning,
+        match=r"weights.pt: its label table has 7 rows, read as 6 classes and the null label.*null_class=false",
+    ):
         converted(golden("sit_nosigma").state, tmp_path, **given)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

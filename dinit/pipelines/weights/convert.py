@@ -21,7 +21,7 @@ from dinit.checkpoints.interop.schedule import read_scheduler
 from dinit.checkpoints.interop.scheduler_config import SCHEDULERS, clipping_of, scheduler_of
 from dinit.checkpoints.keymap import load_mapped
 from dinit.checkpoints.latent_statistics import latent_statistics
-from dinit.checkpoints.layouts import Layout, Shapes, candidates
+from dinit.checkpoints.layouts import Layout, candidates
 from dinit.checkpoints.layouts.score_sde import SDE_LAYOUTS, SDES
 from dinit.checkpoints.reading import Checkpoint, read_checkpoint
 from dinit.checkpoints.recognition import Recognised, recognise_state
@@ -204,7 +204,7 @@ def _arguments(
             raise ValueError(f"{_called(layout)} has no argument {name!r}{suggest(name, accepted)}")
     stored = _configured(layout, checkpoint, found)
     try:
-        stated, notes = _stated(layout, shapes, run, found, options)
+        stated, notes = _stated(layout, checkpoint, run, found, options)
     except ValueError as error:
         raise ValueError(f"{checkpoint.path}, read as {recognised.name}: {error}") from error
     given = {**stated, **stored, **options}
@@ -238,7 +238,11 @@ def _configured(layout: Layout, checkpoint: Checkpoint, found: Mapping[str, Any]
 
 
 def _stated(
-    layout: Layout, shapes: Shapes, run: RunArguments, found: Mapping[str, Any], options: Mapping[str, Any]
+    layout: Layout,
+    checkpoint: Checkpoint,
+    run: RunArguments,
+    found: Mapping[str, Any],
+    options: Mapping[str, Any],
 ) -> tuple[dict[str, Any], list[str]]:
     """Arguments that the run's own arguments state, and notes. ValueError where the tensors have others."""
     claims = [claim for claim in layout.claims(run) if claim.argument in found or claim.argument in UNSEEN]
@@ -258,14 +262,14 @@ def _stated(
         if wrong:
             raise ValueError(wrong)
         stated |= {} if side is None else {"image_size": side}
-    rows = layout.label_rows(shapes)
+    rows = layout.label_rows({key: tuple(tensor.shape) for key, tensor in checkpoint.state.items()})
     if rows is not None:
         labels = read_labels(
             rows, run, options, layout.null_row, layout.always_null_row, lone_null=layout.lone_null_row
         )
         notes += labels.notes
         if labels.doubtful:
-            warnings.warn(labels.notes[0], stacklevel=2)
+            warnings.warn(f"{checkpoint.path}: {also_in_python(labels.notes[0])}", stacklevel=2)
         stated |= {"num_classes": labels.num_classes, "null_class": labels.null_class}
     return stated, notes
 
