@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import operator
+import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -137,7 +138,7 @@ class Call:
             ValueError: A value that is missing or of a wrong type; a name or an option that is not registered.
         """
         try:
-            return cls(
+            call = cls(
                 labels=tuple(None if label is None else operator.index(label) for label in config["labels"]),
                 keys=tuple((operator.index(seed), operator.index(index)) for seed, index in config["seeds"]),
                 sampler=_recorded_sampler(config),
@@ -149,6 +150,24 @@ class Call:
             )
         except (LookupError, TypeError) as error:
             raise ValueError(f"this record of a call is damaged: {error}") from error
+        for part in (call.sampler, call.grid, *call.guidance):
+            _check_fields(part)
+        return call
+
+
+def _check_fields(part: Any) -> None:
+    """ValueError for a number, a switch or a word of a recorded part that is of another type than its field's."""
+    hints = typing.get_type_hints(type(part)) if dataclasses.is_dataclass(part) else {}
+    for field in dataclasses.fields(part) if hints else ():
+        value, hint = getattr(part, field.name), hints.get(field.name)
+        kinds = set(typing.get_args(hint)) or {hint}
+        if not field.init or not kinds <= {int, float, bool, str, type(None)}:
+            continue
+        right = {float: (int, float), bool: (bool,)}
+        allowed = tuple(one for kind in kinds for one in right.get(kind, (kind,)))
+        if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in kinds):
+            name = getattr(part, "registry_name", type(part).__name__)
+            raise ValueError(f"this record of a call is damaged: {field.name} of {name!r} is {value!r}")
 
 
 def to_spec(value: object) -> Any:

@@ -9,12 +9,14 @@ import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image, UnidentifiedImageError
+from pydantic import TypeAdapter, ValidationError
 
 from dinit.files import user_path
 from dinit.pipelines.call import to_spec
@@ -55,18 +57,28 @@ class Manifest:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], where: Path) -> Manifest:
-        """ValueError for another format or keys that are not a manifest's."""
+        """ValueError for another format, keys that are not a manifest's, or values of another type."""
         if config.get("format") != FORMAT:
             raise ValueError(f"the manifest in {where} has format {config.get('format')!r}, this is for {FORMAT}")
         fields = {field.name for field in dataclasses.fields(cls)}
         if fields != set(config):
             odd = ", ".join(sorted(fields ^ set(config)))
             raise ValueError(f"the manifest in {where} is damaged: missing or unknown {odd}")
-        return cls(**config)
+        try:
+            return _reader().validate_json(json.dumps(dict(config)), strict=True)
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(map(str, first["loc"]))
+            raise ValueError(f"the manifest in {where} is damaged: {key}: {first['msg'].lower()}") from error
 
     def with_picture(self, picture: Mapping[str, Any], **changes: Any) -> Manifest:
         """The same manifest for a certain file."""
         return dataclasses.replace(self, picture=dict(picture), **changes)
+
+
+@cache
+def _reader() -> TypeAdapter[Manifest]:
+    return TypeAdapter(Manifest)
 
 
 def describe(pipe: Pipeline, generated: Generated) -> Manifest:

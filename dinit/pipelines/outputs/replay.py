@@ -89,6 +89,10 @@ def _opened(pipe: Pipeline | str, device: str, dtype_name: str) -> Pipeline:
         dtype = getattr(torch, dtype_name, None)
         if not isinstance(dtype, torch.dtype):
             raise ValueError(f"the manifest's dtype {dtype_name!r} is none of torch's")
+        try:
+            torch.device(device)
+        except RuntimeError as error:
+            raise ValueError(f"the manifest's device {device!r} is none of torch's") from error
         here = "cpu" if device == "cuda" and not torch.cuda.is_available() else device
         pipe = Pipeline.from_pretrained(pipe, device=here, dtype=dtype)
     pipe.set_progress_bar_config(disable=True)

@@ -18,6 +18,7 @@ from dinit.pipelines.outputs.manifest import FILE, provenance
 from dinit.pipelines.outputs.set_files import KEY, image_path
 from dinit.pipelines.outputs.sets import group_pictures, set_digest
 
+_LARGEST_GROUP = 4096  # images that a set of fewer may be made up to
 GROUPS = 4  # of a whole set: the first, the last, and some between
 
 
@@ -59,16 +60,21 @@ def read_set(folder: Path) -> SetRecord:
         if isinstance(seeds, Mapping):
             seeds = [(seeds["seed"], k) for k in range(seeds["images"])]
         call = Call.from_config({**config, "seeds": seeds, "batch_size": group})
-        name, device, dtype = manifest["pipeline"], spec["device"], spec["dtype"]
-    except (LookupError, TypeError, ValueError) as error:
+        words = manifest["pipeline"], spec["device"], spec["dtype"]
+        if not all(isinstance(word, str) for word in words):
+            raise ValueError(f"pipeline, device and dtype must be texts, got {words!r}")
+        if group > max(len(call.labels), _LARGEST_GROUP):
+            raise ValueError(f"groups of {group} images are more than the set's {len(call.labels)}")
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise ValueError(f"{folder / FILE} is damaged: {error}") from error
+    name, device, dtype = words
     return SetRecord(folder, name, device, dtype, versions, spec, call, group)
 
 
 def mismatches(record: SetRecord, pipe: Pipeline) -> list[str]:
     """What of the pipeline is not as the set's manifest records it."""
     found = json.loads(json.dumps(to_spec(provenance(pipe))))
-    return [name for name in found if name in record.spec and found[name] != record.spec[name]]
+    return [name for name in found if found[name] != record.spec.get(name)]
 
 
 def remake(record: SetRecord, path: Path, pipe: Pipeline) -> Iterator[tuple[str, Image.Image, Image.Image]]:
