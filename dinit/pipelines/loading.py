@@ -15,6 +15,7 @@ from dinit.contents import usual_variant, weight_variants, wrong_folder, wrong_w
 from dinit.models.base import BACKBONES, Backbone
 from dinit.models.codec import VAE_FOLDER
 from dinit.pipelines.advice import LOADING, unknown_keywords
+from dinit.pipelines.index_checks import check_config, check_index
 from dinit.registry import suggest
 
 __all__ = [
@@ -48,6 +49,7 @@ def check_folder(folder: Path, given: Sequence[str] = (), variant: str | None = 
     for key in ("process", "parameterization"):
         if not isinstance(index.get(key), dict):
             raise ValueError(f"{folder / INDEX} has no {key!r}, which every dinit pipeline has")
+    check_index(index, folder / INDEX)
     vae = folder / VAE_FOLDER
     if VAE_FOLDER not in given and vae.is_dir():
         if (reason := wrong_folder(vae)) is not None:
@@ -60,6 +62,7 @@ def check_folder(folder: Path, given: Sequence[str] = (), variant: str | None = 
     if not isinstance(entry, list) or len(entry) != 2:
         raise ValueError(f"{folder / INDEX} names no backbone class")
     backbone = _backbone_class(str(entry[1]))
+    check_config(read_json(folder / BACKBONE / "config.json"), backbone, folder / BACKBONE / "config.json")
     expected = expected_shapes(backbone, folder / BACKBONE)
     own = _own_variant(folder / BACKBONE, variant)
     check_tensors(folder / BACKBONE, expected, weight_shapes(folder / BACKBONE, own))
