@@ -16,6 +16,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
 from dinit.checkpoints.interop.scheduler_sampler import SchedulerSampler, sampler_from_diffusers
+from dinit.pipelines.index_checks import kinds_of
 from dinit.pipelines.labels import Generators, Labels, Seeds, whole_number
 from dinit.registry import Registry
 from dinit.samplers import GRIDS, SAMPLERS, Sampler, TimeGrid
@@ -160,7 +161,7 @@ def _check_fields(part: Any) -> None:
     hints = typing.get_type_hints(type(part)) if dataclasses.is_dataclass(part) else {}
     for field in dataclasses.fields(part) if hints else ():
         value, hint = getattr(part, field.name), hints.get(field.name)
-        kinds = set(typing.get_args(hint)) or {hint}
+        kinds = kinds_of(hint)
         if not field.init or not kinds <= {int, float, bool, str, type(None)}:
             continue
         right = {float: (int, float), bool: (bool,)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import types
 import typing
 from collections.abc import Mapping
 from pathlib import Path
@@ -61,6 +62,12 @@ def check_index(index: Mapping[str, Any], path: Path) -> None:
         raise ValueError(f"{path}: {key}: {first['msg'].lower()}, got {str(first['input'])[:80]}") from error
 
 
+def kinds_of(hint: Any) -> set[Any]:
+    """The types of a union, or the one type of another annotation."""
+    union = typing.get_origin(hint) in (types.UnionType, typing.Union)
+    return set(typing.get_args(hint)) if union else {hint}
+
+
 def check_config(config: Mapping[str, Any], network: type, path: Path) -> None:
     """Check the config of a backbone's folder.
 
@@ -80,7 +87,7 @@ def check_config(config: Mapping[str, Any], network: type, path: Path) -> None:
         raise ValueError(f"{path} has the unknown key {unknown[0]!r}{suggest(unknown[0], known)}")
     hints = typing.get_type_hints(network)
     for key, value in config.items():
-        kinds = set(typing.get_args(hints.get(key))) or {hints.get(key)}
+        kinds = kinds_of(hints.get(key))
         if key not in fields or not kinds <= {int, float, bool, str, type(None)}:
             continue
         fits = isinstance(value, (*kinds, int) if float in kinds else tuple(kinds))

@@ -59,7 +59,7 @@ def check_folder(folder: Path, given: Sequence[str] = (), variant: str | None = 
     if BACKBONE in given:
         return variant
     entry = index.get(BACKBONE)
-    if not isinstance(entry, list) or len(entry) != 2:
+    if not isinstance(entry, list) or len(entry) != 2 or not all(isinstance(one, str) for one in entry):
         raise ValueError(f"{folder / INDEX} names no backbone class")
     backbone = _backbone_class(str(entry[1]))
     check_config(read_json(folder / BACKBONE / "config.json"), backbone, folder / BACKBONE / "config.json")
