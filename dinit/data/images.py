@@ -130,25 +130,32 @@ def square(image: Image.Image, size: int) -> Image.Image:
         if width > height:
             columns = enlarged(np.asarray(image).swapaxes(0, 1), width, left, size).swapaxes(0, 1)
             return Image.fromarray(np.ascontiguousarray(columns)).resize((size, size), Image.Resampling.BICUBIC)
-        rows = np.asarray(image.resize((size, image.height), Image.Resampling.BICUBIC))
-        return Image.fromarray(enlarged(rows, height, top, size))
+        margin, middle = 4 + size // 2, image.height // 2  # enlarged, so that `size` rows need fewer than that
+        start = max(middle - margin, 0)
+        some = image.crop((0, start, image.width, min(middle + margin, image.height)))
+        rows = np.asarray(some.resize((size, some.height), Image.Resampling.BICUBIC))
+        return Image.fromarray(enlarged(rows, height, top, size, start, image.height))
     if (width, height) != image.size:
         image = image.resize((width, height), Image.Resampling.BICUBIC)
     return image.crop((left, top, left + size, top + size))
 
 
-def enlarged(lines: NDArray[np.uint8], total: int, first: int, count: int) -> NDArray[np.uint8]:
+def enlarged(
+    lines: NDArray[np.uint8], total: int, first: int, count: int, start: int = 0, length: int | None = None
+) -> NDArray[np.uint8]:
     """Lines first .. first + count - 1 of `lines` (n, …), bicubically enlarged to `total` lines as Pillow does it.
 
-    With Pillow's arithmetic, 8-bit pixels and weights of 22 bits, so that the bytes are the same. (count, …).
+    With Pillow's arithmetic, 8-bit pixels and weights of 22 bits, so that the bytes are the same. start, length:
+    where `lines` are of more, the position of the first and the number of all. Returns (count, …).
     """
-    centres = ((np.arange(first, first + count) + 0.5) * (len(lines) / total))[:, None]
-    place = np.arange(max(int(centres[0, 0]) - 3, 0), min(int(centres[-1, 0]) + 4, len(lines)))
+    length = len(lines) if length is None else length
+    centres = ((np.arange(first, first + count) + 0.5) * (length / total))[:, None]
+    place = np.arange(max(int(centres[0, 0]) - 3, 0), min(int(centres[-1, 0]) + 4, length))
     begin, end = (np.trunc(centres + reach) for reach in (-1.5, 2.5))
     weights = np.where((place >= begin) & (place < end), _bicubic(place - centres + 0.5), 0.0)
     weights /= weights.sum(1, keepdims=True)
     fixed = np.trunc(weights * (1 << 22) + np.copysign(0.5, weights))  # whole numbers: every sum below is exact
-    some = lines[place[0] : place[-1] + 1].astype(np.float64)
+    some = lines[place[0] - start : place[-1] + 1 - start].astype(np.float64)
     sums = fixed @ some.reshape(len(place), -1) + (1 << 21)
     return np.floor(sums / (1 << 22)).clip(0, 255).astype(np.uint8).reshape(count, *lines.shape[1:])
 
