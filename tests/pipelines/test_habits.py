@@ -438,7 +438,9 @@ def test_scheduler_says_what_the_pipeline_was_trained_on(pipe: Pipeline) -> None
     assert type(read).__name__ == "DDPMScheduler"
     assert read.config.beta_schedule == "squaredcos_cap_v2"
     assert read.config.prediction_type == "v_prediction"
-    pipe.scheduler = diffusers.HeunDiscreteScheduler.from_config(read.config)
+    with pytest.raises(ValueError, match="Make it with timestep_spacing='leading'"):  # Heun on a cosine chain
+        pipe.scheduler = diffusers.HeunDiscreteScheduler.from_config(read.config)
+    pipe.scheduler = diffusers.HeunDiscreteScheduler.from_config(read.config, timestep_spacing="leading")
     assert type(pipe.scheduler).__name__ == "HeunDiscreteScheduler"
     assert pipe.scheduler.config.beta_schedule == "squaredcos_cap_v2"
 
