@@ -54,6 +54,7 @@ CALL = {  # of what several commands share: the option's arguments, and what cha
     "sampler": (["--sampler", "heun"], {"sampler": {"name": "heun"}}),
     "sampler_option": (["--sampler-option", "eta=0.5"], {"sampler": {"name": "ddim", "clip": 3, "eta": 0.5}}),
     "steps": (["--steps", "7"], {"steps": 7}),
+    "end": (["--end", "state"], {"end": "state"}),
     "grid": (["--grid", "karras:rho=5"], {"grid": {"name": "karras", "rho": 5}}),
     "guidance": (["--guidance", "2.5", "--guidance", "cads"], {"guidance": [2.5, {"name": "cads"}]}),
     "seed": (["--seed", "3"], {"seed": 3}),
