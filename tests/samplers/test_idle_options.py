@@ -36,8 +36,6 @@ def run(spec: str, process: str = "edm", **options: Any) -> torch.Tensor:
         ("dpmpp-2m-sde:eta=0,s_noise=1.1", "dpmpp-2m-sde:s_noise=1.1", ["s_noise"]),
         ("dpmpp-3m-sde:eta=0,s_noise=1.1", "dpmpp-3m-sde:s_noise=1.1", ["s_noise"]),
         ("er-sde:noise_scale=ode,s_noise=1.1", "er-sde:s_noise=1.1", ["s_noise"]),
-        ("predictor-corrector:corrector=none,snr=0.1", "predictor-corrector:snr=0.1", ["snr"]),
-        ("pc:corrector=none,corrector_steps=2", "pc:corrector_steps=2", ["corrector_steps"]),
         ("flow-sde:norm=0,diffusion=linear", "flow-sde:norm=0,diffusion=decreasing", ["diffusion"]),
     ],
 )
@@ -59,9 +57,6 @@ def test_options_beside_each_other(idle: str, acting: str, names: list[str]) -> 
 @pytest.mark.parametrize(
     ("spec", "options", "named"),
     [
-        ("edm-heun:s_churn=3,s_tmin=200", {}, "s_tmin"),
-        ("edm-euler:s_churn=3,s_tmax=0.0001", {}, "s_tmax"),
-        ("dpm-2:s_churn=2,s_tmin=3,s_tmax=3.1", {"grid": "uniform"}, r"\[s_tmin, s_tmax\] = \[3, 3.1\]"),
         ("ddim-inverse:iterations=3", {}, "iterations = 3"),
         ("flow-sde:last_step=euler", {"process": "flow", "end": "state"}, "last_step"),
         ("flow-sde:last_step=mean", {"process": "ve"}, "'clean'"),
@@ -70,6 +65,14 @@ def test_options_beside_each_other(idle: str, acting: str, names: list[str]) -> 
 def test_options_in_a_run(spec: str, options: dict[str, Any], named: str) -> None:
     with pytest.raises(ValueError, match=named):
         run(spec, **options)
+
+
+@pytest.mark.parametrize(
+    "spec", ["edm-heun:s_churn=3,s_tmin=200", "edm-euler:s_churn=3,s_tmax=0.0001", "dpm-2:s_churn=2,s_tmax=0.0001"]
+)
+def test_churn_that_no_step_has_is_warned_of(spec: str) -> None:
+    with pytest.warns(UserWarning, match="s_churn = . adds no noise"):
+        run(spec)
 
 
 def test_an_interval_that_is_never_restarted_is_warned_of() -> None:

@@ -8,6 +8,7 @@ ode_variables). 'euler' and 'heun' step in t, which is the same on EDM's process
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -38,7 +39,7 @@ class Churned(Sampler):
 
     Raises:
         ValueError: A negative or infinite s_churn or s_noise; s_tmin > s_tmax; s_tmin, s_tmax or s_noise without
-            churn; from a run, no noise level in [s_tmin, s_tmax].
+            churn.
     """
 
     s_churn: float = 0.0
@@ -65,10 +66,12 @@ class Churned(Sampler):
     def check(self, denoiser: Denoiser, points: list[Scales]) -> None:
         levels = [float(k.noise_level) for k in points[:-1]]
         if self.s_churn > 0 and levels and not any(self.s_tmin <= level <= self.s_tmax for level in levels):
-            raise ValueError(
+            warnings.warn(
                 f"s_churn = {self.s_churn:g} adds no noise: no step of this run starts at a noise level in "
                 f"[s_tmin, s_tmax] = [{self.s_tmin:g}, {self.s_tmax:g}], but between {max(levels):.3g} and "
-                f"{min(levels):.3g}"
+                f"{min(levels):.3g}",
+                UserWarning,
+                stacklevel=5,
             )
 
     def inner_times(self, denoiser: Denoiser, t: Scales, s: Scales, total: int) -> Tensor:

@@ -15,7 +15,6 @@ from dinit.diffusion import Denoised, Denoiser, Process, Scales
 from dinit.registry import suggest
 from dinit.samplers.base import SAMPLERS, Claims, Sampler, StepDenoiser, StepNoise
 from dinit.samplers.grids.base import TimeGrid
-from dinit.samplers.idle import refuse_idle
 from dinit.samplers.ode.ddim import transition_variance
 from dinit.samplers.sde.ddpm import ancestral_transition
 
@@ -149,9 +148,6 @@ class PredictorCorrector(Sampler):
             raise ValueError(
                 f"corrector_steps must be at least 1, got {self.corrector_steps}; use corrector='none' for none"
             )
-
-        if self.corrector == "none":
-            refuse_idle(self, ("snr", "corrector_steps"), "with corrector = 'none'", "take another corrector")
 
     def claims(self) -> Claims:
         first = self._first.claims() if self._first else Claims(nfe_per_step=0)
