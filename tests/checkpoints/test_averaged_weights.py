@@ -278,6 +278,11 @@ UNCLEAR: dict[str, tuple[Callable[[], dict[Any, Any]], str, dict[str, State]]] =
         rf"ema\.shadow_params without names, {len(EMA) - 2} tensors whose number and shapes",
         {"model": RAW},
     ),
+    "a list in another order": (
+        lambda: {"model": RAW, "ema": {"shadow_params": list(EMA.values())[::-1]}},
+        rf"ema\.shadow_params without names, {len(EMA)} tensors whose number and shapes",
+        {"model": RAW},
+    ),
     "a list without a model": (lambda: {"ema": list(EMA.values())}, "without names, .* tensors of a model", {}),
     "one long vector": (
         lambda: {"model": RAW, "ema_flat": torch.cat([one.flatten() for one in EMA.values()])},
