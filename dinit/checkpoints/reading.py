@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dinit.checkpoints.choosing import choose, tables
 from dinit.checkpoints.containers import SUFFIXES, read_file
-from dinit.checkpoints.entries import State, choose, is_averaged, tables
+from dinit.checkpoints.entries import State, is_averaged
 from dinit.checkpoints.folders import check_single, find_weights, is_index, pipeline_of, read_object
 from dinit.checkpoints.stored import run_arguments
 from dinit.files import user_path
