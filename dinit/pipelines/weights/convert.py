@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
 import json
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,16 +13,14 @@ import torch
 import dinit
 from dinit.cards import CARD
 from dinit.checkpoints.advice import also_in_python
-from dinit.checkpoints.claims import MODEL_NAMES, UNSEEN, disagreement, image_side, other_family, read_labels, word
 from dinit.checkpoints.imagenet import NUM_CLASSES, imagenet_names
 from dinit.checkpoints.interop.schedule import read_scheduler
 from dinit.checkpoints.interop.scheduler_config import SCHEDULERS, clipping_of, scheduler_of
 from dinit.checkpoints.keymap import load_mapped
 from dinit.checkpoints.latent_statistics import latent_statistics
-from dinit.checkpoints.layouts import Layout, candidates
-from dinit.checkpoints.layouts.score_sde import SDE_LAYOUTS, SDES
+from dinit.checkpoints.layouts import Layout
 from dinit.checkpoints.reading import Checkpoint, read_checkpoint
-from dinit.checkpoints.recognition import Recognised, recognise_state
+from dinit.checkpoints.recognition import Recognised
 from dinit.checkpoints.stored import RunArguments
 from dinit.checkpoints.tables import check_tables, decimal, equal, precision
 from dinit.diffusion import PARAMETERIZATIONS, PROCESSES
@@ -35,11 +31,11 @@ from dinit.models.codec import VAE_FOLDER, open_autoencoder
 from dinit.pipelines.generate import Pipeline
 from dinit.pipelines.hub import converted_card
 from dinit.pipelines.outputs.targets import check_pipeline_target
-from dinit.registry import construct, suggest
+from dinit.pipelines.weights.arguments import backbone_arguments, called, recognise_checkpoint
+from dinit.registry import construct
 
 RECORD = "conversion.json"
 _ALMOST_NOISE = 0.999  # the first time of SiT's programs where noise or score is predicted
-_NO_TENSOR = (*UNSEEN, "mlp_norm_eps", "freq_shift")  # arguments that no tensor of a folder of diffusers shows
 _PIXELS = (1, 3)
 _AUTOENCODERS = {4: "stabilityai/sd-vae-ft-ema", 32: "hustvl/vavae-imagenet256-f16d32-dinov2"}
 
@@ -134,8 +130,8 @@ def _convert(
     parameterization = None if parameterization is None else PARAMETERIZATIONS.create(parameterization)
     checkpoint = read_checkpoint(source, weights, sha256)
     run = RunArguments.of(checkpoint.args, checkpoint.path)
-    recognised = _recognised(checkpoint, run, layout)
-    arguments, notes = _arguments(recognised, checkpoint, run, options)
+    recognised = recognise_checkpoint(checkpoint, run, layout)
+    arguments, notes = backbone_arguments(recognised, checkpoint, run, options)
     backbone = _backbone(recognised.layout, arguments)
     _load(backbone, recognised, checkpoint)
     if recognised.layout.denoises:
@@ -172,115 +168,8 @@ def _check_target(target: Path, source: Path, overwrite: bool) -> None:
         raise ValueError(f"{target} holds the source {source}, which would be lost; choose another folder")
 
 
-def _recognised(checkpoint: Checkpoint, run: RunArguments, layout: str | None) -> Recognised:
-    """The layout: the given one, that of the SDE that a run's arguments name, or by tensors, values and names."""
-    sde = run.get("sde", groups=("training",))
-    if layout is None and sde is not None:
-        found = candidates({key: tuple(tensor.shape) for key, tensor in checkpoint.state.items()})
-        named = SDE_LAYOUTS[word(sde, SDES, "--layout")[0]]
-        if len(found) > 1 and named in found:
-            return Recognised(named, f"its arguments have {sde}")
-    model = run.get(*MODEL_NAMES, groups=("model",))
-    args = {} if model is None else {"model": model.value}
-    return recognise_state(checkpoint.state, checkpoint.path, args, layout)
-
-
-def _arguments(
-    recognised: Recognised, checkpoint: Checkpoint, run: RunArguments, options: Mapping[str, Any]
-) -> tuple[dict[str, Any], list[str]]:
-    """The backbone's arguments: from the tensors, what is stored with them, and the options; and assumptions."""
-    layout = recognised.layout
-    shapes = {key: tuple(tensor.shape) for key, tensor in checkpoint.state.items()}
-    try:
-        found = {**layout.options(shapes), **layout.values(checkpoint.state)}
-    except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
-        raise ValueError(
-            f"{checkpoint.path} is of layout {recognised.name} ({recognised.evidence}), but the sizes cannot be "
-            f"inferred from it: {_reason(error)}; a part of it is lost, or it is of another family"
-        ) from error
-    accepted = [name for name in inspect.signature(layout.model.__init__).parameters if name != "self"]
-    for name in options:
-        if name not in accepted:
-            raise ValueError(f"{_called(layout)} has no argument {name!r}{suggest(name, accepted)}")
-    stored = _configured(layout, checkpoint, found)
-    try:
-        stated, notes = _stated(layout, checkpoint, run, found, options)
-    except ValueError as error:
-        raise ValueError(f"{checkpoint.path}, read as {recognised.name}: {error}") from error
-    given = {**stated, **stored, **options}
-    unknown = [name for name, value in found.items() if value is None and name not in given]
-    if unknown:
-        commands = " ".join(f"--option {name}=..." for name in unknown)
-        raise ValueError(
-            f"{checkpoint.path}: {', '.join(unknown)} cannot be inferred from the tensors, and no published "
-            f"{layout.model.__name__} has these sizes; give what it was trained with (null for none): {commands}"
-        )
-    found |= given
-    if "image_size" in accepted and "image_size" not in found:
-        notes.append(
-            "image_size is assumed to be the default, it cannot be inferred: --option image_size=N sets it"
-        )
-    return found, notes
-
-
-def _configured(layout: Layout, checkpoint: Checkpoint, found: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments by the folder's config.json. ValueError where the tensors have others."""
-    if not checkpoint.config:
-        return {}
-    stored = layout.arguments(checkpoint.config)
-    for name, value in stored.items():
-        if name not in _NO_TENSOR and found.get(name) not in (None, value):
-            raise ValueError(
-                f"config.json of {checkpoint.path} gives {name} = {value}, but its tensors have {name} = "
-                f"{found[name]}: correct the file, or download the folder again"
-            )
-    return stored
-
-
-def _stated(
-    layout: Layout,
-    checkpoint: Checkpoint,
-    run: RunArguments,
-    found: Mapping[str, Any],
-    options: Mapping[str, Any],
-) -> tuple[dict[str, Any], list[str]]:
-    """Arguments that the run's own arguments state, and notes. ValueError where the tensors have others."""
-    claims = [claim for claim in layout.claims(run) if claim.argument in found or claim.argument in UNSEEN]
-    # An option with another value than the published size has: the network is not of that size.
-    named = {claim.stated.key for claim in claims if options.get(claim.argument, claim.value) != claim.value}
-    claims = [claim for claim in claims if claim.stated.key not in named and claim.argument not in options]
-    for claim in claims:
-        if wrong := disagreement(claim, found.get(claim.argument)):
-            raise ValueError(wrong)
-    unseen = [claim for claim in claims if claim.argument in UNSEEN or found[claim.argument] is None]
-    stated = {claim.argument: claim.value for claim in unseen}
-    other = other_family(run, layout.backbone)
-    notes: list[str] = [] if other is None else [other]
-    if "image_size" not in options and "in_channels" in found:
-        known = found.get("image_size") if layout.image_size_in_tensors else None
-        side, wrong = image_side(run, found["in_channels"], known)
-        if wrong:
-            raise ValueError(wrong)
-        stated |= {} if side is None else {"image_size": side}
-    rows = layout.label_rows({key: tuple(tensor.shape) for key, tensor in checkpoint.state.items()})
-    if rows is not None:
-        labels = read_labels(
-            rows, run, options, layout.null_row, layout.always_null_row, lone_null=layout.lone_null_row
-        )
-        notes += labels.notes
-        if labels.doubtful:
-            warnings.warn(f"{checkpoint.path}: {also_in_python(labels.notes[0])}", stacklevel=2)
-        stated |= {"num_classes": labels.num_classes, "null_class": labels.null_class}
-    return stated, notes
-
-
 def _backbone(layout: Layout, arguments: Mapping[str, Any]) -> Backbone:
-    return construct(layout.model, _called(layout), arguments).eval()
-
-
-def _called(layout: Layout) -> str:
-    """What messages call the network: by its name as a backbone, which a classifier or an upsampler has not."""
-    return f"backbone {layout.backbone!r}" if layout.denoises else layout.model.__name__
+    return construct(layout.model, called(layout), arguments).eval()
 
 
 def _load(backbone: Any, recognised: Recognised, checkpoint: Checkpoint) -> None:
@@ -423,10 +312,6 @@ def _class_names(num_classes: int, checkpoint: Checkpoint) -> list[str] | None:
     if isinstance(table, dict) and sorted(table) == sorted(map(str, range(num_classes))):
         return [str(table[str(label)]) for label in range(num_classes)]
     return imagenet_names() if num_classes == NUM_CLASSES else None
-
-
-def _reason(error: Exception) -> str:
-    return f"tensor {error} is missing" if isinstance(error, KeyError) else str(error)
 
 
 def _record(made: Converted, checkpoint: Checkpoint) -> dict[str, Any]:
