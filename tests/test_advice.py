@@ -28,7 +28,7 @@ COMMANDS = [
     ),
     (
         "generate digits-dico --classes 11 --overwrite",
-        "classes 0 .. 9",
+        "known: 0, 1, 2",
         "generate digits-dico --classes 9 --steps 2 --overwrite",
     ),
     (f"generate digits-dico {ONE}", "allow it with --overwrite", f"generate digits-dico {ONE} --overwrite"),

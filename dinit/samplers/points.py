@@ -113,6 +113,10 @@ def check_noisy_start(first: Scales) -> None:
         )
 
 
+class NoisyEndWarning(UserWarning):
+    """A grid has too few times near the end: the images will be flat, whatever the solver."""
+
+
 def _warn_of_noisy_end(points: list[Scales]) -> None:
     """Warns where no time, or one of ten and more, has less noise than signal: a flat picture, and no error."""
     if len(points) < 5:
@@ -123,6 +127,6 @@ def _warn_of_noisy_end(points: list[Scales]) -> None:
             f"near the end of {len(points)} times, at t = {float(late.time):.3g}, there is still "
             f"{float(late.noise_level):.3g} times as much noise as signal: images will be flat. Take more steps, "
             'or a grid that spreads them over the noise points, such as grid="karras"',
-            UserWarning,
+            NoisyEndWarning,
             stacklevel=4,
         )

@@ -33,7 +33,8 @@ from dinit.cli.convert import parse_options
 from dinit.diffusion import PARAMETERIZATIONS, BackboneDenoiser
 from dinit.diffusion.continuous import GVP, VP, LinearFlow
 from dinit.pipelines.generate import Pipeline
-from dinit.pipelines.weights.convert import Converted, _arguments, _trained_on, convert
+from dinit.pipelines.weights.arguments import backbone_arguments
+from dinit.pipelines.weights.convert import Converted, _trained_on, convert
 from dinit.samplers import Euler
 
 Namespace = argparse.Namespace
@@ -670,7 +671,7 @@ def test_edited_arguments_are_read_right_or_refused(tmp_path: Path) -> None:
     for what, tree in edited(3, TREE):
         try:
             run = RunArguments.of(run_arguments({"args": tree}), tmp_path / "x.pt")
-            arguments, _ = _arguments(sit, checkpoint, run, {"num_heads": 4})
+            arguments, _ = backbone_arguments(sit, checkpoint, run, {"num_heads": 4})
             process, _ = _trained_on(sit.layout, checkpoint, run, arguments, None, None)
         except ValueError as problem:
             refused += 1

@@ -241,7 +241,7 @@ def test_classes_in_turn_and_by_chance() -> None:
 def test_labels_from_files(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.array([3, 1, 2]))
     np.savez(tmp_path / "b.npz", arr_0=np.zeros((3, 2, 2, 3), np.uint8), arr_1=np.array([3, 1, 2]))
-    (tmp_path / "c.txt").write_text("3\n\n1\nblue whale\n")
+    (tmp_path / "c.txt").write_text("3\n1\nblue whale\n\n")
     assert read_labels(tmp_path / "a.npy") == read_labels(tmp_path / "b.npz") == [3, 1, 2]
     assert read_labels(tmp_path / "c.txt") == ["3", "1", "blue whale"]
     np.save(tmp_path / "d.npy", np.zeros((3, 10)))

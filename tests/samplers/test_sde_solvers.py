@@ -400,8 +400,9 @@ def test_walks_agree_in_both_precisions() -> None:
             assert torch.allclose(single.double(), walk(sampler, exact, x, times), atol=1e-4)
 
 
-@pytest.mark.parametrize("norm", [0.0, 1.0])
-@pytest.mark.parametrize("diffusion", DIFFUSIONS)
+@pytest.mark.parametrize(
+    ("diffusion", "norm"), [*((name, 1.0) for name in DIFFUSIONS), ("sigma", 0.0), ("decreasing", 0.0)]
+)
 def test_flow_sde_draws_wherever_its_coefficient_is_not_0(diffusion: str, norm: float) -> None:
     """'decreasing' keeps a constant at norm = 0."""
     sampler = FlowSDE(diffusion, norm)
