@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -130,7 +131,7 @@ def _only(entries: Sequence[Entry], kind: str) -> Entry:
         )
         raise ValueError(
             f"has {len(entries)} {what}: {', '.join(names[:12])}; choose one: weights={entries[0].name!r} "
-            f"(--weights {entries[0].name})"
+            f"(--weights {shlex.quote(entries[0].name)})"
         )
     return entries[0]
 

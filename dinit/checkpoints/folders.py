@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -125,7 +126,7 @@ def _variant(folder: Path, found: dict[str, Path], weights: str | None) -> str:
         return choice[0]
     raise ValueError(
         f"{folder} has the variants {', '.join(choice)} and no usual one: choose one, weights={choice[0]!r} "
-        f"(--weights {choice[0]})"
+        f"(--weights {shlex.quote(choice[0])})"
     )
 
 

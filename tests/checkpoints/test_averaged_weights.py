@@ -245,6 +245,11 @@ UNCLEAR: dict[str, tuple[Callable[[], dict[Any, Any]], str, dict[str, State]]] =
         r"ema\.0\.999, ema\.0\.9999",
         {"ema.0.9999": EMA, "model": RAW},
     ),
+    "names with a space": (
+        lambda: {"model": RAW, "EMA 0.999": OTHER, "EMA 0.9999": EMA},
+        r"\(--weights 'EMA 0\.999'\)",
+        {"EMA 0.999": OTHER, "EMA 0.9999": EMA, "model": RAW},
+    ),
     "in a list": (lambda: {"model": RAW, "emas": [EMA, OTHER]}, r"emas\.0, emas\.1", {"emas.0": EMA, "model": RAW}),
     "by lists": (
         lambda: {"model": RAW, "ema_params": [list(EMA.values()), list(OTHER.values())]},
