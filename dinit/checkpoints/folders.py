@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 from dataclasses import dataclass
@@ -11,7 +10,8 @@ from typing import Any
 
 from dinit.checkpoints.containers import SUFFIXES
 from dinit.checkpoints.entries import is_averaged
-from dinit.contents import SHARD, weight_variants, wrong_content
+from dinit.checkpoints.locating import read_json
+from dinit.contents import SHARD, weight_variants
 
 _PARTS = ("transformer", "unet")
 _INDEX = re.compile(r"\.index(\.\w+)?\.json$")
@@ -184,14 +184,4 @@ def pipeline_of(model: Path) -> Path:
 
 def read_object(path: Path) -> dict[str, Any]:
     """The object in a JSON file; empty where there is none. ValueError for a damaged one."""
-    if not path.is_file():
-        return {}
-    if (reason := wrong_content(path)) is not None:
-        raise ValueError(reason)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold a JSON object, got {type(content).__name__}")
-    return content
+    return read_json(path) if path.is_file() else {}
