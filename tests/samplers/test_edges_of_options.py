@@ -26,7 +26,7 @@ from dinit.samplers.guidance.schedule import Ramp
 from dinit.samplers.inversion.bdia import _BDIA
 from dinit.samplers.multistep.rules import HistoryRule
 from dinit.samplers.multistep.unified import MultistepState
-from dinit.samplers.ode.edm import Churned
+from dinit.samplers.ode.edm import Churned, EDMEuler
 from dinit.samplers.ode.restart import Interval, Restart
 from dinit.samplers.ode.rk45 import RK45
 
@@ -204,6 +204,14 @@ def test_a_chain_of_any_length_has_as_many_timesteps() -> None:
         chain = VPDiscrete("squared-cosine", num_steps=steps)
         assert len(chain.alphas) == steps
         assert float(chain.scales(chain.t_min).time) * steps == pytest.approx(1)
+
+
+def test_churn_of_nothing_is_warned_of_and_is_the_plain_solver() -> None:
+    model = mixture(EDM(0.01, 80.0))
+    x = torch.linspace(-1, 1, 4, dtype=F64).reshape(1, 1, 2, 2)
+    with pytest.warns(UserWarning, match="churn"):
+        outside = EDMEuler(s_churn=5.0, s_tmin=90.0).sample(model, x, 4)
+    assert torch.equal(EDMEuler().sample(model, x, 4), outside)
 
 
 # --- what every sampler counts and keeps -------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from cases_guided_diffusion import Logits
 from golden import Golden, Levels, error
 from torch import Tensor
 
@@ -207,20 +208,6 @@ def test_published_annealing_and_noising() -> None:
         for mixing, name in ((psi, "rescale"), (1.0, "rescale_psi1")):
             one = noised(y.reshape(1, -1), z.reshape(1, -1), at, scale, mixing)
             assert error(one.reshape_as(y), theirs[name]) < 1e-14
-
-
-class Logits(WrappedDenoiser):
-    """The mixture conditioned on one logit a component, as the fixture's end-to-end run is."""
-
-    def __init__(self, inner: MixtureDenoiser, logits: Tensor) -> None:
-        super().__init__(inner)
-        self.logits, self.weights = logits, inner.weights
-
-    def encode(self, labels: Tensor) -> Condition:
-        return replace(super().encode(labels), embedding=self.logits)
-
-    def __call__(self, x_t: Tensor, t: Scales | Tensor | float, cond: Condition) -> Denoised:
-        return self.inner(x_t, t, replace(cond, embedding=cond.embedding + self.weights.log()))
 
 
 def test_published_run_with_cads() -> None:
