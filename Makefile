@@ -26,7 +26,7 @@ lint: $(INSTALLED)
 # Trains the shipped pipelines again from their recipes (two hours on 2 cores: half an hour for digits-dis, 51 minutes for glyphs-32).
 pretrained: $(INSTALLED)
 	for name in digits-dic digits-dico digits-dis digits-dit digits-unet glyphs-32; do \
-		$(BIN)/dinit train examples/recipes/$$name.yaml --out runs/$$name && \
+		$(BIN)/dinit train $$name --out runs/$$name && \
 		rm -rf dinit/pretrained/$$name && \
 		$(BIN)/python -m dinit.pipelines.runs.card runs/$$name/pipeline --to dinit/pretrained/$$name || exit 1; \
 	done

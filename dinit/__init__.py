@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from dinit._listing import list_parameterizations as list_parameterizations
     from dinit._listing import list_pipelines as list_pipelines
     from dinit._listing import list_processes as list_processes
+    from dinit._listing import list_recipes as list_recipes
     from dinit._listing import list_samplers as list_samplers
     from dinit.models.adm import ADM as ADM
     from dinit.models.adm_classifier import ADMClassifier as ADMClassifier

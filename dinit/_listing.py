@@ -130,3 +130,19 @@ def list_pipelines(pattern: str = "*") -> list[str]:
     from dinit.checkpoints.locating import shipped
 
     return fnmatch.filter(sorted(shipped()), pattern.lower())
+
+
+def list_recipes(pattern: str = "*") -> list[str]:
+    """Names of the recipes that are shipped with the package, for `load_recipe` and `dinit train`.
+
+    Args:
+        pattern: see `list_samplers`.
+
+    Returns:
+        The names that match, sorted.
+    """
+    import fnmatch
+
+    from dinit.training.recipe.shipped import shipped_recipes
+
+    return fnmatch.filter(list(shipped_recipes()), pattern.lower())

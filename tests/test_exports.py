@@ -154,3 +154,4 @@ def test_listing_takes_wildcards() -> None:
     assert dinit.list_datasets("dig*") == ["digits"]
     assert "fid" in dinit.list_metrics()
     assert "digits-dit" in dinit.list_pipelines("digits-*")
+    assert dinit.list_recipes("DIGITS-di?") == ["digits-dic", "digits-dis", "digits-dit"]

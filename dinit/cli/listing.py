@@ -26,8 +26,8 @@ _REGISTRIES = {
     "loss-terms": ("dinit.training", "LOSS_TERMS"),
     "encoders": ("dinit.training.regularizers.encoders", "ENCODERS"),
 }
-_PIPELINES = "pipelines"
-KINDS = (*_REGISTRIES, _PIPELINES)
+_PIPELINES, _RECIPES = "pipelines", "recipes"
+KINDS = (*_REGISTRIES, _PIPELINES, _RECIPES)
 
 Kind = Annotated[
     str | None,
@@ -37,14 +37,14 @@ Names = Annotated[bool, typer.Option("--names", help="Print the names only, one 
 
 
 def list_registries(kind: Kind = None, names: Names = False) -> None:
-    """List the registered classes and the shipped pipelines, one line each."""
+    """List the registered classes, the shipped pipelines and the shipped recipes, one line each."""
     if kind is not None and kind not in KINDS:
         raise ValueError(f"unknown kind {kind!r}{suggest(kind, list(KINDS))}")
     from dinit.compat import ensure_torchvision
 
     ensure_torchvision()  # before what the registries import
     for one in KINDS if kind is None else (kind,):
-        entries = _pipelines() if one == _PIPELINES else _registry(one)
+        entries = _entries(one)
         if names:
             typer.echo("".join(f"{name}\n" for name in entries), nl=False)
         elif console.is_terminal:
@@ -52,6 +52,16 @@ def list_registries(kind: Kind = None, names: Names = False) -> None:
         else:  # whole lines for a pipe; a table would be cut to some width
             width = max(map(len, entries), default=0)
             typer.echo("\n".join([one, *(f"  {name:<{width}}  {text}" for name, text in entries.items())]))
+
+
+def _entries(kind: str) -> dict[str, str]:
+    if kind == _PIPELINES:
+        return _pipelines()
+    if kind == _RECIPES:
+        from dinit.training.recipe.shipped import shipped_recipes
+
+        return shipped_recipes()
+    return _registry(kind)
 
 
 def _registry(kind: str) -> dict[str, str]:

@@ -15,7 +15,14 @@ from dinit.cli.console import console, show_error
 if TYPE_CHECKING:
     from dinit.training.recipe.model import Recipe
 
-RecipeFile = Annotated[Path | None, typer.Argument(metavar="[RECIPE]", help="Recipe, .yaml.", show_default=False)]
+RecipeFile = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="[RECIPE]",
+        help="Recipe, .yaml, or the name of a shipped one, see `dinit list recipes`.",
+        show_default=False,
+    ),
+]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY.PATH=VALUE]…", help="Values that replace the recipe's.")
 ]

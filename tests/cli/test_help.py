@@ -38,7 +38,7 @@ def test_paragraphs_have_no_line_breaks_of_their_own(name: str) -> None:
 
 def test_an_old_option_name_is_read_with_a_line(tmp_path: Path) -> None:
     """Of its own process, as Python hides the warning of code outside `__main__` and gives it once."""
-    recipe = (ROOT / "examples/recipes/digits-dit.yaml").read_text(encoding="utf-8")
+    recipe = (ROOT / "dinit/recipes/digits-dit.yaml").read_text(encoding="utf-8")
     (tmp_path / "old.yaml").write_text(recipe.replace("base: logit-normal", "of: logit-normal"), encoding="utf-8")
     command = [sys.executable, "-m", "dinit.cli", "train", "old.yaml", "optimizer.lr=-1", "--out", "run"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)

@@ -15,7 +15,7 @@ from dinit.evaluation.features.glyphs_classifier import load_glyphs_classifier
 from dinit.pipelines.loading import SHIPPED, shipped
 from dinit.training import load_recipe
 
-RECIPES = Path(dinit.__file__).parent.parent / "examples" / "recipes"
+RECIPES = Path(dinit.__file__).parent / "recipes"
 LABELS = torch.arange(10).repeat_interleave(10)
 DIGITS = [name for name in shipped() if name.startswith("digits-")]
 

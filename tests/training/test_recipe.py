@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 
+import dinit
 from dinit.training import Recipe, RecipeError, load_recipe, parse_recipe
 from dinit.training.recipe.file import dotted_keys
+from dinit.training.recipe.shipped import shipped_recipes
 from dinit.training.run.folder import RunFolderError, check_run_folder, write_recipe
 
 GOOD = """\
@@ -17,7 +20,7 @@ data: {name: digits, split: train}
 backbone: {name: dit, patch_size: 2, hidden_size: 32, depth: 1, num_heads: 4}
 training: {steps: 10}
 """
-RECIPES = sorted((Path(__file__).parents[2] / "examples" / "recipes").glob("*.yaml"))
+RECIPES = sorted((Path(dinit.__file__).parent / "recipes").glob("*.yaml"))
 
 
 def report(text: str, *overrides: str) -> str:
@@ -29,6 +32,29 @@ def report(text: str, *overrides: str) -> str:
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_shipped_recipes_are_right(path: Path) -> None:
     assert load_recipe(path).name == path.stem
+
+
+def test_shipped_recipes_are_found_by_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load_recipe("digits-dico") == load_recipe(Path(dinit.__file__).parent / "recipes" / "digits-dico.yaml")
+    assert load_recipe("digits-dico", ["training.steps=7000"]).training.steps == 7000
+    Path("digits-dico").mkdir()  # such as the folder of a run
+    assert load_recipe("digits-dico").name == "digits-dico"
+    Path("digits-dit").write_text(GOOD, encoding="utf-8")  # a file of that name comes first
+    assert load_recipe("digits-dit").training.steps == 10
+
+
+@pytest.mark.parametrize("given", ["digits-dcio", "recipes/digits-dicoo.yaml", "Digits-DiCo"])
+def test_a_recipe_that_is_not_there_is_answered_with_the_nearest(given: str) -> None:
+    with pytest.raises(ValueError, match=f"there is no recipe file {given}, .*; did you mean 'digits-dico'"):
+        load_recipe(given)
+
+
+def test_first_lines_of_shipped_recipes_name_data_size_and_time() -> None:
+    summaries = shipped_recipes()
+    assert list(summaries) == [path.stem for path in RECIPES]
+    for name, line in summaries.items():
+        assert re.search(r"\d+×\d+.*: [\d,]+ steps, [\d.]+ (minutes|hours?) on", line), f"{name}: {line}"
 
 
 def test_three_mistakes_are_all_shown_with_their_lines() -> None:
@@ -116,8 +142,10 @@ def test_a_key_given_twice_is_refused() -> None:
 
 
 def test_unreadable_file(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="cannot be read"):
+    with pytest.raises(ValueError, match=r"there is no recipe file .*none\.yaml"):
         load_recipe(tmp_path / "none.yaml")
+    with pytest.raises(ValueError, match="cannot be read"):
+        load_recipe(tmp_path)
 
 
 def test_overrides_are_typed_and_nest() -> None:

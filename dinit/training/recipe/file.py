@@ -11,12 +11,12 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from dinit.files import user_path
 from dinit.registry import suggest
 from dinit.training.finetune.transfer import inherit
 from dinit.training.recipe.checks import check_recipe
 from dinit.training.recipe.model import Named, Recipe
 from dinit.training.recipe.names import use_present_names
+from dinit.training.recipe.shipped import recipe_file
 from dinit.training.recipe.yaml import Mistake, Source, read_yaml
 from dinit.training.recipe.yaml import Path as KeyPath
 
@@ -56,7 +56,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe from a YAML file.
 
     Args:
-        path: The file.
+        path: The file, or the name of a shipped recipe, see `dinit.list_recipes`. A file of that name comes first.
         overrides: Dotted keys with values in YAML, such as 'training.steps=100'; they replace the file's values.
 
     Returns:
@@ -64,15 +64,16 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
     Raises:
         RecipeError: the recipe has mistakes; the error lists them all.
-        ValueError: the file cannot be read.
+        ValueError: there is no such recipe, or the file cannot be read.
     """
+    path = recipe_file(path)
     try:
-        text = user_path(path).read_text(encoding="utf-8-sig")
+        text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise ValueError(f"recipe {path} cannot be read: {error}") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"recipe {path} is no text in UTF-8 ({error}); save it as UTF-8") from error
-    return parse_recipe(text, overrides, title=Path(path).name)
+    return parse_recipe(text, overrides, title=path.name)
 
 
 def parse_recipe(text: str, overrides: Sequence[str] = (), title: str = "the recipe") -> Recipe:
