@@ -1,15 +1,18 @@
-# make demo: a hundred class-ordered digits in samples.png.   make test: lint, types, tests, notebooks.
-# Both create .venv and install everything on first use. make quick leaves the slow tests out.
+# make demo: a hundred class-ordered digits in samples.png.   make test: lint, types, tests, notebooks, the site.
+# Both create .venv on first use: demo installs what dinit itself needs, test the extra [dev] as well.
+# make quick leaves the slow tests out. make docs builds the site in build/site. make notebooks opens Jupyter.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+RUNTIME := $(VENV)/.runtime
 INSTALLED := $(VENV)/.installed
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 # One thread a process: two test processes share the cores better than threads do.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: demo test quick lint pretrained install clean
+.PHONY: demo test quick lint docs notebooks dist pretrained install clean
 
-demo: $(INSTALLED)
+demo: $(RUNTIME)
 	$(BIN)/dinit generate digits-dico --classes all --per-class 10 --out samples.png --overwrite
 
 test: $(INSTALLED) lint
@@ -23,6 +26,17 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
+docs: $(INSTALLED)
+	$(BIN)/python docs/site/build.py build/site
+
+notebooks: $(INSTALLED)
+	$(BIN)/jupyter lab examples
+
+# Wheel and sdist in dist/, with the description checked as a package index renders it.
+dist: $(INSTALLED)
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
+
 # Trains the shipped pipelines again from their recipes (two hours on 2 cores: half an hour for digits-dis, 51 minutes for glyphs-32).
 pretrained: $(INSTALLED)
 	for name in digits-dic digits-dico digits-dis digits-dit digits-unet glyphs-32; do \
@@ -33,10 +47,14 @@ pretrained: $(INSTALLED)
 
 install: $(INSTALLED)
 
-$(INSTALLED): pyproject.toml constraints.txt
+$(RUNTIME): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	$(PIP) --editable .
+	touch $@
+
+$(INSTALLED): $(RUNTIME)
+	$(PIP) --editable ".[dev]"
 	touch $@
 
 clean:
-	rm -rf $(VENV) samples.png
+	rm -rf $(VENV) build dist samples.png

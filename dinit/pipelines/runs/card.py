@@ -1,7 +1,7 @@
 """Model card of a trained pipeline, for the Hub: recipe, steps, seconds and measured figures.
 
-`python -m dinit.pipelines.runs.card RUN/pipeline --to FOLDER` evaluates what `dinit train` wrote, with its own guidance
-and without any, and copies the pipeline with its card to FOLDER. The shipped pipelines are made this way.
+`python -m dinit.pipelines.runs.card RUN/pipeline --to FOLDER` evaluates what `dinit train` wrote, with its own
+guidance and without any, and copies the pipeline with its card to FOLDER. The shipped pipelines are made this way.
 """
 
 from __future__ import annotations

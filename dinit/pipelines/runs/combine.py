@@ -16,8 +16,8 @@ from dinit.pipelines.generate import Pipeline
 from dinit.pipelines.hub import trained_card
 from dinit.training import randomness
 from dinit.training.averaging.combination import Found, Search, combine, saved_weights, search
-from dinit.training.network import TrainingNetwork
 from dinit.training.build import make_data, make_objective
+from dinit.training.network import TrainingNetwork
 from dinit.training.run.folder import read_recipe
 
 Metric = Callable[[Pipeline], float]

@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 
 from dinit.pipelines.train import train
+from dinit.training.build import make_data
+from dinit.training.recipe.model import Recipe
 from dinit.training.run.checkpoint import list_checkpoints
 from dinit.training.run.memory import Memory, estimate_memory
-from dinit.training.build import make_data
 from dinit.training.run.profile import BETWEEN
-from dinit.training.recipe.model import Recipe
 
 _STEPS = 9  # of which the first five warm up
 

@@ -19,11 +19,11 @@ from dinit.pipelines.generate import Pipeline
 from dinit.pipelines.hub import trained_card
 from dinit.pipelines.outputs.sheets import to_pil
 from dinit.training.finetune.adapters import merged
-from dinit.training.run.health import image_statistics
 from dinit.training.objective import Objective
 from dinit.training.recipe.model import Recipe
-from dinit.training.run.folder import write_recipe
 from dinit.training.run.contact_sheet import sheet
+from dinit.training.run.folder import write_recipe
+from dinit.training.run.health import image_statistics
 
 _CLASSES, _COLUMNS = 10, 8  # of the sample grids
 
@@ -70,7 +70,7 @@ def draw_samples(pipeline: Pipeline, seed: int, target: Path) -> dict[str, float
 
 
 def export(folder: Path, pipeline: Pipeline, recipe: Recipe, data: ImageData, facts: Mapping[str, Any]) -> None:
-    """Write the pipeline's folder, with the recipe and the facts of its training; an old folder is replaced whole."""
+    """Write the pipeline's folder, with recipe and facts of its training; an old folder is replaced whole."""
     loop = recipe.training
     known = {
         "weights": "ema",

@@ -20,9 +20,9 @@ from dinit.files import is_held, user_path, write_atomically
 from dinit.pipelines.evaluate import draw_labels, generate
 from dinit.pipelines.generate import Pipeline
 from dinit.pipelines.runs.output import make_pipeline
-from dinit.training.run.checkpoint import Checkpoint, list_checkpoints, load_checkpoint
 from dinit.training.build import make_backbone, make_data, make_objective
 from dinit.training.recipe.model import Recipe
+from dinit.training.run.checkpoint import Checkpoint, list_checkpoints, load_checkpoint
 from dinit.training.run.folder import read_recipe
 
 LOG = "evaluations.jsonl"
@@ -164,7 +164,7 @@ def watch(
         else:
             raise TimeoutError(
                 f"{run} has no pipeline, no new checkpoint for {patience_seconds / 60:.0f} minutes, and no process "
-                "trains into it; start `dinit train` again, which continues from the last checkpoint, and then watch"
+                "trains into it; start `dinit train` again, which continues from the last checkpoint, then watch"
             )
 
 
