@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -24,16 +26,19 @@ from dinit.files import user_path
 _LAYOUT = "wanted: one sub-folder a class with images in it, as in FOLDER/cat/1.jpg, FOLDER/dog/2.png"
 _SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing"}
 _HASHED_BYTES = 1 << 16
+KEPT_BYTES = 512 << 20
+"""Decoded pictures up to this size are kept in memory by `check`."""
+_NAMED = 5
 
 
 class CorruptImages(ValueError):
     """Images that cannot be read; `problems` is a list of (path, reason)."""
 
-    def __init__(self, problems: list[tuple[Path, str]]) -> None:
+    def __init__(self, problems: list[tuple[Path, str]], advice: str = "remove or replace") -> None:
         self.problems = problems
         lines = "\n".join(f"  {path}: {reason}" for path, reason in problems)
         count = "1 image cannot" if len(problems) == 1 else f"{len(problems)} images cannot"
-        super().__init__(f"{count} be read; remove or replace:\n{lines}")
+        super().__init__(f"{count} be read; {advice}:\n{lines}")
 
 
 @DATASETS.register("folder")
@@ -49,11 +54,13 @@ class ImageFolder(ImageData):
         size: height = width in pixels, at least 1.
         channels: 3 (RGB) or 1 (grey).
         horizontal_flip: see `ImageData.sample`.
-        check: decode every image once in the constructor.
+        check: decode every image once in the constructor, and keep them up to 512 MiB; "skip" leaves out, with a
+            warning, what cannot be read, where True refuses it. False reads nothing before it is needed.
 
     Raises:
         ValueError: a folder of another layout, or a size or channels that are not accepted; with `check`,
-            CorruptImages (a ValueError) with the paths of all broken files.
+            CorruptImages (a ValueError) with the paths of all broken files, or with "skip" of a class that has
+            no other.
     """
 
     def __init__(
@@ -62,9 +69,11 @@ class ImageFolder(ImageData):
         size: int,
         channels: int = 3,
         horizontal_flip: bool = False,
-        check: bool = True,
+        check: bool | Literal["skip"] = True,
     ) -> None:
         check_shape(size, channels)
+        if not isinstance(check, bool) and check != "skip":
+            raise ValueError(f"check must be true, false or 'skip', got {check!r}")
         self.root = user_path(path)
         self.image_size, self.channels, self.horizontal_flip = size, channels, horizontal_flip
         folders = class_folders(self.root)
@@ -89,8 +98,9 @@ class ImageFolder(ImageData):
         self._warn_of_nesting(folders, files)
         self.files = [file for found in files for file in found]
         self.labels = np.repeat(np.arange(len(files), dtype=np.int64), [len(found) for found in files])
+        self._kept: NDArray[np.uint8] | None = None
         if check:
-            self.verify()
+            self._decode(skip=check == "skip")
 
     def _warn_of_nesting(self, folders: list[Path], files: list[list[Path]]) -> None:
         """Warning where the class folders are probably splits, or one folder around the class folders."""
@@ -106,6 +116,8 @@ class ImageFolder(ImageData):
             warnings.warn(f"{self.root}: the classes are {found}, with all that is in them{deeper}", stacklevel=3)
 
     def image(self, index: int) -> Tensor:
+        if self._kept is not None:
+            return from_uint8(torch.from_numpy(self._kept[index]))
         file = self.files[index]
         try:
             pixels = read_image(file, self.image_size, self.channels, file)
@@ -119,11 +131,42 @@ class ImageFolder(ImageData):
         Raises:
             CorruptImages: one error with the paths of all broken files.
         """
+        self._decode(skip=False)
+
+    def _decode(self, skip: bool) -> None:
+        """Decode every image and keep the pixels where they are few enough. skip: leave out the broken ones."""
+        shape = (len(self.files), self.channels, self.image_size, self.image_size)
+        kept = np.empty(shape, np.uint8) if math.prod(shape) <= KEPT_BYTES else None
         with ThreadPoolExecutor() as pool:
-            found = pool.map(self._problem, self.files)
-            problems = [(file, reason) for file, reason in zip(self.files, found, strict=True) if reason]
+            reasons = list(pool.map(lambda row: self._problem(row, kept), range(len(self.files))))
+        problems = [(file, why) for file, why in zip(self.files, reasons, strict=True) if why]
+        if problems and not skip:
+            raise CorruptImages(problems, "remove or replace, or leave out with the data's option check: skip")
         if problems:
-            raise CorruptImages(problems)
+            good = np.array([why is None for why in reasons])
+            lost = set(self.labels.tolist()) - set(self.labels[good].tolist())
+            if lost:
+                raise CorruptImages(
+                    [p for p, label in zip(problems, self.labels[~good], strict=True) if label in lost]
+                )
+            self.files = [file for file, why in zip(self.files, reasons, strict=True) if why is None]
+            self.labels = self.labels[good]
+            kept = None if kept is None else kept[good]
+            named = ", ".join(f"{file.relative_to(self.root)} ({why})" for file, why in problems[:_NAMED])
+            more = f" and {len(problems) - _NAMED} more" if len(problems) > _NAMED else ""
+            warnings.warn(f"{self.root}: left out, as they cannot be read: {named}{more}", stacklevel=4)
+        self._kept = kept
+
+    def _problem(self, row: int, kept: NDArray[np.uint8] | None) -> str | None:
+        """Why a file cannot be read, or None, with its pixels in its row of `kept`."""
+        file = self.files[row]
+        try:
+            pixels = read_image(file, self.image_size, self.channels, file)
+        except Exception as error:  # Pillow's plugins raise many kinds; the message names the file in any case
+            return reason(error)
+        if kept is not None:
+            kept[row] = pixels
+        return None
 
     def fingerprint(self) -> str:
         """Hash of the options and of each file's name, size, and first and last 64 KiB.
@@ -136,13 +179,6 @@ class ImageFolder(ImageData):
             digest.update(f"\0{file.relative_to(self.root).as_posix()}\0".encode())
             hash_ends(digest, file)
         return digest.hexdigest()[:32]
-
-    def _problem(self, file: Path) -> str | None:
-        try:
-            read_image(file, self.image_size, self.channels, file)
-        except Exception as error:  # Pillow's plugins raise many kinds; the message names the file in any case
-            return reason(error)
-        return None
 
 
 def class_folders(root: Path) -> list[Path]:

@@ -76,6 +76,45 @@ def test_all_broken_files_are_in_one_report(folder: Path) -> None:
         unchecked[0]
 
 
+def test_broken_files_can_be_left_out(folder: Path) -> None:
+    (folder / "dog" / "cut.png").write_bytes((folder / "dog" / "b.png").read_bytes()[:40])
+    (folder / "dog" / "aa.webp").write_text("hello")
+    with pytest.warns(
+        UserWarning, match=r"left out, as they cannot be read: dog/aa\.webp \(not an image .*, dog/cut\.png"
+    ):
+        data = ImageFolder(folder, size=8, check="skip")
+    assert [p.name for p in data.files] == ["x.JPG", "b.png", "a.png"]
+    assert data.labels.tolist() == [0, 1, 1]
+    (folder / "dog" / "cut.png").unlink()
+    (folder / "dog" / "aa.webp").unlink()
+    whole = ImageFolder(folder, size=8, check=False)
+    assert data.fingerprint() == whole.fingerprint()
+    for index in range(3):
+        assert torch.equal(data[index][0], whole[index][0])
+
+
+def test_a_class_of_broken_files_alone_is_refused(folder: Path) -> None:
+    (folder / "cat" / "x.JPG").write_text("hello")
+    (folder / "dog" / "c.png").write_text("hello")
+    with pytest.raises(CorruptImages) as caught:
+        ImageFolder(folder, size=8, check="skip")
+    assert [file.name for file, _ in caught.value.problems] == ["x.JPG"]
+    with pytest.raises(ValueError, match="check must be true, false or 'skip', got 'skp'"):
+        ImageFolder(folder, size=8, check="skp")  # type: ignore[arg-type]
+
+
+def test_what_the_check_decoded_is_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, plain = ImageFolder(folder, size=8, horizontal_flip=True), ImageFolder(folder, size=8, check=False)
+    assert all(torch.equal(data[k][0], plain[k][0]) for k in range(3))
+    monkeypatch.setattr("dinit.data.folder.KEPT_BYTES", 3 * 3 * 64 - 1)
+    many = ImageFolder(folder, size=8)
+    for file in data.files:
+        file.unlink()
+    assert data[2][0].shape == (3, 8, 8)
+    with pytest.raises(ValueError, match="No such file"):
+        many[2]
+
+
 def test_layouts_without_classes_are_refused(tmp_path: Path) -> None:
     bare = tmp_path / "bare"
     bare.mkdir()
