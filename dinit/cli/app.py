@@ -22,6 +22,7 @@ from dinit.cli.export import export
 from dinit.cli.generate import generate
 from dinit.cli.info import info
 from dinit.cli.listing import list_registries
+from dinit.cli.recipe import recipe
 from dinit.cli.replay import replay
 from dinit.cli.stats import stats
 from dinit.cli.train import train
@@ -58,6 +59,7 @@ def _with_home(command: Callable[..., Any]) -> Callable[..., Any]:
 
 for _command in (
     generate,
+    recipe,
     encode,
     train,
     ema,
