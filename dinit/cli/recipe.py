@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -83,7 +84,9 @@ def recipe(
     limit = minutes if minutes is not None else 60.0 if machine.gpu else 30.0
     made = suggest(found, machine, speed, name=target.stem, source=data, minutes=limit, size=size, vae=vae)
     # Latents are not encoded yet, so that another data set stands in where the rest is checked.
-    parse_recipe(made.text(), ["data={name: digits}"] if made.vae else [], title=target.name)
+    with warnings.catch_warnings():  # the survey has shown them
+        warnings.simplefilter("ignore")
+        parse_recipe(made.text(), ["data={name: digits}"] if made.vae else [], title=target.name)
     _say(*_chosen(made), *(f"note: {remark}" for remark in made.remarks()))
     target.parent.mkdir(parents=True, exist_ok=True)
     from dinit.files import write_atomically
@@ -148,7 +151,9 @@ def _machine(device: str) -> Machine:
 
 def _seen(data: str, found: Any) -> str:
     """What was found, on one line."""
-    width, height = (int(side) for side in sorted(found.sides.tolist())[len(found.sides) // 2])
+    import numpy as np
+
+    width, height = np.median(found.sides, axis=0).astype(int)
     names = [f"{name} {count:,}" for name, count in list(found.counts.items())[:6]]
     rest = f", … {len(found.counts) - 6} more" if len(found.counts) > 6 else ""
     classes = f" in {len(found.counts)} classes ({', '.join(names)}{rest})" if len(found.counts) > 1 else ""

@@ -198,7 +198,11 @@ OPTIONS: dict[str, dict[str, tuple[list[str], dict[str, Any]]]] = {
 }
 # Options that choose which function is called, and positional arguments of BASES; commands that only print.
 CHOOSING = {("train", "dry_run"), ("evaluate", "during_training")}
-PRINTING = {"info": "tests/cli/test_commands.py reads what it prints", "list": "the same"}
+PRINTING = {
+    "info": "tests/cli/test_commands.py reads what it prints",
+    "list": "the same",
+    "recipe": "tests/cli/test_recipe_command.py reads what it writes",
+}
 
 
 class Reached(Exception):

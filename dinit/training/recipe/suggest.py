@@ -98,6 +98,11 @@ class Suggestion:
         return self.survey.one_way < rules.ONE_WAY
 
     @property
+    def seen(self) -> float:
+        """How often each picture is trained on."""
+        return self.batch * self.choice.steps / self.survey.images
+
+    @property
     def latents(self) -> str:
         """Folder of the latents."""
         return f"{self.name}-latents"
@@ -273,15 +278,13 @@ class Suggestion:
         else:
             yield 1, "depth", options["depth"], "blocks"
             yield 1, "num_heads", options["num_heads"], "of 32 channels each"
-        why = (
-            "against learning a small set by heart" if rules.dropout(images) else "not needed for so many pictures"
-        )
-        yield 1, "dropout", rules.dropout(images), why
+        rate = rules.dropout(self.seen)
+        why = "against learning a small set by heart" if rate else "no picture is seen so often that it needs some"
+        yield 1, "dropout", rate, why
 
     def _steps_reason(self) -> str:
         choice = self.choice
-        seen = self.batch * choice.steps / self.survey.images
-        often = f"each picture is seen {seen:,.0f} times" if seen >= 2 else "each picture is seen about once"
+        often = f"each picture is seen {self.seen:,.0f} times" if self.seen >= 1.5 else "each picture is seen once"
         if choice.limit == "pictures":
             return f"{often}, and more would learn them by heart: {duration(choice.minutes)}"
         return f"what {self.minutes:g} minutes hold at {self.batch / choice.seconds:,.0f} pictures/s; {often}"
@@ -423,5 +426,4 @@ def suggest(
             return rules.estimated_step(draft.side, batch, width, machine.cores, machine.gpu)
         return measure(replace(draft, choice=replace(draft.choice, width=width)))
 
-    # A twentieth is for previews and checkpoints.
-    return replace(draft, choice=rules.choose(step_seconds, survey.images, batch, 0.95 * minutes, machine.gpu))
+    return replace(draft, choice=rules.choose(step_seconds, survey.images, batch, minutes, machine.gpu))
