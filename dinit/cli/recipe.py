@@ -13,6 +13,7 @@ import typer
 
 from dinit.cli.console import console, errors
 from dinit.cli.options import Overwrite
+from dinit.training.recipe.rules import check_minutes, check_size
 
 if TYPE_CHECKING:
     from dinit.training.recipe.suggest import Machine, Suggestion
@@ -63,6 +64,10 @@ def recipe(
     """
     spec, name = _data(data)
     target = _target(out, name, overwrite)
+    if size is not None:
+        check_size(size)
+    if minutes is not None:
+        check_minutes(minutes)
     from dinit.compat import ensure_torchvision
 
     ensure_torchvision()
@@ -103,7 +108,6 @@ def _say(*lines: str) -> None:
 
 def _data(text: str) -> tuple[dict[str, Any], str]:
     """The data set's spec, and a name for the recipe. ValueError for neither a folder nor a data set."""
-    from dinit.data.base import DATASETS
     from dinit.files import user_path
 
     path = user_path(text)
@@ -111,6 +115,10 @@ def _data(text: str) -> tuple[dict[str, Any], str]:
         return {"name": "folder", "path": text}, path.resolve().name or "pictures"
     if path.is_file():
         raise ValueError(f"{text} is a file; give the folder that has one sub-folder of pictures for each class")
+    if "/" in text and ":" not in text:
+        raise ValueError(f"there is no folder {text}")
+    from dinit.data.base import DATASETS
+
     if text.partition(":")[0] not in DATASETS:
         raise ValueError(
             f"there is no folder {text}, and no data set of that name (known: {', '.join(DATASETS.names())})"

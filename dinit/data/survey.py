@@ -124,7 +124,12 @@ def _of_folder(spec: Mapping[str, Any], show: Progress) -> Survey:
         pixels = sum(found[0] * found[1] for found in headers if not isinstance(found, str))
         complete = pixels <= _DECODED_PIXELS * cores
         sample = set(_spread(len(fine)).tolist())
-        wanted = [(row, place in sample) for place, row in enumerate(fine) if complete or place in sample]
+        # Without its end a file may be truncated, or have a film behind the picture, as phones write it.
+        wanted = [
+            (row, place in sample)
+            for place, row in enumerate(fine)
+            if complete or place in sample or not headers[row][2]
+        ]
         thumbs: dict[int, NDArray[np.uint8]] = {}
         problems = {row: found for row, found in enumerate(headers) if isinstance(found, str)}
         seconds = 0.0
@@ -152,7 +157,7 @@ def _of_folder(spec: Mapping[str, Any], show: Progress) -> Survey:
     return Survey(
         spec=kept,
         counts=counts,
-        sides=np.array([headers[row] for row in good]),
+        sides=np.array([headers[row][:2] for row in good]),
         channels=1 if grey >= 0.99 else 3,
         grey=grey,
         one_way=shared_asymmetry(pictures, labels),
@@ -220,19 +225,16 @@ def _grey(pictures: NDArray[np.uint8]) -> float:
     return float((np.quantile(difference.reshape(len(pictures), -1), 0.99, axis=1) <= _GREY).mean())
 
 
-def _header(file: Path) -> tuple[int, int] | str:
-    """Width and height by the header, or why the file cannot be read."""
+def _header(file: Path) -> tuple[int, int, bool] | str:
+    """Width and height by the header, and whether the file has its end; or why it cannot be read."""
     try:
         with Image.open(file) as picture:
-            size, end = seen_size(picture), _ENDS.get(picture.format or "")
-        if end is not None:
-            with file.open("rb") as stream:
-                stream.seek(max(0, file.stat().st_size - _TAIL))
-                if end not in stream.read():
-                    return "it ends too early"
+            size, end = seen_size(picture), _ENDS.get(picture.format or "", b"")
+        with file.open("rb") as stream:
+            stream.seek(max(0, file.stat().st_size - _TAIL))
+            return (*size, end in stream.read())
     except Exception as error:  # Pillow's plugins raise many kinds
         return reason(error)
-    return size
 
 
 def _decoded(file: Path) -> tuple[NDArray[np.uint8] | str, float]:

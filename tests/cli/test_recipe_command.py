@@ -34,7 +34,9 @@ def photos(root: str, classes: tuple[str, ...] = ("cat", "dog"), count: int = 24
     for name in classes:
         (Path(root) / name).mkdir(parents=True)
         for k in range(count):
-            Image.fromarray(RNG.integers(0, 256, (side, side + 4, 3)).astype(np.uint8)).save(f"{root}/{name}/{k}.png")
+            Image.fromarray(RNG.integers(0, 256, (side, side + 4, 3)).astype(np.uint8)).save(
+                f"{root}/{name}/{k}.png"
+            )
     return Path(root)
 
 
@@ -111,6 +113,7 @@ def test_latents_are_encoded_first(capsys) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["nowhere/"], "there is no folder nowhere/"),
         (["nowhere"], "there is no folder nowhere, and no data set of that name"),
         (["folder:path=nowhere"], "there is no folder nowhere"),
         (["empty"], "no sub-folders; wanted: one sub-folder a class"),

@@ -55,6 +55,12 @@ def data_size(short_side: int, gpu: bool, minutes: float) -> int:
     return 64 if short_side >= 64 and minutes >= 180 else 32
 
 
+def check_minutes(minutes: float) -> None:
+    """ValueError unless positive and finite."""
+    if not 0 < minutes < 1e6:
+        raise ValueError(f"--minutes must be positive, got {minutes:g}")
+
+
 def check_size(size: int) -> None:
     """ValueError for a side that no recipe here is for."""
     if size >= LATENT_FROM and size % 32:

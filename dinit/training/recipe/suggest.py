@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import shlex
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -111,13 +112,12 @@ class Suggestion:
         """The command that encodes the latents."""
         options = [f"path={self.survey.spec['path']}", f"size={self.size}"]
         options += ["check=skip"] if self.survey.unreadable else []
-        flips = " --flips" if self.flip else ""
-        return f"dinit encode {self.vae} --data folder:{','.join(options)} --out {self.latents}{flips}"
+        command = ["dinit", "encode", str(self.vae), "--data", f"folder:{','.join(options)}", "--out", self.latents]
+        return shlex.join([*command, *(["--flips"] if self.flip else [])])
 
     def title(self) -> str:
         """What is trained, from what, at which size, and how long it takes."""
-        kind = rules.backbone(self.side, 16)["name"]
-        kind = {"dico": "DiCo", "dit": "DiT"}[kind]
+        kind = {"dico": "DiCo", "dit": "DiT"}[rules.backbone(self.side, self.choice.width)["name"]]
         what = "latents of the pictures" if self.vae else "the pictures"
         classes = f", {len(self.survey.counts)} classes" if self.conditional else ""
         run = f"{self.choice.steps:,} steps, {duration(self.choice.minutes)} on {self.machine}"
@@ -155,12 +155,7 @@ class Suggestion:
         yield 0, "name", self.name, f"of the pipeline; the run is in runs/{self.name}"
         yield from self._data()
         yield from self._backbone()
-        yield (
-            0,
-            "process",
-            "flow",
-            "straight path from noise to picture (rectified flow), which few steps follow well",
-        )
+        yield 0, "process", "flow", "straight path from noise to picture (rectified flow): few steps follow it"
         yield 0, "parameterization", "velocity", "what the network predicts on that path: noise minus picture"
         yield 0, "time", None, "noise levels of training"
         yield 1, "name", "stratified", "spread evenly over each batch, for a steadier loss"
@@ -211,12 +206,7 @@ class Suggestion:
         else:
             flip = f"{asymmetry}, as letters or products that face one way do; mirrored they would be wrong"
         if self.vae:
-            yield (
-                1,
-                "name",
-                "latents",
-                "pictures of this size are too many pixels to train on: an autoencoder shrinks them",
-            )
+            yield 1, "name", "latents", "of an autoencoder: such pictures have too many pixels to train on"
             yield 1, "path", self.latents, "of the command above"
             return
         known = inspect.signature(DATASETS[survey.spec["name"]]).parameters
@@ -247,7 +237,8 @@ class Suggestion:
         survey = self.survey
         width, height = np.median(survey.sides, axis=0).astype(int)
         cut = f", of which the central square is used ({100 / survey.aspect:.0f} %)" if survey.aspect > 1.05 else ""
-        cost = "" if self.size < 32 or self.machine.gpu else f"; {2 * self.size} would take four times as long"
+        larger = self.size >= 32 and survey.short_side >= 2 * self.size and not self.vae
+        cost = f"; {2 * self.size} would take four times as long" if larger else ""
         if self.size > survey.short_side:
             cost = "; larger than the pictures, which are enlarged"
         return f"side in pixels; the pictures are {width}×{height} (median){cut}{cost}"
@@ -273,7 +264,7 @@ class Suggestion:
                 1,
                 "depth",
                 options["depth"],
-                "blocks at full, half, quarter, half and full resolution: most where cheapest",
+                "blocks at full, 1/2, 1/4, 1/2 and full resolution: most where cheap",
             )
         else:
             yield 1, "depth", options["depth"], "blocks"
@@ -407,8 +398,7 @@ def suggest(
     Raises:
         ValueError: A size that is not accepted, or minutes that are not positive.
     """
-    if not 0 < minutes < 1e6:
-        raise ValueError(f"--minutes must be positive, got {minutes:g}")
+    rules.check_minutes(minutes)
     if size is not None:
         if survey.shape is not None:
             raise ValueError(f"--size is for folders; the pictures of {source} are {survey.shape}×{survey.shape}")
