@@ -162,11 +162,11 @@ def _seen(data: str, found: Any) -> str:
     import numpy as np
 
     width, height = np.median(found.sides, axis=0).astype(int)
-    names = [f"{name} {count:,}" for name, count in list(found.counts.items())[:6]]
+    names = [f"{name} ({count:,})" for name, count in list(found.counts.items())[:6]]
     rest = f", … {len(found.counts) - 6} more" if len(found.counts) > 6 else ""
-    classes = f" in {len(found.counts)} classes ({', '.join(names)}{rest})" if len(found.counts) > 1 else ""
+    classes = f", in {len(found.counts)} classes: {', '.join(names)}{rest}" if len(found.counts) > 1 else ""
     colour = "grey" if found.channels == 1 else "in colour"
-    return f"{data}: {found.images:,} pictures{classes}, {width}×{height} (median), {colour}"
+    return f"{data}: {found.images:,} pictures, {width}×{height} (median), {colour}{classes}"
 
 
 def _chosen(made: Suggestion) -> list[str]:

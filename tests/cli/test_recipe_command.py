@@ -57,8 +57,7 @@ def test_a_folder_with_odd_files_to_a_trained_run(capsys) -> None:
 
     assert run("recipe", "my photos/", "--out", "mine.yaml", "--minutes", "0.2") == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert "76 pictures" not in shown  # 24 + 27 + 1: the truncated one does not count
-    assert "my photos/: 52 pictures in 3 classes (cat 24, dog 27, rare 1), 16×12 (median), in colour" in shown
+    assert "photos/: 52 pictures, 16×12 (median), in colour, in 3 classes: cat (24), dog (27), rare (1)" in shown
     assert "measured: width 16," in shown
     assert "1 file cannot be read and will be left out (check: skip): my photos/cat/cut.jpg" in shown
     assert "fewer than 20 pictures in class rare (1)" in shown
@@ -91,7 +90,7 @@ def test_idx_files_to_a_recipe(capsys) -> None:
         head = struct.pack(">HBB", 0, kind, array.ndim) + struct.pack(f">{array.ndim}I", *array.shape)
         (folder / f"train-{name}-ubyte").write_bytes(head + array.tobytes())
     assert run("recipe", "idx:path=marks.v1,split=train", "--no-measure") == 0
-    assert "60 pictures in 3 classes (0 20, 1 20, 2 20), 16×16 (median), grey" in capsys.readouterr().out
+    assert "60 pictures, 16×16 (median), grey, in 3 classes: 0 (20), 1 (20), 2 (20)" in capsys.readouterr().out
     recipe = load_recipe("marks.yaml")
     assert recipe.data.spec() == {
         "name": "idx", "path": "marks.v1", "split": "train", "horizontal_flip": False,

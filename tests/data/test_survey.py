@@ -95,14 +95,14 @@ def test_of_many_pixels_a_sample_is_decoded(tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "a").mkdir()
     for k in range(8):
         Image.new("RGB", (40, 40), (200, k, 0)).save(tmp_path / "a" / f"{k}.png")
-    (tmp_path / "a" / "0.png").write_bytes((tmp_path / "a" / "0.png").read_bytes()[:-20])  # ends too early
+    (tmp_path / "a" / "1.png").write_bytes((tmp_path / "a" / "1.png").read_bytes()[:-20])  # ends too early
     monkeypatch.setattr("dinit.data.survey._DECODED_PIXELS", 100)
     monkeypatch.setattr("dinit.data.survey._SAMPLE", 3)
     calls: list[tuple[str, int, int]] = []
     found = survey({"name": "folder", "path": str(tmp_path)}, lambda *call: calls.append(call))
     assert (found.images, found.complete) == (7, False)
-    assert [file.name for file, _ in found.unreadable] == ["0.png"]
-    assert calls[-1] == ("pictures", 3, 3)  # the first, which is in the sample as well, the middle and the last
+    assert [file.name for file, _ in found.unreadable] == ["1.png"]
+    assert calls[-1] == ("pictures", 4, 4)  # three that are spread evenly, and the one without an end
 
 
 def test_a_data_set_of_one_shape() -> None:

@@ -94,7 +94,7 @@ def test_unreadable_small_and_uneven_classes_are_named() -> None:
 def test_what_is_too_short_or_read_too_slowly_is_named() -> None:
     notes = " ".join(made(pictures({"a": 4000, "b": 4000}), minutes=5).remarks())
     assert "5 minutes are 890 steps here" in notes
-    assert "--minutes 44 holds 8,000" in notes
+    assert "--minutes 45 holds 8,000" in notes
     many = pictures({"a": 200_000, "b": 200_000}, seconds=0.1)
     assert made(many).recipe().training.workers == 1
     assert "reading is slower than training (3.2 s for a step of 0.32 s)" in " ".join(made(many).remarks())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 import shlex
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
@@ -196,7 +197,7 @@ class Suggestion:
 
     def _data(self) -> Iterator[tuple[int, str, Any, str]]:
         survey = self.survey
-        names = [f"{name} {count:,}" for name, count in survey.counts.items()]
+        names = [f"{name} ({count:,})" for name, count in survey.counts.items()]
         rest = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
         listed = ", ".join(names[:_NAMED]) + rest if self.conditional else f"{survey.images:,} pictures"
         yield 0, "data", None, listed
@@ -325,7 +326,7 @@ class Suggestion:
         if choice.limit == "time" and choice.steps < rules.LEAST:
             yield (
                 f"{self.minutes:g} minutes are {choice.steps:,} steps here: pictures will be blurred. "
-                f"--minutes {max(rules.rounded(choice.minutes_for_enough), 1)} holds {choice.enough:,}"
+                f"--minutes {math.ceil(choice.minutes_for_enough)} holds {choice.enough:,}"
             )
         reading = survey.seconds * self.batch / max(self._workers()[0], 1)
         if self._workers()[0] and reading > choice.seconds and not self.vae:
@@ -353,7 +354,7 @@ def plain(value: Any) -> str:
     if isinstance(value, Mapping | list | tuple | bool | float | int) or value is None:
         return json.dumps(value, ensure_ascii=False)
     text = str(value)
-    simple = text and not any(character in _STANDING for character in text) and text == text.strip()
+    simple = text.isprintable() and not any(one in _STANDING for one in text) and text == text.strip() != ""
     words = text.lower() in ("true", "false", "null", "yes", "no", "on", "off", "~")
     numeric = text[:1].isdigit() or text[:1] in "-+.?"
     return text if simple and not words and not numeric else json.dumps(text, ensure_ascii=False)
