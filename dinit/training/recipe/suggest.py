@@ -107,7 +107,7 @@ class Suggestion:
     @property
     def latents(self) -> str:
         """Folder of the latents."""
-        return f"{self.name}-latents"
+        return f"{self.name.removesuffix('-latent')}-latents"
 
     def encode_command(self) -> str:
         """The command that encodes the latents."""
