@@ -129,7 +129,7 @@ def test_settings_that_are_refused(size: int | None, minutes: float, message: st
 def test_any_pictures_make_a_recipe_whose_backbone_fits() -> None:
     """Seeded surveys: the text always parses completely, and the network takes pictures of that size."""
     rng = np.random.default_rng(15)
-    for round_ in range(40):
+    for round_ in range(20):
         counts = {f"class {k}": int(rng.integers(1, 10 ** rng.integers(1, 6))) for k in range(rng.integers(1, 12))}
         counts = {name: min(count, 3000) for name, count in counts.items()}
         survey = pictures(
