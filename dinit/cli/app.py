@@ -29,6 +29,7 @@ from dinit.cli.train import train
 from dinit.cli.verify import verify
 from dinit.files import user_path
 from dinit.memory import keep_freed_memory
+from dinit.progress import shown
 
 app = typer.Typer(
     name="dinit",
@@ -102,7 +103,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     keep_freed_memory()
     show_warnings()
     try:
-        app(args=arguments, prog_name="dinit")
+        with shown():
+            app(args=arguments, prog_name="dinit")
     except (ValueError, OSError) as error:
         if "--debug" in arguments:
             raise

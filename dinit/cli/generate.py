@@ -27,6 +27,7 @@ from dinit.cli.options import (
     Seed,
     Steps,
 )
+from dinit.progress import Progress
 
 if TYPE_CHECKING:
     from dinit.pipelines.call import Call
@@ -144,19 +145,15 @@ def _make(pipe: Pipeline, call: Call, out: Path | None, out_dir: Path | None, tr
 
 
 def _run(pipe: Pipeline, call: Call, keep_frames: bool) -> tuple[Generated, list[Any]]:
-    """Runs the call under a progress bar. Frames: the posterior mean of every step, if they are to be kept."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
+    """Runs the call and shows its progress. Frames: the posterior mean of every step, if they are to be kept."""
     from dinit.pipelines.generate import Trajectory
 
     batches = len(call.batches())
     trajectory = Trajectory()
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("steps", total=None)
+    with Progress("generate", None, "steps", speed=None, enabled=True) as progress:
 
         def after(step: Any) -> None:
-            progress.update(task, total=step.total * batches, advance=1)
+            progress.update(total=step.total * batches)
             if keep_frames:
                 trajectory(step)
 

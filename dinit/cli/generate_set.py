@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import signal
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,12 +14,12 @@ import typer
 from dinit.cli.console import console
 from dinit.cli.labels import ImageOptions
 from dinit.cli.options import CallFlags, Opening
+from dinit.progress import Progress
 
 if TYPE_CHECKING:
-    from dinit.pipelines.outputs.sets import MadeSet, Progress
+    from dinit.pipelines.outputs.sets import MadeSet
 
 _SETS = "Sets of images (--out FOLDER)"
-_EVERY = 10.0  # seconds between lines where no bar can be drawn
 
 LabelsFrom = Annotated[
     Path | None,
@@ -65,6 +64,7 @@ def generate_into_folder(
         make_pack: whether to write the .npz of all images.
     """
     from dinit.pipelines.launch import launched_processes
+    from dinit.pipelines.outputs.set_files import present
     from dinit.pipelines.outputs.sets import GROUP, generate_set
 
     with launched_processes() as state:
@@ -73,9 +73,18 @@ def generate_into_folder(
         pipe = opening.open()
         labels = images.of_set(pipe, flags.seed)
         call = pipe.prepare(labels, seed=flags.seed, **flags.options(pipe.defaults.get("sampler")))
-        is_main = state.is_main_process
-        with _show(enabled=is_main) as show, _signals() as caught:
-            made = generate_set(pipe, call, out, group or GROUP, make_pack, show, stop=lambda: bool(caught))
+        is_main, there = state.is_main_process, len(present(out, len(call.labels)))
+        bar = Progress("generate", len(call.labels), "images", start=there, enabled=is_main)
+        with bar, _signals() as caught:
+            made = generate_set(
+                pipe,
+                call,
+                out,
+                group or GROUP,
+                make_pack,
+                lambda progress: bar.update(progress.done),
+                stop=lambda: bool(caught),
+            )
     if is_main:
         _report(made, stopped=bool(caught))
     if caught:
@@ -108,35 +117,3 @@ def _signals() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-@contextmanager
-def _show(enabled: bool) -> Iterator[Callable[[Progress], None]]:
-    """What shows how far all processes are: a bar on a terminal, a line at intervals elsewhere."""
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
-    from rich.progress import Progress as Bar
-
-    columns = TextColumn("images"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[figures]}")
-    with Bar(*columns, console=console, transient=True, disable=not (enabled and console.is_terminal)) as bar:
-        task = bar.add_task("images", total=None, figures="")
-        printed = time.monotonic()
-
-        def show(progress: Progress) -> None:
-            nonlocal printed
-            figures = f"{progress.per_second:.1f} images/s, {_duration(progress.seconds_left)} left"
-            bar.update(task, total=progress.total, completed=progress.done, figures=figures)
-            if enabled and not console.is_terminal and time.monotonic() - printed > _EVERY:
-                printed = time.monotonic()
-                console.print(f"{progress.done}/{progress.total} images, {figures}", markup=False, highlight=False)
-
-        yield show
-
-
-def _duration(seconds: float) -> str:
-    """13 s, 4 min, 2 h 05 min."""
-    if seconds == float("inf"):
-        return "?"
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min"

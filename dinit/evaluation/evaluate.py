@@ -29,6 +29,7 @@ from dinit.evaluation.reference import Reference, load_reference
 from dinit.evaluation.reports.report import REAL, Protocol, Report, Row
 from dinit.evaluation.resampling import MIN_RESAMPLINGS, fid_curve, intervals
 from dinit.evaluation.sanity_checks import uneven
+from dinit.progress import stage
 
 _STATISTICS = "mean and unbiased covariance; KID: unbiased MMD², cubic kernel"
 
@@ -204,7 +205,8 @@ class Evaluator:
         """Reference set, whose features are extracted at the first use. ValueError for too few images."""
         if isinstance(self._real, Reference):
             return _from_file(self._real, self.named, self.extractor, self.spec.cuda)
-        real = real_images(self._real, self.count, self.spec.seed)
+        with stage("reading the real images"):
+            real = real_images(self._real, self.count, self.spec.seed)
         _check_counts([self.count, len(real.train), len(real.test)])
         return ReferenceSet(
             self._extract(real.test, real.test_labels),
@@ -232,9 +234,11 @@ class Evaluator:
         _check_labels(labels, len(images), reference.num_classes)
         samples = self._extract(images, labels)
         inputs = self._inputs(samples)
-        scores, missing = measure_inputs(inputs, metrics)
+        with stage("computing the scores"):
+            scores, missing = measure_inputs(inputs, metrics)
         if options.bootstrap:
-            scores |= intervals(inputs, metrics, options.bootstrap)
+            with stage(f"computing intervals by {options.bootstrap} resamplings"):
+                scores |= intervals(inputs, metrics, options.bootstrap)
         curves = fid_curve(samples, reference.featured, self.spec.seed) if options.curve else {}
         if curves:
             scores["fid_infinity"] = curves["fid"]["infinity"]

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dinit.evaluation.features.base import Extractor
 from dinit.evaluation.metrics.gaussian import Gaussian, Moments, gaussian_of
+from dinit.progress import Progress
 
 _BATCH = 64
 
@@ -90,15 +91,17 @@ def extract(
     device = torch.device("cuda" if (torch.cuda.is_available() if cuda is None else cuda) else "cpu")
     network = extractor.network(device, spatial)
     pooled, logits, places = [], [], Moments()
-    for start in range(0, len(images), batch_size):
-        batch = extractor.prepare(images[start : start + batch_size])
-        with torch.no_grad():
-            found = network(batch.to(device))
-        pooled.append(_numbers(found.pooled, start))
-        if found.logits is not None:
-            logits.append(_numbers(found.logits, start))
-        if found.spatial is not None:
-            places.update(_numbers(found.spatial, start))
+    with Progress("features", len(images)) as progress:
+        for start in range(0, len(images), batch_size):
+            batch = extractor.prepare(images[start : start + batch_size])
+            with torch.no_grad():
+                found = network(batch.to(device))
+            pooled.append(_numbers(found.pooled, start))
+            if found.logits is not None:
+                logits.append(_numbers(found.logits, start))
+            if found.spatial is not None:
+                places.update(_numbers(found.spatial, start))
+            progress.update(min(start + batch_size, len(images)))
     return ImageFeatures(
         count=len(images),
         images=images,

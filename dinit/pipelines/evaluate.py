@@ -23,6 +23,7 @@ from dinit.evaluation.reports.report import Report
 from dinit.evaluation.samples import read_samples
 from dinit.files import user_path
 from dinit.pipelines.loading import locate, shipped
+from dinit.progress import Progress
 from dinit.training.recipe.file import load_recipe
 
 if TYPE_CHECKING:
@@ -168,13 +169,28 @@ def generate(pipe: Any, count: int, labels: Tensor | None, seed: int, **call: An
     ValueError where the pipeline gives anything but finite (B, C, H, W) images.
     """
     pieces, nfe = [], 0
-    for start in range(0, count, _IMAGES_PER_CALL):
-        size = min(_IMAGES_PER_CALL, count - start)
-        some = None if labels is None else labels[start : start + size]
-        made = pipe(some, num_images=size, seed=seed, start_index=start, output_type="pt", **call)
-        pieces.append(_to_bytes(made.images, size))
-        nfe = made.nfe
+    with Progress("generate", count) as progress:
+        for start in range(0, count, _IMAGES_PER_CALL):
+            size = min(_IMAGES_PER_CALL, count - start)
+            some = None if labels is None else labels[start : start + size]
+            watch = {"callback_on_step_end": _steps_shown(progress)} if progress.enabled else {}
+            made = pipe(some, num_images=size, seed=seed, start_index=start, output_type="pt", **watch, **call)
+            pieces.append(_to_bytes(made.images, size))
+            nfe = made.nfe
+            progress.update(start + size)
     return Sampled(torch.cat(pieces), nfe)
+
+
+def _steps_shown(progress: Progress) -> Callable[[Any], None]:
+    """A callback of a call's steps: an image of which half the steps are done counts as half."""
+    images = float(progress.done)
+
+    def after(step: Any) -> None:
+        nonlocal images
+        images += len(step.x_s) / step.total
+        progress.update(round(images))
+
+    return after
 
 
 def _to_bytes(images: Any, count: int) -> Tensor:

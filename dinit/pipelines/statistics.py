@@ -19,6 +19,7 @@ from dinit.evaluation.image_features import ImageSource
 from dinit.evaluation.reference import DataImages, load_reference, make_statistics, write_statistics
 from dinit.evaluation.samples import is_samples, read_samples
 from dinit.files import user_path
+from dinit.progress import stage
 
 
 def write_reference(
@@ -40,7 +41,8 @@ def write_reference(
         path = user_path(what)
         inside = [entry.name for entry in path.iterdir() if entry.is_dir()] if path.is_dir() else []
         names = sorted_names(name for name in inside if not name.startswith(".") and not is_added(name))
-        read = read_samples(path, names)
+        with stage(f"reading the images of {path}"):
+            read = read_samples(path, names)
         for note in read.notes:
             warnings.warn(f"{path}: {note}", stacklevel=2)
         images, labels = read.images, None if read.labels is None else read.labels.numpy()

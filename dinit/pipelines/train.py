@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from contextlib import nullcontext
+import time
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,10 @@ from dinit.pipelines.launch import training_processes
 from dinit.pipelines.runs.output import draw_samples, export, make_pipeline
 from dinit.training.finetune.adapters import save_adapter
 from dinit.training.recipe.model import Recipe
+from dinit.training.run.divergence import TrainingDiverged
 from dinit.training.run.folder import check_run_folder
 from dinit.training.run.health import append_line, data_statistics
-from dinit.training.run.page import write_page
+from dinit.training.run.stopping import TrainingStopped
 from dinit.training.step import OnStep, TrainingLoop
 
 
@@ -110,11 +112,28 @@ def _train(
         loop.run()
         network = loop.averaged()
         if loop.main:
-            write_page(out, recipe.name)
             _export(loop, network)
+            _end(loop, "finished")
         accelerator.wait_for_everyone()
+    except BaseException as error:
+        if loop.main and loop.begun:
+            with suppress(OSError):  # the disk may be full: the reason for the end is the error itself
+                _end(loop, _state(error), str(error))
+        raise
     finally:
         loop.close()  # a hook of the caller may hold the loop
+
+
+def _state(error: BaseException) -> str:
+    if isinstance(error, TrainingDiverged):
+        return "diverged"
+    return "stopped" if isinstance(error, TrainingStopped | KeyboardInterrupt) else "failed"
+
+
+def _end(loop: TrainingLoop, state: str, reason: str = "") -> None:
+    """The end of a session, to health.jsonl and health.html."""
+    loop.note({"state": state, "reason": reason, "ended": round(time.time(), 1)})
+    loop.page.write(now=True)
 
 
 class _Preview:
@@ -126,10 +145,10 @@ class _Preview:
     def __call__(self, loop: TrainingLoop, network: Any) -> None:
         pipeline = make_pipeline(network, loop.recipe, loop.objective, loop.data, loop.accelerator.device)
         target = loop.out / "samples" / f"step-{loop.step:08d}-ema.png"
-        made = draw_samples(pipeline, loop.recipe.seed, target)
+        title = f"{loop.recipe.name}, step {loop.step:,}, averaged weights"
+        made = draw_samples(pipeline, loop.recipe.seed, target, title)
         self._of_data = self._of_data or data_statistics(loop.data)
         append_line(loop.out / "health.jsonl", {"step": loop.step, "samples": made, "data": self._of_data})
-        write_page(loop.out, loop.recipe.name)
         if loop.recipe.tracker:
             loop.accelerator.log({f"samples/{key}": value for key, value in made.items()}, step=loop.step)
 

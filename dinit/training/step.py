@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from dinit.data import ImageData
 from dinit.files import remove_leftovers, write_atomically
+from dinit.progress import stage
 from dinit.training import randomness
 from dinit.training.averaging.snapshots import save_snapshot
 from dinit.training.batches import Share, batches
@@ -40,9 +41,18 @@ from dinit.training.run.checkpoint import (
 )
 from dinit.training.run.divergence import Skips, SpikeDetector, TrainingDiverged, write_skip
 from dinit.training.run.folder import CLASSES, check_classes, scalars, write_recipe
-from dinit.training.run.health import BINS, NoiseBins, append_line, bin_means, bin_names, forget_after
+from dinit.training.run.health import (
+    BINS,
+    NoiseBins,
+    append_line,
+    bin_means,
+    bin_names,
+    describe_session,
+    forget_after,
+    session,
+)
 from dinit.training.run.log import LossLog
-from dinit.training.run.page import write_page
+from dinit.training.run.page import HealthPage
 from dinit.training.run.profile import Profile
 from dinit.training.run.progress import Display
 from dinit.training.run.stopping import StopRequest, TrainingStopped
@@ -174,11 +184,14 @@ class TrainingLoop:
         share = Share(
             loop.batch_size, loop.gradient_accumulation, accelerator.num_processes, accelerator.process_index
         )
-        self.data: ImageData = make_data(recipe)
+        with stage(f"{recipe.name}: reading the data set", enabled=self.show):
+            self.data: ImageData = make_data(recipe)
         self.objective = make_objective(recipe)
         torch.manual_seed(recipe.seed)  # the same first weights in every process
         self.transfer: list[Transfer] = []
         backbone = make_backbone(recipe, self.data, self.transfer)
+        parameters = sum(parameter.numel() for parameter in backbone.parameters())
+        self.session = session(recipe, self.data, parameters, accelerator.device, accelerator.num_processes)
         if loop.gradient_checkpointing:
             backbone.enable_gradient_checkpointing()
         self.state = TrainState(recipe, make_network(recipe, backbone), accelerator)
@@ -189,6 +202,7 @@ class TrainingLoop:
         self.train_step = TrainingStep(
             recipe, self.data, self.objective, self.state, share, self.bins, self.profile
         )
+        self.page, self.begun = HealthPage(out, recipe.name), False
         self.step, self.saved, self._seconds, self._began = 0, 0, 0.0, time.monotonic()
 
     @property
@@ -222,9 +236,18 @@ class TrainingLoop:
                 Display(self.recipe.name, self.step, loop.steps, loop.batch_size, self.show)
             )
             stop = opened.enter_context(StopRequest(self.accelerator.num_processes))
+            display.say(f"{self.recipe.name}: {describe_session(self.session)}")
             for line in (line for transfer in self.transfer for line in transfer.lines()):
                 display.say(line)
             self._steps(display, stop)
+
+    def note(self, entry: Mapping[str, Any]) -> None:
+        """A line of health.jsonl, of the current step. In the first process alone.
+
+        Args:
+            entry: Its other keys.
+        """
+        append_line(self.out / "health.jsonl", {"step": self.step, **entry})
 
     def close(self) -> None:
         """Drop all references to the process groups, so that they can be destroyed while this loop still exists."""
@@ -247,6 +270,9 @@ class TrainingLoop:
         self.log = LossLog(self.out / "losses.jsonl", self.step)
         forget_after(self.out / "skipped.jsonl", self.step)
         forget_after(self.out / "health.jsonl", self.step)
+        self.note({"session": self.session})
+        self.begun = True
+        self.page.write(now=True)
 
     def _steps(self, display: Display, stop: StopRequest) -> None:
         loop, profile, share = self.recipe.training, self.profile, self.train_step.share
@@ -260,6 +286,7 @@ class TrainingLoop:
                 self._end_early(number, unread, display)
             self.step += 1
             unread.append(self.train_step(self.step, source))
+            display.tick(self.step)
             if self.on_step is not None:
                 self.on_step(self, unread[-1])
             last = self.step == loop.steps
@@ -314,13 +341,18 @@ class TrainingLoop:
         mean_loss = sum(good) / len(good) if good else math.nan
         display.show(self.step, mean_loss)
         for step, value in self.spikes.spikes(first, losses):
-            display.warn(f"the loss of step {step} is {value:.4g}, far above those before it")
+            message = f"the loss of step {step} is {value:.4g}, far above those before it"
+            display.warn(message)
+            if self.main:
+                self.note({"warning": message})
         rate = self.train_step.learning_rate(self.step)
         figures = {"loss": mean_loss, "lr": rate, "images_per_second": display.images_per_second}
         figures["gradient_norm"] = sum(norms) / count
         self._count_skips(first, losses, finite)
         figures["skipped_steps"] = self.skips.total
         self._health(figures, bin_means(values[-2 * BINS :]))
+        if self.main:
+            self.page.write()
 
     def _count_skips(self, first: int, losses: list[float], finite: list[float]) -> None:
         batch = self.train_step.share.batch
@@ -332,7 +364,7 @@ class TrainingLoop:
 
     def _health(self, figures: dict[str, float], by_noise: list[float | None]) -> None:
         if self.main:
-            append_line(self.out / "health.jsonl", {"step": self.step, **figures, "loss_by_noise": by_noise})
+            self.note({**figures, "seconds": round(self.seconds, 2), "loss_by_noise": by_noise})
         if self.recipe.tracker:
             named = zip(bin_names(), by_noise, strict=True)
             noisy = {f"loss_by_log_snr/{name}": value for name, value in named if value is not None}
@@ -363,7 +395,6 @@ class TrainingLoop:
             **tensors,
         )
         save_checkpoint(self.out / "checkpoints", checkpoint, self.recipe.training.keep)
-        write_page(self.out, self.recipe.name)
 
     def _restore(self) -> None:
         checkpoint = newest_checkpoint(self.out / "checkpoints")

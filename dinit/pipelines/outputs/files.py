@@ -21,20 +21,47 @@ from dinit.pipelines.outputs.sheets import Layout, animation_bytes, draw_sheet, 
 from dinit.pipelines.outputs.targets import ANIMATIONS
 
 
-def sheet_layout(pipe: Pipeline, call: Call, side: int) -> Layout:
+def caption(pipe: Pipeline, call: Call, nfe: int | None = None) -> str:
+    """A call in one line, with the values used: sampler, steps, NFE, grid, guidance, end, seed and dtype.
+
+    Args:
+        pipe: The pipeline that it is of.
+        call: Of `Pipeline.prepare`.
+        nfe: Network evaluations per image; None leaves them out.
+
+    Returns:
+        Parts between commas.
+    """
+    seeds = sorted({seed for seed, _ in call.keys})
+    parts = [
+        brief(call.sampler),
+        f"{call.steps} steps",
+        "" if nfe is None else f"{nfe} NFE",
+        f"grid {brief(call.grid)}",
+        " + ".join(map(brief, call.guidance)) or "no guidance",
+        "" if call.end == "posterior-mean" else f"end {call.end}",
+        f"seed {seeds[0]}" if len(seeds) == 1 else f"{len(seeds)} seeds",
+        str(pipe.backbone.dtype).removeprefix("torch."),
+    ]
+    return ", ".join(part for part in parts if part)
+
+
+def sheet_layout(pipe: Pipeline, call: Call, side: int, nfe: int | None = None) -> Layout:
     """The contact sheet's layout: the names of the classes, and the call in one line as its title."""
     names = ["" if label is None else _class_name(pipe, label) for label in call.labels]
-    guidance = " + ".join(map(_brief, call.guidance)) or "no guidance"
-    seeds = sorted({seed for seed, _ in call.keys})
-    seed = f"seed {seeds[0]}" if len(seeds) == 1 else f"{len(seeds)} seeds"
-    title = f"{_brief(call.sampler)}, {call.steps} steps, {guidance}, {seed}"
-    return lay_out(names, side, title)
+    return lay_out(names, side, caption(pipe, call, nfe))
 
 
 def save_sheet(path: Path, pipe: Pipeline, generated: Generated) -> None:
     """A labelled contact sheet with its manifest. generated: of output_type 'raw'."""
-    layout = sheet_layout(pipe, generated.call, generated.images.shape[-1])
-    picture = {"kind": "sheet", "scale": layout.scale, "cells": [list(cell) for cell in layout.cells]}
+    layout = sheet_layout(pipe, generated.call, generated.images.shape[-1], generated.nfe)
+    texts = [list(text) for text in layout.texts]
+    picture = {
+        "kind": "sheet",
+        "scale": layout.scale,
+        "cells": [list(cell) for cell in layout.cells],
+        "texts": texts,
+    }
     manifest = describe(pipe, generated).with_picture(picture)
     _write(path, png_bytes(draw_sheet(generated.images, layout), manifest))
 
@@ -86,11 +113,19 @@ def _class_name(pipe: Pipeline, label: int) -> str:
     return str(label) if pipe.class_names is None else pipe.class_names[label]
 
 
-def _brief(part: Any) -> str:
-    """A sampler or guidance as "ddim(eta=0.5)": its name, and the options that are not the usual ones."""
-    options = [
-        f"{field.name}={getattr(part, field.name)}"
-        for field in dataclasses.fields(part)
-        if field.init and field.repr and getattr(part, field.name) != field.default
-    ]
-    return f"{part.registry_name}({', '.join(options)})" if options else part.registry_name
+def brief(part: Any) -> str:
+    """A sampler, grid or guidance as "ddim(eta=0.5)": its name and its options, each with the value used."""
+    name = getattr(part, "registry_name", type(part).__name__)
+    if not dataclasses.is_dataclass(part):
+        return name
+    options = []
+    for field in dataclasses.fields(part):
+        value = getattr(part, field.name)
+        if not field.init or not field.repr or value is None:
+            continue
+        if isinstance(value, int | float | str):
+            options.append(f"{field.name}={value:g}" if isinstance(value, float) else f"{field.name}={value}")
+        elif value != field.default:
+            text = " ".join(str(value).split())
+            options.append(f"{field.name}={text if len(text) <= 40 else text[:39] + '…'}")
+    return f"{name}({', '.join(options)})" if options else name

@@ -127,13 +127,14 @@ def _sheet_pairs(
 ) -> Iterator[tuple[str, Image.Image, Image.Image]]:
     """The pictures on the sheet, then the whole sheet if this Pillow draws letters as that one did.
 
-    Its title spells options by their names; where the call is written down otherwise today, because a name has
-    changed or an option was added since, the letters are not compared.
+    Its title spells options by their names; where the same call is written down otherwise today, because a name has
+    changed, an option was added or the title has other words, the letters are not compared.
     """
     tiles = to_tiles(generated.images, manifest.picture["scale"])
     for index, ((x, y), tile) in enumerate(zip(manifest.picture["cells"], tiles, strict=True)):
         yield f"picture {index}", sheet.crop((x, y, x + tile.width, y + tile.height)), tile
+    layout = sheet_layout(pipe, generated.call, generated.images.shape[-1], generated.nfe)
+    same_words = [list(text) for text in layout.texts] == manifest.picture.get("texts")
     same_names = generated.call.to_config() == manifest.call
-    if same_names and manifest.versions.get("pillow") == versions()["pillow"]:
-        layout = sheet_layout(pipe, generated.call, generated.images.shape[-1])
+    if same_words and same_names and manifest.versions.get("pillow") == versions()["pillow"]:
         yield "the sheet with its labels", sheet, draw_sheet(generated.images, layout)

@@ -19,7 +19,7 @@ OutputType = Literal["pil", "np", "pt", "raw", "latent"]
 OUTPUT_TYPES: tuple[str, ...] = get_args(OutputType)
 
 _GAP, _LINE = 4, 14  # pixels between pictures; height of a line of text
-_TITLE = _LINE + 3 * _GAP
+_NARROWEST, _NAME = 320, 150  # pixels: of a title's lines at least, and of a class name at most
 
 
 def convert(images: Tensor, output_type: OutputType) -> Any:
@@ -74,7 +74,8 @@ def lay_out(names: Sequence[str], side: int, title: str) -> Layout:
     """A class-ordered contact sheet for pictures of side × side pixels. names: the class of each, "" for none.
 
     Classes come in their order of appearance, one row a class (more where a class has more than 20 pictures),
-    the name at its left. Where no class has two pictures they fill a square, names beneath.
+    the name at its left. Where no class has two pictures they fill a square, names beneath. Long names are cut,
+    and the title is broken into lines at its commas.
     """
     scale = enlargement(side)
     tile = side * scale
@@ -84,27 +85,53 @@ def lay_out(names: Sequence[str], side: int, title: str) -> Layout:
     if (len(members) == 1 and "" in members) or max(map(len, members.values())) == 1:
         return _square(names, tile, scale, title)
     columns = min(20, max(map(len, members.values())))
-    left = _GAP + max(_text_width(name) for name in members) + _GAP
-    cells, texts, y = [(0, 0)] * len(names), [(_GAP, _GAP, title)], _TITLE
+    shown = {name: _shortened(name, _NAME) for name in members}
+    left = _GAP + max(map(_text_width, shown.values())) + _GAP
+    head, y = _title(title, left + columns * (tile + _GAP))
+    cells, texts = [(0, 0)] * len(names), list(head)
     for name, indices in members.items():
-        texts.append((_GAP, y + (tile - _LINE) // 2, name))
+        texts.append((_GAP, y + (tile - _LINE) // 2, shown[name]))
         for k, index in enumerate(indices):
             cells[index] = (left + k % columns * (tile + _GAP), y + k // columns * (tile + _GAP))
         y += -(-len(indices) // columns) * (tile + _GAP)
-    width = max(left + columns * (tile + _GAP), _text_width(title) + 2 * _GAP)
+    width = max(left + columns * (tile + _GAP), *(_text_width(line) + 2 * _GAP for _, _, line in head))
     return Layout((width, y), tuple(cells), tuple(texts), scale)
 
 
 def _square(names: Sequence[str], tile: int, scale: int, title: str) -> Layout:
     columns = math.ceil(math.sqrt(len(names)))
     caption = _LINE + 2 if any(names) else 0
-    pitch_x = max(tile, *(_text_width(name) for name in names)) + _GAP
+    shown = [_shortened(name, max(tile, _NAME)) for name in names]
+    pitch_x = max(tile, *map(_text_width, shown)) + _GAP
     pitch_y = tile + caption + _GAP
-    cells = [(_GAP + k % columns * pitch_x, _TITLE + k // columns * pitch_y) for k in range(len(names))]
-    texts = [(x, y + tile + 1, name) for (x, y), name in zip(cells, names, strict=True) if name]
-    width = max(_GAP + columns * pitch_x, _text_width(title) + 2 * _GAP)
-    height = _TITLE + -(-len(names) // columns) * pitch_y
-    return Layout((width, height), tuple(cells), ((_GAP, _GAP, title), *texts), scale)
+    head, top = _title(title, _GAP + columns * pitch_x)
+    cells = [(_GAP + k % columns * pitch_x, top + k // columns * pitch_y) for k in range(len(names))]
+    texts = [(x, y + tile + 1, name) for (x, y), name in zip(cells, shown, strict=True) if name]
+    width = max(_GAP + columns * pitch_x, *(_text_width(line) + 2 * _GAP for _, _, line in head))
+    height = top + -(-len(names) // columns) * pitch_y
+    return Layout((width, height), tuple(cells), (*head, *texts), scale)
+
+
+def _title(text: str, width: int) -> tuple[list[tuple[int, int, str]], int]:
+    """The lines of a title over a sheet so wide, as the texts of a layout; and where the pictures begin."""
+    lines = [""]
+    for part in text.split(", "):
+        longer = f"{lines[-1]}, {part}" if lines[-1] else part
+        if lines[-1] and _text_width(longer) > max(width, _NARROWEST) - 2 * _GAP:
+            lines[-1] += ","
+            lines.append(part)
+        else:
+            lines[-1] = longer
+    return [(_GAP, _GAP + k * _LINE, line) for k, line in enumerate(lines)], len(lines) * _LINE + 3 * _GAP
+
+
+def _shortened(text: str, width: int) -> str:
+    """The text, cut where it is wider than `width` pixels."""
+    if _text_width(text) <= width:
+        return text
+    while text and _text_width(f"{text}…") > width:
+        text = text[:-1]
+    return f"{text.rstrip()}…"
 
 
 def draw_sheet(images: Tensor, layout: Layout) -> Image.Image:

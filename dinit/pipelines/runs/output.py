@@ -17,11 +17,11 @@ from dinit.data import ImageData
 from dinit.files import whole_folder, write_atomically
 from dinit.pipelines.generate import Pipeline
 from dinit.pipelines.hub import trained_card
-from dinit.pipelines.outputs.sheets import to_pil
+from dinit.pipelines.outputs.files import caption
+from dinit.pipelines.outputs.sheets import draw_sheet, lay_out
 from dinit.training.finetune.adapters import merged
 from dinit.training.objective import Objective
 from dinit.training.recipe.model import Recipe
-from dinit.training.run.contact_sheet import sheet
 from dinit.training.run.folder import write_recipe
 from dinit.training.run.health import image_statistics
 
@@ -53,20 +53,47 @@ def make_pipeline(
 
 
 @torch.no_grad()
-def draw_samples(pipeline: Pipeline, seed: int, target: Path) -> dict[str, float]:
-    """Writes a sheet of samples, a row a class, always from the same noise. Returns mean and standard deviation of
-    what the network made of it, to compare with those of the data that it is trained on.
+def draw_samples(pipeline: Pipeline, seed: int, target: Path, title: str = "") -> dict[str, float]:
+    """Writes a sheet of samples, a row a class with its name, always from the same noise; ten classes spread over
+    all where there are more. Unconditional samples have their numbers: number k has the key (seed, k).
+
+    Args:
+        pipeline: Of the network that is trained.
+        seed: Of the noise.
+        target: File to write, .png.
+        title: What stands before the call in the sheet's title, such as the run and its step.
+
+    Returns:
+        Mean and standard deviation of what the network made of the noise, to compare with those of its data.
     """
     classes = pipeline.backbone.num_classes
-    rows = min(classes, _CLASSES) or _COLUMNS
-    labels = [row if classes else None for row in range(rows) for _ in range(_COLUMNS)]
-    made = pipeline(labels, seed=seed, output_type="latent").images
-    finite = made.isfinite().all()
+    labels = [label for label in preview_classes(classes) for _ in range(_COLUMNS)]
+    made = pipeline(labels or [None] * _COLUMNS**2, seed=seed, output_type="latent")
+    finite = made.images.isfinite().all()
+    latents = made.images if finite else torch.nan_to_num(made.images, 0.0, 1.0, -1.0)
+    decoded = pipeline.codec.decode(latents)
+    names = pipeline.class_names or [str(label) for label in range(classes)]
+    shown = [names[label] for label in labels] or [f"{k}" for k in range(len(decoded))]
+    words = [title, caption(pipeline, made.call, made.nfe), "" if finite else "not finite"]
+    layout = lay_out(shown, decoded.shape[-1], ", ".join(word for word in words if word))
     buffer = io.BytesIO()
-    decoded = pipeline.codec.decode(made if finite else torch.nan_to_num(made, 0.0, 1.0, -1.0))
-    sheet(to_pil(decoded), _COLUMNS).save(buffer, "PNG")
+    draw_sheet(decoded, layout).save(buffer, "PNG")
     write_atomically(target, buffer.getvalue())
-    return image_statistics(made)
+    return image_statistics(made.images)
+
+
+def preview_classes(classes: int) -> list[int]:
+    """Classes that previews show: all, or ten at equal distances, the first and the last among them.
+
+    Args:
+        classes: How many there are; 0 is unconditional, and then there are none.
+
+    Returns:
+        Class numbers, in order.
+    """
+    if classes <= _CLASSES:
+        return list(range(classes))
+    return [round(k * (classes - 1) / (_CLASSES - 1)) for k in range(_CLASSES)]
 
 
 def export(folder: Path, pipeline: Pipeline, recipe: Recipe, data: ImageData, facts: Mapping[str, Any]) -> None:

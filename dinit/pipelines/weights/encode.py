@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -12,8 +11,6 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -38,10 +35,9 @@ from dinit.models.codec import AutoencoderKLCodec, open_autoencoder
 from dinit.pipelines.launch import launched_processes
 from dinit.pipelines.outputs.manifest import versions, weights_sha256
 from dinit.pipelines.outputs.targets import check_folder_target
+from dinit.progress import Progress
 from dinit.registry import suggest
 from dinit.training.batches import CHECK, patient
-
-_EVERY = 10.0  # seconds between lines of progress where there is no terminal
 
 
 @dataclass(frozen=True)
@@ -198,10 +194,11 @@ class _Run:
         self.state.wait_for_everyone()  # no process writes before all have read: they divide the same list
         mine = missing[self.state.process_index :: self.state.num_processes]
         source = patient(iter(self._loader(mine)))
-        with _Display(self.folder, self.plan, progress and self.main) as display:
+        there = self.plan.shards - len(missing)
+        with Progress("encode", self.plan.shards, "shards", start=there, speed=None, enabled=progress) as display:
             for shard in mine:
                 self._shard(shard, source)
-                display.show()
+                display.update(self._there())  # of all processes
         self.state.wait_for_everyone()
         if self.main and not (self.folder / MANIFEST).exists():
             finish(self.folder, self.plan, versions())
@@ -210,6 +207,9 @@ class _Run:
         figures = facts["reconstruction"]
         quality = figures["images"], figures["psnr"], figures["ssim"]
         return Encoded(self.folder, self.plan.images, self.plan.shards, len(missing), *quality)
+
+    def _there(self) -> int:
+        return sum(shard_file(self.folder, shard).exists() for shard in range(self.plan.shards))
 
     def _begin(self) -> None:
         """The autoencoder, as it was given, and the plan; unless a call before this one has written them."""
@@ -284,42 +284,3 @@ class _Images(Dataset[Tensor]):
 
     def __getitem__(self, index: int) -> Tensor:
         return self.data.image(index)
-
-
-class _Display:
-    """Shards that are there, of all processes, and the time left: a bar on a terminal, else a line now and then."""
-
-    def __init__(self, folder: Path, plan: CachePlan, enabled: bool) -> None:
-        self._folder, self._plan, self._enabled = folder, plan, enabled
-        self._console = Console(stderr=True)
-        self._began, self._reported, self._before = time.monotonic(), time.monotonic(), self._there()
-        columns = (
-            TextColumn("encode"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("shards"),
-            TimeRemainingColumn(),
-        )
-        self._bar = Progress(*columns, console=self._console, disable=not (enabled and self._console.is_terminal))
-        self._task = self._bar.add_task("encode", total=plan.shards, completed=self._before)
-
-    def __enter__(self) -> _Display:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def show(self) -> None:
-        """After a shard."""
-        if not self._enabled:
-            return
-        there, now = self._there(), time.monotonic()
-        self._bar.update(self._task, completed=there)
-        if not self._console.is_terminal and (now - self._reported > _EVERY or there == self._plan.shards):
-            self._reported = now
-            left = (self._plan.shards - there) * (now - self._began) / max(there - self._before, 1)
-            self._console.print(f"encode: {there} of {self._plan.shards} shards, {left:.0f} s left")
-
-    def _there(self) -> int:
-        return sum(shard_file(self._folder, shard).exists() for shard in range(self._plan.shards))

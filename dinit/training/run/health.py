@@ -1,6 +1,7 @@
 """Health of a run: gradient norms, the loss by noise level, statistics of its samples' pixels.
 
-Everything is summed on the device and read together with the losses. health.jsonl has a line for each report.
+Everything is summed on the device and read together with the losses. health.jsonl has a line for each report, each
+preview, each session of a run ("session"), its end ("state") and each warning.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from torch import Tensor
 
 from dinit.data import ImageData
 from dinit.files import write_atomically
+from dinit.training.recipe.model import Recipe
 
 EDGES = (-9.0, -6.0, -3.0, 0.0, 3.0, 6.0, 9.0)
 """Edges, in log-SNR = log(alpha^2 / sigma^2), of the bins by which losses are reported; the outer two are open."""
@@ -68,6 +71,54 @@ def data_statistics(data: ImageData) -> dict[str, float]:
     """`image_statistics` of up to 512 images, at equal distances in the data set."""
     stride = max(len(data) // _COMPARED, 1)
     return image_statistics(torch.stack([data.image(k) for k in range(0, len(data), stride)][:_COMPARED]))
+
+
+def session(
+    recipe: Recipe, data: ImageData, parameters: int, device: torch.device, processes: int
+) -> dict[str, Any]:
+    """What a session of a run trains, on what, from when on; for health.jsonl.
+
+    Args:
+        recipe: Of the run.
+        data: The training images.
+        parameters: Of the backbone.
+        device: Of this process.
+        processes: How many train together.
+
+    Returns:
+        Numbers and words, with "began" in seconds since 1970.
+    """
+    if device.type == "cuda":
+        place = torch.cuda.get_device_name(device)
+    else:
+        threads = torch.get_num_threads()
+        place = f"{device.type}, {threads} thread{'s' if threads > 1 else ''}"
+    return {
+        "began": round(time.time(), 1),
+        "steps": recipe.training.steps,
+        "batch_size": recipe.training.batch_size,
+        "data": str(recipe.data.spec()["name"]),
+        "images": len(data),
+        "shape": [data.channels, data.image_size, data.image_size],
+        "classes": data.num_classes,
+        "backbone": str(recipe.backbone.spec()["name"]),
+        "parameters": parameters,
+        "device": place,
+        "processes": processes,
+        "precision": recipe.training.precision,
+    }
+
+
+def describe_session(line: Mapping[str, Any]) -> str:
+    """A line of `session` in words: device, images, classes, parameters."""
+    channels, height, width = line["shape"]
+    classes = f"{line['classes']:,} classes" if line["classes"] else "no classes"
+    several = f"{line['processes']} processes of " if line["processes"] > 1 else ""
+    return (
+        f"{line['images']:,} images of {line['data']}, {width}×{height}×{channels}, {classes}; "
+        f"{line['backbone']} of {line['parameters']:,} parameters; {several}{line['device']}, {line['precision']}; "
+        f"{line['steps']:,} steps of {line['batch_size']:,} images"
+    )
 
 
 def append_line(path: Path, entry: Mapping[str, Any]) -> None:
