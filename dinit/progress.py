@@ -163,6 +163,7 @@ class Progress:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.name, self.total, self.unit, self.done = name, total, unit, start
+        self._start = start
         self._speed_unit = speed
         self._clock = clock
         self._note = ""
@@ -196,7 +197,9 @@ class Progress:
         if self._token is not None:
             _active.reset(self._token)
         if self._on and kind is None and self._lines and self.done == self.total:
-            self.say(f"{self.name}: {self.done:,} {self.unit} in {duration(self._clock() - self._began)}")
+            self.say(
+                f"{self.name}: {self.done - self._start:,} {self.unit} in {duration(self._clock() - self._began)}"
+            )
 
     @property
     def enabled(self) -> bool:

@@ -52,9 +52,9 @@ def to_tiles(images: Tensor, scale: int) -> list[Image.Image]:
     return [p.resize((p.width * scale, p.height * scale), Image.Resampling.NEAREST) for p in pictures]
 
 
-def enlargement(side: int) -> int:
-    """How much a picture of `side` pixels is enlarged on a contact sheet: to about 48, never reduced."""
-    return max(1, round(48 / side))
+def enlargement(side: int, wanted: int = 48) -> int:
+    """How much a picture of `side` pixels is enlarged on a contact sheet: to about `wanted`, never reduced."""
+    return max(1, round(wanted / side))
 
 
 @dataclass(frozen=True)
@@ -70,14 +70,14 @@ class Layout:
     scale: int
 
 
-def lay_out(names: Sequence[str], side: int, title: str) -> Layout:
+def lay_out(names: Sequence[str], side: int, title: str, wanted: int = 48) -> Layout:
     """A class-ordered contact sheet for pictures of side × side pixels. names: the class of each, "" for none.
 
     Classes come in their order of appearance, one row a class (more where a class has more than 20 pictures),
     the name at its left. Where no class has two pictures they fill a square, names beneath. Long names are cut,
-    and the title is broken into lines at its commas.
+    and the title is broken into lines at its commas. wanted: pixels to which pictures are enlarged, about.
     """
-    scale = enlargement(side)
+    scale = enlargement(side, wanted)
     tile = side * scale
     members: dict[str, list[int]] = {}
     for index, name in enumerate(names):

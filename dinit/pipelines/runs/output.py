@@ -25,7 +25,8 @@ from dinit.training.recipe.model import Recipe
 from dinit.training.run.folder import write_recipe
 from dinit.training.run.health import image_statistics
 
-_CLASSES, _COLUMNS = 10, 8  # of the sample grids
+_CLASSES, _COLUMNS = 10, 8  # of a sheet of previews
+_WANTED = 72  # pixels of a preview: a sheet then fills its place on the health page
 
 
 def make_pipeline(
@@ -75,7 +76,7 @@ def draw_samples(pipeline: Pipeline, seed: int, target: Path, title: str = "") -
     names = pipeline.class_names or [str(label) for label in range(classes)]
     shown = [names[label] for label in labels] or [f"{k}" for k in range(len(decoded))]
     words = [title, caption(pipeline, made.call, made.nfe), "" if finite else "not finite"]
-    layout = lay_out(shown, decoded.shape[-1], ", ".join(word for word in words if word))
+    layout = lay_out(shown, decoded.shape[-1], ", ".join(word for word in words if word), _WANTED)
     buffer = io.BytesIO()
     draw_sheet(decoded, layout).save(buffer, "PNG")
     write_atomically(target, buffer.getvalue())

@@ -47,8 +47,9 @@ def thinned(points: Points, most: int = MOST) -> Points:
 
 
 def smoothed(points: Points) -> list[tuple[float, float]]:
-    """The mean of the neighbours of each point: up to a thirtieth of all on both sides, fewer at the beginning."""
-    reach, values = len(points) // 30, [value for _, value in points]
+    """The mean of the neighbours of each point: a thirtieth of all on both sides, fewer at the beginning."""
+    reach = max(len(points) // 30, min(len(points) // 5, 2))
+    values = [value for _, value in points]
     return [
         (x, math.fsum(near) / len(near))
         for k, (x, _) in enumerate(points)
@@ -113,7 +114,7 @@ def chart(
         else:
             axes.yaxis.set_major_locator(MaxNLocator(5, steps=_ROUND))
             room = 0.06 * (high - low) or 0.1 * abs(high) or 1.0
-            axes.set_ylim(0.0 if 0 <= low <= 0.3 * high else low - room, high + room)
+            axes.set_ylim(0.0 if 0 <= low and (linear or low <= 0.3 * high) else low - room, high + room)
         axes.yaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _number(value)))
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=_ROUND, integer=True))

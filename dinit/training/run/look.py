@@ -42,12 +42,12 @@ figure{margin:0}
 vertical-align:middle;margin-right:5px}
 .legend i.faint{border-top-width:1.5px;opacity:.55}.legend i.dashed{border-top-style:dashed}
 .legend i.mark{border-top:0;border-left:2px dotted var(--soft);width:2px;height:12px}
-img{display:block;width:100%;height:auto;image-rendering:pixelated;background:#fff;border-radius:4px}
+img{display:block;width:100%;height:auto;background:#fff;border-radius:4px}
 .newest{position:sticky;top:16px}
 section+section,section,details{min-width:0}
 body>section,details{margin-top:30px}
 .earlier{display:grid;grid-template-columns:repeat(auto-fill,minmax(170px,1fr));gap:14px}
-.earlier img{image-rendering:auto}figcaption{font-size:.85rem;color:var(--soft)}
+figcaption{font-size:.85rem;color:var(--soft)}
 .table{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.9rem}
 th,td{padding:4px 14px 4px 0;text-align:right;border-bottom:1px solid var(--rule);white-space:nowrap}
 th{color:var(--soft);font-weight:500}

@@ -242,10 +242,11 @@ def _tiles(run: _Run) -> Iterator[tuple[str, str]]:
         yield "time left", "not known yet" if left is None else duration(left)
     yield "elapsed", "" if run.elapsed is None else duration(run.elapsed)
     rate = run.images_per_second
-    yield "images/s", "" if rate is None else _figure(rate)
+    yield "images/s", "" if rate is None else f"{rate:,.3g}" if rate < 100 else f"{rate:,.0f}"
     loss = smoothed(run.points("loss"))
     yield "loss, smoothed", _figure(loss[-1][1]) if loss else ""
-    yield "epochs", _figure(run.step * run.batch / run.session["images"]) if run.session.get("images") else ""
+    if run.session.get("images"):
+        yield "epochs", f"{run.step * run.batch / run.session['images']:,.1f}"
     yield "skipped steps", f"{run.reports[-1].get('skipped_steps', 0):,}" if run.reports else ""
 
 
@@ -323,7 +324,9 @@ def _image(path: Path, inside: bool) -> str:
 def _newest(run: _Run) -> str:
     if not run.previews:
         every = run.setting("training", "sample_every")
-        reason = "This run draws none: training.sample_every is 0." if every == 0 else "None has been drawn yet."
+        reason = (
+            "This run draws none, because training.sample_every is 0." if every == 0 else "None has been drawn yet."
+        )
         return f'<section class="newest"><h2>Previews</h2><p class="note">{reason}</p></section>'
     path = run.previews[0]
     return (
