@@ -177,5 +177,5 @@ def _save(
     if out_dir is not None:
         save_folder(out_dir, pipe, generated)
     if animation is not None:
-        save_animation(animation, pipe, generated.call, frames)
+        save_animation(animation, pipe, generated.call, frames, generated.nfe)
     return [str(path) for path in (out, out_dir, animation) if path is not None]

@@ -57,7 +57,7 @@ def train(
 
     On one CPU, with one number of threads, the losses are the same, bit for bit, however often a run is stopped. A
     step whose gradient is not finite is skipped and written to skipped.jsonl. The folder gets recipe.yaml,
-    losses.jsonl, health.jsonl and .html, checkpoints/, samples/, the tracker's logs/ and pipeline/.
+    losses.jsonl, health.jsonl and .html, events.jsonl, checkpoints/, samples/, the tracker's logs/ and pipeline/.
 
     Args:
         recipe: What is trained; of `load_recipe` or `parse_recipe`.
@@ -131,7 +131,7 @@ def _state(error: BaseException) -> str:
 
 
 def _end(loop: TrainingLoop, state: str, reason: str = "") -> None:
-    """The end of a session, to health.jsonl and health.html."""
+    """The end of a session, to events.jsonl and health.html."""
     loop.note({"state": state, "reason": reason, "ended": round(time.time(), 1)})
     loop.page.write(now=True)
 

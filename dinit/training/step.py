@@ -241,13 +241,13 @@ class TrainingLoop:
                 display.say(line)
             self._steps(display, stop)
 
-    def note(self, entry: Mapping[str, Any]) -> None:
-        """A line of health.jsonl, of the current step. In the first process alone.
+    def note(self, event: Mapping[str, Any]) -> None:
+        """A line of events.jsonl, of the current step. In the first process alone.
 
         Args:
-            entry: Its other keys.
+            event: Its other keys.
         """
-        append_line(self.out / "health.jsonl", {"step": self.step, **entry})
+        append_line(self.out / "events.jsonl", {"step": self.step, **event})
 
     def close(self) -> None:
         """Drop all references to the process groups, so that they can be destroyed while this loop still exists."""
@@ -270,6 +270,7 @@ class TrainingLoop:
         self.log = LossLog(self.out / "losses.jsonl", self.step)
         forget_after(self.out / "skipped.jsonl", self.step)
         forget_after(self.out / "health.jsonl", self.step)
+        forget_after(self.out / "events.jsonl", self.step)
         self.note({"session": self.session})
         self.begun = True
         self.page.write(now=True)
@@ -364,7 +365,8 @@ class TrainingLoop:
 
     def _health(self, figures: dict[str, float], by_noise: list[float | None]) -> None:
         if self.main:
-            self.note({**figures, "seconds": round(self.seconds, 2), "loss_by_noise": by_noise})
+            entry = {"step": self.step, **figures, "seconds": round(self.seconds, 2), "loss_by_noise": by_noise}
+            append_line(self.out / "health.jsonl", entry)
         if self.recipe.tracker:
             named = zip(bin_names(), by_noise, strict=True)
             noisy = {f"loss_by_log_snr/{name}": value for name, value in named if value is not None}

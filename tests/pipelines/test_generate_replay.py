@@ -189,7 +189,7 @@ def test_sheet_shows_the_pictures(made, tmp_path: Path) -> None:
 def test_animation_has_a_frame_a_step(folder: Path, kind: str, tmp_path: Path) -> None:
     pipe, trajectory = Pipeline.from_pretrained(folder), Trajectory()
     generated = pipe([1, 2, 2], steps=4, output_type="raw", callback_on_step_end=trajectory)
-    save_animation(tmp_path / f"x.{kind}", pipe, generated.call, trajectory.frames)
+    save_animation(tmp_path / f"x.{kind}", pipe, generated.call, trajectory.frames, generated.nfe)
     save_sheet(tmp_path / "sheet.png", pipe, generated)
     with Image.open(tmp_path / f"x.{kind}") as film, Image.open(tmp_path / "sheet.png") as sheet:
         assert film.n_frames == 4  # type: ignore[attr-defined]

@@ -340,7 +340,8 @@ def test_a_key_of_a_recipe_arrives(key: str, images: Path, tmp_path: Path, monke
         return batches(*arguments)
 
     monkeypatch.setattr(loop_module, "batches", watched)
-    monkeypatch.setattr(loop_module, "write_page", lambda out, title: seen.update(name=title))
+    page = loop_module.HealthPage
+    monkeypatch.setattr(loop_module, "HealthPage", lambda out, name: seen.update(name=name) or page(out, name))
     accelerator = make_accelerator(recipe, tmp_path)
     try:
         loop = TrainingLoop(recipe, tmp_path, accelerator, progress=False)

@@ -84,14 +84,16 @@ def save_folder(folder: Path, pipe: Pipeline, generated: Generated) -> None:
     _write(folder / FILE, content.encode())
 
 
-def save_animation(path: Path, pipe: Pipeline, call: Call, frames: Sequence[Tensor]) -> None:
+def save_animation(
+    path: Path, pipe: Pipeline, call: Call, frames: Sequence[Tensor], nfe: int | None = None
+) -> None:
     """The posterior mean of every step as an animated contact sheet, GIF or WebP by the suffix of path."""
     kind = path.suffix.lower().removeprefix(".")
     if kind not in ANIMATIONS:
         raise ValueError(f"{path} must end in .gif or .webp")
     with torch.no_grad():
         decoded = [pipe.codec.decode(frame) for frame in frames]
-    layout = sheet_layout(pipe, call, decoded[0].shape[-1])
+    layout = sheet_layout(pipe, call, decoded[0].shape[-1], nfe)
     _write(path, animation_bytes([draw_sheet(frame, layout) for frame in decoded], kind))
 
 

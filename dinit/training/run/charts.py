@@ -114,7 +114,7 @@ def chart(
         else:
             axes.yaxis.set_major_locator(MaxNLocator(5, steps=_ROUND))
             room = 0.06 * (high - low) or 0.1 * abs(high) or 1.0
-            axes.set_ylim(0.0 if 0 <= low and (linear or low <= 0.3 * high) else low - room, high + room)
+            axes.set_ylim(0.0 if low >= 0 and (linear or low <= 0.3 * high) else low - room, high + room)
         axes.yaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _number(value)))
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=_ROUND, integer=True))

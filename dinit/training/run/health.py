@@ -1,7 +1,7 @@
 """Health of a run: gradient norms, the loss by noise level, statistics of its samples' pixels.
 
-Everything is summed on the device and read together with the losses. health.jsonl has a line for each report, each
-preview, each session of a run ("session"), its end ("state") and each warning.
+Everything is summed on the device and read together with the losses. health.jsonl has a line for each report and each
+preview; events.jsonl one for the beginning of each session of the run, for its end, and for each warning.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def data_statistics(data: ImageData) -> dict[str, float]:
 def session(
     recipe: Recipe, data: ImageData, parameters: int, device: torch.device, processes: int
 ) -> dict[str, Any]:
-    """What a session of a run trains, on what, from when on; for health.jsonl.
+    """What a session of a run trains, on what, from when on; for events.jsonl.
 
     Args:
         recipe: Of the run.

@@ -65,7 +65,8 @@ def write_page(folder: Path, name: str) -> None:
     """Writes folder/health.html from what the run has written into its folder so far.
 
     Args:
-        folder: Of the run: recipe.yaml, health.jsonl, evaluations.jsonl and samples/ are read, where they exist.
+        folder: Of the run: recipe.yaml, health.jsonl, events.jsonl, evaluations.jsonl and samples/ are read, where
+            they exist.
         name: Of its recipe.
     """
     write_atomically(folder / "health.html", html_page(_Run(folder, name)))
@@ -96,17 +97,21 @@ class _Run:
         return [entry for entry in self.entries if "loss" in entry]
 
     @cached_property
+    def events(self) -> list[Entry]:
+        return read_lines(self.folder / "events.jsonl")
+
+    @cached_property
     def session(self) -> Entry:
         """Of the last session; empty for runs of versions that did not record it."""
-        return next((entry["session"] for entry in reversed(self.entries) if "session" in entry), {})
+        return next((event["session"] for event in reversed(self.events) if "session" in event), {})
 
     @cached_property
     def end(self) -> Entry:
         """The line with the run's state, unless a session began after it."""
-        for entry in reversed(self.entries):
-            if "state" in entry:
-                return entry
-            if "session" in entry:
+        for event in reversed(self.events):
+            if "state" in event:
+                return event
+            if "session" in event:
                 return {"state": "running"}
         done = (self.folder / "pipeline" / "training.json").is_file()
         return {"state": "finished" if done else "unknown"}
@@ -118,7 +123,7 @@ class _Run:
 
     @cached_property
     def step(self) -> int:
-        return max((int(entry.get("step", 0)) for entry in self.entries), default=0)
+        return max((int(entry.get("step", 0)) for entry in (*self.entries, *self.events)), default=0)
 
     @cached_property
     def total(self) -> int:
@@ -138,13 +143,11 @@ class _Run:
     @cached_property
     def speed(self) -> Speed:
         """Steps a second, of the last session."""
-        began = max((k for k, entry in enumerate(self.entries) if "session" in entry), default=0)
-        first = self.entries[began].get("step", 0) if self.entries else 0
-        timed = [entry for entry in self.entries[began:] if "seconds" in entry]
-        before = [entry["seconds"] for entry in self.entries[:began] if "seconds" in entry]
-        speed = Speed(first, max(before, default=0.0))
-        for entry in timed:
-            speed.update(entry["step"], entry["seconds"])
+        timed = [(entry["step"], entry["seconds"]) for entry in self.reports if "seconds" in entry]
+        first = max((event["step"] for event in self.events if "session" in event), default=0)
+        speed = Speed(first, max((seconds for step, seconds in timed if step <= first), default=0.0))
+        for step, seconds in timed:
+            speed.update(step, seconds)
         return speed
 
     @property
@@ -171,7 +174,7 @@ class _Run:
     @cached_property
     def resumed(self) -> list[int]:
         """Steps at which the run was resumed."""
-        return sorted({entry["step"] for entry in self.entries if "session" in entry and entry["step"]})
+        return sorted({event["step"] for event in self.events if "session" in event and event["step"]})
 
     @cached_property
     def previews(self) -> list[Path]:
@@ -292,10 +295,10 @@ def _problems(run: _Run) -> str:
         lines.append(
             f"{skipped:,} {noun} skipped, because the gradient was not finite; skipped.jsonl has their images"
         )
-    warned = [entry for entry in run.entries if "warning" in entry]
-    lines += [str(entry["warning"]) for entry in warned[-5:]]
+    warned = [event for event in run.events if "warning" in event]
+    lines += [str(event["warning"]) for event in warned[-5:]]
     if len(warned) > 5:
-        lines.append(f"{len(warned) - 5:,} earlier warnings are in health.jsonl")
+        lines.append(f"{len(warned) - 5:,} earlier warnings are in events.jsonl")
     items = "".join(f"<li>{escape(line)}</li>" for line in lines)
     return f'<ul class="problems" role="alert">{items}</ul>' if items else ""
 
