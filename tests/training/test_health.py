@@ -21,7 +21,6 @@ from dinit.training.run.health import (
     forget_after,
     image_statistics,
 )
-from dinit.training.run.page import write_page
 from dinit.training.run.profile import Profile
 
 
@@ -69,24 +68,6 @@ def test_lines_are_forgotten_after_a_step_and_half_ones_passed_over(tmp_path: Pa
         {"step": 1, "loss": 0.5},
         {"step": 2, "loss": None},
     ]
-
-
-def test_page_shows_curves_and_previews(tmp_path: Path) -> None:
-    (tmp_path / "samples").mkdir()
-    (tmp_path / "samples" / "step-00000000-ema.png").write_bytes(b"")
-    for step in range(1, 1201):
-        by_noise = [None, *(0.1 * k for k in range(1, health.BINS))]
-        entry = {"step": step, "loss": 1 / step, "gradient_norm": 1.0, "lr": 1e-3, "loss_by_noise": by_noise}
-        append_line(tmp_path / "health.jsonl", entry)
-    statistics = {"mean": 0.0, "std": 0.5}
-    append_line(tmp_path / "health.jsonl", {"step": 1200, "samples": statistics, "data": statistics})
-    write_page(tmp_path, "a <run>")
-    page = (tmp_path / "health.html").read_text()
-    assert "a &lt;run&gt;: step 1200" in page
-    assert 'src="samples/step-00000000-ema.png"' in page
-    assert page.count("<polyline") == 3 + health.BINS + 4  # loss, norm and rate; bins; means and deviations
-    longest = max(line.count(",") for line in page.split("<polyline"))
-    assert 300 < longest <= 510  # thinned
 
 
 def test_profile_shares_out_the_steps_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -116,17 +117,19 @@ def _class_name(pipe: Pipeline, label: int) -> str:
 
 
 def brief(part: Any) -> str:
-    """A sampler, grid or guidance as "ddim(eta=0.5)": its name and its options, each with the value used."""
+    """A sampler, grid or guidance as "ddim(eta=0.5)": its name, all finite numbers, and other options that are not
+    the usual ones."""
     name = getattr(part, "registry_name", type(part).__name__)
     if not dataclasses.is_dataclass(part):
         return name
     options = []
     for field in dataclasses.fields(part):
         value = getattr(part, field.name)
-        if not field.init or not field.repr or value is None:
+        if not field.init or not field.repr:
             continue
-        if isinstance(value, int | float | str):
-            options.append(f"{field.name}={value:g}" if isinstance(value, float) else f"{field.name}={value}")
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            if math.isfinite(value):
+                options.append(f"{field.name}={value:g}")
         elif value != field.default:
             text = " ".join(str(value).split())
             options.append(f"{field.name}={text if len(text) <= 40 else text[:39] + '…'}")

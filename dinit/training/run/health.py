@@ -1,7 +1,7 @@
 """Health of a run: gradient norms, the loss by noise level, statistics of its samples' pixels.
 
-Everything is summed on the device and read together with the losses. health.jsonl has a line for each report and each
-preview; events.jsonl one for the beginning of each session of the run, for its end, and for each warning.
+Everything is summed on the device and read together with the losses. health.jsonl has a line for each report and
+each preview; events.jsonl one for the beginning of each session of the run, for its end, and for each warning.
 """
 
 from __future__ import annotations

@@ -10,28 +10,24 @@ import base64
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cached_property
 from html import escape
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from dinit.files import write_atomically
-from dinit.progress import Speed, duration
+from dinit.progress import duration
 from dinit.training.run.charts import Line, Points, chart, smoothed
-from dinit.training.run.health import bin_names, read_lines
+from dinit.training.run.health import bin_names
 from dinit.training.run.look import SCRIPT, STYLE
+from dinit.training.run.record import Entry, RunRecord
 
 _EVERY = 30.0  # seconds between two pages, at least
 _SHARE = 0.01  # of the run's time, at most, in which pages are drawn
 _PREVIEWS = 12  # previews on the page: the newest, and eleven spread over the others
 _EMBEDDED = 4_000_000  # bytes of previews inside the page; more are shown from their files
 _ROWS = 12  # of the table of numbers
-
-Entry = dict[str, Any]
 
 
 class HealthPage:
@@ -69,120 +65,10 @@ def write_page(folder: Path, name: str) -> None:
             they exist.
         name: Of its recipe.
     """
-    write_atomically(folder / "health.html", html_page(_Run(folder, name)))
+    write_atomically(folder / "health.html", html_page(RunRecord(folder, name)))
 
 
-@dataclass
-class _Run:
-    """What a run's folder holds, with the figures of the page."""
-
-    folder: Path
-    name: str
-    now: float = field(default_factory=time.time)
-
-    @cached_property
-    def entries(self) -> list[Entry]:
-        return read_lines(self.folder / "health.jsonl")
-
-    @cached_property
-    def recipe(self) -> Entry:
-        try:
-            read = yaml.safe_load((self.folder / "recipe.yaml").read_text(encoding="utf-8"))
-        except (OSError, ValueError, yaml.YAMLError):
-            return {}
-        return read if isinstance(read, dict) else {}
-
-    @cached_property
-    def reports(self) -> list[Entry]:
-        return [entry for entry in self.entries if "loss" in entry]
-
-    @cached_property
-    def events(self) -> list[Entry]:
-        return read_lines(self.folder / "events.jsonl")
-
-    @cached_property
-    def session(self) -> Entry:
-        """Of the last session; empty for runs of versions that did not record it."""
-        return next((event["session"] for event in reversed(self.events) if "session" in event), {})
-
-    @cached_property
-    def end(self) -> Entry:
-        """The line with the run's state, unless a session began after it."""
-        for event in reversed(self.events):
-            if "state" in event:
-                return event
-            if "session" in event:
-                return {"state": "running"}
-        done = (self.folder / "pipeline" / "training.json").is_file()
-        return {"state": "finished" if done else "unknown"}
-
-    @property
-    def state(self) -> str:
-        """running, finished, stopped, diverged, failed or unknown."""
-        return str(self.end["state"])
-
-    @cached_property
-    def step(self) -> int:
-        return max((int(entry.get("step", 0)) for entry in (*self.entries, *self.events)), default=0)
-
-    @cached_property
-    def total(self) -> int:
-        """Steps of the run; 0 where nothing records them."""
-        return int(self.session.get("steps") or self.setting("training", "steps", 0))
-
-    @cached_property
-    def batch(self) -> int:
-        return int(self.session.get("batch_size") or self.setting("training", "batch_size", 0))
-
-    def setting(self, section: str, key: str, default: Any = None) -> Any:
-        """A setting of recipe.yaml."""
-        values = self.recipe.get(section)
-        found = values.get(key) if isinstance(values, dict) else None
-        return default if found is None else found
-
-    @cached_property
-    def speed(self) -> Speed:
-        """Steps a second, of the last session."""
-        timed = [(entry["step"], entry["seconds"]) for entry in self.reports if "seconds" in entry]
-        first = max((event["step"] for event in self.events if "session" in event), default=0)
-        speed = Speed(first, max((seconds for step, seconds in timed if step <= first), default=0.0))
-        for step, seconds in timed:
-            speed.update(step, seconds)
-        return speed
-
-    @property
-    def images_per_second(self) -> float | None:
-        """Lately; as the last report has it for runs that recorded no times."""
-        if self.speed.per_second:
-            return self.speed.per_second * self.batch
-        return self.reports[-1].get("images_per_second") if self.reports else None
-
-    @property
-    def seconds_left(self) -> float | None:
-        """None where it is not known."""
-        rate = self.images_per_second
-        return (self.total - self.step) * self.batch / rate if rate and self.batch and self.total else None
-
-    @property
-    def elapsed(self) -> float | None:
-        """Seconds of training, over all sessions."""
-        return next((entry["seconds"] for entry in reversed(self.reports) if "seconds" in entry), None)
-
-    def points(self, key: str) -> Points:
-        return [(entry["step"], entry[key]) for entry in self.reports if entry.get(key) is not None]
-
-    @cached_property
-    def resumed(self) -> list[int]:
-        """Steps at which the run was resumed."""
-        return sorted({event["step"] for event in self.events if "session" in event and event["step"]})
-
-    @cached_property
-    def previews(self) -> list[Path]:
-        """The newest first."""
-        return sorted((self.folder / "samples").glob("*.png"), reverse=True)
-
-
-def html_page(run: _Run) -> str:
+def html_page(run: RunRecord) -> str:
     """The page of a run, as HTML."""
     title = f"{run.name}: step {run.step:,}" + (f" of {run.total:,}" if run.total else "")
     alive, charts = run.state == "running", list(_charts(run))
@@ -218,7 +104,7 @@ def _clock(seconds: float) -> str:
     return f'<time datetime="{moment:%Y-%m-%dT%H:%M:%SZ}">{moment:%Y-%m-%d %H:%M} UTC</time>'
 
 
-def _header(run: _Run) -> str:
+def _header(run: RunRecord) -> str:
     words = {
         "running": "running",
         "finished": "finished",
@@ -239,7 +125,7 @@ def _header(run: _Run) -> str:
     )
 
 
-def _tiles(run: _Run) -> Iterator[tuple[str, str]]:
+def _tiles(run: RunRecord) -> Iterator[tuple[str, str]]:
     if run.state == "running":
         left = run.seconds_left
         yield "time left", "not known yet" if left is None else duration(left)
@@ -253,7 +139,7 @@ def _tiles(run: _Run) -> Iterator[tuple[str, str]]:
     yield "skipped steps", f"{run.reports[-1].get('skipped_steps', 0):,}" if run.reports else ""
 
 
-def _about(run: _Run) -> str:
+def _about(run: RunRecord) -> str:
     """Data, network and device in one line."""
     now = run.session
     parts = []
@@ -284,7 +170,7 @@ def _figure(value: float | None) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
-def _problems(run: _Run) -> str:
+def _problems(run: RunRecord) -> str:
     """Why the run ended, skipped steps and warnings."""
     lines = []
     if run.state in ("diverged", "failed") and run.end.get("reason"):
@@ -312,7 +198,7 @@ def _step_of(path: Path) -> str:
     return f"step {int(number):,}" + (", averaged weights" if weights == "ema" else "")
 
 
-def _embedded(run: _Run) -> bool:
+def _embedded(run: RunRecord) -> bool:
     """Whether the previews are inside the page, so that it can be sent alone."""
     return sum(path.stat().st_size for path in _spread(run.previews)) <= _EMBEDDED
 
@@ -324,7 +210,7 @@ def _image(path: Path, inside: bool) -> str:
     return f'<img src="{source}" alt="previews of {_step_of(path)}">'
 
 
-def _newest(run: _Run) -> str:
+def _newest(run: RunRecord) -> str:
     if not run.previews:
         every = run.setting("training", "sample_every")
         reason = (
@@ -349,7 +235,7 @@ def _spread(paths: Sequence[Path]) -> list[Path]:
     return [paths[round(k * (len(paths) - 1) / (_PREVIEWS - 1))] for k in range(_PREVIEWS)]
 
 
-def _earlier(run: _Run) -> str:
+def _earlier(run: RunRecord) -> str:
     paths = _spread(run.previews)[1:]
     if not paths:
         return ""
@@ -389,7 +275,7 @@ class _Figure:
         )
 
 
-def _charts(run: _Run) -> list[str]:
+def _charts(run: RunRecord) -> list[str]:
     figures = [*_losses(run), *_optimiser(run), *_pixels(run)]
     return [figure.html(run.resumed) for figure in figures if any(line.points for line in figure.lines)]
 
@@ -401,7 +287,7 @@ def _raw_and_smoothed(points: Points) -> list[Line]:
     ]
 
 
-def _losses(run: _Run) -> Iterator[_Figure]:
+def _losses(run: RunRecord) -> Iterator[_Figure]:
     yield _Figure(
         "loss",
         "Loss",
@@ -428,7 +314,7 @@ def _losses(run: _Run) -> Iterator[_Figure]:
     )
 
 
-def _optimiser(run: _Run) -> Iterator[_Figure]:
+def _optimiser(run: RunRecord) -> Iterator[_Figure]:
     clip = run.setting("training", "clip_norm")
     yield _Figure(
         "norm",
@@ -450,7 +336,7 @@ def _optimiser(run: _Run) -> Iterator[_Figure]:
     )
 
 
-def _pixels(run: _Run) -> Iterator[_Figure]:
+def _pixels(run: RunRecord) -> Iterator[_Figure]:
     sampled = [entry for entry in run.entries if "samples" in entry]
     lines = []
     for colour, what, word in ((0, "std", "standard deviation"), (8, "mean", "mean")):
@@ -469,7 +355,7 @@ def _pixels(run: _Run) -> Iterator[_Figure]:
     )
 
 
-def _scores(run: _Run) -> str:
+def _scores(run: RunRecord) -> str:
     """The last evaluations during training."""
     path = run.folder / "evaluations.jsonl"
     lines: list[Entry] = []
@@ -486,7 +372,7 @@ def _scores(run: _Run) -> str:
     return f"<section><h2>Scores during training</h2>{_table(head, rows)}</section>"
 
 
-def _numbers(run: _Run) -> str:
+def _numbers(run: RunRecord) -> str:
     """The last reports as a table."""
     if not run.reports:
         return ""
@@ -516,7 +402,7 @@ def _table(head: Any, rows: Sequence[Sequence[str]]) -> str:
     return f'<div class="table"><table><thead><tr>{first}</tr></thead><tbody>{rest}</tbody></table></div>'
 
 
-def _script(run: _Run) -> str:
+def _script(run: RunRecord) -> str:
     """Loads the page again while the run writes it, and says so where it writes it no more."""
     times = [entry["seconds"] for entry in run.reports[-3:] if "seconds" in entry]
     between = (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else 0.0
