@@ -47,13 +47,13 @@ def thinned(points: Points, most: int = MOST) -> Points:
 
 
 def smoothed(points: Points) -> list[tuple[float, float]]:
-    """The mean of the neighbours of each point: a thirtieth of all on both sides, fewer at the beginning."""
+    """The mean of the neighbours of each point: a thirtieth of all on both sides, and less at the beginning."""
     reach = max(len(points) // 30, min(len(points) // 5, 2))
     values = [value for _, value in points]
     return [
         (x, math.fsum(near) / len(near))
         for k, (x, _) in enumerate(points)
-        for near in [values[k - min(k, reach) : k + min(k, reach) + 1]]
+        for near in [values[k - min(k // 2, reach) : k + min(k // 2, reach) + 1]]
     ]
 
 
