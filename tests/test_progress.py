@@ -38,7 +38,7 @@ def test_time_left_of_a_steady_run_is_right_within_a_factor_of_1_3(first: float,
     for step in range(every, 1000, every):
         now = ends[step - 1]
         speed.update(step, now)
-        if step > 100:
+        if 100 < step <= 900:  # the last preview is one lump
             assert 1 / 1.3 < speed.seconds_left(1000, now) / (ends[-1] - now + 0.01) < 1.3
     speed.update(1000, ends[-1])
     assert speed.seconds_left(1000, ends[-1]) == 0

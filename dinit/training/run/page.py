@@ -403,7 +403,7 @@ def _table(head: Any, rows: Sequence[Sequence[str]]) -> str:
 
 
 def _script(run: RunRecord) -> str:
-    """Loads the page again while the run writes it, and says so where it writes it no more."""
+    """Loads the page again while the run writes it; a notice appears where nothing is written any more."""
     times = [entry["seconds"] for entry in run.reports[-3:] if "seconds" in entry]
     between = (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else 0.0
     late = max(300.0, 5 * (between + _EVERY))
