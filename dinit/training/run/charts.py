@@ -87,8 +87,9 @@ def chart(
     steps = [step for line in lines for step, _ in line.points]
     low, high = min(values), max(values)
     log = not linear and low > 0 and high >= _LOG_FROM * low
-    settings = {"svg.fonttype": "none", "svg.hashsalt": name, "path.simplify": False, "font.size": 10.5}
-    with matplotlib.rc_context(settings):
+    with matplotlib.rc_context(
+        {"svg.fonttype": "none", "svg.hashsalt": name, "path.simplify": False, "font.size": 10.5}
+    ):
         figure = Figure(figsize=(_WIDTH, _HEIGHT))
         axes = figure.add_axes((0.145, 0.165, 0.825, 0.8))
         for k, line in enumerate(lines):
