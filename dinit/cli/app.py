@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from dinit import __version__
+from dinit.cli.classifier import classifier
 from dinit.cli.combine import combine
 from dinit.cli.console import errors, show_error, show_warnings
 from dinit.cli.convert import convert
@@ -65,6 +66,7 @@ for _command in (
     train,
     ema,
     combine,
+    classifier,
     evaluate,
     stats,
     list_registries,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -25,6 +25,9 @@ from dinit.cli.options import (
     torch_device,
 )
 
+if TYPE_CHECKING:
+    from dinit.evaluation.reports.report import Report
+
 _SPEC = "NAME[:KEY=VALUE,…]"
 _MEASURE = "Measuring"
 
@@ -40,14 +43,16 @@ What = Annotated[
 NumSamples = Annotated[
     int | None,
     typer.Option(
-        help="Number of images to generate. Default: 1000, or that of the run's recipe.", show_default=False
+        help="Number of images to generate. Default: 1000, or fewer (200 at least) where these take more than ten "
+        "minutes; with --during-training that of the recipe.",
+        show_default=False,
     ),
 ]
 Data = Annotated[
     str | None,
     typer.Option(
-        metavar=_SPEC,
-        help="Data set to compare with. Default: the recipe's, or digits.",
+        metavar=f"FOLDER|{_SPEC}",
+        help="Data set to compare with, or a folder of class folders. Default: the recipe's, or digits.",
         rich_help_panel=_MEASURE,
     ),
 ]
@@ -62,22 +67,24 @@ ProtocolName = Annotated[
     str | None,
     typer.Option(
         "--protocol",
-        help="Protocol: digits, glyphs, torch-fidelity, adm or clean. Default: that of the features.",
+        help="Protocol: digits, glyphs, torch-fidelity, adm, clean or classifier-HASH. Default: that of the "
+        "features.",
         rich_help_panel=_MEASURE,
     ),
 ]
 Features = Annotated[
     str | None,
     typer.Option(
-        metavar=_SPEC,
-        help="Feature extractor. Default: that of the protocol or the data.",
+        metavar=f"FOLDER|{_SPEC}",
+        help="Feature extractor, or the folder or name of a classifier of `dinit classifier`. Default: the run's "
+        "or the data's classifier, or that of the protocol.",
         rich_help_panel=_MEASURE,
     ),
 ]
 Metrics = Annotated[
     str | None,
     typer.Option(
-        help="Names of `dinit list metrics`, separated by commas, or all. Default: six of them.",
+        help="Names of `dinit list metrics`, separated by commas, or all. Default: six or seven, by the features.",
         rich_help_panel=_MEASURE,
     ),
 ]
@@ -144,9 +151,20 @@ def evaluate(
         pipe = Opening(what, device, dtype).open()
         flags = CallFlags(sampler, sampler_option or (), steps, grid, guidance or (), seed, batch_size, end)
         options = flags.options(pipe.defaults.get("sampler"))
-        count = 1000 if num_samples is None else num_samples
-        report = evaluate_pipeline(pipe, count, EvaluationSpec(**given, seed=seed), json, html, **options)
+        spec = EvaluationSpec(**given, seed=seed)
+        report = evaluate_pipeline(pipe, num_samples, spec, json, html, **options)
+    _show(report)
+
+
+def _show(report: Report) -> None:
+    """Print notes and warnings of a report, and its table last."""
+    for line in report.caption():
+        _say(line)
     console.print(report.table())
+
+
+def _say(line: str) -> None:
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _check_targets(json: Path | None, html: Path | None, overwrite: bool) -> None:
@@ -169,13 +187,13 @@ def _given(
     """Fields of an EvaluationSpec that the options set."""
     if data is not None and reference is not None:
         raise ValueError("--data and --reference contradict each other; give one of them")
-    from dinit.data import DATASETS
     from dinit.evaluation.evaluate import ReportOptions
     from dinit.evaluation.features.base import EXTRACTORS
     from dinit.evaluation.metrics.base import METRICS
+    from dinit.pipelines.classifier import data_spec
 
     fields = {
-        "dataset_name": None if data is None else DATASETS.parse(data),
+        "dataset_name": None if data is None else data_spec(data),
         "reference": reference,
         "protocol": protocol,
         "features": None if features is None else EXTRACTORS.parse(features),
@@ -197,4 +215,4 @@ def _watch(run: Path, how: dict[str, Any]) -> None:
 
     for step, report in watch(run, **how):
         console.rule(f"step {step:,}")
-        console.print(report.table())
+        _show(report)

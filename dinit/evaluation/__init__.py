@@ -20,8 +20,11 @@ if TYPE_CHECKING:
     from dinit.evaluation.features.glyphs_classifier import GlyphsClassifier as GlyphsClassifier
     from dinit.evaluation.features.glyphs_classifier import load_glyphs_classifier as load_glyphs_classifier
     from dinit.evaluation.features.glyphs_classifier import train_glyphs_classifier as train_glyphs_classifier
+    from dinit.evaluation.features.image_classifier import ImageClassifier as ImageClassifier
     from dinit.evaluation.features.inception import CleanInception as CleanInception
     from dinit.evaluation.features.inception import Inception as Inception
+    from dinit.evaluation.features.nothing import NoFeatures as NoFeatures
+    from dinit.evaluation.features.trained_classifier import TrainedExtractor as TrainedExtractor
     from dinit.evaluation.metrics.base import DEFAULT_METRICS as DEFAULT_METRICS
     from dinit.evaluation.metrics.base import METRICS as METRICS
     from dinit.evaluation.metrics.embedding_distances import Clip as Clip

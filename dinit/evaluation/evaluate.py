@@ -13,6 +13,15 @@ from torch import Tensor
 
 from dinit.data import DATASETS, ImageData
 from dinit.evaluation.features.base import EXTRACTORS, Extractor
+from dinit.evaluation.features.image_classifier import POOR
+from dinit.evaluation.features.nothing import NoFeatures
+from dinit.evaluation.features.trained_classifier import (
+    KIND,
+    TrainedExtractor,
+    by_protocol,
+    check_fits,
+    resolved,
+)
 from dinit.evaluation.image_features import ImageFeatures, ImageSource, extract
 from dinit.evaluation.metrics.base import (
     DEFAULT_METRICS,
@@ -112,7 +121,8 @@ class ReferenceSet:
         num_classes: of the data set.
         shape: (C, H, W) that samples must have; None is any that the extractor reads.
         real: features of other real images, for the row of real images.
-        train: gives all training images.
+        train: gives all training images that the real images may be compared with.
+        trained_on: gives all images that the model was trained on; None is `train`.
         notes: for the report.
     """
 
@@ -125,6 +135,7 @@ class ReferenceSet:
     real: ImageFeatures | None = None
     train: Callable[[], ImageSource] | None = None
     notes: tuple[str, ...] = ()
+    trained_on: Callable[[], ImageSource] | None = None
 
 
 def evaluate_images(
@@ -186,18 +197,22 @@ class Evaluator:
 
     def __init__(self, spec: EvaluationSpec, count: int) -> None:
         self.spec, self.count = spec, count
+        self.size: tuple[int, int] | None  # channels and pixels of a side of the data, where it is no file
         self._real: str | Mapping[str, Any] | ImageData | Reference
         if spec.reference is None:
             data = DATASETS.create(spec.data)
             self._real = spec.data if has_splits(spec.data) else data
             features, self.num_classes, self.class_names = data.features, data.num_classes, data.class_names
+            self.size = (data.channels, data.image_size)
         else:
             self._real = load_reference(spec.reference)
             features, self.class_names = self._real.features, self._real.class_names
-            self.num_classes = len(self.class_names)
-        self.named = protocol_of(spec.protocol, spec.features, features)
-        self.extractor = make_extractor(self.named, spec.features)
+            self.num_classes, self.size = len(self.class_names), None
+        given = resolved(spec.features)
+        self.named = protocol_of(spec.protocol, given, features)
+        self.extractor = make_extractor(self.named, given)
         self.extractor.weights_hash()  # a missing file of weights is an error from here on
+        check_fits(self.extractor, self.class_names, *(self.size or ()))
         self._real_rows: dict[Settings, Row] = {}
 
     @cached_property
@@ -217,6 +232,7 @@ class Evaluator:
             tuple(real.test.shape[1:]),
             self._extract(real.train, real.train_labels),
             real.all_train,
+            trained_on=real.trained_on,
         )
 
     def report(
@@ -245,8 +261,10 @@ class Evaluator:
         elif options.curve:
             missing.append("FID's curve: not measured, it needs 4 samples for each feature")
         rows = [Row(name, len(images), scores), *self._real_row(inputs)]
-        notes = (*_notes(inputs, metrics, self.named), *missing, *reference.notes)
+        notes = (*_notes(inputs, metrics, self.named), *missing, *reference.notes, *self._of_classifier())
         shown = {"samples": images, "reference": reference.featured.images, "class names": reference.class_names}
+        if isinstance(self.extractor, TrainedExtractor):
+            shown["held-out accuracy"] = self.extractor.classifier.card.accuracy
         return Report(
             self._protocol(inputs, label_sampling or _label_sampling(labels, reference.num_classes)),
             tuple(rows),
@@ -258,13 +276,15 @@ class Evaluator:
         )
 
     def _extract(self, images: ImageSource, labels: Tensor | None) -> ImageFeatures:
+        if isinstance(self.extractor, NoFeatures):
+            return ImageFeatures(len(images), images, None if labels is None else labels.cpu().numpy())
         spatial = "sfid" in self.spec.metrics
         return extract(images, self.extractor, labels=labels, spatial=spatial, cuda=self.spec.cuda)
 
     def _inputs(self, samples: ImageFeatures) -> MetricInputs:
         reference = self.reference_set
         sets = (samples, reference.featured, *([reference.real] if reference.real else []))
-        counts = [len(one.pooled) for one in sets if one.pooled is not None]
+        counts = [len(one.pooled) for one in sets if one.pooled is not None] or [one.count for one in sets]
         return MetricInputs(
             samples,
             reference.featured,
@@ -273,9 +293,22 @@ class Evaluator:
             knows_classes=reference.num_classes > 0
             and self.extractor.class_names() in (None, reference.class_names),
             train=reference.train,
+            trained_on=reference.trained_on,
             encoders=dict(self.spec.options.encoders),
             cuda=self.spec.cuda,
         )
+
+    def _of_classifier(self) -> list[str]:
+        """Note on the features, where they are of a classifier of these classes."""
+        if not isinstance(self.extractor, TrainedExtractor):
+            return []
+        card = self.extractor.classifier.card
+        if not card.held_out:
+            return ["how well the classifier works is not known: no picture was held out from its training"]
+        line = f"the classifier is right on {card.accuracy:.1%} of {card.held_out:,} held-out pictures"
+        if card.accuracy < POOR:
+            line += "; that is poor, so class accuracy and FID show little"
+        return [line]
 
     def _real_row(self, inputs: MetricInputs) -> list[Row]:
         real = self.reference_set.real
@@ -333,6 +366,8 @@ def make_extractor(protocol: NamedProtocol, features: Any) -> Extractor:
     """Extractor from a name, a mapping, an object or a function of images; None is the protocol's."""
     if callable(features):
         return CallableExtractor(embed=features)
+    if features is None and protocol.features.startswith(f"{KIND}-"):
+        return by_protocol(protocol.features)
     return EXTRACTORS.create(protocol.features if features is None else features)
 
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from dinit.evaluation.metrics.base import Settings
 from dinit.registry import suggest
 
-CUSTOM = "custom"
+CUSTOM, NONE = "custom", "none"
+OF_CLASSIFIER = "classifier-"  # followed by the hash of a classifier: scores of two of them are never compared
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def choose_protocol(name: str | None, features: str | None, data_features: str |
     Features that no protocol uses give a protocol named 'custom'. ValueError where name and features contradict.
     """
     if name is not None:
-        found = named_protocol(name)
+        found = _of_classifier(name) if name.startswith(OF_CLASSIFIER) else named_protocol(name)
         if features not in (None, found.features):
             raise ValueError(
                 f"the protocol {name!r} uses the features {found.features!r}, got {features!r}; leave one of the "
@@ -84,4 +85,10 @@ def choose_protocol(name: str | None, features: str | None, data_features: str |
         return found
     wanted = features or data_features or "inception-v3"
     found = next((one for one in PROTOCOLS.values() if one.features == wanted), None)
-    return found or NamedProtocol(CUSTOM, wanted, "given features")
+    if wanted.startswith(OF_CLASSIFIER):
+        return _of_classifier(wanted)
+    return found or NamedProtocol(NONE if wanted == NONE else CUSTOM, wanted, "given features")
+
+
+def _of_classifier(name: str) -> NamedProtocol:
+    return NamedProtocol(name, name, "a classifier of these classes, by `dinit classifier`")

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dinit.data import DATASETS, ImageData, epoch_order
 from dinit.data.order import stratified
+from dinit.files import user_path
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class RealImages:
         num_classes: of the data set.
         features: name of its feature extractor.
         all_train: gives every training image, which may be many more than `train`.
+        trained_on: gives every image that a model of this data was trained on: both halves of a data set without
+            splits.
     """
 
     train: Tensor
@@ -43,6 +46,7 @@ class RealImages:
     num_classes: int
     features: str
     all_train: Callable[[], Tensor]
+    trained_on: Callable[[], Tensor]
 
 
 def real_images(
@@ -66,6 +70,10 @@ def real_images(
         first, second = (np.flatnonzero(mask) for mask in (~half, half))
         name, how = getattr(train, "registry_name", type(train).__name__), "second half of every class"
     chosen = _drawn(first, count, seed)
+
+    def every() -> Tensor:
+        return train.uint8_images(first.tolist())
+
     return RealImages(
         train=train.uint8_images(chosen),
         train_labels=torch.from_numpy(train.labels[chosen]),
@@ -76,7 +84,8 @@ def real_images(
         class_names=tuple(train.class_names),
         num_classes=train.num_classes,
         features=train.features,
-        all_train=lambda: train.uint8_images(first.tolist()),
+        all_train=every,
+        trained_on=train.uint8_images if train is test else every,
     )
 
 
@@ -85,8 +94,19 @@ def _drawn(rows: NDArray[np.int64], count: int | None, seed: int) -> list[int]:
 
 
 def has_splits(dataset: str | Mapping[str, Any] | ImageData) -> bool:
-    """Whether the data set is given by its name or a mapping and has splits of its own."""
+    """Whether the data set is given by its name or a mapping and has splits of its own.
+
+    One in files has them where its path is a folder with a test split in it.
+    """
     if isinstance(dataset, ImageData):
         return False
-    name = dataset if isinstance(dataset, str) else dataset.get("name", "")
-    return "split" in inspect.signature(DATASETS[name]).parameters
+    options = {"name": dataset} if isinstance(dataset, str) else dict(dataset)
+    if "split" not in inspect.signature(DATASETS[options.get("name", "")]).parameters:
+        return False
+    if "path" not in options:
+        return True
+    try:
+        DATASETS.create({**options, "split": "test"})
+    except ValueError:  # no test split, or a mistake that the data set reports when it is made
+        return False
+    return user_path(str(options["path"])).is_dir()

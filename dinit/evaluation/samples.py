@@ -112,7 +112,8 @@ def is_samples(path: str | Path) -> bool:
     """Whether a path is a pack or a folder of pictures, and not a pipeline."""
     path = user_path(path)
     if path.is_dir():
-        return not (path / "model_index.json").exists() and bool(image_files(path))
+        known = any((path / name).exists() for name in ("model_index.json", "recipe.yaml"))  # pipelines and runs
+        return not known and bool(image_files(path))
     return path.suffix in (".npz", ".npy") and path.is_file()
 
 

@@ -23,6 +23,12 @@ from dinit.evaluation.reports.report import Report
 from dinit.evaluation.samples import read_samples
 from dinit.files import user_path
 from dinit.pipelines.loading import locate, shipped
+from dinit.pipelines.measuring import (
+    classifier_places,
+    seconds_per_image,
+    usual_count,
+    usual_features,
+)
 from dinit.progress import Progress
 from dinit.training.recipe.file import load_recipe
 
@@ -90,20 +96,31 @@ def evaluate(
 
 def evaluate_pipeline(
     pipeline: Any,
-    num_samples: int,
+    num_samples: int | None,
     spec: EvaluationSpec,
     output: str | Path | None = None,
     page: str | Path | None = None,
     **call: Unpack[SamplingOptions],
 ) -> Report:
-    """Evaluate a pipeline as `evaluate` does, with the options of the evaluation in a spec."""
+    """Evaluate a pipeline as `evaluate` does, with the options of the evaluation in a spec.
+
+    num_samples: None is 1,000, or fewer where these take more than ten minutes.
+    """
     if spec.dataset_name is not None:
         DATASETS.create(spec.dataset_name)  # its mistakes before the pipeline is read
     output, page = _destination(output), _destination(page)
     name, pipe = _open(pipeline)
+    source = pipeline if isinstance(pipeline, str | Path) else getattr(pipe, "name_or_path", None)
+    places = classifier_places(source) if spec.dataset_name is None else []
     if spec.dataset_name is None:
         spec = replace(spec, dataset_name=_own_data(pipe))
+    if num_samples is None:
+        num_samples = usual_count(seconds_per_image(pipe, spec.seed, **call))
+    is_run = places and not (user_path(str(source)) / RECIPE).is_file()  # as a checkpoint of it
+    what = places[-1].parent if is_run else source or "DATA"
+    spec, notes = usual_features(spec, num_samples, places, str(what))
     evaluator = Evaluator(spec, num_samples)
+    _check_size(pipe, evaluator)
     labels = draw_labels(evaluator.named, num_samples, _shared_classes(pipe, evaluator.num_classes), spec.seed)
     chosen = _numbered_as_in(pipe, evaluator.class_names, labels)
     planned = pipe.prepare(num_images=num_samples, labels=chosen, seed=spec.seed, **call).to_config()
@@ -111,7 +128,8 @@ def evaluate_pipeline(
     recorded = {key: planned[key] for key in _RECORDED if key in planned}
     made_by = {"pipeline": name, "seed": spec.seed, "nfe": sampled.nfe, **recorded}
     label_sampling = evaluator.named.labels if labels is not None else None
-    return _written(evaluator.report(sampled.images, labels, name, made_by, label_sampling), output, page)
+    report = evaluator.report(sampled.images, labels, name, made_by, label_sampling)
+    return _written(replace(report, notes=(*report.notes, *notes)), output, page)
 
 
 def evaluate_samples(
@@ -141,8 +159,9 @@ def evaluate_samples(
         class_names = load_reference(spec.reference).class_names
     read = read_samples(samples, class_names)
     name = user_path(samples).resolve().name
+    spec, notes = usual_features(spec, len(read.images), what="DATA")
     report = Evaluator(spec, len(read.images)).report(read.images, read.labels, name, read.made_by)
-    return _written(replace(report, notes=(*report.notes, *read.notes)), output, page)
+    return _written(replace(report, notes=(*report.notes, *read.notes, *notes)), output, page)
 
 
 def draw_labels(protocol: NamedProtocol, count: int, classes: int, seed: int) -> Tensor | None:
@@ -209,6 +228,19 @@ def _shared_classes(pipe: Any, theirs: int) -> int:
     if ours and theirs and ours != theirs:
         raise ValueError(f"the pipeline has {ours} classes, the data set {theirs}; evaluate on its own data")
     return ours
+
+
+def _check_size(pipe: Any, evaluator: Evaluator) -> None:
+    """ValueError, before anything is generated, where a pipeline of pixels gives pictures of another size."""
+    ours = getattr(pipe.backbone, "image_size", None)
+    if evaluator.size is None or ours is None or getattr(pipe, "vae", None) is not None:
+        return
+    if ours != evaluator.size[1] and not evaluator.extractor.any_size:
+        side = evaluator.size[1]
+        raise ValueError(
+            f"the pipeline gives pictures of {ours}×{ours}, the data set has {side}×{side}; give it with the "
+            f"pipeline's size, as in --data folder:path=photos,size={ours}"
+        )
 
 
 def _numbered_as_in(pipe: Any, class_names: Sequence[str], labels: Tensor | None) -> Tensor | None:

@@ -15,6 +15,7 @@ from dinit.data.class_names import sorted_names
 from dinit.data.scan import is_added
 from dinit.evaluation.evaluate import make_extractor, protocol_of
 from dinit.evaluation.features.base import Extractor
+from dinit.evaluation.features.trained_classifier import check_fits, resolved
 from dinit.evaluation.image_features import ImageSource
 from dinit.evaluation.reference import DataImages, load_reference, make_statistics, write_statistics
 from dinit.evaluation.samples import is_samples, read_samples
@@ -52,8 +53,10 @@ def write_reference(
         data: ImageData = DATASETS.create(spec)
         images, labels, own = DataImages(data), data.labels if data.num_classes else None, data.features
         dataset, class_names = getattr(data, "registry_name", type(data).__name__), list(data.class_names)
-    named = protocol_of(protocol, features, own)
-    extractor = make_extractor(named, features)
+    given = resolved(features)
+    named = protocol_of(protocol, given, own)
+    extractor = make_extractor(named, given)
+    check_fits(extractor, class_names)
     about = {"dataset": dataset, "fingerprint": fingerprint(images), "class_names": list(class_names)}
     write_statistics(user_path(out), make_statistics(images, labels, extractor, named, about, cuda))
     return load_reference(out).meta

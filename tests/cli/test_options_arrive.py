@@ -38,6 +38,7 @@ BASES: dict[str, tuple[str, tuple[str, ...]]] = {
     "ema": ("dinit.pipelines.runs.posthoc:pipeline_of_width", ("ema", "run", "--sigma-rel", "0.1", "--to", "new")),
     "combine": ("dinit.pipelines.runs.combine:combine_run", ("combine", "run", "--to", "new")),
     "stats": ("dinit.pipelines.statistics:write_reference", STATS),
+    "classifier": ("dinit.pipelines.classifier:train_classifier", ("classifier", "digits")),
     "encode": ("dinit.pipelines.weights.encode:encode", ("encode", "vae", "--data", "digits", "--out", "latents")),
     "convert": ("dinit.pipelines.weights.convert:convert", ("convert", "a.pt", "--to", "new")),
     "export": ("dinit.pipelines.weights.export:export", ("export", "some", "--format", "dit", "--to", "new")),
@@ -111,6 +112,17 @@ OPTIONS: dict[str, dict[str, tuple[list[str], dict[str, Any]]]] = {
         "features": (["--features", "dinov2:side=98"], {"features": {"name": "dinov2", "side": 98}}),
         "device": (["--device", "FAKE"], {"cuda": True}),
         "overwrite": (["--out", "there.npz", "--overwrite"], {"out": Path("there.npz")}),  # refused without
+    },
+    "classifier": {
+        "what": (["glyphs:count=9"], {"what": "glyphs:count=9"}),
+        "out": (["--out", "there"], {"out": Path("there")}),
+        "size": (["--size", "16"], {"size": 16}),
+        "flip": (["--flip"], {"flip": True}),
+        "steps": (["--steps", "40"], {"steps": 40}),
+        "minutes": (["--minutes", "2.5"], {"minutes": 2.5}),
+        "seed": (["--seed", "3"], {"seed": 3}),
+        "device": (["--device", "FAKE"], {"device": "cuda"}),
+        "overwrite": (["--overwrite"], {"overwrite": True}),
     },
     "encode": {
         "autoencoder": (["other"], {"autoencoder": "other"}),
@@ -253,7 +265,7 @@ def called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dic
     for name in ("there.npz", "there.png", "there.json", "pictures.npz", "others.npz"):
         Path(name).touch()
     monkeypatch.setattr(Opening, "open", lambda one: Stub((one.name, one.device, one.dtype)))
-    for module in ("stats", "evaluate"):
+    for module in ("stats", "evaluate", "classifier"):
         cuda = lambda name: "cuda" if name == "FAKE" else "cpu"  # noqa: E731
         monkeypatch.setattr(importlib.import_module(f"dinit.cli.{module}"), "torch_device", cuda)
 

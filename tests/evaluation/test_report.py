@@ -66,8 +66,11 @@ def test_the_table_shows_both_rows_counts_protocol_and_notes() -> None:
     console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(report(1.25).table())
     text = console.export_text()
-    for part in ("mine", REAL, "1.25", "0.25 ± 0.01", "–", "100", "359", "digits-classifier", "a note"):
+    for part in ("mine", "real against real", "1.25", "0.25 ± 0.01", "–", "100", "low; near real"):
         assert part in text
+    lines = "\n".join(report(1.25).caption())
+    for part in ("a note", "digits-classifier", "359 reference images"):
+        assert part in lines
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from dinit.evaluation.features.base import EXTRACTORS, Extracted
 from dinit.evaluation.features.inception_network import resize_clean
-from dinit.evaluation.metrics.embedding_distances import DINOV2_VARIABLE, OnDisk
+from dinit.evaluation.features.published import DINOV2, PublishedFile
+from dinit.evaluation.metrics.embedding_distances import OnDisk
 
 _SIDE, _HEAD = 224, 64  # pixels, and channels of an attention head
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pixels, as the encoder was trained
@@ -29,8 +30,7 @@ class DinoV2(OnDisk):
     """
 
     resize: ClassVar[str] = "bicubic to 224×224 with antialiasing, in float, grey repeated to RGB"
-    variable: ClassVar[str] = DINOV2_VARIABLE
-    wanted: ClassVar[str] = "dinov2_vitl14_pretrain.pth"
+    published: ClassVar[PublishedFile] = DINOV2
 
     def network(self, device: torch.device | str, spatial: bool = False) -> Callable[[Tensor], Extracted]:
         weights = read_weights(self.weights_path(), device)
@@ -50,9 +50,9 @@ def read_weights(path: Path, device: torch.device | str) -> dict[str, Tensor]:
         tensors = {name: tensor.float() for name, tensor in found.items()}
         size, missing = tensors["pos_embed"].shape[-1], [n for n in _names(tensors) if n not in tensors]
     except Exception as error:  # garbage makes torch's reader raise anything
-        raise ValueError(f"{path} holds no weights of DINOv2; wanted: {DinoV2.wanted}") from error
+        raise ValueError(f"{path} holds no weights of DINOv2; wanted: {DINOV2.name}") from error
     if missing or size % _HEAD:
-        raise ValueError(f"{path} lacks {', '.join(missing[:3])} of DINOv2's ViT; wanted: {DinoV2.wanted}")
+        raise ValueError(f"{path} lacks {', '.join(missing[:3])} of DINOv2's ViT; wanted: {DINOV2.name}")
     return tensors
 
 

@@ -14,10 +14,11 @@ from torch import Tensor
 from dinit.compat import ensure_torchvision
 from dinit.evaluation.features.base import EXTRACTORS, Extracted, Extractor
 from dinit.evaluation.features.inception_network import InceptionNetwork, resize_clean, resize_tensorflow
+from dinit.evaluation.features.published import INCEPTION
 from dinit.files import user_path
 
-WEIGHTS_VARIABLE = "DINIT_INCEPTION_WEIGHTS"
-_FILE = "weights-inception-2015-12-05-6726825d.pth"  # the name under which torch-fidelity publishes them
+WEIGHTS_VARIABLE = INCEPTION.variable
+_FILE = INCEPTION.name
 
 
 @EXTRACTORS.register("inception-v3")
@@ -40,13 +41,10 @@ class Inception(Extractor):
 
     def weights_path(self) -> Path:
         named = self.weights or os.environ.get(WEIGHTS_VARIABLE)
-        path = user_path(named) if named else Path(torch.hub.get_dir()) / "checkpoints" / _FILE
+        usual = Path(torch.hub.get_dir()) / "checkpoints" / _FILE
+        path = user_path(named) if named else usual
         if not path.is_file():
-            raise ValueError(
-                f"the Inception-v3 weights are not at {path}; put {_FILE} (from torch-fidelity's releases) "
-                f"there, or name the file by the option weights= or the variable {WEIGHTS_VARIABLE}. "
-                "dinit downloads nothing. Digits need no Inception: features='digits-classifier'"
-            )
+            raise ValueError(INCEPTION.missing(path, usual))
         _refuse_pickle(path)
         return path
 
@@ -82,5 +80,5 @@ def _refuse_pickle(path: Path) -> None:
     except Exception as error:  # garbage makes torch's reader raise anything, KeyError included
         raise ValueError(
             f"{path} is not a file of tensors alone, so it is not loaded; "
-            f"get {_FILE} from torch-fidelity's releases"
+            f"download {INCEPTION.address} (sha256 {INCEPTION.sha256})"
         ) from error

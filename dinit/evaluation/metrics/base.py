@@ -78,7 +78,8 @@ class MetricInputs:
         extractor: of the features of both.
         settings: see `Settings`.
         knows_classes: whether the extractor's labels are those of the samples.
-        train: gives the images that the model was trained on, where they are known.
+        train: gives the training images, where they are known; none of them is a real image of the report.
+        trained_on: gives all images that the model was trained on, where these are more than `train`.
         encoders: by metric, extractors of metrics that have their own.
         cuda: see `extract`.
         evidence: by name, pictures and counts that a metric leaves for the page of a report.
@@ -92,6 +93,7 @@ class MetricInputs:
     settings: Settings
     knows_classes: bool = False
     train: Callable[[], ImageSource] | None = None
+    trained_on: Callable[[], ImageSource] | None = None
     encoders: Mapping[str, Any] = field(default_factory=dict)
     cuda: bool | None = None
     evidence: dict[str, Any] = field(default_factory=dict)
@@ -149,7 +151,8 @@ def fid(inputs: MetricInputs) -> dict[str, float]:
     """Fréchet distance of the pooled features. Heusel et al. 2017."""
     self_test()
     ours, theirs = inputs.samples.gaussian, inputs.reference.gaussian
-    assert ours is not None, "samples always have features"
+    if ours is None:
+        raise NotMeasured("there are no features")
     if theirs is None:
         raise NotMeasured("the reference has neither features nor statistics")
     return {"fid": frechet_distance(ours, theirs)}

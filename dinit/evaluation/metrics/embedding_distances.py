@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dinit.evaluation.features.base import EXTRACTORS, Extracted, Extractor
+from dinit.evaluation.features.published import CLIP, PublishedFile
 from dinit.evaluation.image_features import ImageFeatures, ImageSource, extract
 from dinit.evaluation.metrics.base import METRICS, MetricInputs, NotMeasured
 from dinit.evaluation.metrics.frechet import frechet_distance, self_test
+from dinit.files import user_path
 
-CLIP_VARIABLE, DINOV2_VARIABLE = "DINIT_CLIP_WEIGHTS", "DINIT_DINOV2_WEIGHTS"
 _SIGMA, _SCALE = 10.0, 1000.0
 _ROWS = 2048
 _USUAL = {"cmmd": "clip-vit-l-14-336px", "fdd": "dinov2-vit-l-14"}
@@ -74,18 +75,13 @@ class OnDisk(Extractor):
     """Extractor whose weights are a file, given by `weights` or an environment variable; RGB of any size."""
 
     any_size: ClassVar[bool] = True
-    variable: ClassVar[str]
-    wanted: ClassVar[str]
+    published: ClassVar[PublishedFile]
 
     def weights_path(self) -> Path:
-        named = self.weights or os.environ.get(self.variable)
-        if not named or not Path(named).is_file():
-            where = f"{named} is not there" if named else "no file was named"
-            raise ValueError(
-                f"{where}: name {self.wanted} by the option weights= or the variable {self.variable}, or give a "
-                "function of images as the encoder; dinit downloads nothing"
-            )
-        return Path(named)
+        named = self.weights or os.environ.get(self.published.variable)
+        if not named or not user_path(named).is_file():
+            raise ValueError(self.published.missing(named))
+        return user_path(named)
 
     def prepare(self, images: Tensor) -> Tensor:
         if images.shape[1] not in (1, 3):
@@ -104,8 +100,7 @@ class Clip(OnDisk):
 
     fidelity_name: ClassVar[str] = "clip-vit-l-14-336px"
     resize: ClassVar[str] = "bilinear to 336×336 as TensorFlow 1 does, grey repeated to RGB"
-    variable: ClassVar[str] = CLIP_VARIABLE
-    wanted: ClassVar[str] = "OpenAI's ViT-L-14-336px.pt"
+    published: ClassVar[PublishedFile] = CLIP
 
 
 def mmd_rbf(x: NDArray[np.float64], y: NDArray[np.float64], sigma: float = _SIGMA) -> float:

@@ -83,11 +83,12 @@ def memorisation(inputs: MetricInputs) -> dict[str, float]:
     nonzero values too: the row of real images has those of the reference, for comparison.
     """
     samples = inputs.reference.images if inputs.of_real else inputs.samples.images
-    if inputs.train is None or samples is None:
+    given = inputs.train if inputs.of_real or inputs.trained_on is None else inputs.trained_on
+    if given is None or samples is None:
         raise NotMeasured("the training images are not known; give the data set that the model was trained on")
-    if "train" not in inputs.shared:
-        inputs.shared["train"] = inputs.train()
-    train: ImageSource = inputs.shared["train"]
+    if given not in inputs.shared:
+        inputs.shared[given] = given()
+    train: ImageSource = inputs.shared[given]
     if samples[0:1].shape[1:] != train[0:1].shape[1:]:
         raise NotMeasured("samples and training images are of different shapes")
     found = nearest(samples, train)

@@ -14,6 +14,21 @@ from dinit.files import write_atomically
 
 REAL = "real (train split)"
 _SPREADS = ("_std", "_low", "_high")
+_GOOD = {  # what a good score is, next to that of real images
+    **dict.fromkeys(("fid", "sfid", "cafd", "fid_matched", "fid_infinity", "cmmd", "fdd"), "low; near real"),
+    "kid": "near 0",
+    "precision": "high: they look real",
+    "recall": "high: all kinds are there",
+    "inception_score": "high; near real",
+    "class_accuracy": "high; near real",
+    "cafd_classes": "all of them",
+    **dict.fromkeys(("top1_histogram", "top5_histogram"), "near 0"),
+    "copies": "low; near real",
+    "nearer": "not far above real",
+    "nearest_ratio": "not far below real",
+    "brightness": "near 0",
+    **dict.fromkeys(("contrast", "sharpness", "variety"), "near 1"),
+}
 
 
 @dataclass(frozen=True)
@@ -131,24 +146,35 @@ class Report:
         return next(row for row in self.rows if row.name != REAL)
 
     def table(self) -> Table:
-        """Table for the terminal: a column for each set, a row for each score, protocol and notes below."""
-        title = f"protocol {self.protocol.name}, against {self.protocol.reference}"
-        table = Table(title=title, caption="\n".join(self.caption()))
-        table.add_column("")
+        """Table for the terminal: a row for each score, generated, of real images, and what is good."""
+        title = f"{self.model.name}, protocol {self.protocol.name}, against {self.protocol.reference}"
+        table = Table("metric", title=title)
         for row in self.rows:
-            table.add_column(row.name, justify="right")
-        table.add_row("images", *(str(row.count) for row in self.rows))
+            table.add_column("real against real" if row.name == REAL else "generated", justify="right")
+        table.add_column("good")
+        table.add_row("images", *(f"{row.count:,}" for row in self.rows), "")
         for key in self.figures():
-            label = f"{key.replace('_', ' ')} ({self.protocol.name})"
-            table.add_row(label, *(cell(row.metrics, key) for row in self.rows))
+            table.add_row(key.replace("_", " "), *(cell(row.metrics, key) for row in self.rows), self.good(key))
         return table
+
+    def good(self, key: str) -> str:
+        """What a good value of a score is, in a few words; empty where nothing is known.
+
+        Args:
+            key: name of the score, as in `figures`.
+        """
+        known = self.evidence.get("held-out accuracy")
+        if key == "class_accuracy" and known:
+            return f"near {known:.1%} or above"
+        text = _GOOD.get(key, "")
+        return text if self.has_real else text.removesuffix("; near real")
 
     def figures(self) -> list[str]:
         """Names of the scores that any row has, without their spreads and intervals."""
         return list(dict.fromkeys(key for row in self.rows for key in row.metrics if not key.endswith(_SPREADS)))
 
     def caption(self) -> list[str]:
-        """Lines of the caption: protocol, warnings and notes."""
+        """Lines that belong with the table: protocol, warnings and notes."""
         p = self.protocol
         return [
             f"features {p.features} ({p.weights})",

@@ -14,11 +14,13 @@ import numpy as np
 import torch
 
 from dinit.evaluation.evaluate import EvaluationSpec, Evaluator
+from dinit.evaluation.features.trained_classifier import KIND
 from dinit.evaluation.protocols import PROTOCOLS
 from dinit.evaluation.reports.report import Report
 from dinit.files import is_held, user_path, write_atomically
 from dinit.pipelines.evaluate import draw_labels, generate
 from dinit.pipelines.generate import Pipeline
+from dinit.pipelines.measuring import usual_features
 from dinit.pipelines.runs.output import make_pipeline
 from dinit.training.build import make_backbone, make_data, make_objective
 from dinit.training.recipe.model import Recipe
@@ -39,6 +41,7 @@ class Evaluations:
         self.recipe, self.out, self.count = recipe, out, num_samples
         data = {key: value for key, value in recipe.data.spec().items() if key != "split"}
         spec = EvaluationSpec(**{"dataset_name": data, "seed": recipe.seed, **options})
+        spec, _ = usual_features(spec, num_samples, [out / KIND], str(out))
         with untouched_randomness():
             self.evaluator = Evaluator(spec, num_samples)
             _ = self.evaluator.reference_set
