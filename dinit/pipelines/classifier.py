@@ -215,8 +215,9 @@ def train_classifier(
     split = open_data(job)
     plan = usual_plan(len(split.train_rows), split.train.image_size, flip, seed)
     plan = plan if steps is None else replace(plan, steps=steps)
-    for line in _described(split, plan, device, minutes) if report is not None else ():
-        report(line)
+    if report is not None:
+        for line in _described(split, plan, device, minutes):
+            report(line)
     model = train_image_classifier(split, plan, minutes=minutes, device=device, progress=progress)
     model.save_pretrained(folder)
     return Trained(model, folder, job)

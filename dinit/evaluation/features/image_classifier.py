@@ -229,7 +229,7 @@ def read_config(folder: Path) -> tuple[ImageClassifierConfig, ClassifierCard, st
         content = json.loads(path.read_text(encoding="utf-8"))
         network = dict(content["network"])
         network["class_names"] = tuple(map(str, network["class_names"]))
-        trained = {
+        trained: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in content["trained"].items()
         }
         return ImageClassifierConfig(**network), ClassifierCard(**trained), str(content["hash"])
