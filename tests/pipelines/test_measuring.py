@@ -123,7 +123,14 @@ def test_a_classifier_is_found_by_the_data_and_its_classes(run: Path, tmp_path: 
     assert chosen(class_names=["a", "b", "c"]).metrics == list(WITHOUT_FEATURES)
     np.savez(tmp_path / "others.npz", **np.load(tmp_path / "blobs.npz"))
     assert chosen(path=str(tmp_path / "others.npz")).metrics == list(WITHOUT_FEATURES)
-    for spec in (EvaluationSpec("digits"), EvaluationSpec(blobs(tmp_path), "none"), EvaluationSpec(protocol="adm")):
+    data = blobs(tmp_path)
+    for given in (
+        {"features": "none"},
+        {"protocol": "adm"},
+        {"reference": "stats.npz"},
+        {"dataset_name": "digits"},
+    ):
+        spec = EvaluationSpec(**{"dataset_name": data, **given})
         assert usual_features(spec, 10) == (spec, [])
 
 
