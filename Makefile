@@ -27,7 +27,8 @@ lint: $(INSTALLED)
 	$(BIN)/pyright
 
 docs: $(INSTALLED)
-	$(BIN)/python docs/site/build.py build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --config-file docs/site/mkdocs.yml --site-dir $(CURDIR)/build/site
+	@echo "open build/site/index.html"
 
 notebooks: $(INSTALLED)
 	$(BIN)/jupyter lab examples
