@@ -215,6 +215,7 @@ Measured by `benchmarks/solvers.py`. A schedule searched for one network and one
 is more accurate than any fixed solver: the predictions, orders, correctors, times and weights of its steps are
 fitted to that network's own long runs, and hold for other noises and labels.
 
+<!-- not run: the search takes minutes; tests/samplers has a smaller one -->
 ```python
 import torch
 from dinit import Pipeline

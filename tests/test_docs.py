@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shlex
 from pathlib import Path
@@ -15,6 +16,8 @@ from dinit.cli.app import app
 from dinit.samplers import GRIDS, SAMPLERS
 from dinit.samplers.guidance import GUIDANCES
 from dinit.specs import parse_spec
+from dinit.training.recipe.model import Recipe
+from dinit.training.recipe.yaml import read_yaml
 
 ROOT = Path(__file__).parents[1]
 _FENCE = re.compile(r"^```python[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -24,6 +27,15 @@ _LINK = re.compile(r"\]\((?!https?://|#)([^)#\s]+)")
 def python_blocks(text: str) -> list[tuple[int, str]]:
     """(line number of its first line, code) of every fenced Python block."""
     return [(text.count("\n", 0, m.start(1)) + 1, m[1]) for m in _FENCE.finditer(text)]
+
+
+_NOT_RUN = re.compile(r"<!-- not run: [^>]{8,} -->\n$")
+
+
+def marked_as_not_run(text: str, line: int) -> bool:
+    """Whether a comment in front of the block that starts on `line` gives the reason why no test runs it."""
+    before = "".join(text.splitlines(keepends=True)[: line - 2])
+    return bool(_NOT_RUN.search(before))
 
 
 def test_readme_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,6 +83,96 @@ def test_packages_of_the_stability_page_are_those_that_are_checked() -> None:
         if exported_names(file.read_text(encoding="utf-8"))
     }
     assert sorted(listed) == sorted(exporting)
+
+
+# Pages whose Python other tests run, and what the others leave to the reader.
+RUN_BY = {"README.md": "above", "docs/stability.md": "above", "docs/evaluation.md": "tests/evaluation"}
+PREPARED = {
+    "docs/samplers.md": """
+import torch
+pipe = Pipeline.from_pretrained("digits-dico")
+denoiser, labels = pipe.denoiser(), [0, 1]
+noise = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+""",
+    "CONTRIBUTING.md": "from dataclasses import dataclass\nfrom dinit.samplers import SAMPLERS, Claims, Sampler",
+}
+SHORTER = {"docs/finetuning.md": ("count=1800", "count=12")}
+CHECKED = {
+    "docs/finetuning.md": "assert len(list(Path('letters').glob('*/*.png'))) == 12",
+    "docs/diffusers_names.md": "assert len(images) == 1",
+    # Ralston's method on Gaussian data, whose exact end is known: a quarter of the error at twice the steps.
+    "CONTRIBUTING.md": """
+import torch
+from dinit.diffusion import LinearFlow
+from dinit.models import GaussianDenoiser
+denoiser = GaussianDenoiser(LinearFlow(), 0.0, 0.3)
+noise = torch.ones(1, 1, 1, 1, dtype=torch.float64)
+ends = [float(Ralston().sample(denoiser, noise, steps)) for steps in (20, 40, 320)]
+assert 3 < (ends[0] - ends[2]) / (ends[1] - ends[2]) < 5
+""",
+}
+WITH_PYTHON = [page for page in sorted(PAGES) if python_blocks((ROOT / page).read_text(encoding="utf-8"))]
+
+
+@pytest.fixture
+def samplers_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a page registers is gone after the test."""
+    for table in ("_entries", "_known", "_special"):
+        monkeypatch.setattr(SAMPLERS, table, dict(getattr(SAMPLERS, table)))
+
+
+@pytest.mark.parametrize("page", [page for page in WITH_PYTHON if page not in RUN_BY])
+def test_python_of_the_pages_runs(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, samplers_as_before: None
+) -> None:
+    """Blocks with a comment that says why not are left out."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, object] = {"__name__": "__main__", "Pipeline": Pipeline}
+    exec(PREPARED.get(page, ""), namespace)
+    for line, code in python_blocks(text):
+        if not marked_as_not_run(text, line):
+            code = code.replace(*SHORTER.get(page, ("", "")))
+            exec(compile("\n" * (line - 1) + code, str(ROOT / page), "exec", dont_inherit=True), namespace)
+    exec(CHECKED.get(page, ""), namespace)
+
+
+@pytest.mark.parametrize("page", sorted(PAGES))
+def test_every_block_is_of_a_kind_that_is_checked(page: str) -> None:
+    """Python runs, YAML is read as a part of a recipe, programs of shell blocks are known; text is text."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    opened = [line for number, line in enumerate(re.findall(r"^```.*$", text, re.MULTILINE)) if number % 2 == 0]
+    assert {line[3:] for line in opened} <= {"python", "sh", "yaml", "text", "math", ""}
+    for block in re.findall(r"^```yaml\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+        minimal = {"data": "digits", "backbone": "unet", "training": {"steps": 10}}
+        Recipe.model_validate(minimal | read_yaml(block).data)
+    for block in _SHELL.findall(text):
+        shown = block.startswith("$ ")  # a session, with what the commands print
+        for line in block.splitlines():
+            if not shown or line.startswith("$ "):
+                check_program(line.removeprefix("$ "), text)
+
+
+def check_program(line: str, text: str) -> None:
+    """AssertionError for a line of a shell block that calls something unknown."""
+    words = shlex.split(line, comments=True)
+    if not words:
+        return
+    assert words[0] in ("dinit", "make", "pip", "python", "accelerate", "torchrun", "hf", "jupyter"), line
+    if words[0] == "make":
+        assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE), line
+    elif words[0] == "python" and words[1].endswith(".py"):
+        assert (ROOT / words[1]).is_file() or words[1].removesuffix(".py") in text, line
+    elif words[0] == "python" and words[1] == "-m" and words[2].startswith("dinit"):
+        assert importlib.util.find_spec(words[2]), line
+
+
+def test_unknown_programs_and_unmarked_blocks_are_caught() -> None:
+    for line in ("makes demo", "make nothing", "python docs/none.py", "python -m dinit.none"):
+        with pytest.raises(AssertionError):
+            check_program(line, "")
+    text = "<!-- not run: needs a GPU -->\n```python\nx\n```\n<!-- not run: -->\n```python\nx\n```\n"
+    assert [marked_as_not_run(text, line) for line, _ in python_blocks(text)] == [True, False]
 
 
 def test_blocks_are_found_with_their_lines() -> None:

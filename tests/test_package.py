@@ -18,6 +18,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 LINKS = ("samplers", "models", "pipelines")
+pytestmark = pytest.mark.timeout(900)  # seconds of a core, which a busy machine may not have
 IS_CLONE = (ROOT / ".git").exists()
 
 
@@ -25,7 +26,7 @@ def run(*command: str, cwd: Path, **environment: str) -> subprocess.CompletedPro
     """The finished command, in the environment of the tests without their PYTHONPATH."""
     inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     return subprocess.run(
-        command, cwd=cwd, capture_output=True, text=True, timeout=240, check=False, env=inherited | environment
+        command, cwd=cwd, capture_output=True, text=True, timeout=840, check=False, env=inherited | environment
     )
 
 

@@ -82,6 +82,7 @@ def public_names() -> dict[str, str]:
     return found
 
 
+@pytest.mark.timeout(900)  # it takes ten seconds of a core, which a busy machine may not have
 def test_site_is_built_without_warnings_and_is_whole(tmp_path: Path) -> None:
     """One test, as the build is the cost: about ten seconds."""
     site = tmp_path / "site"
@@ -100,7 +101,7 @@ def test_site_is_built_without_warnings_and_is_whole(tmp_path: Path) -> None:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=840,
         check=False,
         env=os.environ | {"NO_MKDOCS_2_WARNING": "1", "PYTHONPATH": str(ROOT)},
     )
