@@ -69,6 +69,19 @@ def test_wheel_holds_the_package_and_nothing_else(built: tuple[Path, Path]) -> N
     assert [name for name, count in Counter(names).items() if count > 1] == []
 
 
+# Modules of the extras, without which the package has to work.
+DEV = (
+    "gradio",
+    "mkdocs",
+    "mkdocstrings",
+    "pytest",
+    "hypothesis",
+    "nbclient",
+    "nbformat",
+    "ipykernel",
+    "ipywidgets",
+)
+DEV += ("jupyterlab", "playwright", "build", "twine", "datasets")
 DATA_FOLDERS = ("pretrained", "recipes")
 
 
@@ -94,6 +107,9 @@ def test_installed_wheel_generates_and_has_its_recipes(built: tuple[Path, Path],
     done = run(*pip, str(built[0]), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     code = """
+import sys
+for name in DEV:
+    sys.modules[name] = None  # importing it is an error
 import dinit
 from dinit.training import load_recipe
 pipe = dinit.Pipeline.from_pretrained("digits-dico")
@@ -103,7 +119,13 @@ print(recipe.name, recipe.training.steps)
 """
     packaged = ROOT / "dinit" / "recipes"
     recipe = "digits-dico" if packaged.is_dir() else str(target / "dinit/pretrained/digits-dico/recipe.yaml")
-    done = run(sys.executable, "-c", code.replace("RECIPE", repr(recipe)), cwd=tmp_path, PYTHONPATH=str(target))
+    done = run(
+        sys.executable,
+        "-c",
+        code.replace("RECIPE", repr(recipe)).replace("DEV", repr(DEV)),
+        cwd=tmp_path,
+        PYTHONPATH=str(target),
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     first, second = done.stdout.splitlines()
     assert first.startswith(str(target))

@@ -97,19 +97,33 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Puts the packages in the navigation, in place of the entry `API: api`."""
-    put_in_place(config.nav, [f"api/{package}.md" for package in PACKAGES])
+    """Completes the navigation: packages in place of `api`, pages of docs/ and results that it does not name."""
+    fill(config.nav, "api", [f"api/{package}.md" for package in PACKAGES])
+    named = set(listed(config.nav))
+    fill(config.nav, "guides", [page.name for page in sorted(DOCS.glob("*.md")) if page.name not in named])
+    results = [uri_of(page) for page in pages_outside() if page.parent.name == "results"]
+    fill(config.nav, "results", [page for page in results if page not in named])
     return config
 
 
-def put_in_place(nav: list, pages: list[str]) -> None:
+def listed(nav: list) -> Iterator[str]:
+    """The pages that a navigation names."""
     for item in nav:
-        if isinstance(item, dict):
-            for title, below in item.items():
-                if below == "api":
-                    item[title] = pages
-                elif isinstance(below, list):
-                    put_in_place(below, pages)
+        for below in item.values() if isinstance(item, dict) else (item,):
+            yield from listed(below) if isinstance(below, list) else (below,)
+
+
+def fill(nav: list, mark: str, pages: list[str]) -> None:
+    """Puts the pages in place of an entry."""
+    for index, item in enumerate(nav):
+        if item == mark:
+            nav[index : index + 1] = pages
+            return
+        for title, below in item.items() if isinstance(item, dict) else ():
+            if below == mark:
+                item[title] = pages
+            elif isinstance(below, list):
+                fill(below, mark, pages)
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
