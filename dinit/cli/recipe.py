@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 import time
@@ -17,6 +18,8 @@ from dinit.training.recipe.rules import check_minutes, check_size
 
 if TYPE_CHECKING:
     from dinit.training.recipe.suggest import Machine, Suggestion
+
+_BUSY = 1.5  # running programs for each core, from which on a measurement is not of training alone
 
 Data = Annotated[
     str,
@@ -78,8 +81,10 @@ def recipe(
     machine = _machine(device)
     found = survey(spec, _Progress())
     _say(_seen(data, found), f"machine: {machine}")
-    speed = None
-    if measure:
+    speed, load = None, _load(machine)
+    if load:
+        _say(f"note: {load}")
+    elif measure:
         from dinit.pipelines.runs.speed import Speed
 
         speed = Speed(
@@ -155,6 +160,19 @@ def _machine(device: str) -> Machine:
         facts = torch.cuda.get_device_properties(device)
         return Machine("cuda", cores, facts.name, facts.total_memory, torch.cuda.is_bf16_supported())
     return Machine(kind, cores, "Apple's GPU" if kind == "mps" else "")
+
+
+def _load(machine: Machine) -> str:
+    """Why a measurement would not be of this machine alone; empty where nothing else runs on its CPU."""
+    if machine.device != "cpu" or not hasattr(os, "getloadavg"):
+        return ""
+    load = os.getloadavg()[0]
+    if load <= _BUSY * machine.cores:
+        return ""
+    return (
+        f"other programs keep this machine busy (a load of {load:.0f} on {machine.cores} cores): the speed is an "
+        "estimate for an idle one, not a measurement; call `dinit recipe` again when they have ended"
+    )
 
 
 def _seen(data: str, found: Any) -> str:

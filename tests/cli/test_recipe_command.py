@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import struct
 from pathlib import Path
@@ -20,8 +21,9 @@ RECIPES = Path(dinit.__file__).parent / "recipes"
 
 
 @pytest.fixture(autouse=True)
-def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _in_an_empty_folder_on_an_idle_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.1, 0.1, 0.1))
 
 
 def run(*arguments: str) -> int:
@@ -96,6 +98,16 @@ def test_idx_files_to_a_recipe(capsys) -> None:
         "name": "idx", "path": "marks.v1", "split": "train", "horizontal_flip": False,
     }  # fmt: skip
     assert (recipe.name, recipe.training.workers) == ("marks", 0)
+
+
+def test_a_busy_machine_is_not_measured(capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    photos("pets")
+    monkeypatch.setattr(os, "getloadavg", lambda: (1000.0, 0.1, 0.1))
+    assert run("recipe", "pets") == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "keep this machine busy (a load of 1000 on" in shown
+    assert "measured: " not in shown
+    assert "the time of a step is an estimate" in Path("pets.yaml").read_text(encoding="utf-8").replace("\n# ", " ")
 
 
 def test_latents_are_encoded_first(capsys) -> None:

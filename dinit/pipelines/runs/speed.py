@@ -37,7 +37,9 @@ class _Shape(ImageData):
         self.labels = np.zeros(1, np.int64)
 
 
-def step_seconds(recipe: Recipe, channels: int, side: int, num_classes: int, cpu: bool = False) -> float:
+def step_seconds(
+    recipe: Recipe, channels: int, side: int, num_classes: int, cpu: bool = False, limit: float = 15.0
+) -> float:
     """Seconds of an optimiser step of a recipe, without reading data: the median of three, after one.
 
     Args:
@@ -46,6 +48,7 @@ def step_seconds(recipe: Recipe, channels: int, side: int, num_classes: int, cpu
         side: Height = width of them.
         num_classes: Of the data set.
         cpu: Measure on the CPU even where there is a GPU.
+        limit: Seconds after which no further step is taken.
 
     Returns:
         Seconds.
@@ -70,8 +73,10 @@ def step_seconds(recipe: Recipe, channels: int, side: int, num_classes: int, cpu
             start = time.perf_counter()
             float(step(number, source).loss)  # waits for the device
             seconds.append(time.perf_counter() - start)
+            if sum(seconds) > limit:
+                break
         state.release()
-        return statistics.median(seconds[_WARM_UP:])
+        return statistics.median(seconds[_WARM_UP:] or seconds)
 
 
 class Speed:
@@ -95,7 +100,7 @@ class Speed:
         survey, start = suggestion.survey, time.perf_counter()
         channels = 4 if suggestion.vae else survey.channels
         seconds = step_seconds(
-            suggestion.recipe(), channels, suggestion.side, len(survey.counts) * suggestion.conditional, self.cpu
+            suggestion.recipe(), channels, suggestion.side, len(survey.counts), self.cpu, self.limit - self.spent
         )
         self.spent += time.perf_counter() - start
         self.last = width, seconds

@@ -134,7 +134,7 @@ class Suggestion:
         if self.vae:
             head += [f"First, once: `{self.encode_command()}`"]
         head += [f"`dinit train {self.name}.yaml --dry-run` tries it, `dinit train {self.name}.yaml` trains it."]
-        lines = [f"# {line}" for part in head for line in textwrap.wrap(part, _WIDTH - 2)]
+        lines = [f"# {line}" for part in head for line in _wrapped(part, _WIDTH - 2)]
         for indent, key, value, why in self.entries():
             lines += commented(f"{'  ' * indent}{key}:{'' if value is None else ' ' + plain(value)}", why)
         return "\n".join(lines) + "\n"
@@ -360,13 +360,17 @@ def plain(value: Any) -> str:
     return text if simple and not words and not numeric else json.dumps(text, ensure_ascii=False)
 
 
+def _wrapped(text: str, width: int) -> list[str]:
+    return textwrap.wrap(text, width, break_on_hyphens=False, break_long_words=False)
+
+
 def commented(text: str, why: str) -> list[str]:
     """A line of YAML with its comment, continued below where it is long."""
     column = max(_COLUMN, len(text) + 2) if len(text) < 60 else 0
     if not column:
         indent = text[: len(text) - len(text.lstrip())]
-        return [*(f"{indent}# {line}" for line in textwrap.wrap(why, _WIDTH - 2 - len(indent))), text]
-    first, *rest = textwrap.wrap(why, _WIDTH - 2 - column)
+        return [*(f"{indent}# {line}" for line in _wrapped(why, _WIDTH - 2 - len(indent))), text]
+    first, *rest = _wrapped(why, _WIDTH - 2 - column)
     return [f"{text:<{column}}# {first}", *(f"{'':<{column}}# {line}" for line in rest)]
 
 
