@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dinit.checkpoints.runs import INDEX, is_checkpoint, is_run, pipeline_of_run
 from dinit.contents import wrong_content
 from dinit.files import user_path
 from dinit.registry import suggest
 
 SHIPPED = Path(__file__).resolve().parent.parent / "pretrained"
-INDEX = "model_index.json"
 PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl")
 _FILES = ["*.json", "*.safetensors", "*.md", "*.txt"]  # of a hub repository; never a pickle
 
@@ -24,6 +24,8 @@ def shipped() -> list[str]:
 
 def locate(name: str | Path, **hub_options: Any) -> Path:
     """Find the folder of a pipeline: a shipped one, a local folder, or a downloaded hub repository, in this order.
+
+    The folder of a run of training gives its pipeline, or one of its newest checkpoint; see `pipeline_of_run`.
 
     Args:
         name: A shipped name, a path, or a hub id (owner/name).
@@ -39,8 +41,15 @@ def locate(name: str | Path, **hub_options: Any) -> Path:
     text, path = str(name), user_path(name)
     if text in shipped():
         return SHIPPED / text
+    if is_run(path) or is_checkpoint(path):
+        return pipeline_of_run(path)
     if path.is_dir():
         return path
+    if is_run(path.parent):
+        raise FileNotFoundError(
+            f"the run in {path.parent} has no {path.name} yet; give {path.parent}, which takes its "
+            "newest checkpoint"
+        )
     if path.suffix.lower() in PICKLES:
         raise ValueError(
             f"{name} is a pickle checkpoint, which can run code when it is opened. Pipelines are folders of "

@@ -186,12 +186,6 @@ def quiet() -> None:
 
 def torch_device(name: str) -> str:
     """The device's name with 'auto' filled in. ValueError where torch cannot use it."""
-    import torch
+    from dinit.devices import choose_device
 
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(1, device=name)
-    except (RuntimeError, AssertionError) as error:  # unknown word; a torch without CUDA
-        raise ValueError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
-    return name
+    return choose_device(name)

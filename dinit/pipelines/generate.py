@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dinit.checkpoints.interop.scheduler_sampler import SchedulerSampler
 from dinit.checkpoints.locating import is_own_class
+from dinit.checkpoints.runs import origin
 from dinit.compat import dtype_option
 from dinit.diffusion import (
     PARAMETERIZATIONS,
@@ -212,7 +213,7 @@ class Pipeline(CallDefaults, SavingMethods, DiffusersMethods, DiffusionPipeline)
         dtype: torch.dtype | None = None,
         **options: Unpack[LoadOptions],
     ) -> Pipeline:
-        """A shipped pipeline by name, a folder, or a hub id, in this order.
+        """A shipped pipeline by name, a folder of one or of a training run, or a hub id, in this order.
 
         A folder of diffusers, unconditional or with classes (DDPM, DDIM, DiT), opens as it is; see
         `dinit.pipelines.diffusers_folder`. The folder is checked before anything is built; only safetensors are
@@ -240,7 +241,7 @@ class Pipeline(CallDefaults, SavingMethods, DiffusersMethods, DiffusionPipeline)
                     "null_label is for folders of diffusers; a dinit pipeline has its null class recorded"
                 )
             pipeline = super().from_pretrained(folder, **{**given, **dtype_option(dtype), "use_safetensors": True})
-        pipeline.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
+        pipeline.register_to_config(_name_or_path=str(origin(folder) or pretrained_model_name_or_path))
         return pipeline.to(device=device, dtype=dtype)
 
     @classmethod

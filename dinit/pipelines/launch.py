@@ -17,6 +17,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
 
+from dinit.devices import choose_device
 from dinit.memory import keep_freed_memory
 from dinit.training.recipe.model import Recipe
 from dinit.training.run.stopping import PATIENCE
@@ -162,12 +163,24 @@ def clear_frames(error: BaseException) -> None:
 
 
 def make_accelerator(recipe: Recipe, out: Path) -> Accelerator:
-    """Accelerate for a training run. ValueError where processes do not find each other, or for fp16 on a CPU."""
-    precision = recipe.training.precision
+    """Accelerate for a training run, on the recipe's device.
+
+    ValueError where processes do not find each other, or for a device or precision that this machine has not.
+    """
+    precision, device = recipe.training.precision, recipe.training.device
     launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if device != "auto":
+        choose_device(device)
+    kind, _, number = device.partition(":")
+    if number and launched > 1:
+        raise ValueError(
+            f"training.device {device} is one device, and {launched} processes were launched: give {kind}"
+        )
+    if kind == "cuda" and number:
+        torch.cuda.set_device(int(number))  # Accelerate takes the present one
     accelerator = Accelerator(
         # Processes on CPUs join only with cpu=True; otherwise each would train alone.
-        cpu=launched > 1 and not torch.accelerator.is_available(),
+        cpu=kind == "cpu" or (launched > 1 and not torch.accelerator.is_available()),
         mixed_precision="no" if precision == "fp32" else precision,
         log_with=recipe.tracker,
         project_config=ProjectConfiguration(project_dir=str(out), logging_dir=str(out / "logs")),
@@ -180,6 +193,8 @@ def make_accelerator(recipe: Recipe, out: Path) -> Accelerator:
         )
     if precision == "fp16" and accelerator.device.type == "cpu":
         raise ValueError("precision fp16 needs a GPU, and this run is on the CPU; choose fp32 or bf16")
+    if kind not in ("auto", accelerator.device.type):
+        raise ValueError(f"Accelerate takes {accelerator.device} in place of {device}; leave training.device out")
     if accelerator.device.type == "cpu":
         keep_freed_memory()
     return accelerator

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
@@ -11,16 +12,18 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from rich.console import Console
 
 from dinit.cards import CARD
+from dinit.checkpoints.runs import MODEL
 from dinit.files import only_writer, user_path
 from dinit.pipelines.hub import adapter_card
 from dinit.pipelines.launch import training_processes
-from dinit.pipelines.runs.output import draw_samples, export, make_pipeline
+from dinit.pipelines.runs.output import draw_samples, export, make_pipeline, write_model
 from dinit.training.finetune.adapters import save_adapter
 from dinit.training.recipe.model import Recipe
 from dinit.training.run.divergence import TrainingDiverged
-from dinit.training.run.folder import check_run_folder
+from dinit.training.run.folder import check_run_folder, pipeline_steps
 from dinit.training.run.health import append_line, data_statistics
 from dinit.training.run.stopping import TrainingStopped
 from dinit.training.step import OnStep, TrainingLoop
@@ -52,12 +55,14 @@ def train(
     progress: bool = True,
     profile: bool = False,
     on_step: OnStep | None = None,
+    extend: int | None = None,
 ) -> TrainResult:
-    """Train a recipe and write its pipeline; a stopped run is resumed.
+    """Train a recipe and write its pipeline; a stopped run is resumed, and a finished one goes on with `extend`.
 
     On one CPU, with one number of threads, the losses are the same, bit for bit, however often a run is stopped. A
     step whose gradient is not finite is skipped and written to skipped.jsonl. The folder gets recipe.yaml,
-    losses.jsonl, health.jsonl and .html, events.jsonl, checkpoints/, samples/, the tracker's logs/ and pipeline/.
+    data.json, losses.jsonl, health.jsonl and .html, events.jsonl, model/, checkpoints/, samples/, the tracker's
+    logs/ and pipeline/.
 
     Args:
         recipe: What is trained; of `load_recipe` or `parse_recipe`.
@@ -66,12 +71,18 @@ def train(
         progress: Show a progress bar, or a line at intervals.
         profile: Show the time of each part of a step, and write it to profile.json.
         on_step: Called after every optimiser step with the `TrainingLoop` and the `StepResult`, in every process.
+        extend: A new, larger total of optimiser steps for the run in `out`. Weights, averages, optimiser and data
+            order go on as they were; each further step has the learning rate of a run of the new total, which is
+            the same for a constant schedule. The change is recorded in the run's recipe, so that later calls need
+            no `extend`.
 
     Returns:
-        Where the run and its pipeline are, and how it went. A finished run is not trained again.
+        Where the run and its pipeline are, and how it went. A finished run is not trained again. One whose recipe
+        now has fewer `training.steps` ends there, or after the steps that are done.
 
     Raises:
-        RunFolderError: `out` holds something else (a ValueError); nothing is overwritten.
+        RunFolderError: `out` holds something else, or no run that can be extended (a ValueError); nothing is
+            overwritten.
         ValueError: Settings that this machine cannot run.
         TrainingDiverged: `training.max_skipped` consecutive steps had no finite gradient.
         TrainingStopped: SIGTERM or Ctrl-C was received; everything is saved.
@@ -79,8 +90,12 @@ def train(
             (a ConnectionError). The last complete checkpoint is kept, and the same call continues from it.
     """
     out = user_path(out)
-    check_run_folder(out, recipe, resume)
-    finished = _finished(out)
+    plan = check_run_folder(out, recipe, resume, extend)
+    recipe = plan.recipe
+    if progress and os.environ.get("RANK", "0") == "0":
+        for line in plan.lines:
+            Console(stderr=True).print(f"{out}: {line}", markup=False, highlight=False, soft_wrap=True)
+    finished = _finished(out, recipe)
     if finished is not None:
         return finished
     out.mkdir(parents=True, exist_ok=True)
@@ -89,7 +104,7 @@ def train(
         alone = only_writer(out) if accelerator.is_main_process else nullcontext()
         with alone, torch.random.fork_rng(devices):  # the caller's random numbers are not ours to change
             _train(recipe, out, accelerator, progress, profile, on_step)
-    result = _finished(out)
+    result = _finished(out, recipe)
     assert result is not None, "the pipeline was just written"
     return result
 
@@ -107,6 +122,7 @@ def _train(
         on_step=on_step,
         preview=_Preview(),
         evaluate=_evaluation(recipe, out) if accelerator.is_main_process else None,
+        begin=lambda loop: write_model(loop.out / MODEL, loop.recipe, loop.objective, loop.data),
     )
     try:
         loop.run()
@@ -184,10 +200,9 @@ def _export(loop: TrainingLoop, network: Any) -> None:
     export(loop.out / "pipeline", pipeline, loop.recipe, loop.data, facts)
 
 
-def _finished(out: Path) -> TrainResult | None:
-    """The result of a run that has its pipeline; None where it has none."""
-    record = out / "pipeline" / "training.json"
-    if not record.exists():
+def _finished(out: Path, recipe: Recipe) -> TrainResult | None:
+    """The result of a run that has its pipeline; None where it has none, or one of fewer steps."""
+    if (pipeline_steps(out) or 0) < recipe.training.steps:
         return None
-    facts = json.loads(record.read_text())
+    facts = json.loads((out / "pipeline" / "training.json").read_text(encoding="utf-8"))
     return TrainResult(out, out / "pipeline", facts["steps"], facts["final_loss"], facts["seconds"])

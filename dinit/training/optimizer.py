@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -170,12 +170,26 @@ class Joined(torch.optim.Optimizer):
         self._share()
 
 
-def learning_rate(step: int, total: int, peak: float, schedule: ScheduleSection) -> float:
-    """The learning rate of optimiser step `step` = 1 .. total, whatever the number of processes.
+def learning_rate(
+    step: int, total: int, peak: float, schedule: ScheduleSection, extended: Sequence[tuple[int, int]] = ()
+) -> float:
+    """The learning rate of an optimiser step, whatever the number of processes.
 
     Linear from peak / (warmup_steps + 1) to peak over warmup_steps; then constant, or a half cosine that
-    reaches peak * floor at the last step. A pure function: a resumed run needs the step number alone.
+    reaches peak * floor at the last step. A pure function: a resumed run needs the step number alone. After a
+    change of the total each step has the rate that it has in a run of the new total from the beginning.
+
+    Args:
+        step: 1 .. total.
+        total: Optimiser steps of the run.
+        peak: The largest rate.
+        schedule: Kind, warm-up and floor.
+        extended: (last step, total) of each total that the run had before.
+
+    Returns:
+        The rate.
     """
+    total = next((before for last, before in extended if step <= last), total)
     if step <= schedule.warmup_steps:
         return peak * step / (schedule.warmup_steps + 1)
     if schedule.kind == "constant":

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from dinit import __version__
 from dinit.training.averaging.ema import EMA
 from dinit.training.averaging.power_ema import PowerEMA
+from dinit.training.finetune.adapters import merged
 from dinit.training.optimizer import make_optimizer, step_if_finite
 from dinit.training.recipe.model import Recipe
 from dinit.training.run.checkpoint import Checkpoint, CheckpointError, optimizer_tensors, restore_optimizer
@@ -127,12 +128,14 @@ class TrainState:
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """The tensors of a Checkpoint, whole. Call it in all processes."""
         powers = [power.gathered() for power in self.powers]
+        plain = None if self.sharded else merged(self.ema.network)
         return {
             "model": _whole(self.backbone.state_dict()),
             "ema": self.ema.state(),
             "optimizer": _whole(optimizer_tensors(self.optimizer)),
             "powers": {f"{p.sigma_rel}/{name}": value for p in powers for name, value in p.averages.items()},
             "auxiliary": _whole(self.auxiliary.state_dict()),
+            "merged": {} if plain is None or plain is self.ema.network else dict(plain.state_dict()),
         }
 
     def load(self, checkpoint: Checkpoint) -> None:

@@ -39,8 +39,17 @@ from dinit.training.run.checkpoint import (
     restore_random_state,
     save_checkpoint,
 )
+from dinit.training.run.data import differs, write_record
 from dinit.training.run.divergence import Skips, SpikeDetector, TrainingDiverged, write_skip
-from dinit.training.run.folder import CLASSES, check_classes, scalars, write_recipe
+from dinit.training.run.folder import (
+    CLASSES,
+    DIVERGED,
+    RunFolderError,
+    check_classes,
+    read_recipe,
+    scalars,
+    write_recipe,
+)
 from dinit.training.run.health import (
     BINS,
     NoiseBins,
@@ -55,6 +64,7 @@ from dinit.training.run.log import LossLog
 from dinit.training.run.page import HealthPage
 from dinit.training.run.profile import Profile
 from dinit.training.run.progress import Display
+from dinit.training.run.start import start_lines, usable_workers
 from dinit.training.run.stopping import StopRequest, TrainingStopped
 from dinit.training.state import TrainState
 
@@ -142,7 +152,8 @@ class TrainingStep:
 
     def learning_rate(self, step: int) -> float:
         """The learning rate of a step, by the recipe's schedule."""
-        return learning_rate(step, self.recipe.training.steps, self.recipe.optimizer.lr, self.recipe.schedule)
+        recipe, loop = self.recipe, self.recipe.training
+        return learning_rate(step, loop.steps, recipe.optimizer.lr, recipe.schedule, loop.extended)
 
 
 OnStep = Callable[["TrainingLoop", StepResult], None]
@@ -162,6 +173,7 @@ class TrainingLoop:
             on the device: reading one waits for it.
         preview: Called with this loop and the averaged network, in the first process, when samples are due.
         evaluate: The same, when an evaluation is due.
+        begin: Called with this loop in the first process, once the run's files are there.
     """
 
     def __init__(
@@ -175,9 +187,10 @@ class TrainingLoop:
         on_step: OnStep | None = None,
         preview: Hook | None = None,
         evaluate: Hook | None = None,
+        begin: Callable[[TrainingLoop], None] | None = None,
     ) -> None:
         self.recipe, self.out, self.accelerator = recipe, out, accelerator
-        self.on_step, self.preview, self.evaluate = on_step, preview, evaluate
+        self.on_step, self.preview, self.evaluate, self.begin = on_step, preview, evaluate, begin
         self.main = accelerator.is_main_process
         self.show = progress and self.main
         loop = recipe.training
@@ -212,8 +225,11 @@ class TrainingLoop:
 
     @property
     def final_loss(self) -> float:
-        """Mean loss of the last 100 steps, or of as many as there are. In the first process alone."""
-        return sum(self.log.recent) / max(len(self.log.recent), 1)
+        """Mean loss of the last 100 steps, or of as many as there are, which the display and the result show.
+
+        In the first process alone. NaN where no loss was finite.
+        """
+        return sum(self.log.recent) / len(self.log.recent) if self.log.recent else math.nan
 
     def run(self) -> None:
         """Trains from the newest checkpoint to the recipe's last step.
@@ -237,9 +253,20 @@ class TrainingLoop:
             )
             stop = opened.enter_context(StopRequest(self.accelerator.num_processes))
             display.say(f"{self.recipe.name}: {describe_session(self.session)}")
-            for line in (line for transfer in self.transfer for line in transfer.lines()):
+            for line in (*(line for transfer in self.transfer for line in transfer.lines()), *start_lines(self)):
                 display.say(line)
-            self._steps(display, stop)
+            if other := differs(self.out, self.data):
+                display.warn(f"the data is not what it was when the run was begun: {other}")
+            if self.main:
+                write_record(self.out, self.data)
+            if self.begin is not None and self.main:
+                self.begin(self)
+            try:
+                self._steps(display, stop)
+            except TrainingDiverged as error:
+                if self.main:
+                    append_line(self.out / DIVERGED, {"step": self.step, "reason": str(error)})
+                raise
 
     def note(self, event: Mapping[str, Any]) -> None:
         """A line of events.jsonl, of the current step. In the first process alone.
@@ -266,6 +293,7 @@ class TrainingLoop:
             folder.mkdir(exist_ok=True)
             remove_leftovers(folder)
         write_recipe(self.out, self.recipe)
+        (self.out / DIVERGED).unlink(missing_ok=True)
         write_atomically(self.out / CLASSES, json.dumps(self.data.class_names) + "\n")
         self.log = LossLog(self.out / "losses.jsonl", self.step)
         forget_after(self.out / "skipped.jsonl", self.step)
@@ -277,7 +305,9 @@ class TrainingLoop:
 
     def _steps(self, display: Display, stop: StopRequest) -> None:
         loop, profile, share = self.recipe.training, self.profile, self.train_step.share
-        source = batches(self.data, self.recipe.seed, share, self.step + 1, loop.steps, loop.workers)
+        source = batches(
+            self.data, self.recipe.seed, share, self.step + 1, loop.steps, usable_workers(loop.workers)
+        )
         unread: list[StepResult] = []
         self.state.network.train()
         if self.step == 0 and loop.sample_every:
@@ -340,7 +370,7 @@ class TrainingLoop:
             self.log.append(first, losses)
         good = [value for value in losses if math.isfinite(value)]
         mean_loss = sum(good) / len(good) if good else math.nan
-        display.show(self.step, mean_loss)
+        display.show(self.step, self.final_loss if self.main else mean_loss)
         for step, value in self.spikes.spikes(first, losses):
             message = f"the loss of step {step} is {value:.4g}, far above those before it"
             display.warn(message)
@@ -399,6 +429,7 @@ class TrainingLoop:
         save_checkpoint(self.out / "checkpoints", checkpoint, self.recipe.training.keep)
 
     def _restore(self) -> None:
+        self._check_moved()
         checkpoint = newest_checkpoint(self.out / "checkpoints")
         steps = gather_object([0 if checkpoint is None else checkpoint.step])
         if len(set(steps)) > 1:
@@ -414,6 +445,17 @@ class TrainingLoop:
         self.skips.consecutive = checkpoint.extra.get("skipped_in_a_row", 0)
         self.step = self.saved = checkpoint.step
         self._seconds = checkpoint.extra["seconds"]
+
+    def _check_moved(self) -> None:
+        """RunFolderError where the recipe has another path than the run, and other data there."""
+        if not (self.out / "recipe.yaml").is_file():
+            return
+        before, now = (recipe.data.options.get("path") for recipe in (read_recipe(self.out), self.recipe))
+        if before != now and (other := differs(self.out, self.data)):
+            raise RunFolderError(
+                f"{self.out} holds a run on {before}, and {now} is not the same data: {other}; nothing was "
+                "written. Give another folder, or the same data"
+            )
 
     def _snapshot(self) -> None:
         for average in self.state.powers:

@@ -20,6 +20,7 @@ from dinit.cli.app import app
 from dinit.cli.options import Opening
 from dinit.evaluation.metrics.base import METRICS
 from dinit.training import Recipe
+from dinit.training.recipe.model import LoopSection
 
 RECIPE = (
     "data: digits\nbackbone: {name: dit, patch_size: 2}\ntraining: {steps: 10}\nfinetune: {init_from: digits-dit}\n"
@@ -79,12 +80,23 @@ WRITTEN = {
 }
 EIGHTY = [label for label in range(10) for _ in range(8)]
 
+LOOP = LoopSection(steps=10).model_dump(mode="json")
+
 OPTIONS: dict[str, dict[str, tuple[list[str], dict[str, Any]]]] = {
     "train": {
-        "recipe": (["second.yaml"], {"recipe.seed": 5, "out": Path("runs/second")}),  # in place of the first
+        "recipe": (  # in place of the first
+            ["second.yaml"],
+            {"recipe.seed": 5, "recipe.name": "second", "out": Path("runs/second")},
+        ),
         "overrides": (["seed=3"], {"recipe.seed": 3}),
         "init_from": (["--init-from", PLACE], {"recipe.finetune.init_from": PLACE}),
-        "data": (["--data", "glyphs:count=9"], {"recipe.data": {"name": "glyphs", "count": 9}}),
+        "data": (
+            ["--data", "glyphs:count=9"],
+            {"recipe.data": {"name": "glyphs", "count": 9}, "recipe.name": "glyphs", "out": Path("runs/glyphs")},
+        ),
+        "extend": (["--extend", "20"], {"extend": 20}),
+        "device": (["--device", "cpu"], {"recipe.training": {**LOOP, "device": "cpu"}}),
+        "precision": (["--precision", "bf16"], {"recipe.training": {**LOOP, "precision": "bf16"}}),
         "out": (["--out", "there"], {"out": Path("there")}),
         "no_resume": (["--no-resume"], {"resume": False}),
         "profile": (["--profile"], {"profile": True}),

@@ -19,6 +19,7 @@ from dinit.pipelines.generate import Pipeline
 from dinit.pipelines.hub import trained_card
 from dinit.pipelines.outputs.files import caption
 from dinit.pipelines.outputs.sheets import draw_sheet, lay_out
+from dinit.training.build import make_backbone
 from dinit.training.finetune.adapters import merged
 from dinit.training.objective import Objective
 from dinit.training.recipe.model import Recipe
@@ -51,6 +52,18 @@ def make_pipeline(
     pipeline.to(device)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def write_model(folder: Path, recipe: Recipe, objective: Objective, data: ImageData) -> None:
+    """Writes the run's pipeline without the backbone's weights, which a checkpoint has."""
+    with torch.device("meta"):
+        backbone: Any = make_backbone(recipe, data)
+    backbone.to_empty(device="cpu")
+    pipeline = make_pipeline(backbone, recipe, objective, data, torch.device("cpu"))
+    with whole_folder(folder) as temporary:
+        pipeline.save_pretrained(temporary)
+        for weights in (temporary / "backbone").glob("*.safetensors*"):
+            weights.unlink()
 
 
 @torch.no_grad()

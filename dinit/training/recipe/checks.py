@@ -214,7 +214,11 @@ def _check_loop(checks: _Checks, recipe: Recipe) -> None:
     if loop.batch_size % loop.gradient_accumulation:
         message = f"must divide batch_size = {loop.batch_size}, got {loop.gradient_accumulation}"
         checks.mistakes.append(Mistake(("training", "gradient_accumulation"), message))
-    if recipe.schedule.warmup_steps >= loop.steps:
+    changes = [done for done, _ in loop.extended]
+    if changes != sorted(set(changes)) or any(done > loop.steps for done in changes):
+        message = f"the steps done must rise to at most training.steps = {loop.steps}, got {changes}; leave it out"
+        checks.mistakes.append(Mistake(("training", "extended"), message))
+    if recipe.schedule.warmup_steps >= loop.steps and not loop.extended:
         message = f"must be below training.steps = {loop.steps}, got {recipe.schedule.warmup_steps}"
         checks.mistakes.append(Mistake(("schedule", "warmup_steps"), message))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import typing
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 from dinit.registry import suggest
 from dinit.training.finetune.transfer import inherit
 from dinit.training.recipe.checks import check_recipe
+from dinit.training.recipe.following import follow_overrides
 from dinit.training.recipe.model import Named, Recipe
 from dinit.training.recipe.names import use_present_names
 from dinit.training.recipe.shipped import recipe_file
@@ -79,6 +81,9 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 def parse_recipe(text: str, overrides: Sequence[str] = (), title: str = "the recipe") -> Recipe:
     """Read a recipe from YAML text.
 
+    Where an override of training.steps or training.batch_size leaves schedule.warmup_steps or
+    training.gradient_accumulation impossible, these follow it, with a warning that names both.
+
     Args:
         text: The YAML.
         overrides: Dotted keys with values in YAML, such as 'training.steps=100'; they replace the text's values.
@@ -104,13 +109,17 @@ def parse_recipe(text: str, overrides: Sequence[str] = (), title: str = "the rec
     except ValidationError as error:
         mistakes += [_mistake(details, source.data) for details in error.errors()]
         recipe = _repaired(data, error)
+    lines: list[str] = []
     if recipe is not None:
+        recipe, lines = follow_overrides(recipe, source)
         # A mistake in a placeholder only means that the key is missing, which is reported already.
         absent = _PLACEHOLDERS.keys() - given
         mistakes += [m for m in check_recipe(recipe) if not (m.path and m.path[0] in absent)]
     if mistakes:
         raise RecipeError(title, source, sorted(mistakes, key=lambda m: _line(source.place(m.path))))
     assert recipe is not None, "no mistakes were found, so the recipe was built"
+    for line in lines:
+        warnings.warn(line, stacklevel=2)
     return recipe
 
 

@@ -184,6 +184,9 @@ class LoopSection(Section):
 
     Attributes:
         steps: Optimiser steps.
+        extended: Written by dinit where `steps` was changed after a run had begun: for each change the steps done
+            by then, and `steps` before it, by which the learning rate of those steps was set.
+        device: auto (a GPU where there is one), cpu, cuda, cuda:1 or mps.
         batch_size: Images in an optimiser step, over all processes and accumulated parts.
         gradient_accumulation: Parts into which each process divides its images of a step.
         clip_norm: Largest norm of the gradient; null does not clip.
@@ -199,6 +202,8 @@ class LoopSection(Section):
     """
 
     steps: Positive
+    extended: list[tuple[Positive, Positive]] = []
+    device: str = "auto"
     batch_size: Positive = 128
     gradient_accumulation: Positive = 1
     clip_norm: float | None = Field(default=1.0, gt=0)

@@ -2,7 +2,8 @@
 
 checkpoints/step-00001000/ holds raw.safetensors (the weights that are trained), ema.safetensors (their average),
 optimizer.safetensors, random.safetensors (torch's generators of every process), powers.safetensors where there are
-EMAs of other widths, beside.safetensors where more than the model is trained, and state.json (step, seconds, loss
+EMAs of other widths, beside.safetensors where more than the model is trained, merged.safetensors (the average
+with what fine-tuning added in its weights, for `dinit.checkpoints.runs`), and state.json (step, seconds, loss
 scale, format and version). The step fixes the data position, the learning rate and all noise, so they have no state
 here. Tensors are whole, whatever the number of processes.
 """
@@ -37,7 +38,8 @@ class Checkpoint:
 
     model, ema: state dicts. optimizer: `optimizer_tensors`. random: `random_state` of every process. extra:
     plain values. powers: '{width}/{parameter}' of every power-function EMA. auxiliary: state dict of trained
-    modules that are no part of the model.
+    modules that are no part of the model. merged: the averaged weights as a pipeline has them, where `ema` has
+    others; written, and not read again.
     """
 
     step: int
@@ -48,6 +50,7 @@ class Checkpoint:
     extra: Mapping[str, Any] = field(default_factory=dict)
     powers: Mapping[str, Tensor] = field(default_factory=dict)
     auxiliary: Mapping[str, Tensor] = field(default_factory=dict)
+    merged: Mapping[str, Tensor] = field(default_factory=dict)
     version: str = __version__
 
 
@@ -62,7 +65,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     """
     target = folder / f"step-{checkpoint.step:08d}"
     with whole_folder(target) as temporary:
-        for name in (*_TENSORS, *(name for name in _OPTIONAL if getattr(checkpoint, name))):
+        for name in (*_TENSORS, *(name for name in (*_OPTIONAL, "merged") if getattr(checkpoint, name))):
             _write(temporary / _file(name), getattr(checkpoint, name))
         state = {"format": FORMAT, "dinit": __version__, "step": checkpoint.step, "extra": dict(checkpoint.extra)}
         (temporary / "state.json").write_text(json.dumps(state, indent=1))

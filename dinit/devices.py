@@ -1,0 +1,49 @@
+"""Devices by name: cpu, cuda, cuda:1, mps, or auto."""
+
+from __future__ import annotations
+
+import torch
+
+
+def choose_device(name: str) -> str:
+    """The device of a name, checked.
+
+    Args:
+        name: cpu, cuda, cuda:1, mps or another of torch's; auto is a CUDA GPU where there is one, else the CPU.
+
+    Returns:
+        The name, with auto filled in.
+
+    Raises:
+        ValueError: No such device, or torch cannot use it here; the error lists those of this machine.
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # an unknown word; a torch without CUDA
+        reason = _reason(name, error)
+        raise ValueError(
+            f"device {name!r} cannot be used: {reason}; this machine has {available_devices()}"
+        ) from error
+    return name
+
+
+def available_devices() -> str:
+    """The devices of this machine, as a list in words."""
+    gpus = [f"cuda:{k} ({torch.cuda.get_device_name(k)})" for k in range(torch.cuda.device_count())]
+    mps = ["mps"] if torch.backends.mps.is_available() else []
+    return ", ".join(["cpu", *gpus, *mps])
+
+
+def _reason(name: str, error: Exception) -> str:
+    kind, _, number = name.partition(":")
+    if kind not in ("cpu", "cuda", "mps"):
+        return "its name is none of auto, cpu, cuda, cuda:1 and mps"
+    if kind == "cuda" and not torch.cuda.is_available():
+        return "torch here is built without CUDA" if torch.version.cuda is None else "there is no CUDA GPU"
+    if kind == "mps" and not torch.backends.mps.is_available():
+        return "there is no GPU of Apple"
+    if kind == "cuda" and number.isdigit():
+        return "there is no GPU of that number"
+    return str(error).splitlines()[0]
