@@ -52,7 +52,7 @@ def saved_step(folder: Path) -> SavedStep | None:
     weights = merged if merged.exists() else folder / "ema.safetensors"
     try:
         step = json.loads((folder / "state.json").read_text(encoding="utf-8"))["step"]
-        with safe_open(weights, "pt") as opened:
+        with safe_open(weights, "np") as opened:
             next(iter(opened.keys()), None)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError):
         return None

@@ -11,17 +11,25 @@ import typer
 from rich.markdown import Markdown
 from rich.table import Table
 
+from dinit.checkpoints.runs import is_run
 from dinit.cli.console import console
 
-What = Annotated[str, typer.Argument(help="Pipeline: name, folder or Hub id; or an image.", show_default=False)]
+What = Annotated[
+    str,
+    typer.Argument(help="Pipeline: name, folder or Hub id; the folder of a run; or an image.", show_default=False),
+]
 MODEL_CARD = "README.md"
 
 
 def info(what: What) -> None:
-    """Show the parts of a pipeline, or the call that made an image."""
+    """Show the parts of a pipeline, how far a run is, or the call that made an image."""
     path = Path(what)
     if path.suffix.lower() in (".png", ".json") or (path / "manifest.json").is_file():
         _picture(path)
+    elif is_run(path):
+        from dinit.training.run.summary import run_summary
+
+        console.print(_table(what, dict(run_summary(path))))
     else:
         _pipeline(what)
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from dinit.checkpoints.runs import INDEX, is_checkpoint, is_run
 from dinit.data.arrays import array_names, channels_first, choose_arrays, load_array, load_arrays, mapped
 from dinit.data.class_names import find_name
 from dinit.data.folder import image_files
@@ -109,11 +110,11 @@ def read_samples(path: str | Path, class_names: Sequence[str] = ()) -> Samples:
 
 
 def is_samples(path: str | Path) -> bool:
-    """Whether a path is a pack or a folder of pictures, and not a pipeline."""
+    """Whether a path is a pack or a folder of pictures, and not a pipeline or a run of training."""
     path = user_path(path)
     if path.is_dir():
-        known = any((path / name).exists() for name in ("model_index.json", "recipe.yaml"))  # pipelines and runs
-        return not known and bool(image_files(path))
+        pipeline = (path / INDEX).exists() or is_run(path) or is_checkpoint(path)
+        return not pipeline and bool(image_files(path))
     return path.suffix in (".npz", ".npy") and path.is_file()
 
 

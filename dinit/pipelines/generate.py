@@ -16,6 +16,7 @@ from dinit.checkpoints.interop.scheduler_sampler import SchedulerSampler
 from dinit.checkpoints.locating import is_own_class
 from dinit.checkpoints.runs import origin
 from dinit.compat import dtype_option
+from dinit.devices import choose_device
 from dinit.diffusion import (
     PARAMETERIZATIONS,
     PROCESSES,
@@ -221,15 +222,19 @@ class Pipeline(CallDefaults, SavingMethods, DiffusersMethods, DiffusionPipeline)
 
         Args:
             pretrained_model_name_or_path: name, folder or hub id.
-            device: where to put the pipeline; None is the CPU.
+            device: where to put the pipeline: cpu, cuda, cuda:1, mps, or auto (a GPU where there is one); None is
+                the CPU.
             dtype: of all networks; None is what was saved, and torch_dtype is another name for it.
             options: see LoadOptions.
 
         Raises:
-            ValueError: a keyword that is none of these; a missing, unexpected or mis-shaped tensor, by its name.
+            ValueError: a keyword that is none of these; a device that is not here; a missing, unexpected or
+                mis-shaped tensor, by its name.
             FileNotFoundError: there is no such pipeline; the error lists where it was searched.
         """
         given, hub, dtype = load_options(options, dtype)
+        if isinstance(device, str):
+            device = choose_device(device)
         folder = locate(pretrained_model_name_or_path, **hub)
         if is_diffusers_folder(folder):
             pipeline = cls(**read_diffusers_folder(folder, given | ({} if dtype is None else {"dtype": dtype})))

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from dinit.cards import CARD
 from dinit.checkpoints.runs import MODEL
+from dinit.devices import choose_device
 from dinit.files import only_writer, user_path
 from dinit.pipelines.hub import adapter_card
 from dinit.pipelines.launch import training_processes
@@ -98,6 +99,8 @@ def train(
     finished = _finished(out, recipe)
     if finished is not None:
         return finished
+    if recipe.training.device != "auto":
+        choose_device(recipe.training.device)
     out.mkdir(parents=True, exist_ok=True)
     with training_processes(recipe, out) as accelerator:
         devices = [accelerator.device] if accelerator.device.type == "cuda" else []

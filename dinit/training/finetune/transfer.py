@@ -97,7 +97,7 @@ def default_recipe(pretrained: Pretrained, data: Mapping[str, Any]) -> dict[str,
     """
     optimizer = pretrained.own.get("optimizer") or {}  # whose rate means nothing without its kind
     return {
-        "name": f"{pretrained.folder.name}-finetuned",
+        "name": f"{_name_of(pretrained.init_from)}-finetuned",
         "finetune": {"init_from": pretrained.init_from},
         "data": dict(data),
         "optimizer": {**optimizer, "lr": float(optimizer.get("lr", 2e-4)) / 2},
@@ -105,6 +105,13 @@ def default_recipe(pretrained: Pretrained, data: Mapping[str, Any]) -> dict[str,
         "ema": {"decay": 0.99},
         "training": {"steps": 1000, "batch_size": 64, "sample_every": 250, "checkpoint_every": 250},
     }
+
+
+def _name_of(init_from: str) -> str:
+    """The last part of a pipeline's place that says what it is: runs/mine/pipeline is mine."""
+    parts = [part for part in user_path(init_from).parts if part not in ("pipeline", "checkpoints")]
+    named = [part for part in parts if not part.startswith("step-")]
+    return (named or parts or [init_from])[-1]
 
 
 def data_spec(text: str, pretrained: Pretrained | None) -> dict[str, Any]:

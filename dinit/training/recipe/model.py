@@ -310,3 +310,11 @@ class Recipe(Section):
     def to_dict(self) -> dict[str, Any]:
         """Plain values, every default written out; `parse_recipe` of its YAML gives an equal recipe."""
         return self.model_dump(mode="json")
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat.update(flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
+    return flat

@@ -16,7 +16,7 @@ from dinit.data.class_names import normalized
 from dinit.data.folder import class_folders
 from dinit.files import LOCK, is_leftover, write_atomically
 from dinit.training.optimizer import learning_rate
-from dinit.training.recipe.model import Recipe
+from dinit.training.recipe.model import Recipe, flatten
 from dinit.training.recipe.names import use_present_names
 from dinit.training.run.checkpoint import list_checkpoints, newest_checkpoint
 from dinit.training.run.health import read_lines
@@ -301,14 +301,6 @@ def differences(old: Recipe, new: Recipe) -> list[tuple[str, Any, Any]]:
         for key in keys
         if not any(key == free or key.startswith(f"{free}.") for free in _FREE)
     ]
-
-
-def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, with dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat.update(flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
-    return flat
 
 
 def scalars(values: dict[str, Any]) -> dict[str, Any]:
