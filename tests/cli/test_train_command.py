@@ -160,7 +160,7 @@ def test_what_follows_fewer_steps_and_another_batch() -> None:
         ["schedule.warmup_steps=100"],
         ["training.batch_size=12", "training.gradient_accumulation=8"],
     ):
-        with pytest.raises(RecipeError, match="must be below|must divide"):
+        with pytest.raises(RecipeError, match=r"must be below|must divide"):
             parse_recipe(RECIPE, both)
     with pytest.raises(RecipeError, match="must be below"):
         parse_recipe(RECIPE.replace("steps: 100", "steps: 10"))
