@@ -173,7 +173,8 @@ def _named(recipe: Path | None, loaded: Recipe, overrides: Sequence[str], data: 
     replaced = data is not None or bool(keys & {"data", "data.name", "data.path"})
     if replaced and not _same_run(runs / name, loaded):
         of_data = _data_name(loaded)
-        name = of_data if name in _GENERIC else name if of_data in name else f"{of_data}-{name}"
+        named_so = of_data in name and not (runs / name).exists()
+        name = of_data if name in _GENERIC else name if named_so else f"{of_data}-{name}"
     elif name in _GENERIC:
         name = _data_name(loaded)
     elif recipe is not None and (runs / recipe.stem / RECIPE).is_file() and not (runs / name).exists():

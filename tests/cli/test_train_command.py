@@ -57,17 +57,18 @@ def trained(place: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 NPZ = "data={name: npz, path: 'photos/my pictures.npz', layout: nchw}"
+TEXT = "npz:path=photos/my pictures.npz,layout=nchw"
 NAMES = {
     "the file's name": (["mine.yaml"], "mine"),
     "the recipe's own name": (["named.yaml"], "own"),
     "a name that is given": (["named.yaml", "name=other", NPZ], "other"),
     "other data": (["mine.yaml", NPZ], "my-pictures-mine"),
-    "other data by the option": (["named.yaml", "--data", "glyphs:size=8"], "glyphs-own"),
-    "a shipped recipe on other data": (["digits-dit", "--data", "glyphs:size=8"], "glyphs-digits-dit"),
+    "other data by the option": (["named.yaml", "--data", TEXT], "my-pictures-own"),
+    "a shipped recipe on other data": (["digits-dit", "--data", TEXT], "my-pictures-digits-dit"),
     "a shipped recipe": (["digits-dit"], "digits-dit"),
     "a name of nothing": (["recipe.yaml"], "digits"),
     "a name of nothing, other data": (["recipe.yaml", NPZ], "my-pictures"),
-    "fine-tuning": (["--init-from", "digits-dit", "--data", "glyphs:size=8"], "glyphs-digits-dit-finetuned"),
+    "fine-tuning": (["--init-from", "digits-dit", "--data", TEXT], "my-pictures-digits-dit-finetuned"),
 }
 
 
