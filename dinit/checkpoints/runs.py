@@ -72,7 +72,7 @@ def pipeline_of_run(folder: Path) -> Path:
 
     The finished one, unless a checkpoint has more steps; then, or where there is none yet, one of the newest whole
     checkpoint's averaged weights, in a temporary folder that exists until this process ends. A warning names the
-    step.
+    step that a run stands for.
 
     Args:
         folder: Of a run, or of one of its checkpoints.
@@ -99,6 +99,7 @@ def pipeline_of_run(folder: Path) -> Path:
             f"the run in {folder} has no pipeline and no checkpoint yet: wait for the first checkpoint, or start "
             f"it again with `dinit train {folder}`"
         )
+    warnings.warn(f"{folder} is not finished: this is step {newest.step:,}, with averaged weights", stacklevel=2)
     return _assembled(folder, newest)
 
 
@@ -127,7 +128,6 @@ def _assembled(run: Path, saved: SavedStep) -> Path:
         os.link(saved.weights, place)  # stays, where the run removes the checkpoint meanwhile
     except OSError:  # another disk
         shutil.copyfile(saved.weights, place)
-    warnings.warn(f"{run} is not finished: this is step {saved.step:,}, with averaged weights", stacklevel=3)
     _made[saved.folder] = target
     return target
 
