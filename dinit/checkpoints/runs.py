@@ -99,8 +99,9 @@ def pipeline_of_run(folder: Path) -> Path:
             f"the run in {folder} has no pipeline and no checkpoint yet: wait for the first checkpoint, or start "
             f"it again with `dinit train {folder}`"
         )
+    made = _assembled(folder, newest)
     warnings.warn(f"{folder} is not finished: this is step {newest.step:,}, with averaged weights", stacklevel=2)
-    return _assembled(folder, newest)
+    return made
 
 
 def origin(folder: Path) -> Path | None:

@@ -182,7 +182,7 @@ def _named(recipe: Path | None, loaded: Recipe, overrides: Sequence[str], data: 
     return runs / name, loaded.model_copy(update={"name": name})
 
 
-_GENERIC = ("config", "dinit-model", "model", "recipe", "run", "train", "training")  # names that say nothing
+_GENERIC = ("config", "dinit-model", "model", "recipe", "run", "train", "training")  # general names
 
 
 def _same_run(folder: Path, recipe: Recipe) -> bool:

@@ -108,7 +108,7 @@ def default_recipe(pretrained: Pretrained, data: Mapping[str, Any]) -> dict[str,
 
 
 def _name_of(init_from: str) -> str:
-    """The last part of a pipeline's place that says what it is: runs/mine/pipeline is mine."""
+    """The last part of a pipeline's place that names it: runs/mine/pipeline is mine."""
     parts = [part for part in user_path(init_from).parts if part not in ("pipeline", "checkpoints")]
     named = [part for part in parts if not part.startswith("step-")]
     return (named or parts or [init_from])[-1]
