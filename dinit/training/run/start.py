@@ -1,4 +1,4 @@
-"""Lines at the start of a run: data, network, device and steps, and settings that do not suit them."""
+"""Lines at the start of a run, about settings that do not suit its data, its length or this machine."""
 
 from __future__ import annotations
 
@@ -6,10 +6,7 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-import torch
-
 from dinit.training.averaging.ema import ema_decay
-from dinit.training.finetune.adapters import trained
 
 if TYPE_CHECKING:
     from dinit.training.step import TrainingLoop
@@ -18,7 +15,7 @@ _FORGOTTEN = 0.05  # share of the first weights in the averaged ones at the end,
 
 
 def start_lines(run: TrainingLoop) -> Iterator[str]:
-    """What is trained, on what, for how long; then settings that do not suit it.
+    """Settings that do not suit the data, the number of steps or the machine; nothing is wrong with the run.
 
     Args:
         run: The loop, before its first step of this session.
@@ -27,16 +24,6 @@ def start_lines(run: TrainingLoop) -> Iterator[str]:
         Lines.
     """
     recipe, data, loop = run.recipe, run.data, run.recipe.training
-    classes = f"{data.num_classes} classes" if data.num_classes else "without classes"
-    size = f"{data.channels}×{data.image_size}×{data.image_size}"
-    source = recipe.data.options.get("path", recipe.data.name)
-    yield f"data: {len(data):,} pictures, {classes}, {size} ({source})"
-    some, all_ = trained(run.state.backbone)
-    partly = "" if some == all_ else f", {some:,} of them trained"
-    yield f"network: {recipe.backbone.name}, {all_:,} parameters{partly}"
-    yield f"device: {_device(run)}, {loop.precision}"
-    passes = loop.steps * loop.batch_size / max(len(data), 1)
-    yield f"steps: {run.step + 1:,} to {loop.steps:,} of {loop.batch_size} pictures, {passes:.3g} times the data"
     if loop.batch_size > len(data):
         yield f"training.batch_size is {loop.batch_size} of {len(data)} pictures: a step has some more than once"
     if loop.workers > usable_workers(loop.workers):
@@ -53,16 +40,6 @@ def usable_workers(workers: int) -> int:
     """As many reading processes as this process has cores, or fewer; their number changes no batch."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(workers, cores)
-
-
-def _device(run: TrainingLoop) -> str:
-    device, count = run.accelerator.device, run.accelerator.num_processes
-    several = f", {count} processes" if count > 1 else ""
-    if device.type == "cuda":
-        return f"{device} ({torch.cuda.get_device_name(device)}){several}"
-    return (
-        f"{device} ({torch.get_num_threads()} threads){several}" if device.type == "cpu" else f"{device}{several}"
-    )
 
 
 def _share_of_first(decay: float, warmup: bool, steps: int) -> float:
