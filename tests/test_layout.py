@@ -25,7 +25,8 @@ FLOORS = (
     {"conformance", "evaluation"},
     {"training"},
     {"pipelines"},
-    {"_listing", "app", "cli"},
+    {"_listing", "app"},
+    {"cli"},
 )
 FLOOR = {room: number for number, floor in enumerate(FLOORS) for room in floor}
 

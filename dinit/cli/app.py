@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from dinit import __version__
+from dinit.cli.app_page import app_page
 from dinit.cli.classifier import classifier
 from dinit.cli.combine import combine
 from dinit.cli.console import errors, show_error, show_warnings
@@ -59,6 +60,7 @@ def _with_home(command: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
+_NAMES: dict[Callable[..., Any], str] = {list_registries: "list", app_page: "app"}
 for _command in (
     generate,
     recipe,
@@ -75,8 +77,9 @@ for _command in (
     replay,
     convert,
     export,
+    app_page,
 ):
-    app.command("list" if _command is list_registries else None, help=_help(_command))(_with_home(_command))
+    app.command(_NAMES.get(_command), help=_help(_command))(_with_home(_command))
 
 
 def _show_version(show: bool) -> None:

@@ -515,6 +515,29 @@ class Pipeline(CallDefaults, SavingMethods, DiffusersMethods, DiffusionPipeline)
             images = torch.cat([codec.decode(step.x_s) for step in last])
         return Generated(convert(images, output_type), call, last[0].nfe)
 
+    @torch.no_grad()
+    def iterate(self, call: Call) -> Iterator[Step]:
+        """Runs a call of `prepare` step by step, batch after batch, for a display or a loop of your own.
+
+        The network is evaluated in `next` alone: a run that is not continued, or closed, costs nothing more, and
+        several runs may take turns. Images are `codec.decode(step.x_s)` of the last step of every batch.
+
+        Args:
+            call: the call.
+
+        Raises:
+            ValueError: anything that cannot run, at the first step.
+        """
+        denoiser = apply_guidance(self.denoiser(), call.guidance)
+        for batch in call.batches():
+            steps = self._iterate(denoiser, batch)
+            while True:
+                with _evaluating(self.backbone):
+                    step = next(steps, None)
+                if step is None:
+                    break
+                yield step
+
     def _iterate(self, denoiser: Denoiser, batch: Call) -> Iterator[Step]:
         source = NoiseSource(batch.keys)
         size, device = self.backbone.image_size, self._execution_device

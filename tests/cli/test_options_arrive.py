@@ -16,6 +16,7 @@ import pytest
 import typer
 
 import dinit
+from dinit.app.running import names_to_offer
 from dinit.cli.app import app
 from dinit.cli.options import Opening
 from dinit.evaluation.metrics.base import METRICS
@@ -45,6 +46,7 @@ BASES: dict[str, tuple[str, tuple[str, ...]]] = {
     "export": ("dinit.pipelines.weights.export:export", ("export", "some", "--format", "dit", "--to", "new")),
     "replay": ("dinit.pipelines.outputs.replay:replay", ("replay", "a.png")),
     "verify": ("dinit.conformance:verify", ("verify",)),
+    "app": ("dinit.app.serving:serve", ("app", "some", "--no-browser")),
     "generate": ("dinit.cli.generate:_make", GENERATE),
     "generate set": ("dinit.pipelines.outputs.sets:generate_set", SET),
     "evaluate": ("dinit.pipelines.evaluate:evaluate_pipeline", EVALUATE),
@@ -116,6 +118,12 @@ OPTIONS: dict[str, dict[str, tuple[list[str], dict[str, Any]]]] = {
         "num_samples": (["--num-samples", "64"], {"num_samples": 64}),
         "evaluations": (["--evaluations", "9"], {"how.evaluations": 9}),
         "seed": (["--seed", "3"], {"how.seed": 3}),
+    },
+    "app": {
+        "name": (["other"], {"names": names_to_offer("other", Path("none"))}),
+        "port": (["--port", "8000"], {"port": 8000}),
+        "device": (["--device", "cuda"], {"device": "cuda"}),
+        "browser": (["--open"], {"open_browser": True}),
     },
     "stats": {
         "what": (["glyphs"], {"what": "glyphs"}),

@@ -51,7 +51,22 @@ def replay(path: str | Path, pipe: Pipeline | str | None = None, tolerance: int 
         return _judge(remake(record, path, pipe), mismatches(record, pipe), record.versions, tolerance)
     manifest = read_manifest(path)
     pipe = _opened(pipe or manifest.pipeline, manifest.device, manifest.dtype)
-    generated = pipe.run(Call.from_config(manifest.call), "raw")
+    return compare(path, manifest, pipe, pipe.run(Call.from_config(manifest.call), "raw"), tolerance)
+
+
+def compare(path: Path, manifest: Manifest, pipe: Pipeline, generated: Generated, tolerance: int = 0) -> Replay:
+    """Comparison of a picture with what was generated again, pixel by pixel.
+
+    Args:
+        path: PNG, or folder of PNGs.
+        manifest: the record in it.
+        pipe: what generated.
+        generated: of the manifest's call, of output_type 'raw'.
+        tolerance: the largest difference of pixels in 0 .. 255 that counts as the same.
+
+    Raises:
+        ValueError: the manifest does not describe the pictures.
+    """
     found = {**provenance(pipe), "nfe": generated.nfe}
     differing = [name for name in found if found[name] != getattr(manifest, name)]
     return _judge(_pairs(path, manifest, pipe, generated), differing, manifest.versions, tolerance)
