@@ -10,9 +10,11 @@ pairs         on every grid, every parameterization gives the same samples, or i
 from __future__ import annotations
 
 import math
+import multiprocessing
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -77,8 +79,12 @@ class ConformanceReport:
         """Whether nothing failed and something was checked."""
         return bool(self.checks) and all(c.status != "FAIL" for c in self.checks)
 
+    def count(self, status: str) -> int:
+        """How many checks have a status."""
+        return sum(c.status == status for c in self.checks)
+
     def table(self) -> Table:
-        """One row for each sampler and process."""
+        """One row for each sampler and process: those that failed first, then refused ones, then the others."""
         from rich.table import Table
 
         caption = (
@@ -89,39 +95,82 @@ class ConformanceReport:
         for column in ("sampler", "process", "order or moments", "worst grid", "pairs"):
             table.add_column(column, no_wrap=column in ("sampler", "process"))
         rows: dict[tuple[str, str], dict[str, str]] = {}
+        rank: dict[tuple[str, str], int] = {}
         for c in self.checks:
             colour = {"pass": "green", "FAIL": "bold red", "refused": "yellow"}[c.status]
             mark = "" if c.status == "pass" else f"{c.status}: "
-            column = "first" if c.check in ("order", "distribution") else c.check
-            rows.setdefault((c.sampler, c.process), {})[column] = f"[{colour}]{mark}{c.figure}[/]"
-        for (sampler, process), cells in rows.items():
-            table.add_row(sampler, process, *(cells.get(column, "") for column in ("first", "grids", "pairs")))
+            column, row = "first" if c.check in ("order", "distribution") else c.check, (c.sampler, c.process)
+            rows.setdefault(row, {})[column] = f"[{colour}]{mark}{c.figure}[/]"
+            rank[row] = min(rank.get(row, 2), ("FAIL", "refused", "pass").index(c.status))
+        for row in sorted(rows, key=lambda one: rank[one]):  # the order of the registries within a rank
+            table.add_row(*row, *(rows[row].get(column, "") for column in ("first", "grids", "pairs")))
         return table
+
+    def failures(self) -> ConformanceReport:
+        """Of the samplers and processes with a failure alone."""
+        wrong = {(c.sampler, c.process) for c in self.checks if c.status == "FAIL"}
+        return ConformanceReport(tuple(c for c in self.checks if (c.sampler, c.process) in wrong))
 
 
 def verify(
-    samplers: Sequence[str] | None = None, quick: bool = False, processes: Sequence[str] | None = None
+    samplers: Sequence[str] | None = None,
+    quick: bool = False,
+    processes: Sequence[str] | None = None,
+    workers: int = 1,
+    progress: Callable[[int, int], None] | None = None,
 ) -> ConformanceReport:
     """Run the checks.
 
     Args:
         samplers: names of samplers; None is all.
         quick: a fifth of the samples for the distribution check, with wider bounds to match, half the steps of the
-            order check, and every other time grid, alternating between processes.
+            order check, and every third time grid, in turn over the processes.
         processes: names of processes; None is all.
+        workers: number of processes that check; with more than one each imports dinit itself, so that a sampler
+            that is registered by a program of yours needs 1.
+        progress: is called with the number of checked pairs of sampler and process, and that of all.
 
     Raises:
         UnknownName: a sampler or process that is not registered.
     """
-    made = [(name, SAMPLERS.create(name)) for name in (SAMPLERS.names() if samplers is None else samplers)]
-    paths = [(name, PROCESSES.create(name)) for name in (PROCESSES.names() if processes is None else processes)]
-    return ConformanceReport(tuple(c for sampler in made for path in paths for c in _checks(sampler, path, quick)))
+    made = [SAMPLERS.resolve(name)[0] for name in (SAMPLERS.names() if samplers is None else samplers)]
+    paths = [PROCESSES.resolve(name)[0] for name in (PROCESSES.names() if processes is None else processes)]
+    pairs = [(sampler, path, quick) for sampler in made for path in paths]
+    checks: list[Check] = []
+    with _mapped(workers) as mapped:
+        for done, found in enumerate(mapped(_check_pair_of_names, pairs), start=1):
+            checks += found
+            if progress is not None:
+                progress(done, len(pairs))
+    return ConformanceReport(tuple(checks))
+
+
+@contextmanager
+def _mapped(workers: int) -> Iterator[Callable[..., Iterator[list[Check]]]]:
+    """`map`, by several processes of one thread each where workers is more than one."""
+    if workers == 1:
+        yield map
+        return
+    # Not forked: threads of torch's operators do not survive that.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        try:
+            yield pool.map
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _check_pair_of_names(pair: tuple[str, str, bool]) -> list[Check]:
+    sampler, process, quick = pair
+    return list(_checks((sampler, SAMPLERS.create(sampler)), (process, PROCESSES.create(process)), quick))
 
 
 def _checks(named: tuple[str, Sampler], path: tuple[str, Process], quick: bool) -> Iterator[Check]:
     name, sampler = named
     process_name, process = path
-    grids = _grids()[PROCESSES.names().index(process_name) % 2 :: 2] if quick else _grids()
+    place = PROCESSES.names().index(process_name)
+    third = (place + place // 3) % 3  # so that every third process has the others' grids
+    grids = _grids()[third::3] if quick else _grids()
     if sampler.stochastic:
         yield _guarded(name, process_name, "distribution", check_distribution, sampler, process, quick)
     else:

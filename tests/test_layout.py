@@ -16,7 +16,7 @@ from dinit._exports import exported_names
 PACKAGE = Path(dinit.__file__).parent
 # From the ground up. What stands on a floor imports from floors below it, never from another room of its own floor.
 FLOORS = (
-    {"_deprecate", "cards", "compat", "contents", "devices", "files", "memory", "progress", "specs"},
+    {"_deprecate", "cards", "compat", "contents", "devices", "files", "memory", "progress", "specs", "targets"},
     {"registry"},
     {"_exports"},
     {"diffusion"},
@@ -27,6 +27,7 @@ FLOORS = (
     {"pipelines"},
     {"_listing", "app"},
     {"cli"},
+    {"__main__"},
 )
 FLOOR = {room: number for number, floor in enumerate(FLOORS) for room in floor}
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
-import inspect
+import platform
 import sys
 from collections.abc import Callable, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +16,7 @@ from dinit import __version__
 from dinit.cli.app_page import app_page
 from dinit.cli.classifier import classifier
 from dinit.cli.combine import combine
+from dinit.cli.command import Command, Group, help_and_examples
 from dinit.cli.console import errors, show_error, show_warnings
 from dinit.cli.convert import convert
 from dinit.cli.ema import ema
@@ -35,24 +37,23 @@ from dinit.progress import shown
 
 app = typer.Typer(
     name="dinit",
+    cls=Group,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="Diffusion images: any backbone × any noise process × any sampler × any guidance.",
+    epilog="Exit codes: 0 done; 1 a check failed, or training diverged; 2 an argument cannot be used; 130 stopped "
+    "by Ctrl-C, and 128 + the number of another signal.",
 )
 
 
-def _help(command: Callable[..., Any]) -> str:
-    """The command's docstring with a line for each paragraph: Typer keeps line breaks, also on narrow terminals."""
-    return "\n\n".join(" ".join(part.split()) for part in (inspect.getdoc(command) or "").split("\n\n"))
-
-
-def _with_home(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The command with the home folder in place of ~, which shells leave in --out=~/photos."""
+def _checked(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The command with the home folder in place of ~, which shells leave in --out=~/photos; '-' is no file."""
 
     @functools.wraps(command)
     def run(**options: Any) -> Any:
         for name, value in options.items():
+            if isinstance(value, Path) and str(value) == "-":
+                raise ValueError(f"'-' is no file or folder: {name} cannot be a pipe, give a name")
             if isinstance(value, str | Path) and str(value).startswith("~"):
                 options[name] = type(value)(user_path(value))
         return command(**options)
@@ -79,27 +80,36 @@ for _command in (
     export,
     app_page,
 ):
-    app.command(_NAMES.get(_command), help=_help(_command))(_with_home(_command))
+    _text, _examples = help_and_examples(_command)
+    app.command(_NAMES.get(_command), cls=Command, help=_text, epilog=_examples or None)(_checked(_command))
 
 
 def _show_version(show: bool) -> None:
     if show:
-        typer.echo(f"dinit {__version__}")
+        torch = metadata.version("torch")  # of the files of its installation: importing it takes a second
+        typer.echo(f"dinit {__version__}, torch {torch}, Python {platform.python_version()}")
         raise typer.Exit
 
 
 @app.callback()
 def common(
-    debug: Annotated[bool, typer.Option("--debug", help="Show where an error comes from.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", metavar="", help="Show where an error comes from.")] = False,
     version: Annotated[
-        bool, typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True)
+        bool,
+        typer.Option(
+            "--version",
+            metavar="",
+            help="Show the versions of dinit, torch and Python.",
+            callback=_show_version,
+            is_eager=True,
+        ),
     ] = False,
 ) -> None:
     """Options of every command; main() reads --debug itself, because it outlives the command."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the command line and exits: 0 done, 1 a check failed, 2 an argument cannot be used.
+    """Runs the command line and exits: 0 done, 1 a check failed, 2 an argument cannot be used, 130 stopped.
 
     Errors that a user can mend (ValueError, OSError, too little memory) are shown in a panel; any other is a
     fault of ours and keeps its traceback.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dinit.cli.checks import check_device
 from dinit.cli.console import console
 from dinit.cli.options import Device, torch_device
 from dinit.progress import duration
@@ -71,7 +72,12 @@ def classifier(
 
     Held-out pictures (the test split, or every fifth of each class) give its accuracy. It is written at the end,
     whole: Ctrl-C before that leaves everything as it was, and nothing of the training.
+
+    Examples:
+        dinit classifier photos/
+        dinit classifier runs/mine --minutes 5
     """
+    check_device(device)
     if minutes <= 0:
         raise ValueError(f"--minutes must be more than 0, got {minutes:g}")
     from dinit.pipelines.classifier import train_classifier

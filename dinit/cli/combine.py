@@ -7,9 +7,13 @@ from typing import Annotated
 
 import typer
 
+from dinit.cli.checks import check_folder, check_word
 from dinit.cli.console import console
+from dinit.cli.names import registry_of
 
-Run = Annotated[Path, typer.Argument(help="Folder of a run.", show_default=False)]
+_WEIGHTS = ("ema", "raw", "snapshots")
+
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.", show_default=False)]
 To = Annotated[Path, typer.Option("--to", help="Folder of the new pipeline.", show_default=False)]
 Metric = Annotated[
     str,
@@ -18,8 +22,8 @@ Metric = Annotated[
     ),
 ]
 Of = Annotated[str, typer.Option("--of", help="Which weights: ema or raw of the checkpoints, or snapshots.")]
-Samples = Annotated[int, typer.Option(help="Number of images per evaluation.")]
-Evaluations = Annotated[int, typer.Option(help="Number of combinations to try.")]
+Samples = Annotated[int, typer.Option(min=1, help="Number of images per evaluation.")]
+Evaluations = Annotated[int, typer.Option(min=1, help="Number of combinations to try.")]
 Seed = Annotated[int, typer.Option(help="Random seed of the search.")]
 
 
@@ -32,7 +36,15 @@ def combine(
     evaluations: Evaluations = 200,
     seed: Seed = 0,
 ) -> None:
-    """Make a run's pipeline with the best linear combination of its saved weights. Liu et al. 2024 (LCSC)."""
+    """Make a run's pipeline with the best linear combination of its saved weights. Liu et al. 2024 (LCSC).
+
+    Examples:
+        dinit combine runs/mine --to combined --metric fid
+    """
+    check_folder(run, "run")
+    check_word("weights", of, _WEIGHTS)
+    if metric != "loss" and ":" not in metric:
+        check_word("metric", metric, registry_of("metrics").names())
     from dinit.pipelines.runs.combine import combine_run
     from dinit.training.averaging.combination import Search
 

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from dinit.cli.checks import check_entry, check_there
+from dinit.cli.completion import entries
 from dinit.cli.console import console
 from dinit.cli.options import Overwrite, quiet
 from dinit.specs import parse_spec, parse_value
@@ -17,13 +19,21 @@ _GIVEN = "What cannot be inferred from the weights"
 Source = Annotated[
     Path,
     typer.Argument(
+        metavar="WEIGHTS",
         help="Weights: a .pt, .pth, .ckpt, .bin, .tar or .safetensors file, or a folder of diffusers.",
         show_default=False,
     ),
 ]
 To = Annotated[Path, typer.Option("--to", help="Folder of the new pipeline.", show_default=False)]
 LayoutOption = Annotated[
-    str | None, typer.Option("--layout", help="Layout of the weights, such as sit.", rich_help_panel=_GIVEN)
+    str | None,
+    typer.Option(
+        "--layout",
+        metavar="NAME",
+        autocompletion=entries("layouts"),
+        help="Layout of the weights, such as sit. Default: by the tensors' names.",
+        rich_help_panel=_GIVEN,
+    ),
 ]
 WeightsOption = Annotated[
     str | None,
@@ -45,7 +55,7 @@ Options = Annotated[
 ProcessOption = Annotated[
     str | None,
     typer.Option(
-        "--process", metavar=_SPEC, help="Noise process, where it is not the published one.", rich_help_panel=_GIVEN
+        "--process", metavar=_SPEC, help="Noise process. Default: the published one.", rich_help_panel=_GIVEN
     ),
 ]
 ParameterizationOption = Annotated[
@@ -53,14 +63,16 @@ ParameterizationOption = Annotated[
     typer.Option(
         "--parameterization",
         metavar=_SPEC,
-        help="Parameterization, where it is not the published one.",
+        help="Parameterization. Default: the published one.",
         rich_help_panel=_GIVEN,
     ),
 ]
-Vae = Annotated[str | None, typer.Option("--vae", help="AutoencoderKL of the pipeline: a folder or a Hub id.")]
+Vae = Annotated[
+    str | None, typer.Option("--vae", help="AutoencoderKL of the pipeline: a folder or a Hub id. Default: none.")
+]
 Sha256 = Annotated[
     str | None,
-    typer.Option("--sha256", help="SHA-256 that the file must have; it is checked before the file is opened."),
+    typer.Option("--sha256", help="SHA-256 that the file must have, checked before it is opened. Default: any."),
 ]
 
 
@@ -80,7 +92,15 @@ def convert(
 
     Layout and size are detected from the names and shapes of the tensors, and the evidence is printed. No code in
     a file is ever run.
+
+    Examples:
+        dinit convert DiT-XL-2-256x256.pt --to dit --vae stabilityai/sd-vae-ft-ema
+        dinit convert model.safetensors --to mine --layout sit --option num_heads=6
     """
+    check_there(source, "file or folder")
+    check_entry("layouts", layout)
+    check_entry("processes", process)
+    check_entry("parameterizations", parameterization)
     options = parse_options(option or [])
     specs = {
         "process": None if process is None else parse_spec(process),

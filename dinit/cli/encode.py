@@ -8,13 +8,17 @@ from typing import Annotated
 
 import typer
 
+from dinit.cli.checks import DTYPES, check_autoencoder, check_device, check_entry, check_word
 from dinit.cli.console import console
 from dinit.cli.options import Device, quiet
 
 _RUN = "Execution"
 
 Autoencoder = Annotated[
-    str, typer.Argument(help="AutoencoderKL: a folder, a pipeline's folder, or a Hub id.", show_default=False)
+    str,
+    typer.Argument(
+        metavar="AUTOENCODER", help="AutoencoderKL: a folder, a pipeline's folder, or a Hub id.", show_default=False
+    ),
 ]
 Data = Annotated[
     str,
@@ -28,14 +32,14 @@ Out = Annotated[
 Flips = Annotated[bool, typer.Option("--flips", help="Also encode the mirrored images.")]
 Store = Annotated[str, typer.Option(help="Data type of the stored latents: float32, float16 or bfloat16.")]
 Measure = Annotated[
-    int, typer.Option(help="Number of images on which the reconstruction is measured; 0 disables it.")
+    int, typer.Option(min=0, help="Number of images on which the reconstruction is measured; 0 disables it.")
 ]
 Dtype = Annotated[
     str, typer.Option(help="Data type of the autoencoder: float32, bfloat16 or float16.", rich_help_panel=_RUN)
 ]
-ShardSize = Annotated[int, typer.Option(help="Images per file.", rich_help_panel=_RUN)]
-BatchSize = Annotated[int, typer.Option(help="Images per batch.", rich_help_panel=_RUN)]
-Workers = Annotated[int, typer.Option(help="Number of processes that read images.", rich_help_panel=_RUN)]
+ShardSize = Annotated[int, typer.Option(min=1, help="Images per file.", rich_help_panel=_RUN)]
+BatchSize = Annotated[int, typer.Option(min=1, help="Images per batch.", rich_help_panel=_RUN)]
+Workers = Annotated[int, typer.Option(min=0, help="Number of processes that read images.", rich_help_panel=_RUN)]
 
 
 def encode(
@@ -54,7 +58,15 @@ def encode(
     """Encode a data set to latents once, to train on them with `data: {name: latents, path: FOLDER}`.
 
     An interrupted run is resumed. With several processes: torchrun --nproc_per_node 8 -m dinit.cli encode ...
+
+    Examples:
+        dinit encode stabilityai/sd-vae-ft-ema --data folder:path=photos --out latents
     """
+    check_entry("datasets", data)
+    check_word("store", store, DTYPES)
+    check_word("dtype", dtype, DTYPES)
+    check_device(device)
+    check_autoencoder(autoencoder)
     quiet()
     from dinit.data import DATASETS
     from dinit.pipelines.weights.encode import Options

@@ -7,7 +7,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dinit.cli.checks import (
+    DTYPES,
+    check_device,
+    check_entry,
+    check_folder,
+    check_pipeline,
+    check_there,
+    check_word,
+    is_classifier,
+)
+from dinit.cli.completion import pipelines
 from dinit.cli.console import console
+from dinit.cli.names import registry_of
 from dinit.cli.options import (
     BatchSize,
     CallFlags,
@@ -24,6 +36,7 @@ from dinit.cli.options import (
     Steps,
     torch_device,
 )
+from dinit.files import user_path
 
 if TYPE_CHECKING:
     from dinit.evaluation.reports.report import Report
@@ -35,6 +48,7 @@ What = Annotated[
     str,
     typer.Argument(
         metavar="WHAT",
+        autocompletion=pipelines,
         help="Pipeline (shipped name, folder or Hub id), or existing images: a folder of pictures or a .npz. "
         "With --during-training, the folder of a run.",
         show_default=False,
@@ -43,6 +57,7 @@ What = Annotated[
 NumSamples = Annotated[
     int | None,
     typer.Option(
+        min=8,
         help="Number of images to generate. Default: 1000, or fewer (200 at least) where these take more than ten "
         "minutes; with --during-training that of the recipe.",
         show_default=False,
@@ -52,6 +67,7 @@ Data = Annotated[
     str | None,
     typer.Option(
         metavar=f"FOLDER|{_SPEC}",
+        autocompletion=datasets,
         help="Data set to compare with, or a folder of class folders. Default: the recipe's, or digits.",
         rich_help_panel=_MEASURE,
     ),
@@ -59,7 +75,7 @@ Data = Annotated[
 Reference = Annotated[
     Path | None,
     typer.Option(
-        help="Reference statistics in place of a data set: of `dinit stats`, or ADM's .npz.",
+        help="In place of --data: reference statistics, of `dinit stats`, or ADM's .npz.",
         rich_help_panel=_MEASURE,
     ),
 ]
@@ -76,6 +92,7 @@ Features = Annotated[
     str | None,
     typer.Option(
         metavar=f"FOLDER|{_SPEC}",
+        autocompletion=entries("features"),
         help="Feature extractor, or the folder or name of a classifier of `dinit classifier`. Default: the run's "
         "or the data's classifier, or that of the protocol.",
         rich_help_panel=_MEASURE,
@@ -91,7 +108,7 @@ Metrics = Annotated[
 Bootstrap = Annotated[
     int,
     typer.Option(
-        help="Bootstrap samples for 95 % intervals, at least 20; 0 disables them.", rich_help_panel=_MEASURE
+        min=0, help="Bootstrap samples for 95 % intervals, at least 20; 0 disables them.", rich_help_panel=_MEASURE
     ),
 ]
 Curve = Annotated[
@@ -104,8 +121,10 @@ DuringTraining = Annotated[
     bool,
     typer.Option("--during-training", help="Evaluate each new checkpoint of a run until it ends."),
 ]
-JsonOut = Annotated[Path | None, typer.Option("--json", help="File for the report, .json.")]
-HtmlOut = Annotated[Path | None, typer.Option("--html", help="File for the report as a page, .html.")]
+JsonOut = Annotated[Path | None, typer.Option("--json", help="File for the report, .json. Default: none.")]
+HtmlOut = Annotated[
+    Path | None, typer.Option("--html", help="File for the report as a page, .html. Default: none.")
+]
 
 
 def evaluate(
@@ -133,8 +152,31 @@ def evaluate(
     during_training: DuringTraining = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Evaluate a pipeline or existing images against real images, with real images as the baseline."""
+    """Evaluate a pipeline or existing images against real images, with real images as the baseline.
+
+    Examples:
+        dinit evaluate digits-dico --num-samples 1000 --html report.html
+        dinit evaluate digits-dico --sampler heun --steps 10 --metrics fid,kid
+        dinit evaluate pictures.npz --data glyphs
+        dinit evaluate runs/digits-dico --during-training
+    """
+    flags = CallFlags(sampler, sampler_option or (), steps, grid, guidance or (), seed, batch_size, end)
+    flags.check()
     _check_targets(json, html, overwrite)
+    if data is not None and "/" not in data and not user_path(data).is_dir():  # which is a folder of class folders
+        check_entry("datasets", data)
+    if features is not None and not is_classifier(features):
+        check_entry("features", features)
+    for name in () if metrics in (None, "all") else metrics.split(","):
+        check_word("metric", name.strip(), registry_of("metrics").names())
+    check_word("dtype", dtype, DTYPES)
+    check_device(device)
+    if reference is not None:
+        check_there(reference, "file of statistics")
+    if during_training:
+        check_folder(Path(what), "run")
+    elif not user_path(what).exists():
+        check_pipeline(what)
     given = _given(data, reference, protocol, features, metrics, bootstrap, curve)
     if during_training:
         _watch(Path(what), {**given, "num_samples": num_samples, "device": torch_device(device)})
@@ -149,7 +191,6 @@ def evaluate(
         report = evaluate_samples(what, spec, json, html)
     else:
         pipe = Opening(what, device, dtype).open()
-        flags = CallFlags(sampler, sampler_option or (), steps, grid, guidance or (), seed, batch_size, end)
         options = flags.options(pipe.defaults.get("sampler"))
         spec = EvaluationSpec(**given, seed=seed)
         report = evaluate_pipeline(pipe, num_samples, spec, json, html, **options)
@@ -168,7 +209,7 @@ def _say(line: str) -> None:
 
 
 def _check_targets(json: Path | None, html: Path | None, overwrite: bool) -> None:
-    from dinit.pipelines.outputs.targets import check_target
+    from dinit.targets import check_target
 
     for path, suffix in ((json, "json"), (html, "html")):
         if path is not None:

@@ -7,8 +7,11 @@ from typing import Annotated
 
 import typer
 
+from dinit.cli.checks import check_word
 from dinit.cli.console import console
 from dinit.cli.options import Name, Opening, Overwrite
+
+_FORMATS = ("dit", "sit", "diffusers")
 
 FormatOption = Annotated[
     str,
@@ -20,7 +23,12 @@ To = Annotated[Path, typer.Option("--to", help="File or folder to write.", show_
 
 
 def export(name: Name, format: FormatOption, to: To, overwrite: Overwrite = False) -> None:
-    """Write a pipeline's weights in the format of another program."""
+    """Write a pipeline's weights in the format of another program.
+
+    Examples:
+        dinit export digits-dit --format dit --to digits.pt
+    """
+    check_word("format", format, _FORMATS)
     pipe = Opening(name, "cpu").open()
     from dinit.pipelines.weights.export import export as run
 

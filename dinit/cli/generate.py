@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dinit.cli.checks import classes_of
 from dinit.cli.console import console
 from dinit.cli.generate_set import ClassOrder, Group, LabelsFrom, Pack, generate_into_folder, is_set_folder
-from dinit.cli.labels import ImageOptions
+from dinit.cli.labels import ImageOptions, KnownClasses
 from dinit.cli.options import (
     BatchSize,
     CallFlags,
@@ -37,9 +38,14 @@ _WHAT = "Images"
 
 Classes = Annotated[
     list[str] | None,
-    typer.Option(help="Class numbers or names, such as 0,1,2, or all. Can be repeated.", rich_help_panel=_WHAT),
+    typer.Option(
+        help="Class numbers or names, such as 0,1,2, or all. Can be repeated. Default: all, of at most 20.",
+        rich_help_panel=_WHAT,
+    ),
 ]
-PerClass = Annotated[int, typer.Option(help="Number of images of each class.", rich_help_panel=_WHAT)]
+PerClass = Annotated[
+    int, typer.Option(min=1, help="Number of images of each class, with --classes.", rich_help_panel=_WHAT)
+]
 Labels = Annotated[
     str | None,
     typer.Option(help="In place of --classes: one label per image, such as 3,1,4.", rich_help_panel=_WHAT),
@@ -47,6 +53,7 @@ Labels = Annotated[
 NumImages = Annotated[
     int | None,
     typer.Option(
+        min=1,
         help="In place of --classes: number of unconditional images; in a set, of all classes in turn.",
         rich_help_panel=_WHAT,
     ),
@@ -57,10 +64,14 @@ Out = Annotated[
         help="Contact sheet, .png, or a folder for a set. Default: samples.png, unless --out-dir is given."
     ),
 ]
-OutDir = Annotated[Path | None, typer.Option(help="Folder for one PNG per image, with a manifest.json.")]
+OutDir = Annotated[
+    Path | None, typer.Option(help="Folder for one PNG per image, with a manifest.json. Default: none.")
+]
 TrajectoryOut = Annotated[
     Path | None,
-    typer.Option("--trajectory", help="Animation of the posterior mean over the steps, .gif or .webp."),
+    typer.Option(
+        "--trajectory", help="Animation of the posterior mean over the steps, .gif or .webp. Default: none."
+    ),
 ]
 
 
@@ -96,14 +107,21 @@ def generate(
     With a folder as --out the images are a set of any size. Seed and class of image k depend on k alone, so that
     any number of processes (accelerate launch -m dinit.cli generate ...), stopped and started again, write the
     same files.
+
+    Examples:
+        dinit generate digits-dico --classes 3,1,4 --per-class 8 --out sheet.png
+        dinit generate glyphs-32 --sampler dpmpp-2m --steps 10 --guidance cfg:scale=2
+        dinit generate glyphs-32 --num-images 10000 --out samples/
     """
     opening = Opening(name, device, dtype)
     images = ImageOptions(classes, per_class, labels, num_images, labels_from, class_order)
     flags = CallFlags(sampler, sampler_option or (), steps, grid, guidance or (), seed, batch_size, end)
     flags.check()
+    opening.check()
     if out is not None and is_set_folder(out):
         if out_dir or trajectory or overwrite:
             raise ValueError("a set of images has no --out-dir, --trajectory or --overwrite; leave them out")
+        _check_images(name, images, is_set=True)
         generate_into_folder(opening, out, images, flags, group, pack)
         return
     ignored = {
@@ -114,6 +132,7 @@ def generate(
     }
     if given := [name for name, value in ignored.items() if value]:
         raise ValueError(f"{', '.join(given)}: for a set of images only; give a folder as --out, or leave it out")
+    _check_images(name, images, is_set=False)
     if out is None and out_dir is None:
         out = Path("samples.png")
     _check_targets(out, out_dir, trajectory, overwrite)
@@ -122,8 +141,14 @@ def generate(
     _make(pipe, pipe.prepare(images.of_call(pipe), seed=seed, **options), out, out_dir, trajectory)
 
 
+def _check_images(name: str, images: ImageOptions, is_set: bool) -> None:
+    """Checks the classes against those of the pipeline, where it is on this machine."""
+    known = classes_of(name)
+    images.check(None if known is None else KnownClasses(*known), is_set)
+
+
 def _check_targets(out: Path | None, out_dir: Path | None, trajectory: Path | None, overwrite: bool) -> None:
-    from dinit.pipelines.outputs.targets import ANIMATIONS, check_folder_target, check_target
+    from dinit.targets import ANIMATIONS, check_folder_target, check_target
 
     if out is not None:
         check_target(out, overwrite, ("png",))

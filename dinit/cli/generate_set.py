@@ -23,7 +23,10 @@ _SETS = "Sets of images (--out FOLDER)"
 
 LabelsFrom = Annotated[
     Path | None,
-    typer.Option(help="File with one label per image: .npy, .npz (arr_1) or lines of text.", rich_help_panel=_SETS),
+    typer.Option(
+        help="In place of --classes: file with one label per image: .npy, .npz (arr_1) or lines of text.",
+        rich_help_panel=_SETS,
+    ),
 ]
 ClassOrder = Annotated[
     str,
@@ -35,7 +38,8 @@ ClassOrder = Annotated[
 Group = Annotated[
     int | None,
     typer.Option(
-        help="Images that the network evaluates together. The last bits of the images depend on it.",
+        min=1,
+        help="Images that the network evaluates together; their last bits depend on it. Default: 64.",
         rich_help_panel=_SETS,
     ),
 ]

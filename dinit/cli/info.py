@@ -12,19 +12,32 @@ from rich.markdown import Markdown
 from rich.table import Table
 
 from dinit.checkpoints.runs import is_run
+from dinit.cli.checks import check_pipeline, check_there
+from dinit.cli.completion import pipelines
 from dinit.cli.console import console
 
 What = Annotated[
     str,
-    typer.Argument(help="Pipeline: name, folder or Hub id; the folder of a run; or an image.", show_default=False),
+    typer.Argument(
+        metavar="WHAT",
+        autocompletion=pipelines,
+        help="Pipeline: name, folder or Hub id; the folder of a run; or an image.",
+        show_default=False,
+    ),
 ]
 MODEL_CARD = "README.md"
 
 
 def info(what: What) -> None:
-    """Show the parts of a pipeline, how far a run is, or the call that made an image."""
+    """Show the parts of a pipeline, how far a run is, or the call that made an image.
+
+    Examples:
+        dinit info digits-dico
+        dinit info samples.png
+    """
     path = Path(what)
     if path.suffix.lower() in (".png", ".json") or (path / "manifest.json").is_file():
+        check_there(path, "picture")
         _picture(path)
     elif is_run(path):
         from dinit.training.run.summary import run_summary
@@ -48,6 +61,7 @@ def _picture(path: Path) -> None:
 
 
 def _pipeline(name: str) -> None:
+    check_pipeline(name)
     from dinit.pipelines.loading import BACKBONE, INDEX, check_folder, locate, read_json, weight_shapes
 
     folder = locate(name)

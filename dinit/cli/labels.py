@@ -6,15 +6,36 @@ import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
-from dinit.data.class_names import find_name
-
-if TYPE_CHECKING:
-    from dinit.pipelines.generate import Pipeline
+from dinit.cli.checks import check_there, check_word
+from dinit.data.class_names import class_number, find_name
 
 _FEW_CLASSES = 20  # so many are drawn where none is named
 _ALL = ("all", "*")  # every class
+_ORDERS = ("balanced", "random", "none")
+
+
+class HasClasses(Protocol):
+    """What has classes: a pipeline, or what is known of one before it is opened."""
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes; 0 for an unconditional pipeline."""
+        ...
+
+    @property
+    def class_names(self) -> Sequence[str] | None:
+        """Names by number; None where the classes have none."""
+        ...
+
+
+@dataclass(frozen=True)
+class KnownClasses:
+    """Number and names of the classes of a pipeline that is not opened yet."""
+
+    num_classes: int
+    class_names: Sequence[str] | None
 
 
 @dataclass(frozen=True)
@@ -38,7 +59,24 @@ class ImageOptions:
     labels_from: Path | None = None
     class_order: str = "balanced"
 
-    def of_call(self, pipe: Pipeline) -> list[str | int | None]:
+    def check(self, known: HasClasses | None, is_set: bool) -> None:
+        """Whether the options fit together and, where the classes are known, name classes; reads no labels file.
+
+        Raises:
+            ValueError: options that contradict each other, numbers out of range, unknown classes.
+            FileNotFoundError: there is no file of labels.
+        """
+        check_word("class order", self.class_order, _ORDERS)
+        if self.labels_from is not None:
+            check_there(self.labels_from, "file of labels")
+        if known is None:
+            return
+        in_turn = is_set and (self.labels_from is not None or self.num_images is not None)
+        labels = self._chosen(known) if in_turn else self.of_call(known)
+        for label in dict.fromkeys(labels):
+            class_number(label, known.num_classes, known.class_names)
+
+    def of_call(self, pipe: HasClasses) -> list[str | int | None]:
         """The label of every image, class by class.
 
         Raises:
@@ -62,7 +100,7 @@ class ImageOptions:
             raise ValueError(f"this pipeline has {pipe.num_classes} classes: name some with --classes, or give all")
         return [name for name in self._chosen(pipe) for _ in range(self.per_class)]
 
-    def of_set(self, pipe: Pipeline, seed: int) -> list[str | int | None]:
+    def of_set(self, pipe: HasClasses, seed: int) -> list[str | int | None]:
         """The label of every image of a set, each a function of its index and the seed.
 
         Raises:
@@ -84,7 +122,7 @@ class ImageOptions:
         chosen = self._chosen(pipe)
         return [class_of(k, chosen, self.class_order, seed) for k in range(self.num_images)]
 
-    def _chosen(self, pipe: Pipeline) -> list[Any]:
+    def _chosen(self, pipe: HasClasses) -> list[Any]:
         """Numbers or names of the classes of --classes. ValueError for 'all' where a class is called so."""
         if not self.classes:
             return list(range(pipe.num_classes))

@@ -2,47 +2,41 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.table import Table
 
+from dinit.cli.completion import words
 from dinit.cli.console import console
-from dinit.registry import Registry, suggest
+from dinit.cli.names import PLACES, registry_of
+from dinit.registry import suggest
 
-_REGISTRIES = {
-    "backbones": ("dinit.models.base", "BACKBONES"),
-    "processes": ("dinit.diffusion", "PROCESSES"),
-    "parameterizations": ("dinit.diffusion", "PARAMETERIZATIONS"),
-    "samplers": ("dinit.samplers", "SAMPLERS"),
-    "grids": ("dinit.samplers", "GRIDS"),
-    "guidance": ("dinit.samplers.guidance", "GUIDANCES"),
-    "datasets": ("dinit.data", "DATASETS"),
-    "features": ("dinit.evaluation", "EXTRACTORS"),
-    "metrics": ("dinit.evaluation", "METRICS"),
-    "weightings": ("dinit.training", "WEIGHTINGS"),
-    "time-samplers": ("dinit.training", "TIME_SAMPLERS"),
-    "loss-terms": ("dinit.training", "LOSS_TERMS"),
-    "encoders": ("dinit.training.regularizers.encoders", "ENCODERS"),
-}
 _PIPELINES, _RECIPES = "pipelines", "recipes"
+_REGISTRIES = [kind for kind in PLACES if kind != "layouts"]  # those are found from the weights
 KINDS = (*_REGISTRIES, _PIPELINES, _RECIPES)
 
 Kind = Annotated[
     str | None,
-    typer.Argument(help=f"One of {', '.join(KINDS)}. Default: all.", show_default=False),
+    typer.Argument(
+        metavar="KIND",
+        autocompletion=words(KINDS),
+        help=f"One of {', '.join(KINDS)}. Default: all.",
+        show_default=False,
+    ),
 ]
 Names = Annotated[bool, typer.Option("--names", help="Print the names only, one per line.")]
 
 
 def list_registries(kind: Kind = None, names: Names = False) -> None:
-    """List the registered classes, the shipped pipelines and the shipped recipes, one line each."""
+    """List the registered classes, the shipped pipelines and the shipped recipes, one line each.
+
+    Examples:
+        dinit list samplers
+        dinit list recipes --names
+    """
     if kind is not None and kind not in KINDS:
         raise ValueError(f"unknown kind {kind!r}{suggest(kind, list(KINDS))}")
-    from dinit.compat import ensure_torchvision
-
-    ensure_torchvision()  # before what the registries import
     for one in KINDS if kind is None else (kind,):
         entries = _entries(one)
         if names:
@@ -65,20 +59,15 @@ def _entries(kind: str) -> dict[str, str]:
 
 
 def _registry(kind: str) -> dict[str, str]:
-    module, attribute = _REGISTRIES[kind]
-    registry: Registry[Any] = getattr(importlib.import_module(module), attribute)
-    return {name: registry.summary(name) + _special(registry, name) for name in registry}
-
-
-def _special(registry: Registry[Any], name: str) -> str:
-    """Which entry this one equals at its defaults, if any."""
-    special = registry.special_case_of(name)
-    return "" if special is None else f" (special case: equals {special} at its defaults)"
+    registry = registry_of(kind)
+    special = {name: registry.special_case_of(name) for name in registry}
+    equal = {name: f" (special case: equals {one} at its defaults)" for name, one in special.items() if one}
+    return {name: registry.summary(name) + equal.get(name, "") for name in registry}
 
 
 def _pipelines() -> dict[str, str]:
     """Shipped pipelines, and what each is made of."""
-    from dinit.pipelines.loading import INDEX, SHIPPED, read_json, shipped
+    from dinit.checkpoints.locating import INDEX, SHIPPED, read_json, shipped
 
     made_of = {}
     for name in shipped():

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from dinit.cli.checks import DTYPES, check_device, check_entry, check_pipeline, check_word
+from dinit.cli.completion import entries, pipelines, words
+from dinit.cli.names import registry_of
 from dinit.specs import parse_spec
 
 if TYPE_CHECKING:
@@ -17,16 +20,23 @@ if TYPE_CHECKING:
 
 _SPEC = "NAME[:KEY=VALUE,…]"
 _CALL = "Call"
+ENDS = ("posterior-mean", "clean", "state")
 
 Name = Annotated[
     str,
-    typer.Argument(help="The pipeline: the name of a shipped one, a folder, or a Hub id.", show_default=False),
+    typer.Argument(
+        metavar="PIPELINE",
+        autocompletion=pipelines,
+        help="A pipeline: the name of a shipped one, a folder, or a Hub id.",
+        show_default=False,
+    ),
 ]
 SamplerOption = Annotated[
     str | None,
     typer.Option(
         "--sampler",
         metavar=_SPEC,
+        autocompletion=entries("samplers"),
         help="Sampler with its options, such as ddim or ddim:eta=0.5. Default: the pipeline's.",
         rich_help_panel=_CALL,
     ),
@@ -42,16 +52,23 @@ SamplerOptions = Annotated[
 ]
 Steps = Annotated[
     int | None,
-    typer.Option(help="Number of sampling steps, at least 1. Default: the pipeline's.", rich_help_panel=_CALL),
+    typer.Option(min=1, help="Number of sampling steps. Default: the pipeline's.", rich_help_panel=_CALL),
 ]
 Grid = Annotated[
     str | None,
-    typer.Option(metavar=_SPEC, help="Time grid, such as karras. Default: the usual one.", rich_help_panel=_CALL),
+    typer.Option(
+        metavar=_SPEC,
+        help="Time grid, such as karras or karras:rho=5. Default: the usual one.",
+        rich_help_panel=_CALL,
+        autocompletion=entries("grids"),
+    ),
 ]
 EndOption = Annotated[
     str | None,
     typer.Option(
         "--end",
+        metavar="WORD",
+        autocompletion=words(ENDS),
         help="End of the trajectory: posterior-mean, clean (the sampler's own last step, to t = 0) or state (x at "
         "the grid's last time, with its noise). Default: the sampler's.",
         rich_help_panel=_CALL,
@@ -62,6 +79,7 @@ GuidanceOption = Annotated[
     typer.Option(
         "--guidance",
         metavar=_SPEC,
+        autocompletion=entries("guidance"),
         help="Guidance, such as cfg:scale=2 or the CFG scale alone. Can be repeated: the last is outermost. "
         "'none' disables the pipeline's default.",
         rich_help_panel=_CALL,
@@ -72,16 +90,31 @@ Seed = Annotated[
 ]
 BatchSize = Annotated[
     int | None,
-    typer.Option(help="Images per batch. It changes speed and memory, not the images.", rich_help_panel=_CALL),
+    typer.Option(
+        min=1,
+        help="Images per batch, which changes speed and memory, not the images. Default: 64.",
+        rich_help_panel=_CALL,
+    ),
 ]
-Device = Annotated[str, typer.Option(help="Device: auto, cpu, cuda, cuda:1 or mps.", rich_help_panel=_CALL)]
+Device = Annotated[
+    str,
+    typer.Option(
+        metavar="WORD",
+        help="Device: auto, cpu, cuda, cuda:1 or mps.",
+        rich_help_panel=_CALL,
+        autocompletion=words(["auto", "cpu", "cuda", "mps"]),
+    ),
+]
 Dtype = Annotated[
     str,
-    typer.Option(help="Data type of the network: float32, bfloat16 or float16.", rich_help_panel=_CALL),
+    typer.Option(
+        metavar="WORD",
+        help="Data type of the network: float32, bfloat16 or float16.",
+        rich_help_panel=_CALL,
+        autocompletion=words(DTYPES),
+    ),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")]
-
-DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -139,8 +172,16 @@ class CallFlags:
         return options
 
     def check(self) -> None:
-        """ValueError for text of another form; before a pipeline is opened."""
-        self.options(default_sampler={"name": "any"})
+        """ValueError for text of another form and unknown names; before a pipeline is opened."""
+        options = self.options(default_sampler={"name": "any"})
+        if self.sampler is not None:
+            check_entry("samplers", self.sampler, self.sampler_options)
+        check_entry("grids", self.grid)
+        check_word("end", self.end, ENDS)
+        guidance = options.get("guidance")
+        for one in guidance if isinstance(guidance, list) else ():
+            if isinstance(one, Mapping):
+                registry_of("guidance").check(one)
 
 
 def _guidance(text: str) -> dict[str, Any] | float:
@@ -158,15 +199,24 @@ class Opening:
     device: str = "auto"
     dtype: str = "float32"
 
+    def check(self) -> None:
+        """Whether the words are known and the pipeline can be there; imports nothing heavy.
+
+        Raises:
+            ValueError: an unknown device or dtype, or a file in place of a folder.
+            FileNotFoundError: there is no such pipeline.
+        """
+        check_word("dtype", self.dtype, DTYPES)
+        check_device(self.device)
+        check_pipeline(self.name)
+
     def open(self) -> Pipeline:
-        """The pipeline, without diffusers' progress bars. ValueError for an unknown device or dtype."""
+        """The pipeline, without diffusers' progress bars. Errors of `check`, and a device that torch cannot use."""
+        self.check()
         import torch
 
         from dinit.pipelines.generate import Pipeline
-        from dinit.registry import suggest
 
-        if self.dtype not in DTYPES:
-            raise ValueError(f"unknown dtype {self.dtype!r}{suggest(self.dtype, list(DTYPES))}")
         device = torch_device(self.device)
         quiet()
         pipe = Pipeline.from_pretrained(self.name, device=device, dtype=getattr(torch, self.dtype))

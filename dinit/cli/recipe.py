@@ -12,7 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dinit.cli.checks import check_device
+from dinit.cli.completion import datasets
 from dinit.cli.console import console, errors
+from dinit.cli.names import registry_of
 from dinit.cli.options import Overwrite
 from dinit.training.recipe.rules import check_minutes, check_size
 
@@ -25,6 +28,7 @@ Data = Annotated[
     str,
     typer.Argument(
         metavar="FOLDER|NAME[:KEY=VALUE,…]",
+        autocompletion=datasets,
         help="Pictures in one sub-folder per class, or a data set such as idx:path=fashion-mnist.",
         show_default=False,
     ),
@@ -64,7 +68,12 @@ def recipe(
     """Write a recipe for your own pictures, fitted to them and to this machine, with a reason for every line.
 
     It looks at all pictures and trains for some seconds to measure the speed. Then `dinit train` takes the file.
+
+    Examples:
+        dinit recipe photos/ --out mine.yaml
+        dinit recipe idx:path=fashion-mnist --minutes 60
     """
+    check_device(device)
     spec, name = _data(data)
     target = _target(out, name, overwrite)
     if size is not None:
@@ -122,12 +131,14 @@ def _data(text: str) -> tuple[dict[str, Any], str]:
         raise ValueError(f"{text} is a file; give the folder that has one sub-folder of pictures for each class")
     if "/" in text and ":" not in text:
         raise ValueError(f"there is no folder {text}")
+    known = registry_of("datasets")
+    if text.partition(":")[0] not in known:
+        raise ValueError(
+            f"there is no folder {text}, and no data set of that name (known: {', '.join(known.names())})"
+        )
+    known.check(text)
     from dinit.data.base import DATASETS
 
-    if text.partition(":")[0] not in DATASETS:
-        raise ValueError(
-            f"there is no folder {text}, and no data set of that name (known: {', '.join(DATASETS.names())})"
-        )
     spec = DATASETS.parse(text)
     place = Path(str(spec.get("path", spec["name"])))
     if spec["name"] == "folder" and "path" in spec and not user_path(place).is_dir():

@@ -7,13 +7,17 @@ from typing import Annotated
 
 import typer
 
+from dinit.cli.checks import check_pipeline, check_there
 from dinit.cli.console import console
 from dinit.cli.options import quiet
 
-Picture = Annotated[Path, typer.Argument(help="PNG, folder of PNGs, or set that dinit wrote.", show_default=False)]
+Picture = Annotated[
+    Path,
+    typer.Argument(metavar="PICTURE", help="PNG, folder of PNGs, or set that dinit wrote.", show_default=False),
+]
 PipelineOption = Annotated[
     str | None,
-    typer.Option("--pipeline", help="The pipeline, where it is no longer at the place that the manifest records."),
+    typer.Option("--pipeline", help="The pipeline. Default: the one at the place that the manifest records."),
 ]
 Tolerance = Annotated[
     int, typer.Option(min=0, max=255, help="Largest difference of pixels, in 0 .. 255, that counts as the same.")
@@ -24,7 +28,13 @@ def replay(path: Picture, pipeline: PipelineOption = None, tolerance: Tolerance 
     """Generate an image again from its manifest and compare: exit code 0 if it is the same, 1 if not.
 
     Of a set, four groups of images are generated again, from the first to the last; or the one image that is given.
+
+    Examples:
+        dinit replay samples.png
     """
+    check_there(path, "picture or folder")
+    if pipeline is not None:
+        check_pipeline(pipeline)
     from dinit.pipelines.outputs.replay import replay as run
 
     quiet()

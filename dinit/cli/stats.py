@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from dinit.cli.checks import check_device, check_entry
 from dinit.cli.console import console
 from dinit.cli.options import Device, Overwrite, torch_device
 
@@ -39,8 +40,14 @@ def stats(
     device: Device = "auto",
     overwrite: Overwrite = False,
 ) -> None:
-    """Write the feature statistics of real images to a file, for `dinit evaluate --reference`."""
-    from dinit.pipelines.outputs.targets import check_target
+    """Write the feature statistics of real images to a file, for `dinit evaluate --reference`.
+
+    Examples:
+        dinit stats glyphs:count=10000 --out glyphs.npz
+    """
+    check_entry("features", features)
+    check_device(device)
+    from dinit.targets import check_target
 
     check_target(out, overwrite, ("npz",))
     from dinit.evaluation.features.base import EXTRACTORS

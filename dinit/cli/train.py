@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dinit.checkpoints.runs import RECIPE, is_run
+from dinit.cli.checks import check_pipeline
+from dinit.cli.completion import datasets, pipelines, recipes
 from dinit.cli.console import console, errors, show_error
+from dinit.training.recipe.shipped import recipe_file
 
 if TYPE_CHECKING:
     from dinit.pipelines.train import TrainResult
@@ -22,14 +25,16 @@ if TYPE_CHECKING:
 RecipeFile = Annotated[
     Path | None,
     typer.Argument(
-        metavar="[RECIPE]",
+        metavar="RECIPE",
+        autocompletion=recipes,
         help="Recipe, .yaml, or the name of a shipped one, see `dinit list recipes`; or the folder of a run, which "
         "goes on with its own recipe.",
         show_default=False,
     ),
 ]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY.PATH=VALUE]…", help="Values that replace the recipe's.")
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="Values that replace the recipe's, such as training.steps=500."),
 ]
 Out = Annotated[
     Path | None,
@@ -42,14 +47,19 @@ Out = Annotated[
 InitFrom = Annotated[
     str | None,
     typer.Option(
-        "--init-from", help="Pipeline to fine-tune: a shipped one, a folder, or a Hub id.", show_default=False
+        "--init-from",
+        metavar="PIPELINE",
+        autocompletion=pipelines,
+        help="Pipeline to fine-tune: a shipped one, a folder, or a Hub id. Default: that of the recipe, if any.",
+        show_default=False,
     ),
 ]
 Data = Annotated[
     str | None,
     typer.Option(
         metavar="FOLDER|NAME[:KEY=VALUE,…]",
-        help="Images in one sub-folder per class, or a data set such as glyphs:size=32. Replaces the recipe's.",
+        autocompletion=datasets,
+        help="Images in one sub-folder per class, or a data set such as glyphs:size=32. Default: the recipe's.",
         show_default=False,
     ),
 ]
@@ -124,12 +134,21 @@ def train(
 
     With --init-from, training starts from a pipeline, for the classes of the data, and the recipe may be left out.
     SIGTERM and Ctrl-C end the run after the current step, with a checkpoint; the exit code is 128 + the signal's.
+
+    Examples:
+        dinit train digits-dico
+        dinit train digits-dico training.steps=500 optimizer.lr=0.001 --out runs/short
+        dinit train --init-from glyphs-32 --data photos/ --out runs/photos
     """
     if recipe is not None and "=" in recipe.name and not recipe.exists():
         recipe, overrides = None, [str(recipe), *(overrides or ())]  # a value, where no recipe was given
     if extend is not None and extend < 1:
         raise ValueError(f"--extend takes the new total of steps, at least 1, got {extend}")
     run = recipe if recipe is not None and is_run(recipe) else None
+    if recipe is not None and run is None:
+        recipe_file(recipe)
+    if init_from is not None:
+        check_pipeline(init_from)
     options = {"training.device": device, "training.precision": precision}
     given = [*(overrides or ()), *(f"{key}={value}" for key, value in options.items() if value is not None)]
     loaded = _load(recipe if run is None else run / RECIPE, given, init_from, data)

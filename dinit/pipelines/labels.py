@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dinit.data.class_names import find_name, is_like_a_number
-from dinit.registry import suggest
+from dinit.data.class_names import class_number
 
 Label = int | str | None
 Labels = Label | Sequence[Label] | Tensor
@@ -99,49 +98,13 @@ def resolve_labels(
     if hasattr(labels, "tolist"):
         labels = labels.tolist()  # type: ignore[union-attr]
     if labels is None or isinstance(labels, str | bytes) or not isinstance(labels, Sequence):
-        one = _class_number(labels, num_classes, class_names)  # type: ignore[arg-type]
+        one = class_number(labels, num_classes, class_names)  # type: ignore[arg-type]
         return (one,) * (1 if num_images is None else num_images)
     if num_images is not None and num_images != len(labels):
         raise ValueError(f"num_images = {num_images} contradicts {len(labels)} labels; leave num_images out")
     if not labels:
         raise ValueError("labels are empty; give at least one, or None with num_images for no class")
-    return tuple(_class_number(label, num_classes, class_names) for label in labels)
-
-
-def _class_number(label: Label, num_classes: int, class_names: Sequence[str] | None) -> int | None:
-    if label is None:
-        return None
-    if num_classes == 0:
-        raise ValueError(f"this pipeline is unconditional, it takes no label {label!r}; give num_images instead")
-    if isinstance(label, str):
-        label = _class_of_text(label, class_names or ())
-    number = _integer("a label", label)
-    if not 0 <= number < num_classes:
-        null = "; no class, the null class, is None" if number == num_classes else ""
-        raise ValueError(f"class {number} is out of range: this pipeline has classes 0 .. {num_classes - 1}{null}")
-    return number
-
-
-def _class_of_text(text: str, class_names: Sequence[str]) -> int:
-    """The class that a text means: a name, or, where it can be nothing else, a number."""
-    named = find_name(text, class_names)
-    if named is not None:
-        return named
-    if text.isascii() and text.isdecimal() and len(text) < 10:
-        if not class_names:
-            return int(text)
-        if not any(map(is_like_a_number, class_names)) and text == str(int(text)):
-            return int(text)
-    if not class_names:
-        raise ValueError(f"unknown class {text!r}: this pipeline has no class names, give numbers")
-    raise ValueError(f"unknown class {text!r}{_near(text, class_names)}")
-
-
-def _near(name: str, class_names: Sequence[str]) -> str:
-    """The end of the message for an unknown class: the nearest name, and all of them where they are few."""
-    if len(class_names) <= 20:
-        return suggest(name, list(class_names))
-    return suggest(name, list(class_names)).split(" (known", 1)[0] + f" ({len(class_names)} classes)"
+    return tuple(class_number(label, num_classes, class_names) for label in labels)
 
 
 def whole_number(what: str, value: Any) -> int:

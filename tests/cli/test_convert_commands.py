@@ -77,7 +77,7 @@ def test_overwrite() -> None:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["nothing.pt"], "nothing.pt is not there"),
+        (["nothing.pt"], "there is no file or folder nothing.pt"),
         (["a.pt"], "--option num_heads="),
         (["a.pt", "--option", "num_heads"], "reads KEY=VALUE"),
         (["a.pt", "--option", "num_heads=four"], "cannot be made"),

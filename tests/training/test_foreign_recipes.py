@@ -10,7 +10,8 @@ import yaml
 from fuzzing import damaged, edited
 
 from dinit.training import Recipe, load_recipe, parse_recipe
-from dinit.training.recipe.file import RecipeError, dotted_keys
+from dinit.training.recipe.file import RecipeError
+from dinit.training.recipe.keys import dotted_keys
 from dinit.training.run.folder import RunFolderError, read_recipe, write_recipe
 
 BASE = """\

@@ -12,7 +12,7 @@ from PIL import Image
 
 import dinit
 from dinit.training import Recipe, RecipeError, load_recipe, parse_recipe
-from dinit.training.recipe.file import dotted_keys
+from dinit.training.recipe.keys import dotted_keys
 from dinit.training.recipe.shipped import shipped_recipes
 from dinit.training.run.folder import RunFolderError, check_run_folder, write_recipe
 

@@ -19,7 +19,7 @@ from dinit.pipelines.call import Call
 from dinit.pipelines.generate import Generated, Pipeline
 from dinit.pipelines.outputs.manifest import FILE, KEY, Manifest, describe
 from dinit.pipelines.outputs.sheets import Layout, animation_bytes, draw_sheet, lay_out, to_pil
-from dinit.pipelines.outputs.targets import ANIMATIONS
+from dinit.targets import ANIMATIONS
 
 
 def caption(pipe: Pipeline, call: Call, nfe: int | None = None) -> str:

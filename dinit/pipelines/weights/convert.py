@@ -30,9 +30,9 @@ from dinit.models.base import Backbone
 from dinit.models.codec import VAE_FOLDER, open_autoencoder
 from dinit.pipelines.generate import Pipeline
 from dinit.pipelines.hub import converted_card
-from dinit.pipelines.outputs.targets import check_pipeline_target
 from dinit.pipelines.weights.arguments import backbone_arguments, called, recognise_checkpoint
 from dinit.registry import construct
+from dinit.targets import check_pipeline_target
 
 RECORD = "conversion.json"
 _ALMOST_NOISE = 0.999  # the first time of SiT's programs where noise or score is predicted

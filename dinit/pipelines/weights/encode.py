@@ -34,9 +34,9 @@ from dinit.files import LOCK, is_leftover, only_writer, remove_leftovers, user_p
 from dinit.models.codec import AutoencoderKLCodec, open_autoencoder
 from dinit.pipelines.launch import launched_processes
 from dinit.pipelines.outputs.manifest import versions, weights_sha256
-from dinit.pipelines.outputs.targets import check_folder_target
 from dinit.progress import Progress
 from dinit.registry import suggest
+from dinit.targets import check_folder_target
 from dinit.training.batches import CHECK, patient
 
 

@@ -13,7 +13,7 @@ from dinit.checkpoints.exporting import check_export, diffusers_model, published
 from dinit.files import user_path, whole_file, whole_folder
 from dinit.pipelines.generate import Pipeline
 from dinit.pipelines.loading import INDEX
-from dinit.pipelines.outputs.targets import check_pipeline_target, check_target
+from dinit.targets import check_pipeline_target, check_target
 
 
 def export(pipe: Pipeline, to: str | Path, format: str, overwrite: bool = False) -> Path:

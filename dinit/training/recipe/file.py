@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import copy
 import json
-import typing
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
-from dinit.registry import suggest
 from dinit.training.finetune.transfer import inherit
 from dinit.training.recipe.checks import check_recipe
 from dinit.training.recipe.following import follow_overrides
-from dinit.training.recipe.model import Named, Recipe
+from dinit.training.recipe.keys import nearest_key
+from dinit.training.recipe.model import Recipe
 from dinit.training.recipe.names import use_present_names
 from dinit.training.recipe.shipped import recipe_file
 from dinit.training.recipe.yaml import Mistake, Source, read_yaml
@@ -160,7 +159,7 @@ def _drop(data: Any, path: KeyPath) -> None:
 def _mistake(details: Any, data: Any) -> Mistake:
     path = details["loc"]
     if details["type"] == "extra_forbidden":
-        return Mistake(path, f"unknown key{_nearest(path)}")
+        return Mistake(path, f"unknown key{nearest_key(path)}")
     if details["type"] == "missing":
         return Mistake(path, "required, and not given")
     message = details["msg"][0].lower() + details["msg"][1:]
@@ -171,35 +170,6 @@ def _mistake(details: Any, data: Any) -> Mistake:
     if details["type"] == "string_type" and isinstance(details["input"], bool | int | float):
         message += " (in quotes it is one)"
     return Mistake(path, f"{message}, got {_short(details['input'])}")
-
-
-def _nearest(path: KeyPath) -> str:
-    """The tail of 'unknown key': the nearest key of the same section, else of any other section."""
-    model: type[BaseModel] = Recipe
-    for key in path[:-1]:
-        section = _section(model.model_fields[str(key)].annotation)
-        assert section is not None, "only sections forbid keys"
-        model = section
-    name, known = str(path[-1]), list(model.model_fields)
-    elsewhere = [dotted for dotted in dotted_keys() if dotted.rpartition(".")[2] == name]
-    return f"; did you mean {elsewhere[0]!r}?" if elsewhere else suggest(name, known)
-
-
-def dotted_keys(model: type[BaseModel] = Recipe, prefix: str = "") -> list[str]:
-    """Every key of a recipe that an override can set, 'training.steps' and so on."""
-    keys = []
-    for name, info in model.model_fields.items():
-        keys.append(prefix + name)
-        inner = _section(info.annotation)
-        if inner is not None:
-            keys += dotted_keys(inner, f"{prefix}{name}.")
-    return keys
-
-
-def _section(annotation: Any) -> type[BaseModel] | None:
-    """The section that a key holds, also where it may be left out; None for other values."""
-    kinds = [kind for kind in (annotation, *typing.get_args(annotation)) if isinstance(kind, type)]
-    return next((kind for kind in kinds if issubclass(kind, BaseModel) and kind is not Named), None)
 
 
 def _short(value: Any) -> str:

@@ -1,0 +1,104 @@
+"""Checks of a command line before anything heavy is imported: names, words, files and folders."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from dinit.cli.names import registry_of
+from dinit.files import user_path
+from dinit.registry import suggest
+
+DTYPES = ("float32", "bfloat16", "float16")
+# Kinds of devices in torch's own list; which of them this machine has, torch reports later.
+_DEVICES = re.compile(
+    r"auto|(cpu|cuda|mps|xpu|hpu|mtia|xla|maia|ipu|vulkan|meta|lazy|mkldnn|opengl|opencl|ideep|hip|ve|fpga|"
+    r"privateuseone)(:\d+)?"
+)
+_USUAL_DEVICES = ["auto", "cpu", "cuda", "cuda:1", "mps"]
+
+
+def check_entry(kind: str, text: str | None, more: Sequence[str] = ()) -> None:
+    """Whether a registry has the name and the options of a text; None is not given.
+
+    Args:
+        kind: of `dinit.cli.names.PLACES`.
+        text: NAME[:KEY=VALUE,…].
+        more: further 'KEY=VALUE'.
+
+    Raises:
+        ValueError: an unknown name or option, or text of another form.
+    """
+    if text is not None:
+        registry_of(kind).check(text, more)
+
+
+def check_word(what: str, word: str | None, known: Sequence[str]) -> None:
+    """ValueError where a word is none of those known; `what` is its noun in the message."""
+    if word is not None and word not in known:
+        raise ValueError(f"unknown {what} {word!r}{suggest(word, list(known))}")
+
+
+def check_device(name: str) -> None:
+    """ValueError for a word that no version of torch has for a device."""
+    if not _DEVICES.fullmatch(name):
+        raise ValueError(f"device {name!r} cannot be used{suggest(name, _USUAL_DEVICES)}")
+
+
+def check_there(path: Path, noun: str) -> None:
+    """FileNotFoundError where there is nothing at a path; noun: what should be there."""
+    if not user_path(path).exists():
+        raise FileNotFoundError(f"there is no {noun} {path}")
+
+
+def check_folder(path: Path, noun: str) -> None:
+    """As `check_there`, for a folder. NotADirectoryError where it is a file."""
+    check_there(path, noun)
+    if not user_path(path).is_dir():
+        raise NotADirectoryError(f"{path} is a file; give the folder of a {noun}")
+
+
+def is_classifier(name: str) -> bool:
+    """Whether a text can be the folder of a classifier of `dinit classifier`, or its name in the usual folder."""
+    return "/" in name or user_path(name).is_dir() or Path("classifiers", name).is_dir()
+
+
+def check_autoencoder(name: str) -> None:
+    """FileNotFoundError for a name that is neither a folder nor a Hub id."""
+    if not user_path(name).is_dir() and not is_hub_id(name):
+        raise FileNotFoundError(
+            f"there is no autoencoder {name}: give a folder, or a Hub id, which reads owner/name"
+        )
+
+
+def check_pipeline(name: str) -> None:
+    """Whether a pipeline can be there: what `locate` reports of a name that is no folder and no Hub id."""
+    if not user_path(name).is_dir() and not is_hub_id(name):
+        from dinit.checkpoints.locating import locate
+
+        locate(name)
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name can only be one of the Hub, owner/name."""
+    return name.count("/") == 1 and name[:1] not in "./~" and name[-1] != "/" and not user_path(name).exists()
+
+
+def classes_of(name: str) -> tuple[int, list[str] | None] | None:
+    """Number and names of the classes of a pipeline in a folder of this machine; None where they are not known."""
+    if is_hub_id(name):
+        return None
+    from dinit.checkpoints.locating import INDEX, is_own_class, locate
+
+    folder = locate(name)
+    try:
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        config = json.loads((folder / "backbone" / "config.json").read_text(encoding="utf-8"))
+        if not is_own_class(index):
+            return None
+        names = index.get("class_names")
+        return int(config["num_classes"]), names if names is None else [str(one) for one in names]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None  # opening it reports what is wrong
