@@ -17,7 +17,7 @@ from dinit.cli.checks import (
     check_word,
     is_classifier,
 )
-from dinit.cli.completion import pipelines
+from dinit.cli.completion import datasets, entries, pipelines
 from dinit.cli.console import console
 from dinit.cli.names import registry_of
 from dinit.cli.options import (
