@@ -91,7 +91,7 @@ COMMANDS = [
     ),
     (
         "generate digits-dico --class-order foo --num-images 4 --out set",
-        "classes come balanced, random, none",
+        "known: balanced, random, none",
         "generate digits-dico --class-order random --num-images 4 --out set --steps 2",
     ),
     (
@@ -101,7 +101,7 @@ COMMANDS = [
     ),
     (
         "evaluate digits-dico --num-samples 2 --steps 1",
-        "at least 8 images",
+        "--num-samples must be at least 8",
         "evaluate digits-dico --num-samples 8 --steps 1 --metrics fid",
     ),
     (
@@ -116,8 +116,8 @@ COMMANDS = [
     ),
     (
         "evaluate digits-dico --num-samples 8 --steps 1 --features inception-v3",
-        "features='digits-classifier'",
-        "evaluate digits-dico --num-samples 8 --steps 1 --features digits-classifier --metrics fid",
+        "--metrics memorisation,pixels needs no features",
+        "evaluate digits-dico --num-samples 8 --steps 1 --metrics memorisation,pixels",
     ),
     (
         "evaluate digits-dico --num-samples 8 --steps 1 --reference no.npz --metrics fid",

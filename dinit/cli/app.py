@@ -53,7 +53,10 @@ def _checked(command: Callable[..., Any]) -> Callable[..., Any]:
     def run(**options: Any) -> Any:
         for name, value in options.items():
             if isinstance(value, Path) and str(value) == "-":
-                raise ValueError(f"'-' is no file or folder: {name} cannot be a pipe, give a name")
+                option = f"--{name.replace('_', '-')}" if name.startswith(("out", "to", "json", "html")) else name
+                raise ValueError(
+                    f"{option} must be the name of a file or folder, got '-'; pipes are not written to"
+                )
             if isinstance(value, str | Path) and str(value).startswith("~"):
                 options[name] = type(value)(user_path(value))
         return command(**options)

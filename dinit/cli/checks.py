@@ -47,10 +47,10 @@ def check_device(name: str) -> None:
         raise ValueError(f"device {name!r} cannot be used{suggest(name, _USUAL_DEVICES)}")
 
 
-def check_there(path: Path, noun: str) -> None:
-    """FileNotFoundError where there is nothing at a path; noun: what should be there."""
+def check_there(path: Path, noun: str, advice: str = "") -> None:
+    """FileNotFoundError where there is nothing at a path; noun: what should be there; advice: how to get it."""
     if not user_path(path).exists():
-        raise FileNotFoundError(f"there is no {noun} {path}")
+        raise FileNotFoundError(f"there is no {noun} {path}{advice and f'; {advice}'}")
 
 
 def check_folder(path: Path, noun: str) -> None:

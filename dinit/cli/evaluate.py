@@ -172,7 +172,7 @@ def evaluate(
     check_word("dtype", dtype, DTYPES)
     check_device(device)
     if reference is not None:
-        check_there(reference, "file of statistics")
+        check_there(reference, "file of statistics", "`dinit stats` makes such a file")
     if during_training:
         check_folder(Path(what), "run")
     elif not user_path(what).exists():

@@ -17,6 +17,7 @@ from dinit.cli.completion import datasets
 from dinit.cli.console import console, errors
 from dinit.cli.names import registry_of
 from dinit.cli.options import Overwrite
+from dinit.specs import parse_spec
 from dinit.training.recipe.rules import check_minutes, check_size
 
 if TYPE_CHECKING:
@@ -136,13 +137,12 @@ def _data(text: str) -> tuple[dict[str, Any], str]:
         raise ValueError(
             f"there is no folder {text}, and no data set of that name (known: {', '.join(known.names())})"
         )
-    known.check(text)
-    from dinit.data.base import DATASETS
-
-    spec = DATASETS.parse(text)
+    spec = parse_spec(text)
     place = Path(str(spec.get("path", spec["name"])))
     if spec["name"] == "folder" and "path" in spec and not user_path(place).is_dir():
         raise ValueError(f"there is no folder {place}")
+    if spec["name"] != "folder":  # of which the size is to be chosen
+        known.check(text)
     return spec, place.name.partition(".")[0] or spec["name"]
 
 

@@ -249,6 +249,12 @@ class Reached(Exception):
     """The spied function was called."""
 
 
+class Prepared(dict[str, Any]):
+    """A call in parts, whose labels are counted."""
+
+    labels = property(lambda self: self["labels"])
+
+
 class Stub:
     """A pipeline that is opened and asked what it would run."""
 
@@ -259,8 +265,8 @@ class Stub:
     def __init__(self, opened: tuple[str, str, str]) -> None:
         self.opened = opened
 
-    def prepare(self, labels: Any, **options: Any) -> dict[str, Any]:
-        return {"labels": labels, **options}
+    def prepare(self, labels: Any, **options: Any) -> Prepared:
+        return Prepared(labels=labels, **options)
 
 
 def flat(value: Any, prefix: str) -> dict[str, Any]:

@@ -132,7 +132,7 @@ def test_latents_are_encoded_first(capsys) -> None:
         (["texts"], "no images in class 'a'"),
         (["flat/1.png"], "is a file; give the folder"),
         (["pets", "--out", "mine"], "--out must end in .yaml, got mine"),
-        (["pets", "--out", "-"], "--out must end in .yaml, got -"),
+        (["pets", "--out", "-"], "--out must be the name of a file or folder, got '-'"),
         (["pets", "--minutes", "0"], "--minutes must be positive, got 0"),
         (["pets", "--size", "30"], "--size must be a multiple of 4, at least 8, got 30"),
         (["digits", "--size", "32"], "--size is for folders; the pictures of digits are 8×8"),
