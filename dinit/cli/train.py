@@ -67,8 +67,8 @@ Extend = Annotated[
     int | None,
     typer.Option(
         metavar="STEPS",
-        help="Train the run that is there on, to this new total of steps. The learning rate of each further step "
-        "is that of a run of the new total: the same for a constant schedule.",
+        help="Train the run that is there on, to this new total of steps. Default: the recipe's. Each further step "
+        "has the learning rate of a run of the new total: the same for a constant schedule.",
         show_default=False,
     ),
 ]

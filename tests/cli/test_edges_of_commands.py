@@ -55,7 +55,7 @@ def checked(status: str) -> ConformanceReport:
 
 
 TRAIN, SMALL = "dinit.pipelines.train.train", ("train", "r.yaml")
-DONE = SimpleNamespace(steps=1, seconds=1.0, final_loss=1.0, pipeline=Path("p"))
+DONE = SimpleNamespace(steps=1, seconds=1.0, final_loss=1.0, pipeline=Path("p"), folder=Path("."))
 TRY = "dinit.pipelines.runs.dry_run.dry_run"
 CHECK, REPLAY = "dinit.conformance.verify", "dinit.pipelines.outputs.replay.replay"
 SHORT = RuntimeError("CUDA out of memory")
