@@ -11,6 +11,9 @@ import json
 import shutil
 from pathlib import Path
 
+import torch
+from safetensors.torch import load_file, save_file
+
 from dinit.cards import CardMetadata
 from dinit.evaluation.reports.report import Report, Row
 from dinit.files import whole_folder, write_atomically
@@ -22,10 +25,18 @@ from dinit.training.recipe.file import load_recipe
 _FIGURES = ("class_accuracy", "fid", "kid", "precision", "recall", "inception_score")
 
 
-def ship(pipeline: Path, target: Path, num_samples: int = 1000) -> str:
+def ship(pipeline: Path, target: Path, num_samples: int = 1000, half: bool = False) -> str:
     """Evaluates a pipeline folder and copies it, with its card, to `target`. Returns the card.
 
-    ValueError for a folder that `dinit train` did not write, or a `target` that is there already.
+    Args:
+        pipeline: folder that `dinit train` wrote.
+        target: folder to make.
+        num_samples: generated for each row of the card.
+        half: store the weights in float16, in half the space; they are evaluated as stored, and opened as float32.
+
+    Raises:
+        ValueError: a folder that `dinit train` did not write, a `target` that is there already, or weights that
+            float16 cannot hold.
     """
     if not (pipeline / "training.json").is_file():
         raise ValueError(f"{pipeline} has no training.json: give the pipeline folder of a `dinit train` run")
@@ -33,15 +44,27 @@ def ship(pipeline: Path, target: Path, num_samples: int = 1000) -> str:
         raise ValueError(f"{target} is there already; remove it or choose another folder")
     recipe = load_recipe(pipeline / "recipe.yaml")
     data = {key: value for key, value in recipe.data.spec().items() if key != "split"}
-    reports = {
-        "its own guidance": evaluate(pipeline, num_samples, dataset_name=data),
-        "no guidance": evaluate(pipeline, num_samples, dataset_name=data, guidance=[]),
-    }
-    text = card(target.name, pipeline, reports)
     with whole_folder(target) as temporary:
         shutil.copytree(pipeline, temporary, dirs_exist_ok=True)
+        if half:
+            for file in temporary.rglob("*.safetensors"):
+                _halve(file)
+        reports = {
+            "its own guidance": evaluate(temporary, num_samples, dataset_name=data),
+            "no guidance": evaluate(temporary, num_samples, dataset_name=data, guidance=[]),
+        }
+        text = card(target.name, temporary, reports)
         write_atomically(temporary / "README.md", text)
     return text
+
+
+def _halve(file: Path) -> None:
+    """Rounds the float tensors of a .safetensors file to float16. ValueError where one overflows."""
+    tensors = {key: value.half() if value.is_floating_point() else value for key, value in load_file(file).items()}
+    too_large = [key for key, value in tensors.items() if not value.isfinite().all()]
+    if too_large:
+        raise ValueError(f"float16 cannot hold {', '.join(too_large)}; leave --half out")
+    save_file(tensors, file, metadata={"format": "pt"})
 
 
 def card(name: str, pipeline: Path, reports: dict[str, Report]) -> str:
@@ -52,7 +75,10 @@ def card(name: str, pipeline: Path, reports: dict[str, Report]) -> str:
     made_by, protocol = first.made_by, first.protocol
     rows = [_cells(way, report.model) for way, report in reports.items()]
     rows.append(_cells("real (train split)", first.real))
-    size = sum(file.stat().st_size for file in pipeline.rglob("*.safetensors"))
+    files = list(pipeline.rglob("*.safetensors"))
+    size = sum(file.stat().st_size for file in files)
+    halved = any(value.dtype is torch.float16 for file in files for value in load_file(file).values())
+    stored = " in float16, opened as float32" if halved else ""
     lines = [
         CardMetadata(
             ("diffusion", "class-conditional" if classes else "unconditional"),
@@ -71,7 +97,7 @@ def card(name: str, pipeline: Path, reports: dict[str, Report]) -> str:
         "| | |",
         "|---|---|",
         f"| recipe | `recipe.yaml` in this folder; `dinit train recipe.yaml --out runs/{name}` trains it again |",
-        f"| weights | {facts['parameters']:,} parameters (EMA), {size / 1e6:.2f} MB of safetensors |",
+        f"| weights | {facts['parameters']:,} parameters (EMA), {size / 1e6:.2f} MB of safetensors{stored} |",
         f"| training | {facts['steps']:,} steps, {facts['images']:,} images, {facts['seconds']:.0f} s on "
         f"{facts['device']}, {facts['processes']} process; torch {facts['versions']['torch']} |",
         f"| sampling | {made_by['sampler']['name']}, {made_by['steps']} steps, {made_by['nfe']} NFE; "
@@ -104,8 +130,9 @@ def main() -> None:
     parser.add_argument("pipeline", type=Path, help="the pipeline folder of a training run")
     parser.add_argument("--to", type=Path, required=True, help="the folder to make")
     parser.add_argument("--num-samples", type=int, default=1000)
+    parser.add_argument("--half", action="store_true", help="store the weights in float16")
     given = parser.parse_args()
-    print(ship(given.pipeline, given.to, given.num_samples))
+    print(ship(given.pipeline, given.to, given.num_samples, given.half))
 
 
 if __name__ == "__main__":
