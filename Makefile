@@ -1,4 +1,5 @@
-# make demo: a hundred class-ordered digits in samples.png.   make test: lint, types, tests, notebooks, the site.
+# make demo: a hundred class-ordered pictures of fashion-28 in samples.png, and of glyphs-32 in samples-glyphs.png.
+# make test: lint, types, tests, notebooks, the site.
 # Both create .venv on first use: demo installs what dinit itself needs, test the extra [dev] as well.
 # make quick leaves the slow tests out. make docs builds the site in build/site. make notebooks opens Jupyter.
 PYTHON ?= python3
@@ -13,7 +14,8 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 .PHONY: demo test quick lint docs notebooks dist pretrained install clean
 
 demo: $(RUNTIME)
-	$(BIN)/dinit generate digits-dico --classes all --per-class 10 --out samples.png --overwrite
+	$(BIN)/dinit generate fashion-28 --classes all --per-class 10 --out samples.png --overwrite
+	$(BIN)/dinit generate glyphs-32 --classes A,B,C,D,E,F,G,H,I,J --per-class 10 --out samples-glyphs.png --overwrite
 
 test: $(INSTALLED) lint
 	$(PYTEST)
@@ -60,4 +62,4 @@ $(INSTALLED): $(RUNTIME)
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist samples.png
+	rm -rf $(VENV) build dist samples.png samples-glyphs.png

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
 
-import dinit
 from dinit import Pipeline
 from dinit.evaluation import classify
 from dinit.evaluation.features.glyphs_classifier import load_glyphs_classifier
+from dinit.evaluation.features.image_classifier import ImageClassifier
 from dinit.pipelines.loading import SHIPPED, shipped
 from dinit.training import load_recipe
 
-RECIPES = Path(dinit.__file__).parent / "recipes"
 LABELS = torch.arange(10).repeat_interleave(10)
 DIGITS = [name for name in shipped() if name.startswith("digits-")]
 
 
 def test_they_are_there() -> None:
-    assert {"digits-dic", "digits-dico", "digits-dis", "digits-dit", "digits-unet", "glyphs-32"} <= set(shipped())
+    assert {"digits-dic", "digits-dico", "digits-dis", "digits-dit", "digits-unet", "glyphs-32", "fashion-28"} <= set(shipped())
 
 
 def test_together_they_are_small() -> None:
@@ -42,6 +40,17 @@ def test_glyphs_are_read_as_their_label_as_often_as_the_card_says() -> None:
     images = Pipeline.from_pretrained("glyphs-32")(labels, seed=0, output_type="pt").images
     read = load_glyphs_classifier()(images * 2 - 1).argmax(1)
     assert int((read == labels).sum()) >= 67  # the card: 97.7 %; of 72, less than that in 6 of 1,000 draws
+
+
+def test_at_least_95_of_100_clothes_are_read_as_their_label() -> None:
+    images = Pipeline.from_pretrained("fashion-28")(LABELS, seed=0, output_type="pt").images
+    classifier = ImageClassifier.from_pretrained(SHIPPED / "fashion-classifier")
+    assert list(classifier.config.class_names) == load_recipe("fashion-28").data.options()["class_names"]
+    assert int((classifier(images * 2 - 1).argmax(1) == LABELS).sum()) >= 95
+
+
+def test_fashion_28_is_at_most_3_megabytes() -> None:
+    assert sum(file.stat().st_size for file in (SHIPPED / "fashion-28").rglob("*") if file.is_file()) <= 3e6
 
 
 @pytest.mark.parametrize("name", DIGITS)
@@ -70,5 +79,4 @@ def test_card_and_recipe_belong_to_the_weights(name: str) -> None:
     assert f"{facts['steps']:,} steps" in text
     recipe = load_recipe(folder / "recipe.yaml")
     assert pipe.process.to_config()["name"] == recipe.process.name
-    if RECIPES.is_dir():  # a checkout
-        assert load_recipe(RECIPES / f"{name}.yaml") == recipe
+    assert load_recipe(name) == recipe

@@ -73,8 +73,9 @@ def card(name: str, pipeline: Path, reports: dict[str, Report]) -> str:
     classes = read_json(pipeline / BACKBONE / "config.json")["num_classes"]
     first = next(iter(reports.values()))
     made_by, protocol = first.made_by, first.protocol
-    rows = [_cells(way, report.model) for way, report in reports.items()]
-    rows.append(_cells("real (train split)", first.real))
+    figures = [key for key in _FIGURES if key in first.model.metrics]
+    rows = [_cells(way, report.model, figures) for way, report in reports.items()]
+    rows.append(_cells("real (train split)", first.real, figures))
     files = list(pipeline.rglob("*.safetensors"))
     size = sum(file.stat().st_size for file in files)
     halved = any(value.dtype is torch.float16 for file in files for value in load_file(file).values())
@@ -84,7 +85,7 @@ def card(name: str, pipeline: Path, reports: dict[str, Report]) -> str:
             ("diffusion", "class-conditional" if classes else "unconditional"),
             license="apache-2.0",
             datasets=data_names(load_recipe(pipeline / "recipe.yaml").data.spec()),
-            metrics=[key.replace("_", "-") for key in _FIGURES],
+            metrics=[key.replace("_", "-") for key in figures],
         ).front_matter(),
         f"# {name}",
         "",
@@ -103,8 +104,8 @@ def card(name: str, pipeline: Path, reports: dict[str, Report]) -> str:
         f"| sampling | {made_by['sampler']['name']}, {made_by['steps']} steps, {made_by['nfe']} NFE; "
         f"guidance {_guidance(made_by['guidance'])} |",
         "",
-        f"| {protocol.sample_count:,} samples | " + " | ".join(key.replace("_", " ") for key in _FIGURES) + " |",
-        "|---|" + "---|" * len(_FIGURES),
+        f"| {protocol.sample_count:,} samples | " + " | ".join(key.replace("_", " ") for key in figures) + " |",
+        "|---|" + "---|" * len(figures),
         *rows,
         "",
         f"Protocol: features {protocol.features} ({protocol.weights}), "
@@ -120,8 +121,8 @@ def _guidance(specs: list[dict]) -> str:
     return ", ".join(shown) or "none"
 
 
-def _cells(name: str, row: Row) -> str:
-    values = [f"{row.metrics[key]:.4g}" if key in row.metrics else "" for key in _FIGURES]
+def _cells(name: str, row: Row, figures: list[str]) -> str:
+    values = [f"{row.metrics[key]:.4g}" if key in row.metrics else "" for key in figures]
     return f"| {name} | " + " | ".join(values) + " |"
 
 
