@@ -49,7 +49,7 @@ def test_readme_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     for line, code in blocks:
         # Empty lines in front, so that a traceback names the README's own line.
         exec(compile("\n" * (line - 1) + code, str(readme), "exec"), namespace)
-    assert (tmp_path / "three.png").exists()
+    assert (tmp_path / "coat.png").exists()
 
 
 PAGES = [

@@ -19,7 +19,15 @@ DIGITS = [name for name in shipped() if name.startswith("digits-")]
 
 
 def test_they_are_there() -> None:
-    assert {"digits-dic", "digits-dico", "digits-dis", "digits-dit", "digits-unet", "glyphs-32", "fashion-28"} <= set(shipped())
+    assert {
+        "digits-dic",
+        "digits-dico",
+        "digits-dis",
+        "digits-dit",
+        "digits-unet",
+        "glyphs-32",
+        "fashion-28",
+    } <= set(shipped())
 
 
 def test_together_they_are_small() -> None:
@@ -45,7 +53,7 @@ def test_glyphs_are_read_as_their_label_as_often_as_the_card_says() -> None:
 def test_at_least_95_of_100_clothes_are_read_as_their_label() -> None:
     images = Pipeline.from_pretrained("fashion-28")(LABELS, seed=0, output_type="pt").images
     classifier = ImageClassifier.from_pretrained(SHIPPED / "fashion-classifier")
-    assert list(classifier.config.class_names) == load_recipe("fashion-28").data.options()["class_names"]
+    assert list(classifier.config.class_names) == load_recipe("fashion-28").data.options["class_names"]
     assert int((classifier(images * 2 - 1).argmax(1) == LABELS).sum()) >= 95
 
 
