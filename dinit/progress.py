@@ -90,8 +90,8 @@ def stage(text: str, *, enabled: bool | None = None) -> Iterator[None]:
 class Speed:
     """Work done in a second, over the later half of the time since the first work was done.
 
-    Time before that (imports, compiling, the first step) is not counted, and a machine that becomes slower shows in
-    the time left.
+    Time before that (imports, compiling, the first step) is not counted: after one step alone it would promise ten
+    hours for ten minutes. A machine that becomes slower shows in the time left.
 
     Args:
         start: Work that was done before.
@@ -99,9 +99,8 @@ class Speed:
     """
 
     def __init__(self, start: float, now: float) -> None:
-        self._began = (now, start)
         self._marks: deque[tuple[float, float]] = deque()
-        self._last = self._began
+        self._last = (now, start)
 
     def update(self, done: float, now: float) -> None:
         """`done` is all the work by `now`, with what was done before."""
@@ -120,9 +119,10 @@ class Speed:
 
     @property
     def per_second(self) -> float:
-        """0 while nothing was done."""
-        then = self._marks[0] if self._marks and self._marks[0][1] < self._last[1] else self._began
-        seconds, work = self._last[0] - then[0], self._last[1] - then[1]
+        """0 until there are two reports: the time of the first is mostly that of starting."""
+        if not self._marks:
+            return 0.0
+        seconds, work = self._last[0] - self._marks[0][0], self._last[1] - self._marks[0][1]
         return work / seconds if seconds > 0 else 0.0
 
     def seconds_left(self, total: float, now: float) -> float:
