@@ -36,7 +36,6 @@ from dinit.pipelines.outputs.files import save_sheet
 from dinit.pipelines.outputs.manifest import read_manifest
 from dinit.pipelines.outputs.replay import compare
 
-_PAUSE = 0.06  # seconds between two updates of the pictures
 _SYSTEM = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica", "Arial", "sans-serif")
 _MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
 THEME = Default(
@@ -223,13 +222,14 @@ class Page:
             **dict(zip(self.saves, hidden, strict=True)),
         }
         over = {self.generate: gr.update(interactive=True), self.stop: gr.update(interactive=False)}
-        ends, drawn = [], 0.0
+        ends, began, drawn = [], time.monotonic(), 0.0
         try:
             for frame in run(pipe, calls, self.pipelines.lock):
                 board.add(frame)
                 if frame.generated is not None:
                     ends.append(frame)
-                if time.monotonic() - drawn > _PAUSE:
+                now = time.monotonic()
+                if now - drawn > _pause(now - began):
                     yield {self.board: board.to_html()}
                     drawn = time.monotonic()
             yield {self.board: board.to_html(), self.scrubber: _scrubber(board)}
@@ -290,6 +290,15 @@ def image_names_of(call: Call, pipe: Pipeline) -> tuple[str, ...]:
     """
     names = pipe.class_names
     return tuple("" if one is None else str(one) if names is None else names[one] for one in call.labels)
+
+
+def _pause(elapsed: float) -> float:
+    """Seconds between two updates of the pictures; they grow with the time since the run's start.
+
+    A browser takes tenths of a second to draw an update where the processor is busy; updates that come faster
+    wait in it, and the Stop button with them.
+    """
+    return min(1.0, max(0.1, elapsed / 12))
 
 
 def _titles(call: Call) -> tuple[str, str]:

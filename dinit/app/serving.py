@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -56,6 +58,11 @@ def has_display() -> bool:
     return sys.platform in ("darwin", "win32") or any(os.environ.get(one) for one in ("DISPLAY", "WAYLAND_DISPLAY"))
 
 
+def _end(number: int, frame: object) -> None:
+    """Leaves by an exception, as Ctrl+C does, so that files are removed."""
+    raise SystemExit(128 + number)
+
+
 def serve(
     names: Sequence[str],
     opener: Callable[[str], Pipeline],
@@ -79,6 +86,8 @@ def serve(
     """
     check_gradio()
     port = free_port(port)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _end)  # else the folder below would stay
     with tempfile.TemporaryDirectory(prefix="dinit-app-") as folder:
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before Gradio is imported
         os.environ["GRADIO_TEMP_DIR"] = folder
