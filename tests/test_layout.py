@@ -44,7 +44,8 @@ def imports(root: Path, types: bool) -> dict[str, set[str]]:
     A name imported from a package is traced to the module that the package exports it from. types: count what
     stands under `if TYPE_CHECKING:` too, but for a package's own list of exports.
     """
-    files = {module_name(path, root): path for path in sorted(root.rglob("*.py"))}
+    paths = [path for path in sorted(root.rglob("*.py")) if path.parent.parent != root / "pretrained"]  # no modules
+    files = {module_name(path, root): path for path in paths}
     trees = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in files.items()}
     exports = {
         name: exported_names(path.read_text(encoding="utf-8"))
