@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 SHARD = re.compile(r"(\d+)-of-(\d+)")
 _STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
+
+_IMAGES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\0", b"MM\0*")
+_PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 _POINTER = b"version https://git-lfs"
 _START = 512
@@ -109,3 +113,70 @@ def usual_variant(folder: Path, variant: str | None = None) -> str | None:
     if len(found) > 1:
         raise ValueError(f"{folder} has weights of the variants {names}: choose one, variant={min(found)!r}")
     return next(iter(found))
+
+
+def is_hub_id(text: str) -> bool:
+    """Whether a text can be the id of a repository of the Hub, owner/name, and not a path."""
+    return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]*[\w-]", text) is not None
+
+
+def unfit(path: Path, wanted: str) -> str:
+    """The message for a file or folder that is something else than a command or a function takes.
+
+    Args:
+        path: As it was given.
+        wanted: What is taken, with its article: 'a recipe (.yaml)'.
+
+    Returns:
+        What the path is, what is wanted, and the command that takes it, where there is one. A path without a file
+        is absent.
+    """
+    if not path.exists():
+        return f"there is no file or folder {path}; wanted: {wanted}"
+    try:
+        kind, command = _kind_of_folder(path) if path.is_dir() else _kind_of_file(path)
+    except OSError as error:
+        return f"{path} cannot be read: {error.strerror or error}"
+    tail = "" if command is None else f"; `{command.format(shlex.quote(str(path)))}` takes it"
+    return f"{path} is {kind}, wanted: {wanted}{tail}"
+
+
+def _kind_of_folder(folder: Path) -> tuple[str, str | None]:
+    """What a folder holds, and the command that takes it."""
+    names = {entry.name for entry in folder.iterdir()}
+    if not names:
+        return "an empty folder", None
+    if "model_index.json" in names:
+        return "a pipeline's folder", "dinit generate {}"
+    if "recipe.yaml" in names:
+        return "a run's folder", "dinit info {}"
+    if "manifest.json" in names:
+        return "a folder of images that dinit generated", "dinit replay {}"
+    if any(Path(name).suffix.lower() in _PICTURES for name in names):
+        return "a folder of pictures", "dinit evaluate {}"
+    return "a folder", None
+
+
+def _kind_of_file(path: Path) -> tuple[str, str | None]:
+    """What a file is by its content, else by its name, and the command that takes it."""
+    with path.open("rb") as stream:
+        start = stream.read(1 << 16)
+    suffix = path.suffix.lower()
+    if not start:
+        return "an empty file", None
+    if start.startswith(b"\x89PNG") and re.search(rb"(tEXt|zTXt|iTXt)dinit\0", start):
+        return "a picture that dinit generated", "dinit replay {}"
+    if start.startswith(_IMAGES) or start[8:12] == b"WEBP":
+        return "a picture", None
+    if start[8:9] == b"{" and 2 <= int.from_bytes(start[:8], "little") <= path.stat().st_size - 8:
+        return "a file of weights (safetensors)", "dinit convert {} --to FOLDER"
+    if start.startswith(b"\x93NUMPY") or suffix == ".npz":
+        return "a file of arrays", "dinit evaluate {}"
+    if start.startswith(_TORCH) or suffix in (".pt", ".pth", ".ckpt", ".bin"):
+        return "a pickle checkpoint (torch)", "dinit convert {} --to FOLDER"
+    if suffix in (".yaml", ".yml"):
+        recipe = re.search(rb"^(backbone|training|finetune)\s*:", start, re.MULTILINE)
+        return ("a recipe", "dinit train {}") if recipe else ("a YAML file", None)
+    if suffix == ".json":
+        return "a JSON file", None
+    return "a text" if b"\0" not in start else "a file of another kind", None

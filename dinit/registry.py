@@ -9,15 +9,17 @@ import inspect
 import pkgutil
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from dinit._deprecate import warn_once
+from dinit.arguments import check_arguments, fitted_arguments
 from dinit.specs import option_kinds, parse_spec
 
 T_co = TypeVar("T_co", covariant=True)
 Entry = TypeVar("Entry")
 Made = TypeVar("Made")
 
+_CALL = ("sampler", "grid", "guidance")  # kinds that are keywords of a call too, and options of the commands
 RENAMED_SINCE = "0.1"  # the version whose calls and files still read the old names of `renamed_options`
 
 
@@ -51,6 +53,8 @@ def construct(entry: Callable[..., Made], label: str, options: Mapping[str, Any]
     missing = [name for name, one in parameters.items() if one.default is one.empty and name not in options]
     if missing:
         raise ValueError(f"{label} needs a value for {', '.join(missing)}")
+    if not inspect.isclass(entry):
+        options = fitted_arguments(entry, options)
     try:
         return entry(**options)
     except TypeError as error:  # an option of a wrong type: "'<' not supported between instances of ..."
@@ -90,6 +94,8 @@ class Registry(Generic[T_co]):
             place, for the message, or None.
     """
 
+    registries: ClassVar[list[Registry[Any]]] = []  # all that exist: a name may be one of another kind
+
     def __init__(
         self,
         kind: str,
@@ -106,6 +112,7 @@ class Registry(Generic[T_co]):
         self._special: dict[str, str] = {}
         self._unlisted: set[str] = set()
         self._loaded = False
+        Registry.registries.append(self)
 
     def register(
         self,
@@ -115,7 +122,7 @@ class Registry(Generic[T_co]):
         special_case_of: str | None = None,
         listed: bool = True,
     ) -> Callable[[Entry], Entry]:
-        """Decorator: enter the class or function under `name`.
+        """Decorator: enter the class or function under `name`. A class then checks the types of its arguments.
 
         Args:
             name: lower case, words joined by '-'.
@@ -136,6 +143,8 @@ class Registry(Generic[T_co]):
                 if taken is not None:
                     raise ValueError(f"{self.kind} {one!r} is already registered by {self._entries[taken[0]]!r}")
                 self._known[_key(one)] = (name, options)
+            if isinstance(entry, type):
+                check_arguments(entry)
             self._entries[name] = entry  # type: ignore[assignment]
             entry.registry_name = name  # type: ignore[attr-defined]
             if not listed:
@@ -203,6 +212,8 @@ class Registry(Generic[T_co]):
             if found is not None:
                 return found
             advice = self._advise(self, name) if self._advise is not None else None
+            if advice is None:
+                advice = self._advice_on_form(name) or self._of_another_kind(name)
             if advice is not None:
                 raise UnknownName(f"unknown {self.kind} {name!r}: {advice}")
         raise UnknownName(f"unknown {self.kind} {name!r}{suggest(str(name), self.names())}")
@@ -226,6 +237,12 @@ class Registry(Generic[T_co]):
             if isinstance(spec, type):
                 raise ValueError(
                     f"a {self.kind} is an object, got the class {spec.__name__}: call it, {spec.__name__}()"
+                )
+            if spec is None or isinstance(spec, bool | int | float | complex | bytes | list | tuple | set):
+                advice = self._advise(self, str(spec)) if self._advise and isinstance(spec, int | float) else None
+                tail = f"; {advice}" if advice else ""
+                raise ValueError(
+                    f"a {self.kind} is an object, a name or a mapping with options, got {spec!r}{tail}"
                 )
             if options:
                 raise ValueError(f"options {sorted(options)} need a {self.kind} name, got an object {spec!r}")
@@ -282,6 +299,24 @@ class Registry(Generic[T_co]):
     def summary(self, name: str) -> str:
         """The first line of the entry's docstring."""
         return (inspect.getdoc(self[name]) or "").split("\n", 1)[0]
+
+    def _advice_on_form(self, name: str) -> str | None:
+        """What to write in place of 'cfg=2'; None where the name is not of this form."""
+        word, equals, value = name.partition("=")
+        found = self._known.get(_key(word)) if equals and _key(word) else None
+        if found is None or not value.strip():
+            return None
+        entry: Any = self._entries[found[0]]
+        options = list(option_kinds(entry))
+        return f"did you mean {found[0]}:{options[0]}={value.strip()}?" if options else f"did you mean {found[0]}?"
+
+    def _of_another_kind(self, name: str) -> str | None:
+        """What to write in place of the name of a grid where a sampler is wanted; None for any other name."""
+        for other in Registry.registries:
+            found = other._known.get(_key(name)) if self.kind in _CALL and other.kind in _CALL else None
+            if found is not None and other.kind != self.kind:
+                return f"it is a {other.kind}: {other.kind}={found[0]!r}, or --{other.kind} {found[0]}"
+        return None
 
     def _by_class_name(self, key: str) -> tuple[str, Mapping[str, Any]] | None:
         """The entry whose class has this name, or this name and preset."""

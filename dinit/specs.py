@@ -35,18 +35,35 @@ def parse_spec(
     Raises:
         ValueError: Text of another form.
     """
-    name, _, options = text.partition(":")
+    name, colon, options = text.partition(":")
     spec: dict[str, Any] = {"name": name.strip()}
     known = kinds or {}
+    if colon and not options.strip():
+        raise ValueError(f"no KEY=VALUE follows the colon of {text!r}; did you mean {name.strip()}?")
     for part in (*_split(options, known), *more):
         key, equals, value = part.partition("=")
         key = _key(key)
         if not equals or not key:
-            raise ValueError(f"options read KEY=VALUE, as in ddim:eta=0.5; got {part!r} in {text!r}")
+            advice = "" if kinds is None else _with_key(name.strip(), part, _split(options, known), known)
+            raise ValueError(f"options read KEY=VALUE, as in ddim:eta=0.5; got {part!r} in {text!r}{advice}")
         if key in spec:
             raise ValueError(f"{key} is given twice in {' '.join([text, *more])!r}; give it once")
         spec[key] = parse_value(value, known.get(key, "value"))
     return spec
+
+
+def _with_key(name: str, part: str, parts: Sequence[str], known: Mapping[str, OptionKind]) -> str:
+    """The end of the message for a value without a key: the spec with the entry's first option that is free."""
+    if not known:
+        return f"; {name} takes no options"
+    given = {_key(one.partition("=")[0]) for one in parts if "=" in one}
+    free = [one for one in known if one not in given]
+    if not part or "=" in part or part not in parts or not free:
+        return f"; {name} takes {', '.join(known)}"
+    if part in known:
+        return f"; give {part} a value: {name}:{part}=VALUE"
+    whole = ",".join(f"{free[0]}={one}" if one == part else one for one in parts)
+    return f"; did you mean {name}:{whole}?"
 
 
 def option_kinds(entry: Callable[..., Any]) -> dict[str, OptionKind]:

@@ -16,7 +16,19 @@ from dinit._exports import exported_names
 PACKAGE = Path(dinit.__file__).parent
 # From the ground up. What stands on a floor imports from floors below it, never from another room of its own floor.
 FLOORS = (
-    {"_deprecate", "cards", "compat", "contents", "devices", "files", "memory", "progress", "specs", "targets"},
+    {
+        "_deprecate",
+        "arguments",
+        "cards",
+        "compat",
+        "contents",
+        "devices",
+        "files",
+        "memory",
+        "progress",
+        "specs",
+        "targets",
+    },
     {"registry"},
     {"_exports"},
     {"diffusion"},

@@ -164,9 +164,8 @@ def test_options_in_the_name_are_read_as_on_the_command_line() -> None:
 
 
 def test_an_option_of_a_wrong_type_is_a_value_error() -> None:
-    with pytest.raises(ValueError, match="made with eta='a little': it takes eta: float") as caught:
+    with pytest.raises(ValueError, match="eta must be a number, got 'a little'"):
         SAMPLERS.create("ddim", eta="a little")
-    assert isinstance(caught.value.__cause__, TypeError)
 
 
 def test_a_class_is_answered_with_its_call() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from dinit.checkpoints.containers import SUFFIXES
 from dinit.checkpoints.entries import is_averaged
 from dinit.checkpoints.locating import read_json
-from dinit.contents import SHARD, weight_variants
+from dinit.contents import SHARD, unfit, weight_variants
 
 _PARTS = ("transformer", "unet")
 _INDEX = re.compile(r"\.index(\.\w+)?\.json$")
@@ -173,8 +173,10 @@ def check_single(path: Path) -> None:
             f"{path} is part {int(shard[1])} of {int(shard[2])} of the weights; give its folder {path.parent}, or "
             "the index in it"
         )
-    if path.suffix.lower() in (".json", ".yaml", ".yml"):
+    if path.suffix.lower() == ".json":
         raise ValueError(f"{path} is a configuration, no weights; give its folder {path.parent}")
+    if path.suffix.lower() in (".yaml", ".yml"):
+        raise ValueError(unfit(path, "weights, or a folder of diffusers"))
 
 
 def pipeline_of(model: Path) -> Path:

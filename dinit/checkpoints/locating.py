@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dinit.checkpoints.runs import INDEX, is_checkpoint, is_run, pipeline_of_run
-from dinit.contents import wrong_content
+from dinit.contents import is_hub_id, unfit, wrong_content
 from dinit.files import user_path
 from dinit.registry import suggest
 
@@ -39,12 +39,16 @@ def locate(name: str | Path, **hub_options: Any) -> Path:
         ValueError: the path is a file.
     """
     text, path = str(name), user_path(name)
+    if not text.strip():
+        raise ValueError(f"a pipeline is the name of a shipped one, a folder or a hub id, got {text!r}")
     if text in shipped():
         return SHIPPED / text
     if is_run(path) or is_checkpoint(path):
         return pipeline_of_run(path)
     if path.is_dir():
         return path
+    if path.is_file():
+        raise ValueError(unfit(path, f"a pipeline, which is a folder with {INDEX} in it"))
     if is_run(path.parent):
         raise FileNotFoundError(
             f"the run in {path.parent} has no {path.name} yet; give {path.parent}, which takes its "
@@ -52,14 +56,12 @@ def locate(name: str | Path, **hub_options: Any) -> Path:
         )
     if path.suffix.lower() in PICKLES:
         raise ValueError(
-            f"{name} is a pickle checkpoint, which can run code when it is opened. Pipelines are folders of "
-            "safetensors; give the folder that Pipeline.save_pretrained or `dinit train` wrote"
+            f"there is no file {name}; and a pickle checkpoint, which can run code when it is opened, is no "
+            "pipeline: give the folder that Pipeline.save_pretrained, `dinit train` or `dinit convert` wrote"
         )
-    if path.is_file():
-        raise ValueError(f"{name} is a file; a pipeline is a folder with {INDEX} in it: give the folder")
     hint = suggest(text, shipped()) if shipped() else ""
-    tried = f"no shipped pipeline {text!r}{hint}; no folder {path}"
-    if text.count("/") != 1 or text.startswith((".", "/", "~")):
+    tried = f"there is no pipeline {text}: no shipped pipeline {text!r}{hint}; no folder {path}"
+    if not is_hub_id(text):
         raise FileNotFoundError(f"{tried}; and not a hub id, which reads owner/name")
     return _download(text, tried, hub_options)
 

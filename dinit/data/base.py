@@ -13,10 +13,11 @@ from torch.utils.data import Dataset
 
 from dinit.data.order import hash_words, sample_indices
 from dinit.data.pixels import to_uint8
+from dinit.data.sources import advise
 from dinit.data.value_range import BYTES, NETWORK, Range, to_network
 from dinit.registry import Registry
 
-DATASETS: Registry[type[ImageData]] = Registry("data set", "dinit.data")
+DATASETS: Registry[type[ImageData]] = Registry("data set", "dinit.data", advise=advise)
 
 
 class ImageData(Dataset[tuple[Tensor, int]]):

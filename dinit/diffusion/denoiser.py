@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dinit.arguments import shown
 from dinit.diffusion.condition import Condition
 from dinit.diffusion.parameterization import Parameterization, check_pair, precondition, split_variance
 from dinit.diffusion.process import Process, Scales
@@ -170,7 +171,7 @@ class Denoiser(ABC):
                     f"this network was trained without a null class: give labels in 0 .. {self.num_classes - 1}"
                 )
             labels = null.expand(batch)
-        labels = torch.as_tensor(labels, dtype=torch.int64).to(null.device)
+        labels = _class_numbers(labels).to(null.device)
         if labels.shape != (batch,):
             raise ValueError(f"expected {batch} labels, one per sample, got shape {tuple(labels.shape)}")
         if batch and not (int(labels.min()) >= 0 and int(labels.max()) < self.num_classes + self.null_class):
@@ -196,7 +197,32 @@ class Denoiser(ABC):
 
     def given(self, labels: Tensor | Sequence[int]) -> Denoiser:
         """This denoiser with its labels filled in: `condition(None, ...)` then means these labels."""
-        return _Given(self, torch.as_tensor(labels, dtype=torch.int64))
+        return _Given(self, _class_numbers(labels))
+
+
+def _class_numbers(labels: Tensor | Sequence[int]) -> Tensor:
+    """Labels as an int64 tensor. ValueError for names, and for numbers that are not whole."""
+    if isinstance(labels, str) or (isinstance(labels, Sequence) and any(isinstance(one, str) for one in labels)):
+        raise ValueError(f"labels are class numbers, got {shown(labels)}; pipe.denoiser(labels) takes names too")
+    try:
+        found = torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"labels are class numbers, one per sample, got {shown(labels)}") from error
+    if found.numel() and (found.is_floating_point() or found.is_complex() or found.dtype == torch.bool):
+        raise ValueError(f"labels are class numbers, of an integer dtype, got {shown(found.tolist())}")
+    return found.to(torch.int64)
+
+
+def check_denoiser(denoiser: object) -> None:
+    """ValueError for what is no Denoiser: a pipeline, a network, or something else."""
+    if isinstance(denoiser, Denoiser):
+        return
+    got = f"a denoiser is wanted, got {shown(denoiser)}"
+    if hasattr(type(denoiser), "denoiser"):
+        raise ValueError(f"{got}: give pipe.denoiser(labels=...), or call the pipeline, pipe(labels, sampler=...)")
+    if isinstance(denoiser, torch.nn.Module):
+        raise ValueError(f"{got}: BackboneDenoiser(network, process, parameterization) makes one of a network")
+    raise ValueError(f"{got}: pipe.denoiser(labels=...) makes one of a pipeline")
 
 
 class _Forwarded:

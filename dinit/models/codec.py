@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from dinit.compat import dtype_option
-from dinit.contents import usual_variant, wrong_folder
+from dinit.contents import is_hub_id, unfit, usual_variant, wrong_folder
 from dinit.files import user_path
 
 if TYPE_CHECKING:  # a second to import, which work on pixels does not need
@@ -224,6 +224,14 @@ def open_autoencoder(place: str | Path, dtype: torch.dtype | None = None) -> Aut
 
     options = dtype_option(dtype)
     place = user_path(place) if str(place).startswith("~") else place
+    wanted = f"a folder with its config.json and safetensors, or a pipeline folder with {VAE_FOLDER}/"
+    if Path(place).is_file():
+        raise ValueError(unfit(Path(place), f"an AutoencoderKL, {wanted}"))
+    if not Path(place).is_dir() and not is_hub_id(str(place)):  # before any attempt to download
+        raise ValueError(
+            f"{place} gave no AutoencoderKL: there is no folder {place}, and it is no hub id, which reads "
+            f"owner/name; wanted: {wanted}"
+        )
     try:
         if local := [one for one in (Path(place) / VAE_FOLDER, Path(place)) if one.is_dir()]:
             if (wrong := wrong_folder(local[0])) is not None:

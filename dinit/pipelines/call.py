@@ -12,9 +12,11 @@ from enum import Enum
 from numbers import Real
 from typing import Any, Final, TypedDict, TypeVar
 
+import numpy as np
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
+from dinit.arguments import shown
 from dinit.checkpoints.interop.scheduler_sampler import SchedulerSampler, sampler_from_diffusers
 from dinit.pipelines.index_checks import kinds_of
 from dinit.pipelines.labels import Generators, Labels, Seeds, whole_number
@@ -24,7 +26,7 @@ from dinit.samplers.grids.times import Times
 from dinit.samplers.guidance import GUIDANCES, Guidance
 from dinit.samplers.guidance.cfg import CFG
 from dinit.samplers.idle import IdleOption
-from dinit.samplers.points import End, GridLike, check_end
+from dinit.samplers.points import End, GridLike, check_end, times_of
 
 DEFAULT_BATCH = 64  # bounds memory; images do not depend on it
 DEFAULT_KEYS = ("sampler", "steps", "grid", "guidance")
@@ -319,8 +321,8 @@ def make_grid(spec: GridLike) -> TimeGrid:
     Raises:
         ValueError: anything else; an option out of range.
     """
-    if isinstance(spec, Tensor):
-        return Times(tuple(spec.double().flatten().tolist()))
+    if isinstance(spec, Tensor | np.ndarray | Sequence) and not isinstance(spec, str):
+        return Times(tuple(times_of(spec).flatten().tolist()))
     return _create(GRIDS, TimeGrid, spec)
 
 
@@ -329,6 +331,6 @@ def _create(registry: Registry[Callable[..., Part]], kind: type[Part], spec: obj
     value = registry.create(from_spec(spec))
     if not isinstance(value, kind):
         raise ValueError(
-            f"{registry.kind} must be a {kind.__name__}, a name, or a mapping with options; got {value!r}"
+            f"{registry.kind} must be a {kind.__name__}, a name, or a mapping with options; got {shown(value)}"
         )
     return value

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from dinit.arguments import shown
 from dinit.checkpoints.interop.scheduler_run import build
 from dinit.checkpoints.interop.scheduler_sampler import SchedulerSampler
 from dinit.checkpoints.interop.training_scheduler import training_scheduler
@@ -125,6 +126,8 @@ class CallDefaults:
 
 def check_defaults(defaults: Mapping[str, Any]) -> dict[str, Any]:
     """The defaults without empty ones. ValueError for unknown keys or values that cannot be made."""
+    if not isinstance(defaults, Mapping):
+        raise ValueError(f"defaults must be a mapping of {', '.join(DEFAULT_KEYS)}, got {shown(defaults)}")
     for key in defaults:
         if key not in DEFAULT_KEYS:
             raise ValueError(f"unknown pipeline default {key!r}{suggest(str(key), list(DEFAULT_KEYS))}")

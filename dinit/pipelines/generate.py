@@ -6,12 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Unpack, cast, overload
+from typing import Any, Literal, TypeVar, Unpack, cast, overload
 
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from torch import Tensor
 
+from dinit.arguments import shown
 from dinit.checkpoints.interop.scheduler_sampler import SchedulerSampler
 from dinit.checkpoints.locating import is_own_class
 from dinit.checkpoints.runs import origin
@@ -25,7 +26,7 @@ from dinit.diffusion import (
     Parameterization,
     Process,
 )
-from dinit.models.base import BACKBONES
+from dinit.models.base import BACKBONES, Backbone
 from dinit.models.codec import (
     AutoencoderKLCodec,
     Codec,
@@ -57,7 +58,7 @@ from dinit.pipelines.labels import Generators, Labels, Seeds, make_keys, resolve
 from dinit.pipelines.loading import LoadOptions, check_folder, load_options, locate
 from dinit.pipelines.outputs.sheets import OUTPUT_TYPES, OutputType, convert
 from dinit.pipelines.saving import SavingMethods
-from dinit.registry import suggest
+from dinit.registry import Registry, suggest
 from dinit.samplers import NoiseSource, Sampler, Step
 from dinit.samplers.guidance import Guidance, apply_guidance
 from dinit.samplers.guidance.clip import ClipX0
@@ -65,6 +66,8 @@ from dinit.samplers.guidance.threshold import DynamicThreshold
 from dinit.samplers.points import End
 
 __all__ = ["Generated", "LoadOptions", "OutputOptions", "Pipeline", "Trajectory"]
+
+Part = TypeVar("Part")
 
 # Attributes that diffusers' own methods assign.
 _OF_DIFFUSERS = ("backbone", "vae", "hf_device_map", "quantization_config")
@@ -140,10 +143,11 @@ class Pipeline(CallDefaults, SavingMethods, DiffusersMethods, DiffusionPipeline)
         compile: Any = False,
     ) -> None:
         super().__init__()
+        _check_parts(backbone, vae, class_names, t_max)
         if process is None or parameterization is None:
             raise ValueError("a pipeline needs process= and parameterization=, e.g. {'name': 'vp-discrete'}")
-        self._process: Process = PROCESSES.create(process)
-        self._parameterization: Parameterization = PARAMETERIZATIONS.create(parameterization)
+        self._process = _made(PROCESSES, Process, process)
+        self._parameterization = _made(PARAMETERIZATIONS, Parameterization, parameterization)
         self._defaults = check_defaults(defaults or {})
         if class_names is not None and len(class_names) != backbone.num_classes:
             raise ValueError(f"{len(class_names)} class names for a backbone of {backbone.num_classes} classes")
@@ -233,6 +237,7 @@ class Pipeline(CallDefaults, SavingMethods, DiffusersMethods, DiffusionPipeline)
             FileNotFoundError: there is no such pipeline; the error lists where it was searched.
         """
         given, hub, dtype = load_options(options, dtype)
+        _check_place(pretrained_model_name_or_path, device)
         if isinstance(device, str):
             device = choose_device(device)
         folder = locate(pretrained_model_name_or_path, **hub)
@@ -430,7 +435,7 @@ class Pipeline(CallDefaults, SavingMethods, DiffusersMethods, DiffusionPipeline)
             sampler: a Sampler, a name with or without options ("heun", "ddim:eta=0.5"), a mapping {"name": "ddim",
                 "eta": 0.5}, or a diffusers scheduler. None is the pipeline's default.
             steps: sampling steps, at least 1. None is the pipeline's default.
-            grid: where the steps fall: a TimeGrid, a name, a mapping, or a tensor of decreasing times in [0, 1].
+            grid: where the steps fall: a TimeGrid, a name, a mapping, or decreasing times in [0, 1].
                 None is the sampler's own, the pipeline's default, or the usual one of sampler and process.
             end: 'posterior-mean' ends at the last time with noise and returns the posterior mean there, 'clean'
                 takes the sampler's own step from there to t = 0, 'state' returns x at the grid's last time, with
@@ -557,6 +562,43 @@ class Pipeline(CallDefaults, SavingMethods, DiffusersMethods, DiffusionPipeline)
 
 KEYWORDS = ("labels", *OutputOptions.__annotations__, "return_dict")
 """Names of the keywords of a pipeline's call."""
+
+
+def _check_parts(backbone: Any, vae: Any, class_names: Any, t_max: Any) -> None:
+    """ValueError for arguments of `Pipeline` of another kind than it takes."""
+    if isinstance(backbone, Denoiser | DiffusionPipeline):
+        what = "denoiser" if isinstance(backbone, Denoiser) else "Pipeline"
+        raise ValueError(f"backbone is the network itself, got a {what}: give its .backbone")
+    if isinstance(backbone, type):
+        name = backbone.__name__
+        raise ValueError(f"backbone is an object, got the class {name}: make one, {name}(...)")
+    parts = ("num_classes", "in_channels", "embed")  # a compiled Backbone is of another class, and has these
+    if not isinstance(backbone, Backbone) and not all(hasattr(backbone, part) for part in parts):
+        raise ValueError(f"backbone must be a Backbone, as of BACKBONES.create('dit'); got {shown(backbone)}")
+    if vae is not None and not isinstance(vae, torch.nn.Module):
+        raise ValueError(f"vae must be an AutoencoderKL, as AutoencoderKL.from_pretrained opens; got {shown(vae)}")
+    if class_names is not None and (isinstance(class_names, str) or not isinstance(class_names, Sequence)):
+        raise ValueError(f"class_names must be a list of texts, got {shown(class_names)}")
+    if isinstance(t_max, bool) or not isinstance(t_max, int | float):
+        raise ValueError(f"t_max must be a number, got {shown(t_max)}")
+
+
+def _made(registry: Registry[Any], kind: type[Part], spec: Any) -> Part:
+    """A process or a parameterization. ValueError where the spec is another object."""
+    made = registry.create(spec)
+    if not isinstance(made, kind):
+        raise ValueError(f"{registry.kind} must be a {kind.__name__}, a name or a mapping, got {shown(made)}")
+    return made
+
+
+def _check_place(name: Any, device: Any) -> None:
+    """ValueError for what names no pipeline, and for a device that torch does not have."""
+    if not isinstance(name, str | Path):
+        raise ValueError(f"a pipeline is opened by its name, its folder or its hub id, got {shown(name)}")
+    try:
+        torch.device("cpu" if device is None else device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device must be one of torch, as 'cpu', 'cuda' or 'cuda:1'; got {device!r}") from error
 
 
 def _either(name: str, value: Any, other: str, given: Any) -> Any:

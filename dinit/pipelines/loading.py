@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from dinit.checkpoints.folders import shards
 from dinit.checkpoints.locating import INDEX, PICKLES, SHIPPED, is_own_class, locate, read_json, shipped
-from dinit.contents import usual_variant, weight_variants, wrong_folder, wrong_weights
+from dinit.contents import unfit, usual_variant, weight_variants, wrong_folder, wrong_weights
 from dinit.models.base import BACKBONES, Backbone
 from dinit.models.codec import VAE_FOLDER
 from dinit.pipelines.advice import LOADING, unknown_keywords
@@ -43,6 +43,8 @@ def check_folder(folder: Path, given: Sequence[str] = (), variant: str | None = 
     FileNotFoundError or ValueError: a missing or damaged file, a class that is not registered, pickled weights,
     or weights whose tensors are not the configured backbone's (missing, unexpected and mis-shaped are named).
     """
+    if not (folder / INDEX).is_file():
+        raise FileNotFoundError(unfit(folder, f"a pipeline, and {folder / INDEX} is missing"))
     index = read_json(folder / INDEX)
     if not is_own_class(index):
         raise ValueError(f"{folder / INDEX} is of the class {index.get('_class_name')!r}, not of a dinit Pipeline")

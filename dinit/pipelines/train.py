@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator
 from rich.console import Console
 
+from dinit.arguments import shown
 from dinit.cards import CARD
 from dinit.checkpoints.runs import MODEL
 from dinit.devices import choose_device
@@ -90,6 +91,8 @@ def train(
         OSError: The disk is full, another process trains into `out`, or a process of this run has died or hangs
             (a ConnectionError). The last complete checkpoint is kept, and the same call continues from it.
     """
+    if not isinstance(recipe, Recipe):
+        raise ValueError(f"recipe must be a Recipe, as load_recipe reads it from a file; got {shown(recipe)}")
     out = user_path(out)
     plan = check_run_folder(out, recipe, resume, extend)
     recipe = plan.recipe

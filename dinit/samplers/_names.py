@@ -23,6 +23,8 @@ def advise(samplers: Registry[Any], name: str) -> str | None:
     'dpmpp_2m_karras' names a sampler and a grid, 'sample_euler' a function of k-diffusion, 'euler_cfg_pp' a sampler
     and a guidance; consistency samplers need networks that were distilled for them.
     """
+    if _is_number(name):
+        return f"a number of steps is steps={name.strip()}, or --steps {name.strip()}"
     words = re.sub(r"[\s_]+", "-", name.strip().lower())
     if words in ("lcm", "tcd"):
         return "it samples networks that were distilled for it; any network takes a solver such as 'dpmpp-2m'"
@@ -35,6 +37,33 @@ def advise(samplers: Registry[Any], name: str) -> str | None:
         return f"write sampler={sampler!r}, guidance='cfg++'"
     sampler = _stem(samplers, words, words.removeprefix("sample-").removesuffix("-gpu"))
     return None if sampler is None else f"write sampler={sampler!r}"
+
+
+def advise_guidance(_: Registry[Any], name: str) -> str | None:
+    """What to write in place of a number, or of an option alone, for a guidance; None for other texts."""
+    option, equals, value = name.partition("=")
+    if _is_number(name):
+        return f"did you mean cfg:scale={name.strip()}?"
+    if equals and option.strip() in ("scale", "guidance_scale", "guidance-scale", "w"):
+        return f"did you mean cfg:scale={value.strip()}?"
+    return None
+
+
+def advise_grid(_: Registry[Any], name: str) -> str | None:
+    """What to write in place of a number for a grid; None for other texts."""
+    if not _is_number(name):
+        return None
+    number = name.strip()
+    steps = f"a number of steps is steps={number}, or --steps {number}"
+    return f"a grid has a name, did you mean karras:rho={number}? And {steps}"
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _stem(samplers: Registry[Any], whole: str, stem: str) -> str | None:

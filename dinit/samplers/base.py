@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from dinit.arguments import shown
 from dinit.diffusion import Condition, Denoised, Denoiser, Process, RunContext, Scales
 from dinit.diffusion.condition import SupportsNormal
+from dinit.diffusion.denoiser import check_denoiser
 from dinit.registry import Registry
 from dinit.samplers._names import advise
 from dinit.samplers.grids.base import TimeGrid
@@ -266,15 +268,19 @@ class Sampler(ABC):
                 than noise; an unknown grid or end; 'clean' on a process with noise at t = 0; a guidance that the
                 sampler would ignore; a run that it refuses.
         """
+        check_denoiser(denoiser)
         x = initial_noise if initial_state is None else initial_state
-        if not isinstance(x, Tensor):
-            raise ValueError(f"initial_noise must be a (B, C, H, W) tensor, got {type(x).__name__}")
+        _check_start("initial_noise" if initial_state is None else "initial_state", x)
+        if noise_source is not None and not hasattr(noise_source, "normal"):
+            raise ValueError(f"noise_source must be a NoiseSource, got {shown(noise_source)}; see also seed=")
         end = self.end_for(denoiser.process) if end is None else end
         points = sampling_points(denoiser, steps, self.grid_for(denoiser.process) if grid is None else grid, end)
         source: SupportsNormal = noise_source or NoiseSource.from_seed(seed, x.shape[0])
         cond = denoiser.condition(labels, x.shape[0], x.device)
         run = Run.prepare(self, denoiser, points, len(points) - (end != "posterior-mean"), cond, source, state)
-        if not isinstance(grid, (Tensor, Times)):  # times given one by one are their owner's choice
+        if isinstance(grid, str) or not isinstance(
+            grid, Tensor | Times | Sequence
+        ):  # times given one by one are their owner's choice
             from dinit.samplers.rehearsal import warn_of_spread
 
             warn_of_spread(self, denoiser, points, end, SAMPLERS.create)
@@ -298,6 +304,8 @@ class Sampler(ABC):
         end: End | None = None,
     ) -> Tensor:
         """The end of the trajectory, (B, C, H, W). Arguments and errors as `iterate`."""
+        if not isinstance(self, Sampler):
+            raise ValueError("a sampler is an object, and this is the class: make one, as in DDIM().sample(...)")
         trajectory = self.iterate(
             denoiser,
             initial_noise,
@@ -407,6 +415,19 @@ class Run:
         """The denoiser of one step."""
         inner = self.inner[index] if index < len(self.inner) else ()
         return StepDenoiser(self.denoiser, self.cond.at_step(index), inner)
+
+
+def _check_start(name: str, x: object) -> None:
+    """ValueError unless a run can start from x."""
+    if not isinstance(x, Tensor):
+        advice = "; torch.from_numpy makes one of an array" if type(x).__name__ == "ndarray" else ""
+        raise ValueError(f"{name} must be a (B, C, H, W) tensor, got {shown(x)}{advice}")
+    if not x.is_floating_point():
+        raise ValueError(f"{name} must be of a floating-point dtype, such as torch.float32, got {x.dtype}")
+    if x.ndim == 0 or x.shape[0] == 0:
+        raise ValueError(f"{name} must have at least one sample, got shape {tuple(x.shape)}")
+    if x.is_meta:
+        raise ValueError(f"{name} must hold numbers, on a device such as cpu or cuda; got a tensor on meta")
 
 
 def _check_required_outputs(sampler: Sampler, denoiser: Denoiser) -> None:

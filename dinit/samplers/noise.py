@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dinit.arguments import shown
+
 
 @dataclass(frozen=True)
 class NoiseSource:
@@ -41,12 +43,20 @@ class NoiseSource:
             A NoiseSource of `batch` keys.
 
         Raises:
-            ValueError: Another number of seeds than images.
+            ValueError: Another number of seeds than images; seeds that are no whole numbers.
         """
-        if isinstance(seed, int):
+        if hasattr(seed, "tolist"):  # a scalar or an array of another library
+            seed = seed.tolist()  # pyright: ignore[reportAttributeAccessIssue]
+        if isinstance(seed, int) and not isinstance(seed, bool):
             return cls(tuple((seed, start + i) for i in range(batch)))
+        if isinstance(seed, str) or not isinstance(seed, Sequence):
+            advice = "; a torch.Generator goes into a pipeline's generator=" if hasattr(seed, "manual_seed") else ""
+            raise ValueError(f"seed must be a whole number, or one an image, got {shown(seed)}{advice}")
         if len(seed) != batch:
             raise ValueError(f"give one seed, or one for each of {batch} images; got {len(seed)}")
+        for one in seed:
+            if isinstance(one, bool) or not hasattr(one, "__index__"):
+                raise ValueError(f"seed must be a whole number, or one an image, got {shown(one)} in it")
         return cls(tuple((int(s), 0) for s in seed))
 
     def normal(self, stream: str, number: int, like: Tensor) -> Tensor:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import operator
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from dinit.arguments import shown
 from dinit.diffusion import Denoiser, Scales
 from dinit.registry import suggest
 from dinit.samplers.grids.base import GRIDS, TimeGrid
 from dinit.samplers.grids.default import default_grid
 
 End = Literal["posterior-mean", "state", "clean"]
-GridLike = TimeGrid | Tensor | str | Mapping[str, Any]
+GridLike = TimeGrid | Tensor | Sequence[float] | str | Mapping[str, Any]
 
 
 def sampling_points(
@@ -72,6 +75,8 @@ def sampling_times(denoiser: Denoiser, steps: int | None, grid: GridLike | None)
         ValueError: steps < 1, or not the number of given times; no number of steps at all; times that do not
             decrease or lie outside [0, t_max]; an unknown grid.
     """
+    if isinstance(grid, Sequence | np.ndarray) and not isinstance(grid, str):
+        grid = times_of(grid)
     if isinstance(grid, Tensor):
         times = grid.detach().double().cpu()
         if steps is not None and steps != len(times):
@@ -81,12 +86,21 @@ def sampling_times(denoiser: Denoiser, steps: int | None, grid: GridLike | None)
         steps = chosen.length if steps is None else steps
         if steps is None:
             raise ValueError("give the number of steps, or a grid of times")
-        checked_steps(steps)
+        steps = checked_steps(steps)
         times = chosen.times(denoiser.process, steps, denoiser.t_min, denoiser.t_max)
     if times.ndim != 1 or len(times) == 0 or not bool((times.diff() < 0).all()):
         raise ValueError(f"a grid needs decreasing times, got {times.tolist()}")
     if float(times[-1]) < 0 or float(times[0]) > denoiser.t_max:
         raise ValueError(f"times must lie in [0, {denoiser.t_max}], got {times.tolist()}")
+    return times
+
+
+def times_of(values: object) -> Tensor:
+    """Times that are given one by one, as a float64 tensor. ValueError for what is no list of numbers."""
+    try:
+        times = torch.as_tensor(values, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"grid must be decreasing times, a name or a TimeGrid, got {shown(values)}") from error
     return times
 
 
@@ -99,9 +113,11 @@ def check_end(end: object) -> None:
 
 def checked_steps(steps: object) -> int:
     """The number of sampling steps. ValueError unless it is a whole number of at least 1."""
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"steps must be a whole number, at least 1; got {steps!r}")
-    return steps
+    whole = not isinstance(steps, bool | Tensor) and hasattr(steps, "__index__")
+    if not whole or operator.index(steps) < 1:  # type: ignore[arg-type]
+        advice = "; times go into grid=" if isinstance(steps, Tensor | list | tuple) else ""
+        raise ValueError(f"steps must be a whole number, at least 1; got {shown(steps)}{advice}")
+    return operator.index(steps)  # type: ignore[arg-type]
 
 
 def check_noisy_start(first: Scales) -> None:

@@ -14,11 +14,12 @@ from torch import nn
 
 from dinit.cli import main
 from dinit.cli.listing import KINDS
-from dinit.cli.options import CallFlags, parse_spec
+from dinit.cli.options import CallFlags
 from dinit.models.base import BACKBONES
 from dinit.pipelines.generate import Pipeline
 from dinit.pipelines.outputs.manifest import read_manifest
 from dinit.samplers import SAMPLERS
+from dinit.specs import parse_spec
 
 
 @pytest.fixture(scope="module")

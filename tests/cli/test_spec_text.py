@@ -55,7 +55,7 @@ def test_options_of_a_data_set(text: str) -> None:
 REFUSED = {
     "folder:path=x,sise=64": "no option 'sise'; did you mean 'size'",
     "folder:path=x,size": "x,size does not exist",
-    "folder:path=,size=8": "path=None",
+    "folder:path=,size=8": "path must be a text or a path, got None",
     "folder:size=8,path": "KEY=VALUE",
     "folder:path=x,size=8,path=y": "path is given twice",
     "folder:path=x,size=008": "size must be",

@@ -210,7 +210,7 @@ def test_options(dit: Reference, tmp_path: Path) -> None:
     for options, told in (
         ({"num_head": 4}, "no argument 'num_head'; did you mean 'num_heads'"),
         ({"num_heads": 5}, "num_heads must divide hidden_size"),
-        ({"num_heads": "four"}, "cannot be made with"),
+        ({"num_heads": "four"}, "num_heads must be a whole number, got 'four'"),
         ({"num_heads": 4, "depth": 5}, "missing .*blocks.3.attention"),
     ):
         with pytest.raises(ValueError, match=told):

@@ -330,8 +330,8 @@ def test_clip_rederives_eps() -> None:
     ("make", "message"),
     [
         (lambda: CFG(-0.5), "scale must be >= 0"),
-        (lambda: CFG(math.nan), "scale must be >= 0"),
-        (lambda: CFG(math.inf), "scale must be >= 0"),
+        (lambda: CFG(math.nan), "scale must be a number, got nan"),
+        (lambda: CFG(math.inf), "scale must be a finite number, got inf"),
         (lambda: CFG(2.0, low=1.0, high=1.0), "low < high"),
         (lambda: CFG(2.0, rescale=1.5), "rescale"),
         (lambda: CFG(2.0, channels=0), "channels"),

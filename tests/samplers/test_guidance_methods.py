@@ -622,12 +622,12 @@ def without_null(model: MixtureDenoiser) -> MixtureDenoiser:
         (lambda: NoiseDamped(2.0, mixture(VP())).wrap(mixture()), "one noise process"),
         (lambda: Autoguidance(2.0, "weak"), "must be a Denoiser"),  # type: ignore[arg-type]
         (lambda: NoiseDamped(2.0, "base"), "must be a Denoiser"),  # type: ignore[arg-type]
-        (lambda: Classifier(1.0, "net"), "logits"),  # type: ignore[arg-type]
-        (lambda: Discriminator(1.0, "net"), "logits"),  # type: ignore[arg-type]
+        (lambda: Classifier(1.0, "net"), "classifier must be a function or None, got 'net'"),  # type: ignore[arg-type]
+        (lambda: Discriminator(1.0, "net"), "discriminator must be a function or None"),  # type: ignore[arg-type]
         (lambda: Classifier(form="both"), "'score' or 'mean'"),  # type: ignore[arg-type]
         (lambda: Classifier(label=-1), "label must be a class"),
         (lambda: Classifier(-1.0), "scale must be >= 0"),
-        (lambda: CFGpp(math.nan), "scale must be >= 0"),
+        (lambda: CFGpp(math.nan), "scale must be a number, got nan"),
         (lambda: APG(radius=0.0), "radius"),
         (lambda: APG(momentum=1.0), "momentum"),
         (lambda: APG(eta=math.nan), "eta"),
@@ -643,7 +643,7 @@ def without_null(model: MixtureDenoiser) -> MixtureDenoiser:
         (lambda: ClipX0(low=1.0, high=0.0), "low < high"),
         (lambda: CFG(2.0, schedule="lineal"), "did you mean 'linear'"),
         (lambda: CFG(2.0, schedule={"name": "linear", "first": 2.0}), r"\[0, 1\]"),
-        (lambda: CFG(2.0, schedule=3), "schedule must be one of"),  # type: ignore[arg-type]
+        (lambda: CFG(2.0, schedule=3), "schedule must be a ScaleSchedule, a text or a mapping, got 3"),  # type: ignore[arg-type]
         (lambda: CFG(2.0, schedule={"name": "log-snr", "low": 3.0, "high": 1.0}), "low < high"),
         (lambda: CFG(2.0, schedule={"name": "power-cosine", "power": 0.0}), "power > 0"),
     ],
@@ -676,8 +676,8 @@ def test_labels_are_asked_for_where_a_condition_carries_none() -> None:
     ],
 )
 def test_spec_of_the_command_line_and_back(text: str) -> None:
-    from dinit.cli.options import parse_spec
     from dinit.pipelines.call import make_guidance, to_spec
+    from dinit.specs import parse_spec
 
     (made,) = make_guidance(parse_spec(text))
     assert make_guidance([to_spec(made)]) == (made,)

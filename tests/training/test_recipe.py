@@ -151,7 +151,7 @@ def test_a_key_given_twice_is_refused() -> None:
 def test_unreadable_file(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"there is no recipe file .*none\.yaml"):
         load_recipe(tmp_path / "none.yaml")
-    with pytest.raises(ValueError, match="cannot be read"):
+    with pytest.raises(ValueError, match="is an empty folder, wanted: a recipe"):
         load_recipe(tmp_path)
 
 

@@ -18,6 +18,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from pydantic import TypeAdapter, ValidationError
 
+from dinit.contents import unfit
 from dinit.files import user_path
 from dinit.pipelines.call import to_spec
 from dinit.pipelines.generate import Generated, Pipeline
@@ -138,17 +139,22 @@ def versions() -> dict[str, str]:
 
 def read_manifest(path: Path) -> Manifest:
     """The manifest of a PNG, of a folder of PNGs, or in a manifest.json. ValueError where there is none."""
+    wanted = "a PNG, or a folder of PNGs, that `dinit generate` wrote"
     if path.is_dir():
+        if not (path / FILE).is_file():
+            raise FileNotFoundError(unfit(path, f"{wanted}, and {path / FILE} is missing"))
         path = path / FILE
-    if path.suffix == ".json":
-        return Manifest.from_config(read_json(path), path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no picture {path}")
+    if path.suffix == ".json":
+        return Manifest.from_config(read_json(path), path)
     try:
         with Image.open(path) as picture:
             text = picture.info.get(KEY)
     except UnidentifiedImageError as error:
-        raise ValueError(f"{path} is not a picture that Pillow can read") from error
+        raise ValueError(unfit(path, wanted)) from error
+    except OSError as error:  # a PNG that ends early, with "Truncated File Read"
+        raise ValueError(f"{path} is damaged: {error}; copy or download it again") from error
     if text is None:
         raise ValueError(f"{path} has no dinit manifest; only PNGs that `dinit generate` wrote have one")
     try:

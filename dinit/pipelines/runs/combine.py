@@ -18,7 +18,7 @@ from dinit.training import randomness
 from dinit.training.averaging.combination import Found, Search, combine, saved_weights, search
 from dinit.training.build import make_data, make_objective
 from dinit.training.network import TrainingNetwork
-from dinit.training.run.folder import read_recipe
+from dinit.training.run.folder import check_run, read_recipe
 
 Metric = Callable[[Pipeline], float]
 """The lower the better. It must not change the pipeline."""
@@ -42,6 +42,9 @@ def combine_run(
     run, to = user_path(run), user_path(to)
     if to.exists():
         raise FileExistsError(f"{to} is there already; choose another folder, or remove it")
+    if num_samples < 1:
+        raise ValueError(f"num_samples must be at least 1, got {num_samples}")
+    check_run(run)
     files = saved_weights(run, of)
     pipeline = Pipeline.from_pretrained(run / "pipeline")
     pipeline.set_progress_bar_config(disable=True)

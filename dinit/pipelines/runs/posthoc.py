@@ -12,7 +12,7 @@ from dinit.files import user_path, whole_folder
 from dinit.pipelines.generate import Pipeline
 from dinit.pipelines.hub import trained_card
 from dinit.training.averaging.snapshots import average_of_width
-from dinit.training.run.folder import read_recipe
+from dinit.training.run.folder import check_run, read_recipe
 
 
 def pipeline_of_width(run: str | Path, sigma_rel: float, to: str | Path, step: int | None = None) -> Path:
@@ -25,6 +25,7 @@ def pipeline_of_width(run: str | Path, sigma_rel: float, to: str | Path, step: i
     run, to = user_path(run), user_path(to)
     if to.exists():
         raise FileExistsError(f"{to} is there already; choose another folder, or remove it")
+    check_run(run)
     averages, last = average_of_width(run / "ema", sigma_rel, step)
     pipeline = Pipeline.from_pretrained(run / "pipeline")
     with torch.no_grad():

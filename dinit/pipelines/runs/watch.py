@@ -25,7 +25,7 @@ from dinit.pipelines.runs.output import make_pipeline
 from dinit.training.build import make_backbone, make_data, make_objective
 from dinit.training.recipe.model import Recipe
 from dinit.training.run.checkpoint import Checkpoint, list_checkpoints, load_checkpoint
-from dinit.training.run.folder import read_recipe
+from dinit.training.run.folder import check_run, read_recipe
 
 LOG = "evaluations.jsonl"
 
@@ -145,6 +145,7 @@ def watch(
         TimeoutError: No process trains the run any more, and it has no pipeline.
     """
     run = user_path(run)
+    check_run(run)
     recipe = read_recipe(run)
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     evaluations = Evaluations.of(recipe, run, **{"cuda": place.type == "cuda", **options})

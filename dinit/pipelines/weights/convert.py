@@ -23,6 +23,7 @@ from dinit.checkpoints.reading import Checkpoint, read_checkpoint
 from dinit.checkpoints.recognition import Recognised
 from dinit.checkpoints.stored import RunArguments
 from dinit.checkpoints.tables import check_tables, decimal, equal, precision
+from dinit.data.sources import named
 from dinit.diffusion import PARAMETERIZATIONS, PROCESSES
 from dinit.diffusion.discrete import BetaChain
 from dinit.files import user_path, whole_folder
@@ -130,7 +131,8 @@ def _convert(
     parameterization = None if parameterization is None else PARAMETERIZATIONS.create(parameterization)
     checkpoint = read_checkpoint(source, weights, sha256)
     run = RunArguments.of(checkpoint.args, checkpoint.path)
-    recognised = recognise_checkpoint(checkpoint, run, layout)
+    with named(source):
+        recognised = recognise_checkpoint(checkpoint, run, layout)
     arguments, notes = backbone_arguments(recognised, checkpoint, run, options)
     backbone = _backbone(recognised.layout, arguments)
     _load(backbone, recognised, checkpoint)

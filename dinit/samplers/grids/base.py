@@ -14,8 +14,9 @@ from torch import Tensor
 
 from dinit.diffusion import Process
 from dinit.registry import Registry
+from dinit.samplers._names import advise_grid
 
-GRIDS: Registry[type[TimeGrid]] = Registry("grid", "dinit.samplers.grids")
+GRIDS: Registry[type[TimeGrid]] = Registry("grid", "dinit.samplers.grids", advise=advise_grid)
 
 
 class TimeGrid(ABC):

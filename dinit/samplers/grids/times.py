@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -23,12 +24,17 @@ class Times(TimeGrid):
 
     Args:
         values: The times.
+
+    Raises:
+        ValueError: No times, or times that do not decrease.
     """
 
     values: tuple[float, ...]
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "values", tuple(float(t) for t in self.values))  # a list, out of a JSON file
+        if not self.values or any(later >= t for t, later in pairwise(self.values)):
+            raise ValueError(f"a grid needs decreasing times as its values, got {list(self.values)}")
 
     @property
     def length(self) -> int:

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 from dinit.diffusion import Condition, Denoised, Denoiser, Scales, WrappedDenoiser
+from dinit.diffusion.denoiser import check_denoiser
 from dinit.registry import Registry
+from dinit.samplers._names import advise_guidance
 
-GUIDANCES: Registry[type[Guidance]] = Registry("guidance", "dinit.samplers.guidance")
+GUIDANCES: Registry[type[Guidance]] = Registry("guidance", "dinit.samplers.guidance", advise=advise_guidance)
 
 DenoiseFunction = Callable[[Tensor, Scales, Condition], Denoised]
 
@@ -70,9 +72,10 @@ def apply_guidance(
     Raises:
         ValueError: Something else is given, or the denoiser lacks what a guidance needs.
     """
+    check_denoiser(denoiser)
     if guidance is None:
         return denoiser
-    specs = [guidance] if isinstance(guidance, (str, Mapping, Guidance)) else list(guidance)
+    specs = list(guidance) if isinstance(guidance, Sequence) and not isinstance(guidance, str) else [guidance]
     for spec in specs:
         made = GUIDANCES.create(spec)
         if not isinstance(made, Guidance):

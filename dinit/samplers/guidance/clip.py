@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -26,6 +27,8 @@ class ClipX0(Guidance):
     Raises:
         ValueError: limit is not positive, or the range is empty.
     """
+
+    unlimited_options: ClassVar = ("limit", "low", "high")
 
     limit: float = 1.0
     low: float | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -40,6 +41,8 @@ class DynamicThreshold(Guidance):
     Raises:
         ValueError: An option out of its range.
     """
+
+    unlimited_options: ClassVar = ("limit",)
 
     percentile: float = 0.995
     limit: float = 1.0

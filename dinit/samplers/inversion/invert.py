@@ -24,6 +24,7 @@ from torch import Tensor
 
 from dinit.diffusion import Denoised, Denoiser, Scales
 from dinit.diffusion.condition import SupportsNormal
+from dinit.diffusion.denoiser import check_denoiser
 from dinit.samplers.base import SAMPLERS, Run, Sampler, SamplerSpec, Step, StepDenoiser, StepNoise
 from dinit.samplers.noise import NoiseSource
 from dinit.samplers.ode.ddim import DDIM
@@ -110,6 +111,7 @@ def ascend(
     Raises:
         ValueError: A sampler that cannot go up; and as `Sampler.iterate`.
     """
+    check_denoiser(denoiser)
     upwards = upward(SAMPLERS.create(sampler))
     chosen = upwards.grid_for(denoiser.process) if grid is None else grid
     points = sampling_points(denoiser, steps, chosen, "state")

@@ -86,6 +86,8 @@ class ExponentialAB(MultistepSampler):
         ValueError: An option out of its range.
     """
 
+    unlimited_options: ClassVar = ("max_step_ratio",)
+
     renamed_options: ClassVar[Mapping[str, str]] = {"levels": "order", "reach": "max_step_ratio"}
 
     order: int = 3

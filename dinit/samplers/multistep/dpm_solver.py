@@ -110,6 +110,8 @@ class DPMpp3M(MultistepSampler):
         ValueError: An option out of its range.
     """
 
+    unlimited_options: ClassVar = ("max_step_ratio",)
+
     renamed_options: ClassVar[Mapping[str, str]] = {"reach": "max_step_ratio"}
 
     variant: Literal["exact", "published"] = "exact"

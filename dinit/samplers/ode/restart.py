@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
+from dinit.arguments import check_arguments
 from dinit.diffusion import Denoiser, Process, Scales
 from dinit.samplers.base import SAMPLERS, Claims, Sampler, StepDenoiser, StepNoise
 from dinit.samplers.grids.base import TimeGrid
@@ -18,6 +19,7 @@ from dinit.samplers.multistep.ode_variables import noise_level_or_straight
 from dinit.samplers.ode.runge_kutta import TRAPEZOID, runge_kutta_step
 
 
+@check_arguments
 @dataclass(frozen=True)
 class Interval:
     """A restart interval, in noise levels sigma / alpha.
@@ -86,6 +88,9 @@ class Restart(Sampler):
     rho: float = 7.0
 
     def __post_init__(self) -> None:
+        for one in self.intervals:
+            if not isinstance(one, Interval | Mapping):
+                raise ValueError(f"intervals must be a list of Interval objects or mappings, got {one!r} in it")
         made = tuple(i if isinstance(i, Interval) else Interval(**i) for i in self.intervals)
         object.__setattr__(self, "intervals", made)
         if not made:

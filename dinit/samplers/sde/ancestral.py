@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -55,6 +55,8 @@ class Ancestral(Sampler):
     Raises:
         ValueError: eta, s_noise or solver out of its range.
     """
+
+    unlimited_options: ClassVar = ("eta",)
 
     eta: float = 1.0
     s_noise: float = 1.0

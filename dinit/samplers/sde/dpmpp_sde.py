@@ -189,6 +189,8 @@ class DPMpp3MSDE(Sampler):
         ValueError: An option out of its range.
     """
 
+    unlimited_options: ClassVar = ("max_step_ratio",)
+
     renamed_options: ClassVar[Mapping[str, str]] = {"reach": "max_step_ratio"}
 
     eta: float = 1.0

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -87,6 +88,8 @@ class MinSNRWeighting(_OnPosteriorMean):
     Raises:
         ValueError: gamma is not positive.
     """
+
+    unlimited_options: ClassVar = ("gamma",)
 
     gamma: float = 5.0
 

@@ -11,6 +11,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from dinit.arguments import shown
+from dinit.contents import unfit
 from dinit.training.finetune.transfer import inherit
 from dinit.training.recipe.checks import check_recipe
 from dinit.training.recipe.following import follow_overrides
@@ -67,13 +69,23 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         RecipeError: the recipe has mistakes; the error lists them all.
         ValueError: there is no such recipe, or the file cannot be read.
     """
+    if not isinstance(path, str | Path):
+        raise ValueError(f"a recipe is the path of a file, or a shipped recipe's name; got {shown(path)}")
     path = recipe_file(path)
+    if not path.is_file():
+        raise ValueError(unfit(path, "a recipe (.yaml)"))
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise ValueError(f"recipe {path} cannot be read: {error}") from error
+        raise ValueError(f"recipe {path} cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
-        raise ValueError(f"recipe {path} is no text in UTF-8 ({error}); save it as UTF-8") from error
+        if path.suffix.lower() not in (".yaml", ".yml"):
+            raise ValueError(unfit(path, "a recipe (.yaml)")) from error
+        raise ValueError(
+            f"recipe {path} is no text in UTF-8, from byte {error.start} on; save it as UTF-8"
+        ) from error
+    if "\0" in text:
+        raise ValueError(unfit(path, "a recipe (.yaml)"))
     return parse_recipe(text, overrides, title=path.name)
 
 

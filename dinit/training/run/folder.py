@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from dinit.contents import unfit
 from dinit.data import ImageData, ImageFolder
 from dinit.data.class_names import normalized
 from dinit.data.folder import class_folders
@@ -277,6 +278,14 @@ def check_classes(out: Path, data: ImageData) -> None:
 def write_recipe(out: Path, recipe: Recipe) -> None:
     """Writes recipe.yaml, every default spelt out."""
     write_atomically(out / "recipe.yaml", yaml.safe_dump(recipe.to_dict(), sort_keys=False, allow_unicode=True))
+
+
+def check_run(run: Path) -> None:
+    """RunFolderError where there is no run, with what there is in its place."""
+    if not run.exists():
+        raise RunFolderError(f"there is no run {run}; give a folder that `dinit train` wrote, such as runs/NAME")
+    if not (run / "recipe.yaml").is_file():
+        raise RunFolderError(unfit(run, "a run, the folder that `dinit train` wrote, with recipe.yaml in it"))
 
 
 def read_recipe(out: Path) -> Recipe:
