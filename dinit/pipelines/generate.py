@@ -237,9 +237,7 @@ class Pipeline(CallDefaults, SavingMethods, DiffusersMethods, DiffusionPipeline)
             FileNotFoundError: there is no such pipeline; the error lists where it was searched.
         """
         given, hub, dtype = load_options(options, dtype)
-        _check_place(pretrained_model_name_or_path, device)
-        if isinstance(device, str):
-            device = choose_device(device)
+        device = _check_place(pretrained_model_name_or_path, device)
         folder = locate(pretrained_model_name_or_path, **hub)
         if is_diffusers_folder(folder):
             pipeline = cls(**read_diffusers_folder(folder, given | ({} if dtype is None else {"dtype": dtype})))
@@ -591,14 +589,17 @@ def _made(registry: Registry[Any], kind: type[Part], spec: Any) -> Part:
     return made
 
 
-def _check_place(name: Any, device: Any) -> None:
-    """ValueError for what names no pipeline, and for a device that torch does not have."""
+def _check_place(name: Any, device: Any) -> Any:
+    """The device, chosen. ValueError for what names no pipeline, and for a device that torch does not have."""
     if not isinstance(name, str | Path):
         raise ValueError(f"a pipeline is opened by its name, its folder or its hub id, got {shown(name)}")
+    if isinstance(device, str):
+        return choose_device(device)
     try:
         torch.device("cpu" if device is None else device)
     except (RuntimeError, TypeError) as error:
         raise ValueError(f"device must be one of torch, as 'cpu', 'cuda' or 'cuda:1'; got {device!r}") from error
+    return device
 
 
 def _either(name: str, value: Any, other: str, given: Any) -> Any:
