@@ -118,7 +118,7 @@ MISTAKES = {
     "unknown sampler": (["--sampler", "dddim"], "did you mean 'ddim'"),
     "unknown option": (["--sampler", "ddim:etta=1"], "did you mean 'eta'"),
     "option out of range": (["--sampler", "ddim:eta=3"], "eta must be in [0, 1]"),
-    "option of a wrong type": (["--sampler", "ddim:eta=x"], "cannot be made"),
+    "option of a wrong type": (["--sampler", "ddim:eta=x"], "eta must be a number, got 'x'"),
     "option without value": (["--sampler", "ddim:eta"], "KEY=VALUE"),
     "unknown guidance": (["--guidance", "cgf:scale=1"], "did you mean 'cfg'"),
     "negative guidance": (["--guidance", "cfg:scale=-1"], ">= 0"),
