@@ -175,17 +175,18 @@ def _fitted(value: Any, hint: Any) -> Any:
         return _SIMPLE[hint](value)
     if origin in (tuple, list, Sequence):
         return _sequence(value, hint, origin)
-    if isinstance(value, Mapping) != (origin is Mapping or hint is Mapping):
-        raise TypeError
-    if origin is Mapping or hint is Mapping:
-        return value
+    own = isinstance(hint, type) and hint.__module__.startswith("dinit.")
+    if isinstance(value, Mapping) or origin is Mapping or hint is Mapping:
+        if not (isinstance(value, Mapping) and (own or origin is Mapping or hint is Mapping)):
+            raise TypeError
+        return value  # the class makes its objects of mappings, as files hold them
     if origin is Callable and not callable(value):
         raise TypeError
     if value is None or isinstance(value, bool | int | float | complex | str | bytes | list | tuple | set):
         if isinstance(hint, type) and isinstance(value, hint):
             return value
         raise TypeError
-    if isinstance(hint, type) and hint.__module__.startswith("dinit.") and not isinstance(value, hint):
+    if own and not isinstance(value, hint):
         raise TypeError
     return value  # an object, which the class checks by what it does
 
