@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from dinit.cli.names import registry_of
+from dinit.contents import unfit
 from dinit.files import user_path
-from dinit.registry import suggest
+from dinit.registry import UnknownName, suggest
 
 DTYPES = ("float32", "bfloat16", "float16")
 # Kinds of devices in torch's own list; which of them this machine has, torch reports later.
@@ -17,22 +19,39 @@ _DEVICES = re.compile(
     r"auto|(cpu|cuda|mps|xpu|hpu|mtia|xla|maia|ipu|vulkan|meta|lazy|mkldnn|opengl|opencl|ideep|hip|ve|fpga|"
     r"privateuseone)(:\d+)?"
 )
+_OF_A_CALL = ("samplers", "grids", "guidance")
 _USUAL_DEVICES = ["auto", "cpu", "cuda", "cuda:1", "mps"]
 
 
-def check_entry(kind: str, text: str | None, more: Sequence[str] = ()) -> None:
-    """Whether a registry has the name and the options of a text; None is not given.
+def check_entry(kind: str, text: str | Mapping[str, Any] | None, more: Sequence[str] = ()) -> None:
+    """Whether a registry has the name and the options of a text or a mapping; None is not given.
 
     Args:
         kind: of `dinit.cli.names.PLACES`.
-        text: NAME[:KEY=VALUE,…].
+        text: NAME[:KEY=VALUE,…], or a mapping with `name`.
         more: further 'KEY=VALUE'.
 
     Raises:
-        ValueError: an unknown name or option, or text of another form.
+        ValueError: an unknown name or option, a value of another type, or text of another form.
     """
-    if text is not None:
+    if text is None:
+        return
+    try:
         registry_of(kind).check(text, more)
+    except UnknownName:
+        for other in _OF_A_CALL if kind in _OF_A_CALL else ():
+            registry_of(other).names()  # so that the message names another kind that has it
+        registry_of(kind).check(text, more)
+
+
+def check_images(what: str) -> None:
+    """ValueError for what can be neither real images in files nor a data set; imports nothing heavy."""
+    path = user_path(what)
+    empty = path.is_dir() and not any(path.iterdir())
+    if empty or (path.is_file() and path.suffix.lower() not in (".npz", ".npy")):
+        raise ValueError(unfit(path, "real images: a folder of pictures, a .npz, or a data set"))
+    if not path.exists():
+        check_entry("datasets", what)
 
 
 def check_word(what: str, word: str | None, known: Sequence[str]) -> None:
@@ -57,7 +76,7 @@ def check_folder(path: Path, noun: str) -> None:
     """As `check_there`, for a folder. NotADirectoryError where it is a file."""
     check_there(path, noun)
     if not user_path(path).is_dir():
-        raise NotADirectoryError(f"{path} is a file; give the folder of a {noun}")
+        raise NotADirectoryError(unfit(user_path(path), f"the folder of a {noun}"))
 
 
 def is_classifier(name: str) -> bool:
@@ -67,7 +86,10 @@ def is_classifier(name: str) -> bool:
 
 def check_autoencoder(name: str) -> None:
     """FileNotFoundError for a name that is neither a folder nor a Hub id."""
-    if not user_path(name).is_dir() and not is_hub_id(name):
+    path = user_path(name)
+    if path.is_file():
+        raise ValueError(unfit(path, "an AutoencoderKL: its folder, a pipeline's folder, or a Hub id"))
+    if not path.is_dir() and not is_hub_id(name):
         raise FileNotFoundError(
             f"there is no autoencoder {name}: give a folder, or a Hub id, which reads owner/name"
         )
@@ -75,7 +97,7 @@ def check_autoencoder(name: str) -> None:
 
 def check_pipeline(name: str) -> None:
     """Whether a pipeline can be there: what `locate` reports of a name that is no folder and no Hub id."""
-    if not user_path(name).is_dir() and not is_hub_id(name):
+    if not name or (not user_path(name).is_dir() and not is_hub_id(name)):
         from dinit.checkpoints.locating import locate
 
         locate(name)

@@ -16,7 +16,9 @@ Run = Annotated[
 ]
 Width = Annotated[
     float,
-    typer.Option("--sigma-rel", max=0.28, help="Relative width of the EMA, such as 0.08.", show_default=False),
+    typer.Option(
+        "--sigma-rel", min=0, max=0.28, help="Relative width of the EMA, such as 0.08.", show_default=False
+    ),
 ]
 To = Annotated[Path, typer.Option("--to", help="Folder of the new pipeline.", show_default=False)]
 Step = Annotated[int | None, typer.Option("--step", min=1, help="Training step of the EMA. Default: the last.")]

@@ -226,6 +226,8 @@ def _given(
     curve: bool,
 ) -> dict[str, Any]:
     """Fields of an EvaluationSpec that the options set."""
+    if 0 < bootstrap < 20:
+        raise ValueError(f"--bootstrap must be at least 20, or 0 for no intervals, got {bootstrap}")
     if data is not None and reference is not None:
         raise ValueError("--data and --reference contradict each other; give one of them")
     from dinit.evaluation.evaluate import ReportOptions

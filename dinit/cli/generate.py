@@ -118,6 +118,10 @@ def generate(
     flags = CallFlags(sampler, sampler_option or (), steps, grid, guidance or (), seed, batch_size, end)
     flags.check()
     opening.check()
+    if out is not None and out.is_file() and not out.suffix:
+        raise NotADirectoryError(
+            f"{out} is a file; a set needs a folder, and a contact sheet a name like {out}.png"
+        )
     if out is not None and is_set_folder(out):
         if out_dir or trajectory or overwrite:
             raise ValueError("a set of images has no --out-dir, --trajectory or --overwrite; leave them out")

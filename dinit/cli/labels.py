@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from dinit.cli.checks import check_there, check_word
 from dinit.data.class_names import class_number, find_name
+from dinit.data.sources import named
 
 _FEW_CLASSES = 20  # so many are drawn where none is named
 _ALL = ("all", "*")  # every class
@@ -113,6 +114,9 @@ class ImageOptions:
             raise ValueError("--labels contradicts --labels-from and --num-images; give one of them")
         if self.labels_from is not None:
             listed = read_labels(self.labels_from)
+            with named(self.labels_from):
+                for label in dict.fromkeys(listed):
+                    class_number(label, pipe.num_classes, pipe.class_names)
             if self.num_images is not None and self.num_images > len(listed):
                 count, path = self.num_images, self.labels_from
                 raise ValueError(f"--num-images {count} is more than the {len(listed)} labels of {path}")

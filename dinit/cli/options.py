@@ -11,7 +11,6 @@ import typer
 from dinit.cli.checks import DTYPES, check_device, check_entry, check_pipeline, check_word
 from dinit.cli.completion import entries, pipelines, words
 from dinit.cli.names import registry_of
-from dinit.specs import parse_spec
 
 if TYPE_CHECKING:
     from dinit.pipelines.call import SamplingOptions
@@ -152,14 +151,15 @@ class CallFlags:
         """
         options: SamplingOptions = {}
         if self.sampler is not None:
-            options["sampler"] = parse_spec(self.sampler, self.sampler_options)
+            options["sampler"] = registry_of("samplers").parse(self.sampler, self.sampler_options)
         elif self.sampler_options:
             own = dict(default_sampler) if isinstance(default_sampler, Mapping) else {"name": default_sampler}
             if not own.get("name"):
                 raise ValueError("--sampler-option needs --sampler: this pipeline has no default")
-            options["sampler"] = {**own, **parse_spec(str(own["name"]), self.sampler_options)}
+            changed = registry_of("samplers").parse(str(own["name"]), self.sampler_options)
+            options["sampler"] = {**own, **changed}
         if self.grid is not None:
-            options["grid"] = parse_spec(self.grid)
+            options["grid"] = registry_of("grids").parse(self.grid)
         if self.end is not None:
             options["end"] = cast("End", self.end)  # which the call checks
         if self.steps is not None:
@@ -173,22 +173,25 @@ class CallFlags:
 
     def check(self) -> None:
         """ValueError for text of another form and unknown names; before a pipeline is opened."""
-        options = self.options(default_sampler={"name": "any"})
+        self.options(default_sampler={"name": "any"})
         if self.sampler is not None:
             check_entry("samplers", self.sampler, self.sampler_options)
         check_entry("grids", self.grid)
         check_word("end", self.end, ENDS)
-        guidance = options.get("guidance")
-        for one in guidance if isinstance(guidance, list) else ():
-            if isinstance(one, Mapping):
-                registry_of("guidance").check(one)
+        if "none" in self.guidance and len(self.guidance) > 1:
+            given = " ".join(f"--guidance {one}" for one in self.guidance)
+            raise ValueError(f"--guidance none stands alone: it disables the pipeline's own; got {given}")
+        for one in self.guidance:
+            if one != "none":
+                made = _guidance(one)
+                check_entry("guidance", made if isinstance(made, dict) else {"name": "cfg", "scale": made})
 
 
 def _guidance(text: str) -> dict[str, Any] | float:
     try:
         return float(text)
     except ValueError:
-        return parse_spec(text)
+        return registry_of("guidance").parse(text)
 
 
 @dataclass(frozen=True)

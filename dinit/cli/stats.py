@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dinit.cli.checks import check_device, check_entry
+from dinit.cli.checks import check_device, check_entry, check_images
 from dinit.cli.console import console
 from dinit.cli.options import Device, Overwrite, torch_device
 
@@ -45,6 +45,7 @@ def stats(
     Examples:
         dinit stats glyphs:count=10000 --out glyphs.npz
     """
+    check_images(what)
     check_entry("features", features)
     check_device(device)
     from dinit.targets import check_target
