@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dinit.checkpoints.runs import INDEX, is_checkpoint, is_run, pipeline_of_run
+from dinit.checkpoints.runs import INDEX, PIPELINE_FOLDER, is_checkpoint, is_run, pipeline_of_run
 from dinit.contents import is_hub_id, unfit, wrong_content
 from dinit.files import user_path
 from dinit.registry import suggest
@@ -49,7 +49,7 @@ def locate(name: str | Path, **hub_options: Any) -> Path:
         return path
     if path.is_file():
         raise ValueError(unfit(path, f"a pipeline, which is a folder with {INDEX} in it"))
-    if is_run(path.parent):
+    if path.name == PIPELINE_FOLDER and is_run(path.parent):
         raise FileNotFoundError(
             f"the run in {path.parent} has no {path.name} yet; give {path.parent}, which takes its "
             "newest checkpoint"

@@ -17,7 +17,8 @@ INDEX = "model_index.json"
 RECIPE = "recipe.yaml"
 MODEL = "model"
 """Folder of a run: its pipeline without the backbone's weights, which the checkpoints have."""
-_CHECKPOINTS, _PIPELINE = "checkpoints", "pipeline"
+PIPELINE_FOLDER = "pipeline"
+_CHECKPOINTS = "checkpoints"
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
@@ -91,7 +92,7 @@ def pipeline_of_run(folder: Path) -> Path:
                 f"the checkpoint {folder} is damaged or incomplete; give another one, or the run's folder"
             )
         return _assembled(folder.parent.parent, found)
-    newest, finished = newest_step(folder), folder / _PIPELINE
+    newest, finished = newest_step(folder), folder / PIPELINE_FOLDER
     if (finished / INDEX).is_file() and (newest is None or newest.step <= _steps_of(finished)):
         return finished
     if newest is None:

@@ -46,7 +46,7 @@ WRONG: list[tuple[str, str]] = [
     ("train --init-from nope --data x", "no shipped pipeline 'nope'"),
     ("ema nope --sigma-rel 0.1 --to x", "there is no run nope"),
     ("ema taken.txt --sigma-rel 0.1 --to x", "taken.txt is a file; give the folder of a run"),
-    ("ema . --sigma-rel 0.5 --to x", "--sigma-rel must be at most 0.28, got 0.5"),
+    ("ema . --sigma-rel 0.5 --to x", "--sigma-rel must be in 0 .. 0.28, got 0.5"),
     ("combine nope --to x", "there is no run nope"),
     ("combine . --to x --of emma", "unknown weights 'emma'; did you mean 'ema'?"),
     ("combine . --to x --metric fidd", "unknown metric 'fidd'; did you mean 'fid'?"),

@@ -150,6 +150,7 @@ def read_manifest(path: Path) -> Manifest:
         return Manifest.from_config(read_json(path), path)
     try:
         with Image.open(path) as picture:
+            picture.load()
             text = picture.info.get(KEY)
     except UnidentifiedImageError as error:
         raise ValueError(unfit(path, wanted)) from error
