@@ -80,7 +80,7 @@ def test_overwrite() -> None:
         (["nothing.pt"], "there is no file or folder nothing.pt"),
         (["a.pt"], "--option num_heads="),
         (["a.pt", "--option", "num_heads"], "reads KEY=VALUE"),
-        (["a.pt", "--option", "num_heads=four"], "cannot be made"),
+        (["a.pt", "--option", "num_heads=four"], "num_heads must be"),
         (["a.pt", "--option", "num_headz=4"], "did you mean 'num_heads'"),
         (["a.pt", *HEADS, *HEADS], "given twice"),
         (["a.pt", *HEADS, "--layout", "ditt"], "did you mean 'dit'"),

@@ -45,7 +45,7 @@ WRONG: list[tuple[str, str]] = [
     ("train nope", "there is no recipe file nope"),
     ("train --init-from nope --data x", "no shipped pipeline 'nope'"),
     ("ema nope --sigma-rel 0.1 --to x", "there is no run nope"),
-    ("ema taken.txt --sigma-rel 0.1 --to x", "taken.txt is a file; give the folder of a run"),
+    ("ema taken.txt --sigma-rel 0.1 --to x", "taken.txt is a text, wanted: the folder of a run"),
     ("ema . --sigma-rel 0.5 --to x", "--sigma-rel must be in 0 .. 0.28, got 0.5"),
     ("combine nope --to x", "there is no run nope"),
     ("combine . --to x --of emma", "unknown weights 'emma'; did you mean 'ema'?"),

@@ -153,7 +153,7 @@ def test_a_damaged_manifest_is_told(made, change, message: str, tmp_path: Path) 
 def test_pictures_without_a_manifest_are_told(tmp_path: Path) -> None:
     Image.new("L", (8, 8)).save(tmp_path / "foreign.png")
     (tmp_path / "text.png").write_text("hello")
-    for name, message in {"foreign": "no dinit manifest", "text": "not a picture"}.items():
+    for name, message in {"foreign": "no dinit manifest", "text": "is a text, wanted: a PNG"}.items():
         with pytest.raises(ValueError, match=message):
             replay(tmp_path / f"{name}.png")
 
