@@ -60,11 +60,7 @@ def test_wheel_holds_the_package_and_nothing_else(built: tuple[Path, Path]) -> N
     with zipfile.ZipFile(built[0]) as wheel:
         names = wheel.namelist()
     inside = {name for name in names if not name.startswith("dinit-")}
-    expected = {
-        str(path)
-        for path in files_of_the_project()
-        if path.parts[0] == "dinit" and (path.suffix in (".py", ".typed") or path.parts[1] in DATA_FOLDERS)
-    }
+    expected = {str(path) for path in files_of_the_project() if path.parts[0] == "dinit"}  # data files too
     assert inside == expected
     assert [name for name, count in Counter(names).items() if count > 1] == []
 
@@ -82,7 +78,6 @@ DEV = (
     "ipywidgets",
 )
 DEV += ("jupyterlab", "playwright", "build", "twine", "datasets")
-DATA_FOLDERS = ("pretrained", "recipes")
 
 
 @pytest.mark.slow
@@ -223,7 +218,7 @@ def test_outputs_are_found() -> None:
 def test_what_the_pages_commands_write_is_not_tracked() -> None:
     pages = [ROOT / "README.md", ROOT / "examples/README.md", *(ROOT / "docs").glob("*.md")]
     written = set().union(*(outputs(page.read_text(encoding="utf-8")) for page in pages))
-    assert {"sheet.png", "runs/digits-dico", "samples", "three.png"} <= written
+    assert {"sheet.png", "runs/digits-dico", "samples", "coat.png"} <= written
     ignored = run("git", "check-ignore", "--no-index", *sorted(written), cwd=ROOT).stdout.split()
     assert written - set(ignored) == set()
     assert run("git", "ls-files", "-ci", "--exclude-standard", cwd=ROOT).stdout == ""
