@@ -9,6 +9,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,13 @@ _TO_RESULT = """(...values) => {
     if (window.innerWidth < 800) document.getElementById("result").scrollIntoView({behavior: "smooth"});
     return values;
 }"""  # on a telephone the result is below the controls
+
+
+@dataclass
+class Switch:
+    """Whether a visitor has stopped the run: after Gradio's own `cancels` a page runs nothing again."""
+
+    stopped: bool = False
 
 
 class Page:
@@ -108,6 +116,7 @@ class Page:
                     elem_id="drop",
                 )
         self.state = gr.State()
+        self.switch = gr.State(Switch())  # each visitor has a copy
 
     def _connect(self) -> None:
         controls = self.controls
@@ -130,11 +139,10 @@ class Page:
             *(self.generate, self.stop, *self.saves),
         ]
         many: dict[str, Any] = {"concurrency_limit": 16, "concurrency_id": "run", **quiet}
-        running: list[Any] = [
-            self.generate.click(self.on_generate, controls.values, shown, js=_TO_RESULT, **many),
-            self.drop.upload(self.on_drop, self.drop, [self.drop, *controls.outputs, *shown], **many),
-        ]
-        self.stop.click(self.on_stop, None, [self.status, self.generate, self.stop], cancels=running, **quiet)
+        given = [self.switch, *controls.values]
+        self.generate.click(self.on_generate, given, shown, js=_TO_RESULT, **many)
+        self.drop.upload(self.on_drop, [self.switch, self.drop], [self.drop, *controls.outputs, *shown], **many)
+        self.stop.click(self.on_stop, self.switch, self.stop, **quiet)
         self.scrubber.input(
             self.on_scrub, [self.scrubber, self.state], self.board, trigger_mode="always_last", **quiet
         )
@@ -153,7 +161,7 @@ class Page:
         """Numbers of all classes of the pipeline."""
         return list(range(self.pipelines.open(name).num_classes))
 
-    def on_generate(self, *values: Any) -> Iterator[dict[Any, Any]]:
+    def on_generate(self, switch: Switch, *values: Any) -> Iterator[dict[Any, Any]]:
         """Runs what the controls hold."""
         try:
             request = self.controls.read(values)
@@ -162,9 +170,9 @@ class Page:
         except Exception as error:
             yield {self.status: _error(error)}
             return
-        yield from self._run(request, pipe, calls)
+        yield from self._run(request, pipe, calls, switch)
 
-    def on_drop(self, path: str | None) -> Iterator[dict[Any, Any]]:
+    def on_drop(self, switch: Switch, path: str | None) -> Iterator[dict[Any, Any]]:
         """Runs the call of a picture's manifest, and compares."""
         if path is None:
             return
@@ -182,7 +190,7 @@ class Page:
         if request is not None:
             yield dict(zip(self.controls.outputs, self.controls.show(request, pipe), strict=True))
         results: list[Frame] = []
-        yield from self._run(request, pipe, (call,), results, name)
+        yield from self._run(request, pipe, (call,), switch, results, name)
         if not results:
             return
         try:
@@ -203,6 +211,7 @@ class Page:
         request: Request | None,
         pipe: Pipeline,
         calls: Sequence[Call],
+        switch: Switch,
         results: list[Frame] | None = None,
         name: str = "",
     ) -> Iterator[dict[Any, Any]]:
@@ -223,9 +232,14 @@ class Page:
         }
         over = {self.generate: gr.update(interactive=True), self.stop: gr.update(interactive=False)}
         ends, began, drawn = [], time.monotonic(), 0.0
+        switch.stopped = False
         try:
             for frame in run(pipe, calls, self.pipelines.lock):
                 board.add(frame)
+                if switch.stopped:
+                    note = '<p class="note">Stopped. No further step was taken.</p>'
+                    yield {self.status: note, self.board: board.to_html(), **over}
+                    return
                 if frame.generated is not None:
                     ends.append(frame)
                 now = time.monotonic()
@@ -256,13 +270,10 @@ class Page:
         save_sheet(path, pipe, frame.generated)
         return path
 
-    def on_stop(self) -> dict[Any, Any]:
-        """The state of the page after a run was cancelled."""
-        return {
-            self.status: '<p class="note">Stopped. No further step was taken.</p>',
-            self.generate: gr.update(interactive=True),
-            self.stop: gr.update(interactive=False),
-        }
+    def on_stop(self, switch: Switch) -> dict[str, Any]:
+        """Ends the visitor's run after its present step."""
+        switch.stopped = True
+        return gr.update(interactive=False)
 
     def on_scrub(self, position: float, board: Board | None) -> str:
         """The stored pictures of a step."""

@@ -20,6 +20,10 @@ from dinit.pipelines.outputs.files import save_sheet
 from dinit.pipelines.outputs.manifest import read_manifest
 from dinit.pipelines.outputs.replay import replay
 
+pytest.importorskip("gradio")
+module = pytest.importorskip("dinit.app.page")
+Page, Switch = module.Page, module.Switch
+
 SMALL = Request(
     "digits-dico",
     (Column("ddim:eta=0.5", 3), Column("dpmpp-2m:order=1", 2, "karras:rho=3.0")),
@@ -38,9 +42,6 @@ def opened(name: str) -> Pipeline:
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    pytest.importorskip("gradio")
-    from dinit.app.page import Page
-
     pipelines = Pipelines(["digits-dico", "digits-dit"], opened)
     return Page(pipelines, "auto", tmp_path_factory.mktemp("saved"))
 
@@ -93,7 +94,7 @@ def test_controls_begin_with_the_pipelines_own_settings(page: Any) -> None:
 
 
 def test_results_are_shown_saved_and_replayed(page: Any) -> None:
-    found = last(page.on_generate(*held(page, SMALL)))
+    found = last(page.on_generate(Switch(), *held(page, SMALL)))
     assert found[page.status] == ""
     assert found[page.board].count("<img ") == 8
     assert found[page.scrubber]["maximum"] == 3
@@ -105,7 +106,7 @@ def test_results_are_shown_saved_and_replayed(page: Any) -> None:
     assert found[page.saves[2]]["visible"] is False
     assert all(replay(one, page.pipelines.open("digits-dico")).same for one in saved)
 
-    dropped = last(page.on_drop(str(saved[1])))
+    dropped = last(page.on_drop(Switch(), str(saved[1])))
     assert re.search(r'class="same".*: the same picture, every pixel', dropped[page.status])
     assert dropped[page.controls.seed] == 7
     assert dropped[page.controls.samplers[0].grid] == "karras:rho=3.0"
@@ -117,26 +118,26 @@ def test_a_dropped_picture_that_differs_or_cannot_be_made(page: Any, tmp_path: P
     generated = pipe(["3", "5", "3"], steps=2, seed=[4, 5, 6], output_type="raw")  # not for the controls
     path = tmp_path / "odd.png"
     save_sheet(path, pipe, generated)
-    found = last(page.on_drop(str(path)))
+    found = last(page.on_drop(Switch(), str(path)))
     assert "the same picture" in found[page.status]
     assert "the controls cannot express this call" in found[page.status]
     assert found[page.command] == ""
 
     generated.images[0, 0, 4, 4] *= -1
     save_sheet(path, pipe, generated)
-    found = last(page.on_drop(str(path)))
+    found = last(page.on_drop(Switch(), str(path)))
     assert 'class="error"' in found[page.status]
     assert "a different picture, by up to" in found[page.status]
 
     other = opened("glyphs-32")
     save_sheet(path, other, other(0, steps=1, output_type="raw"))
     assert read_manifest(path).pipeline == "glyphs-32"
-    (only,) = page.on_drop(str(path))
+    (only,) = page.on_drop(Switch(), str(path))
     assert "the picture was made by glyphs-32, which is not one of this page" in only[page.status]
     Image.new("L", (8, 8)).save(path)
-    (only,) = page.on_drop(str(path))
+    (only,) = page.on_drop(Switch(), str(path))
     assert "has no dinit manifest" in only[page.status]
-    assert list(page.on_drop(None)) == []
+    assert list(page.on_drop(Switch(), None)) == []
 
 
 @pytest.mark.parametrize(
@@ -157,7 +158,7 @@ def test_mistakes_are_sentences_before_any_picture(page: Any, change: dict[str, 
     places["eta"] = slot.form.components[0]
     for name, value in change.items():
         values[controls.values.index(places[name])] = value
-    (only,) = page.on_generate(*values)
+    (only,) = page.on_generate(Switch(), *values)
     assert set(only) == {page.status}
     assert 'class="error"' in only[page.status]
     assert sentence in only[page.status]
@@ -168,7 +169,7 @@ def test_a_fault_of_ours_is_a_sentence_too(page: Any, monkeypatch: pytest.Monkey
         raise KeyError("t < 0")
 
     monkeypatch.setattr(Pipeline, "iterate", broken)
-    found = last(page.on_generate(*held(page, SMALL)))
+    found = last(page.on_generate(Switch(), *held(page, SMALL)))
     assert "This is a fault of dinit (KeyError); its traceback is in the terminal" in found[page.status]
     assert found[page.generate]["interactive"] is True
     assert "KeyError: 't &lt; 0'" not in found[page.status]
@@ -177,8 +178,8 @@ def test_a_fault_of_ours_is_a_sentence_too(page: Any, monkeypatch: pytest.Monkey
 
 def test_two_pages_share_nothing_but_the_network(page: Any) -> None:
     other = replace(SMALL, seed=8)
-    alone = [last(page.on_generate(*held(page, one)))[page.board] for one in (SMALL, other)]
-    runs = [page.on_generate(*held(page, one)) for one in (SMALL, other)]
+    alone = [last(page.on_generate(Switch(), *held(page, one)))[page.board] for one in (SMALL, other)]
+    runs = [page.on_generate(Switch(), *held(page, one)) for one in (SMALL, other)]
     found: list[dict[Any, Any]] = [{}, {}]
     for _ in range(40):
         for kept, one in zip(found, runs, strict=True):
@@ -186,6 +187,31 @@ def test_two_pages_share_nothing_but_the_network(page: Any) -> None:
     pictures = [re.findall(r'src="([^"]+)"', board) for board in alone]
     assert [re.findall(r'src="([^"]+)"', one[page.board]) for one in found] == pictures
     assert pictures[0] != pictures[1]
+
+
+def test_a_stopped_run_takes_no_further_step_and_the_next_one_runs(
+    page: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe = page.pipelines.open("digits-dico")
+    evaluations = []
+    pipe.backbone.register_forward_pre_hook(lambda *_: evaluations.append(1))
+    whole = last(page.on_generate(Switch(), *held(page, SMALL)))
+    needed, switch = len(evaluations), Switch()
+    run = page.on_generate(switch, *held(page, SMALL))
+    next(run)
+    next(run)  # the first step
+    stop = page.on_stop(switch)
+    assert stop["interactive"] is False
+    done = len(evaluations)
+    rest = list(run)
+    assert len(evaluations) <= done + 2 < needed + done  # the step that was under way, with guidance
+    assert "Stopped. No further step was taken." in rest[-1][page.status]
+    assert rest[-1][page.generate]["interactive"] is True
+    pictures = [
+        re.findall(r'src="([^"]+)"', one[page.board])
+        for one in (whole, last(page.on_generate(switch, *held(page, SMALL))))
+    ]
+    assert pictures[0] == pictures[1] != []
 
 
 def test_the_server_needs_gradio_and_a_port(monkeypatch: pytest.MonkeyPatch) -> None:

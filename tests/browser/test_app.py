@@ -194,6 +194,24 @@ def test_a_visit(browser: Any, address: str, tmp_path: Path, monkeypatch: pytest
     visitor.context.close()
 
 
+def test_a_run_is_stopped_and_another_visitor_is_not_disturbed(browser: Any, address: str) -> None:
+    one, two = Visitor(browser, address), Visitor(browser, address)
+    alone = two.generate()
+    steps = one.page.get_by_label("Steps", exact=True).first.input_value()
+    one.fill("Steps", "900")
+    one.page.locator("#generate").click()
+    # no wait for a visible element: every frame puts a new one in its place
+    one.page.wait_for_function("document.querySelector('.card footer span')?.innerText.startsWith('step')")
+    assert two.generate() == alone  # while the other runs
+    assert one.page.locator("#stop").is_enabled()
+    one.page.locator("#stop").click()
+    one.page.wait_for_selector("#status .note")
+    assert one.page.locator("#status").inner_text() == "Stopped. No further step was taken."
+    one.fill("Steps", steps)
+    assert one.generate() == alone
+    assert one.faults == two.faults == []
+
+
 def test_what_is_served_names_no_other_machine(address: str) -> None:
     import urllib.request
 
