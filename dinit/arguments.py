@@ -65,7 +65,7 @@ def check_arguments(owner: type[Owner]) -> type[Owner]:
 
         given = tuple(fitted(name, value) for name, value in zip(names, given, strict=False))
         for name, value in named.items():
-            if not (any_name or name in names):
+            if not (any_name or name in names or name.startswith("_")):  # diffusers' own, of a loaded config
                 raise TypeError(_no_option(owner, names, name))
             named[name] = fitted(name, value)
         if missing := [name for name in required[len(given) :] if name not in named]:

@@ -18,11 +18,13 @@ RECORDED = Path(__file__).parent / "fixtures" / "defaults.json"
 
 
 def registries() -> dict[str, Any]:
-    from dinit.cli.listing import _REGISTRIES
+    from dinit.cli.names import PLACES
     from dinit.compat import ensure_torchvision
 
     ensure_torchvision()
-    return {kind: getattr(import_module(module), name) for kind, (module, name) in _REGISTRIES.items()}
+    return {
+        kind: getattr(import_module(module), name) for kind, (module, name) in PLACES.items() if kind != "layouts"
+    }
 
 
 def plain(value: Any) -> Any:

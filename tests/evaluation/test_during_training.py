@@ -90,7 +90,7 @@ def test_a_run_is_watched_from_beside_it(runs: tuple[Path, Path]) -> None:
     assert list(dict(watch(measured, device="cpu"))) == [9]  # by the recipe's own section
     assert read_evaluations(measured)[-1] | {"seconds": 0} == read_evaluations(plain)[-1] | {"seconds": 0}
     assert dict(watch(plain, num_samples=40, device="cpu")) == {}  # done already
-    with pytest.raises(ValueError, match="is not a recipe"):
+    with pytest.raises(ValueError, match="wanted: a run, the folder that"):
         next(watch(plain / "checkpoints"))
 
 

@@ -49,7 +49,7 @@ def test_a_pack_against_statistics(capsys: pytest.CaptureFixture) -> None:
         (["--protocol", "admm"], "did you mean 'adm'"),
         (["--protocol", "clean", "--features", "digits-classifier"], "leave one of the two out"),
         (["--metrics", "fid,kidd"], "did you mean 'kid'"),
-        (["--data", "digits", "--reference", "r.npz"], "give one of them"),
+        (["--data", "digits", "--reference", "pack.npz"], "give one of them"),
         (["--reference", "none.npz"], "dinit stats"),
         (["--steps", "5"], "cannot be used with existing images"),
         (["--html", "r.htm"], "must end in .html"),
@@ -65,4 +65,4 @@ def test_mistakes(arguments: list[str], message: str, capsys: pytest.CaptureFixt
 
 def test_watching_needs_a_run(capsys: pytest.CaptureFixture) -> None:
     assert run("evaluate", ".", "--during-training") == 2
-    assert "not a recipe" in " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert "wanted: a run" in " ".join(capsys.readouterr().err.replace("│", " ").split())

@@ -57,8 +57,8 @@ def outcome(path: Path, what: str, pipe: Pipeline | None = None) -> str:
 
 
 def check(counts: Counter[str]) -> None:
-    assert counts["refused"] > 15
-    assert counts["different"] > 1
+    assert counts["refused"] > counts.total() / 4
+    assert counts["different"] > 0
     assert counts["same"] > 1
 
 
@@ -137,9 +137,13 @@ EDITS: dict[str, tuple[str, dict[str, Any], str]] = {
     "a fraction of channels": (
         "folder",
         {"call.guidance": [{"name": "cfg", "channels": 1.5}]},
-        "channels of 'cfg' is",
+        "channels must be a whole number or None, got 1.5",
     ),
-    "yes for a scale": ("set", {"asked.call.guidance": [{"name": "cfg", "scale": True}]}, "scale of 'cfg' is True"),
+    "yes for a scale": (
+        "set",
+        {"asked.call.guidance": [{"name": "cfg", "scale": True}]},
+        "scale must be a number, got True",
+    ),
     "another machine": ("folder", {"device": "cp"}, "device 'cp' is none of torch's"),
 }
 

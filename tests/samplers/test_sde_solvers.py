@@ -342,7 +342,7 @@ def test_the_step_from_alpha_0_is_the_limit(sampler: Sampler) -> None:
         (lambda: Ancestral(-0.1), "eta must be at least 0"),
         (lambda: Ancestral(s_noise=0.0), "s_noise"),
         (lambda: Ancestral(solver="dpm2"), "did you mean 'dpm-2'"),  # type: ignore[arg-type]
-        (lambda: DPMppSDE(math.nan), "eta must be at least 0"),
+        (lambda: DPMppSDE(math.nan), "eta must be a number, got nan"),
         (lambda: DPMpp2MSDE(variant="euler"), "'midpoint' or 'heun'"),  # type: ignore[arg-type]
         (lambda: DPMpp2MSDE(order=3), "'dpmpp-3m-sde'"),  # type: ignore[arg-type]
         (lambda: DPMpp3MSDE(curvature="half"), "'exact' or 'published'"),  # type: ignore[arg-type]

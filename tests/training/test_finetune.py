@@ -186,7 +186,7 @@ def test_command_without_a_recipe(tmp_path: Path) -> None:
     assert pictures[0].size == (8, 8)
     for arguments, message in (
         (["train"], "give a recipe, or --init-from PIPELINE and --data FOLDER"),
-        (["train", "r.yaml", "--data", str(images)], "the size of the images is not known"),
+        (["train", "digits-dico", "--data", str(images)], "the size of the images is not known"),
     ):
         assert message in " ".join(str(CliRunner().invoke(app, arguments).exception).split())
 

@@ -51,7 +51,11 @@ def replay(path: str | Path, pipe: Pipeline | str | None = None, tolerance: int 
         return _judge(remake(record, path, pipe), mismatches(record, pipe), record.versions, tolerance)
     manifest = read_manifest(path)
     pipe = _opened(pipe or manifest.pipeline, manifest.device, manifest.dtype)
-    return compare(path, manifest, pipe, pipe.run(Call.from_config(manifest.call), "raw"), tolerance)
+    try:
+        call = Call.from_config(manifest.call)
+    except ValueError as error:
+        raise ValueError(f"the manifest of {path} cannot be used: {error}") from error
+    return compare(path, manifest, pipe, pipe.run(call, "raw"), tolerance)
 
 
 def compare(path: Path, manifest: Manifest, pipe: Pipeline, generated: Generated, tolerance: int = 0) -> Replay:

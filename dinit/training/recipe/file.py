@@ -84,7 +84,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         raise ValueError(
             f"recipe {path} is no text in UTF-8, from byte {error.start} on; save it as UTF-8"
         ) from error
-    if "\0" in text:
+    if "\0" in text and path.suffix.lower() not in (".yaml", ".yml"):
         raise ValueError(unfit(path, "a recipe (.yaml)"))
     return parse_recipe(text, overrides, title=path.name)
 
