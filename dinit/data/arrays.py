@@ -61,7 +61,7 @@ class NpzImages(InMemory):
         path: str | Path,
         layout: str | None = None,
         num_classes: int | None = None,
-        class_names: Sequence[str | float] | None = None,
+        class_names: Sequence[str | int] | None = None,
         horizontal_flip: bool = False,
         image: str | None = None,
         label: str | None = None,

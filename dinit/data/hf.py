@@ -54,7 +54,7 @@ class HuggingFace(ImageData):
         label: str | None = "label",
         channels: int = 3,
         config: str | None = None,
-        class_names: Sequence[str | float] | None = None,
+        class_names: Sequence[str | int] | None = None,
         horizontal_flip: bool = False,
     ) -> None:
         check_shape(size, channels)

@@ -47,7 +47,7 @@ class IdxImages(InMemory):
         self,
         path: str | Path,
         split: str = "train",
-        class_names: Sequence[str | float] | None = None,
+        class_names: Sequence[str | int] | None = None,
         num_classes: int | None = None,
         horizontal_flip: bool = False,
         value_range: str | Sequence[float] | None = None,

@@ -73,7 +73,7 @@ class WebDataset(ImageData):
         channels: int = 3,
         label: str | None = None,
         num_classes: int | None = None,
-        class_names: Sequence[str | float] | None = None,
+        class_names: Sequence[str | int] | None = None,
         horizontal_flip: bool = False,
         window: int = 8,
     ) -> None:

@@ -133,7 +133,7 @@ def test_a_visit(browser: Any, address: str, tmp_path: Path, monkeypatch: pytest
     page = visitor.page
 
     visitor.choose("Pipeline", "digits-dico")
-    page.wait_for_function("document.querySelector('.facts').innerText.includes('DiCo')")
+    page.wait_for_function("document.querySelector('.facts').innerText.includes('vp-discrete')")
     page.locator("#no-classes").click()
     page.wait_for_function("document.querySelector('#controls .token') === null")
     visitor.choose("Classes (none: unconditional)", "3")
