@@ -196,6 +196,8 @@ def test_a_visit(browser: Any, address: str, tmp_path: Path, monkeypatch: pytest
 
 def test_a_run_is_stopped_and_another_visitor_is_not_disturbed(browser: Any, address: str) -> None:
     one, two = Visitor(browser, address), Visitor(browser, address)
+    for visitor in (one, two):
+        visitor.fill("Images per class", "1")
     alone = two.generate()
     steps = one.page.get_by_label("Steps", exact=True).first.input_value()
     one.fill("Steps", "900")
