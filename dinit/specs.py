@@ -78,7 +78,10 @@ def _kind(hint: Any) -> OptionKind:
     if members and all(one in (str, Path) for one in members):
         return "text or null" if union and types.NoneType in typing.get_args(hint) else "text"
     texts = len(members) == 1 and typing.get_origin(members[0]) in (list, tuple, Sequence)
-    return "texts" if texts and typing.get_args(members[0])[0] is str else "value"
+    if not texts:
+        return "value"
+    entry = typing.get_args(members[0])[0]  # str, or str | int: names that YAML has read as numbers
+    return "texts" if str in (entry, *typing.get_args(entry)) else "value"
 
 
 def parse_value(text: str, kind: OptionKind = "value") -> Any:
