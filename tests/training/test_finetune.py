@@ -184,7 +184,12 @@ def test_command_without_a_recipe(tmp_path: Path) -> None:
     assert "classes mapped: three from 3" in done.output
     pictures = pipe(["three"], steps=2).images
     assert pictures[0].size == (8, 8)
+    (tmp_path / "empty").mkdir()
     for arguments, message in (
+        (
+            ["train", "digits-dico", "--data", str(tmp_path / "empty")],
+            "is empty; wanted: one sub-folder of pictures",
+        ),
         (["train"], "give a recipe, or --init-from PIPELINE and --data FOLDER"),
         (["train", "digits-dico", "--data", str(images)], "the size of the images is not known"),
     ):

@@ -117,10 +117,13 @@ def _name_of(init_from: str) -> str:
 def data_spec(text: str, pretrained: Pretrained | None) -> dict[str, Any]:
     """Name and options of the data set in a folder of images, in the pipeline's shape, or as in 'glyphs:size=32'.
 
-    ValueError for a folder without a pipeline, or one that works on latents, and for text of another form.
+    ValueError for an empty folder, a folder without a pipeline, or one that works on latents, and for text of
+    another form.
     """
     if not user_path(text).is_dir():
         return DATASETS.parse(text)
+    if not any(user_path(text).iterdir()):
+        raise ValueError(f"the folder {text} is empty; wanted: one sub-folder of pictures for each class")
     if pretrained is None:
         raise ValueError(f"the size of the images is not known; give it, as in --data folder:path={text},size=32")
     vae = pretrained.index.get("vae") or [None]
