@@ -91,8 +91,16 @@ class Visitor:
 
     def generate(self) -> list[str]:
         """Click, wait for the end, and return the pictures on the page."""
-        before = self.run()
-        self.page.locator("#generate").click()
+        from playwright.sync_api import TimeoutError as TooLate
+
+        before, changed = self.run(), "run => (document.querySelector('#board .board')?.dataset.run ?? '0') !== run"
+        for _ in range(5):  # a click while the fields of a sampler that was just chosen still arrive is refused
+            self.page.locator("#generate").click()
+            try:
+                self.page.wait_for_function(changed, arg=before, timeout=10_000)
+                break
+            except TooLate:
+                continue
         return self.pictures(before)
 
     def run(self) -> str:
