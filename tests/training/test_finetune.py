@@ -197,6 +197,7 @@ def test_command_without_a_recipe(tmp_path: Path) -> None:
 
 
 def test_folder_s_shape_is_the_pipeline_s(tmp_path: Path) -> None:
+    (tmp_path / "seven").mkdir()
     pipeline = read_pretrained("digits-dico")
     expected = {"name": "folder", "path": str(tmp_path), "size": 8, "channels": 1}
     assert data_spec(str(tmp_path), pipeline) == expected
