@@ -57,8 +57,8 @@ def outcome(path: Path, what: str, pipe: Pipeline | None = None) -> str:
 
 
 def check(counts: Counter[str]) -> None:
-    assert counts["refused"] > counts.total() / 4
-    assert counts["different"] > 0
+    assert counts["refused"] > 15
+    assert counts["different"] > 1
     assert counts["same"] > 1
 
 
@@ -109,7 +109,7 @@ def test_edits_of_the_manifest_in_a_picture(made: Path, pipe: Pipeline, tmp_path
     assert outcome(sheet_with(made, tree, tmp_path / "x.png"), "nothing", pipe) == "same"
     counts: Counter[str] = Counter()
     part = {"picture": tree["picture"], "call": tree["call"], "nfe": tree["nfe"], "format": tree["format"]}
-    for what, changed in edited(5, part, 30):
+    for what, changed in edited(6, part, 60):
         counts[outcome(sheet_with(made, {**tree, **changed}, tmp_path / "x.png"), what, pipe)] += 1
     check(counts)
 
