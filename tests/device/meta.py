@@ -1,0 +1,144 @@
+"""The device `meta` in place of a GPU: PyTorch's gaps about it filled, mixed devices refused, read-backs counted.
+
+with meta_device() as watch:
+    sample = sampler.sample(denoiser, torch.randn(2, 3, 8, 8, device=META))
+assert watch.read_backs == []
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+META = torch.device("meta")
+
+
+class ReadBackError(RuntimeError):
+    """A number of a tensor on the device was wanted on the host."""
+
+
+class MixedDevicesError(RuntimeError):
+    """An operation on tensors of the device and on a tensor of one dimension or more that was left on the host."""
+
+
+@dataclass
+class Watch:
+    """What was seen of one device.
+
+    Attributes:
+        device: Its type.
+        read_backs: Names of the calls that read a tensor back, in their order.
+    """
+
+    device: str = "meta"
+    read_backs: list[str] = field(default_factory=list)
+
+    def on(self, value: object) -> bool:
+        """Whether it is a tensor on the device."""
+        return isinstance(value, Tensor) and value.device.type == self.device
+
+    def check_mixed(self, name: str, arguments: object) -> None:
+        """MixedDevicesError unless the tensors are all on the device, or scalars of a schedule.
+
+        PyTorch has such a check, but not in every operation: on `meta` matrix products, convolutions and writes
+        in place take what a GPU would refuse.
+        """
+        tensors = [one for one in tree_leaves(arguments) if isinstance(one, Tensor)]
+        left = [tuple(one.shape) for one in tensors if one.ndim and not self.on(one)]
+        if left and len(left) < len(tensors) and any(self.on(one) for one in tensors):
+            raise MixedDevicesError(f"{name} takes tensors of the device and, on the host, of the shapes {left}")
+
+
+COPIES = ("aten::_to_copy", "aten::copy_", "aten::_copy_from")  # from one device to another is their purpose
+READING = ("item", "tolist", "numpy", "cpu", "nonzero", "argwhere", "masked_select", "unique", "equal", "allclose",
+           "is_nonzero", "__bool__", "__float__", "__int__", "__index__", "__complex__", "__array__", "bincount",
+           "unique_consecutive")  # fmt: skip
+
+
+class _Names(TorchFunctionMode):
+    """Records and refuses the calls that read a tensor of the device back."""
+
+    def __init__(self, watch: Watch) -> None:
+        super().__init__()
+        self.watch = watch
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:  # as torch declares it
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if (
+            args
+            and any(self.watch.on(one) for one in tree_leaves((args[0], kwargs)))
+            and self._reads(name, args, kwargs)
+        ):
+            self.watch.read_backs.append(name)
+            raise ReadBackError(f"{name} reads a tensor of the device back")
+        return func(*args, **kwargs)
+
+    def _reads(self, name: str, args: Any, kwargs: Any) -> bool:
+        if name in READING:
+            return True
+        if name == "to":
+            wanted = [*args[1:2], kwargs.get("device"), kwargs.get("other")]
+            return any(_host(one) for one in wanted)
+        if name == "where":
+            return len(args) + len(kwargs) == 1
+        if name == "__getitem__":
+            return any(isinstance(one, Tensor) and one.dtype == torch.bool for one in tree_leaves(args[1]))
+        return False
+
+
+def _host(value: object) -> bool:
+    """Whether `to(value)` goes to the CPU."""
+    if isinstance(value, Tensor):
+        return value.device.type == "cpu"
+    return isinstance(value, str | torch.device) and torch.device(value).type == "cpu"
+
+
+class _Mixed(TorchDispatchMode):
+    """Refuses operations on tensors of both devices, in the backward pass too."""
+
+    def __init__(self, watch: Watch) -> None:
+        super().__init__()
+        self.watch = watch
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._schema.name
+        if name not in COPIES:
+            self.watch.check_mixed(name, (args, kwargs))
+        return func(*args, **(kwargs or {}))
+
+
+@contextlib.contextmanager
+def meta_device() -> Iterator[Watch]:
+    """While it is open, `meta` stands in for a GPU.
+
+    `torch.autocast("meta")` does nothing and `torch.is_autocast_enabled("meta")` is False, where PyTorch fails; a
+    tensor left on the host is a MixedDevicesError and a read-back a ReadBackError, also in its list.
+    """
+    watch, autocast, enabled = Watch(), torch.autocast, torch.is_autocast_enabled
+
+    def autocast_of(device_type: str, *args: Any, **kwargs: Any) -> Any:
+        return contextlib.nullcontext() if device_type == "meta" else autocast(device_type, *args, **kwargs)
+
+    def is_enabled(device_type: str | None = None) -> bool:
+        return False if device_type == "meta" else enabled(*([] if device_type is None else [device_type]))
+
+    with (
+        mock.patch.object(torch, "autocast", autocast_of),
+        mock.patch.object(torch.amp, "autocast", autocast_of),
+        mock.patch.object(torch, "is_autocast_enabled", is_enabled),
+        _Names(watch),
+        _Mixed(watch),
+    ):
+        yield watch

@@ -1,0 +1,66 @@
+"""The stand-in for a GPU itself: what it must catch it catches, and what a GPU takes it takes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from meta import META, MixedDevicesError, ReadBackError, meta_device
+from torch import Tensor
+
+READ_BACKS = {
+    "item": lambda x: x.sum().item(),
+    "bool": lambda x: bool(x.sum() > 0),
+    "float": lambda x: float(x.sum()),
+    "int": lambda x: int(x.sum()),
+    "index": lambda x: [1, 2, 3][x.sum().long()],
+    "tolist": lambda x: x.tolist(),
+    "cpu": lambda x: x.cpu(),
+    "numpy": lambda x: x.numpy(),
+    "to a name": lambda x: x.to("cpu"),
+    "to a device": lambda x: x.to(device=torch.device("cpu"), dtype=torch.float64),
+    "to another's": lambda x: x.to(torch.ones(2)),
+    "nonzero": lambda x: x.nonzero(),
+    "where": lambda x: torch.where(x > 0),
+    "mask": lambda x: x[x > 0],
+    "equal": lambda x: torch.equal(x, x),
+    "if": lambda x: 1 if (x > 0).any() else 2,
+}
+MIXED = {
+    "sum": lambda x, left: x + left,
+    "product": lambda x, left: x @ left.T,
+    "in place": lambda x, left: left.add_(x),
+    "cat": lambda x, left: torch.cat([x, left]),
+    "embedding": lambda x, left: torch.nn.functional.embedding(left.long(), x),
+    "backward": lambda x, left: (torch.ones(4, 4, requires_grad=True, device=META) * x).backward(left),
+}
+
+
+@pytest.mark.parametrize("name", READ_BACKS)
+def test_read_backs(name: str) -> None:
+    """Each is recorded, and ends the test."""
+    with meta_device() as watch:
+        with pytest.raises(ReadBackError):
+            READ_BACKS[name](torch.ones(4, 4, device=META))
+        assert len(watch.read_backs) == 1
+        READ_BACKS[name](torch.ones(2)) if name in ("cpu", "tolist", "nonzero") else None
+        assert len(watch.read_backs) == 1
+
+
+@pytest.mark.parametrize("name", MIXED)
+def test_mixed_devices(name: str) -> None:
+    """Also where PyTorch's own kernels for meta tensors look at shapes alone."""
+    with meta_device(), pytest.raises((MixedDevicesError, RuntimeError)) as error:
+        MIXED[name](torch.ones(4, 4, device=META), torch.ones(4, 4))
+    assert name == "backward" or isinstance(error.value, MixedDevicesError)
+
+
+def test_what_a_gpu_takes() -> None:
+    """Scalars of a schedule, uploads, autocast."""
+    with meta_device() as watch, torch.autocast("meta", enabled=False):
+        x: Tensor = torch.ones(4, 4, device=META)
+        x = x * torch.tensor(2.0) + torch.ones(4).to(META)
+        x = torch.where(x > 0, x, torch.tensor(0.0)).to(torch.float64)
+        x[0] = torch.tensor([1.0, 2.0], device=META).repeat(2)
+        assert not torch.is_autocast_enabled("meta")
+        assert x.is_meta
+        assert watch.read_backs == []
