@@ -14,13 +14,16 @@ from dinit.training.recipe.model import OptimizerSection, ScheduleSection
 from dinit.training.sharding import local
 
 
+FUSED = ("cpu", "cuda")
+"""Devices on which AdamW takes its fused form, which can leave out a step without a wait."""
+
+
 def make_optimizer(network: nn.Module, section: OptimizerSection) -> torch.optim.Optimizer:
     """The optimiser of `section.kind` for a network that is on its device already.
 
     adamw: Loshchilov & Hutter 2019, in its fused form where there is one, which speeds up small networks most.
     lion: Chen et al. 2023. muon: Muon (Jordan et al. 2024) for the weights that `by_muon` lists, its rate matched
-    to AdamW's, and AdamW for all others. Muon is torch's own, or ours on CPUs, for convolutions and where torch has
-    none (before 2.9). Frozen parameters are left out.
+    to AdamW's, and AdamW for all others. Frozen parameters are left out.
     """
     if section.kind == "muon":
         return _muon(network, section)
@@ -35,7 +38,7 @@ def _adamw(parameters: list[nn.Parameter], section: OptimizerSection) -> torch.o
         betas=section.betas,
         eps=section.eps,
         weight_decay=section.weight_decay,
-        fused=parameters[0].device.type in ("cpu", "cuda"),
+        fused=parameters[0].device.type in FUSED,
     )
 
 
@@ -70,17 +73,13 @@ def _muon(network: nn.Module, section: OptimizerSection) -> torch.optim.Optimize
         "momentum": section.betas[0],
         "weight_decay": section.weight_decay,
     }
-    if hasattr(torch.optim, "Muon") and all(p.ndim == 2 and p.device.type != "cpu" for p in moved):
-        muon: torch.optim.Optimizer = torch.optim.Muon(moved, **settings, adjust_lr_fn="match_rms_adamw")
-    else:
-        muon = Muon(moved, **settings)
-    return Joined([muon, *([_adamw(others, section)] if others else [])])
+    return Joined([Muon(moved, **settings), *([_adamw(others, section)] if others else [])])
 
 
 def step_if_finite(optimizer: Any, finite: Tensor) -> None:
     """One step of the optimiser if `finite`, a 0-dimensional tensor, is true; otherwise nothing changes.
 
-    The device decides and the host does not wait, except for Muon, whose step has no such switch.
+    The device decides and the host does not wait, except for AdamW on a device without its fused form.
     """
     raw = getattr(optimizer, "optimizer", optimizer)  # Accelerate wraps it
     if not getattr(raw, "_step_supports_amp_scaling", False):
@@ -153,6 +152,10 @@ class Joined(torch.optim.Optimizer):
         super().__init__([group for part in parts for group in part.param_groups], {})
         self._share()
 
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        return all(getattr(part, "_step_supports_amp_scaling", False) for part in self.parts)
+
     def _share(self) -> None:
         groups = iter(self.param_groups)
         for part in self.parts:
@@ -161,8 +164,14 @@ class Joined(torch.optim.Optimizer):
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         loss = None if closure is None else torch.enable_grad()(closure)()
+        switches = {name: getattr(self, name) for name in ("grad_scale", "found_inf") if hasattr(self, name)}
         for part in self.parts:
-            part.step()
+            vars(part).update(switches)
+            try:
+                part.step()
+            finally:
+                for name in switches:
+                    delattr(part, name)
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
