@@ -26,6 +26,10 @@ class ReadBackError(RuntimeError):
     """A number of a tensor on the device was wanted on the host."""
 
 
+class WaitError(RuntimeError):
+    """An upload that makes the host wait for the device."""
+
+
 class MixedDevicesError(RuntimeError):
     """An operation on tensors of the device and on a tensor of one dimension or more that was left on the host."""
 
@@ -37,14 +41,36 @@ class Watch:
     Attributes:
         device: Its type.
         read_backs: Names of the calls that read a tensor back, in their order.
+        waits: Uploads for which a GPU is waited for: copies that are not `non_blocking`, tensors made there of
+            Python numbers, and operations that copy a scalar from the host first, as `where` does.
+        refuse_waits: Whether they are errors too.
+        operations: How many operations had a tensor of the device.
     """
 
     device: str = "meta"
     read_backs: list[str] = field(default_factory=list)
+    waits: list[str] = field(default_factory=list)
+    refuse_waits: bool = False
+    operations: int = 0
 
     def on(self, value: object) -> bool:
         """Whether it is a tensor on the device."""
         return isinstance(value, Tensor) and value.device.type == self.device
+
+    def wait(self, what: str) -> None:
+        """Record an upload that waits; WaitError where those are refused."""
+        self.waits.append(what)
+        if self.refuse_waits:
+            raise WaitError(f"{what} waits for the device")
+
+    def check_copy(self, name: str, args: Any, kwargs: Any) -> None:
+        """Record a copy from the host that waits."""
+        if name == "aten::copy_":
+            source, to, quick = args[1], args[0].device, any(args[2:]) or kwargs.get("non_blocking")
+        else:
+            source, to, quick = args[0], kwargs.get("device") or args[0].device, kwargs.get("non_blocking")
+        if torch.device(to).type == self.device and not self.on(source) and not quick:
+            self.wait(f"{name} of shape {tuple(source.shape)}")
 
     def check_mixed(self, name: str, arguments: object) -> None:
         """MixedDevicesError unless the tensors are all on the device, or scalars of a schedule.
@@ -54,11 +80,21 @@ class Watch:
         """
         tensors = [one for one in tree_leaves(arguments) if isinstance(one, Tensor)]
         left = [tuple(one.shape) for one in tensors if one.ndim and not self.on(one)]
-        if left and len(left) < len(tensors) and any(self.on(one) for one in tensors):
+        here = any(self.on(one) for one in tensors)
+        self.operations += here
+        if left and here:
             raise MixedDevicesError(f"{name} takes tensors of the device and, on the host, of the shapes {left}")
+        if here and not all(self.on(one) for one in tensors) and name.rstrip("_") not in TAKE_SCALARS:
+            self.wait(f"{name} of a scalar on the host")
 
 
 COPIES = ("aten::_to_copy", "aten::copy_", "aten::_copy_from")  # from one device to another is their purpose
+# Kernels of a GPU take a 0-dimensional tensor of the host as a number in these; others copy it first, or refuse it.
+TAKE_SCALARS = {f"aten::{name}" for name in (
+    "add", "sub", "rsub", "mul", "div", "pow", "eq", "ne", "lt", "le", "gt", "ge", "maximum", "minimum",
+    "remainder", "fill", "masked_fill",
+)}  # fmt: skip
+OF_NUMBERS = ("tensor", "as_tensor", "asarray", "new_tensor")
 READING = ("item", "tolist", "numpy", "cpu", "nonzero", "argwhere", "masked_select", "unique", "equal", "allclose",
            "is_nonzero", "__bool__", "__float__", "__int__", "__index__", "__complex__", "__array__", "bincount",
            "unique_consecutive")  # fmt: skip
@@ -83,7 +119,10 @@ class _Names(TorchFunctionMode):
         ):
             self.watch.read_backs.append(name)
             raise ReadBackError(f"{name} reads a tensor of the device back")
-        return func(*args, **kwargs)
+        made = func(*args, **kwargs)
+        if name in OF_NUMBERS and self.watch.on(made) and not isinstance(args[-1], Tensor):
+            self.watch.wait(f"{name} of numbers, of shape {tuple(made.shape)},")
+        return made
 
     def _reads(self, name: str, args: Any, kwargs: Any) -> bool:
         if name in READING:
@@ -114,19 +153,21 @@ class _Mixed(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func._schema.name
-        if name not in COPIES:
+        if name in COPIES:
+            self.watch.check_copy(name, args, kwargs or {})
+        else:
             self.watch.check_mixed(name, (args, kwargs))
         return func(*args, **(kwargs or {}))
 
 
 @contextlib.contextmanager
-def meta_device() -> Iterator[Watch]:
+def meta_device(refuse_waits: bool = False) -> Iterator[Watch]:
     """While it is open, `meta` stands in for a GPU.
 
     `torch.autocast("meta")` does nothing and `torch.is_autocast_enabled("meta")` is False, where PyTorch fails; a
     tensor left on the host is a MixedDevicesError and a read-back a ReadBackError, also in its list.
     """
-    watch, autocast, enabled = Watch(), torch.autocast, torch.is_autocast_enabled
+    watch, autocast, enabled = Watch(refuse_waits=refuse_waits), torch.autocast, torch.is_autocast_enabled
 
     def autocast_of(device_type: str, *args: Any, **kwargs: Any) -> Any:
         return contextlib.nullcontext() if device_type == "meta" else autocast(device_type, *args, **kwargs)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from meta import META, MixedDevicesError, ReadBackError, meta_device
+from meta import META, MixedDevicesError, ReadBackError, WaitError, meta_device
 from torch import Tensor
 
 READ_BACKS = {
@@ -64,3 +64,31 @@ def test_what_a_gpu_takes() -> None:
         assert not torch.is_autocast_enabled("meta")
         assert x.is_meta
         assert watch.read_backs == []
+
+
+WAITS = {
+    "to": lambda x: torch.ones(4).to(META),
+    "to another's": lambda x: torch.ones(4).to(x),
+    "copy": lambda x: x.copy_(torch.ones(4, 4)),
+    "tensor": lambda x: torch.tensor([1.0, 2.0], device=META),
+    "new_tensor": lambda x: x.new_tensor([1.0]),
+    "where": lambda x: torch.where(x > 0, x, torch.tensor(0.0)),
+}
+
+
+@pytest.mark.parametrize("name", WAITS)
+def test_uploads_that_wait(name: str) -> None:
+    with meta_device() as watch:
+        WAITS[name](torch.ones(4, 4, device=META))
+        assert len(watch.waits) == 1
+    with meta_device(refuse_waits=True), pytest.raises(WaitError):
+        WAITS[name](torch.ones(4, 4, device=META))
+
+
+def test_uploads_that_do_not_wait() -> None:
+    with meta_device(refuse_waits=True) as watch:
+        x = torch.ones(4).to(META, non_blocking=True).to(torch.float64) * torch.tensor(2.0)
+        x.copy_(torch.ones(4), non_blocking=True)
+        torch.where(x > 0, x, 0.0) + torch.full((4,), 2.0, device=META) - x.new_zeros(4)
+        assert watch.waits == []
+        assert watch.operations >= 5
