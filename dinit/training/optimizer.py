@@ -13,7 +13,6 @@ from dinit.training.muon import Muon
 from dinit.training.recipe.model import OptimizerSection, ScheduleSection
 from dinit.training.sharding import local
 
-
 FUSED = ("cpu", "cuda")
 """Devices on which AdamW takes its fused form, which can leave out a step without a wait."""
 
