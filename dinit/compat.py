@@ -21,16 +21,39 @@ _SCHEMAS = {
     "nms": "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms": "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 }
+_alone = False
+_light = False
 _library: Any = None  # a torch.library.Library undoes its definitions when it is collected, so it is kept
 
 
 def dtype_option(dtype: Any) -> dict[str, Any]:
     """The keyword by which this diffusers' `from_pretrained` takes a dtype; none for None."""
-    if dtype is None:
+    if dtype is None or _light:
         return {}
     from diffusers.utils import deprecation_utils
 
     return {"dtype" if hasattr(deprecation_utils, "_resolve_dtype") else "torch_dtype": dtype}
+
+
+def run_alone() -> None:
+    """Note that this process runs one command of the command line, and no code of a user."""
+    global _alone
+    _alone = True
+
+
+def without_diffusers() -> None:
+    """Let networks and pipelines have the bases of `dinit.models.light`, which import nothing of diffusers.
+
+    For commands that open a pipeline in pixels and generate. Nothing changes in a process that is not alone, or has
+    imported diffusers already.
+    """
+    global _light
+    _light = _light or (_alone and not {"diffusers", "dinit.models", "dinit.pipelines"} & set(sys.modules))
+
+
+def is_light() -> bool:
+    """Whether networks and pipelines have the bases of `dinit.models.light` in this process, not diffusers'."""
+    return _light
 
 
 def ensure_torchvision() -> bool:

@@ -31,6 +31,7 @@ from dinit.cli.replay import replay
 from dinit.cli.stats import stats
 from dinit.cli.train import train
 from dinit.cli.verify import verify
+from dinit.compat import run_alone
 from dinit.files import user_path
 from dinit.memory import keep_freed_memory
 from dinit.progress import shown
@@ -117,6 +118,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Errors that a user can mend (ValueError, OSError, too little memory) are shown in a panel; any other is a
     fault of ours and keeps its traceback.
     """
+    if arguments is None:
+        run_alone()
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     keep_freed_memory()
     show_warnings()

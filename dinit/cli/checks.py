@@ -124,3 +124,22 @@ def classes_of(name: str) -> tuple[int, list[str] | None] | None:
         return int(config["num_classes"]), names if names is None else [str(one) for one in names]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None  # opening it reports what is wrong
+
+
+_SMALL = 256 << 20  # bytes of weights; the import of diffusers is a small part of the work of larger ones
+
+
+def is_small_in_pixels(name: str) -> bool:
+    """Whether a pipeline is a small one of dinit, in a folder of this machine, and works on pixels."""
+    if is_hub_id(name):
+        return False
+    from dinit.checkpoints.locating import INDEX, is_own_class, locate
+
+    folder = locate(name)
+    try:
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        in_pixels = index.get("vae_reference") is None and not (folder / "vae").exists()
+        weights = sum(file.stat().st_size for file in (folder / "backbone").glob("*.safetensors"))
+        return is_own_class(index) and in_pixels and weights <= _SMALL
+    except (OSError, ValueError, AttributeError):
+        return False  # opening it reports what is wrong

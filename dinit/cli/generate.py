@@ -140,7 +140,7 @@ def generate(
     if out is None and out_dir is None:
         out = Path("samples.png")
     _check_targets(out, out_dir, trajectory, overwrite)
-    pipe = opening.open()
+    pipe = opening.open(to_generate=True)
     options = flags.options(pipe.defaults.get("sampler"))
     _make(pipe, pipe.prepare(images.of_call(pipe), seed=seed, **options), out, out_dir, trajectory)
 

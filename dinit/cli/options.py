@@ -8,9 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from dinit.cli.checks import DTYPES, check_device, check_entry, check_pipeline, check_word
+from dinit.cli.checks import (
+    DTYPES,
+    check_device,
+    check_entry,
+    check_pipeline,
+    check_word,
+    is_small_in_pixels,
+)
 from dinit.cli.completion import entries, pipelines, words
 from dinit.cli.names import registry_of
+from dinit.compat import ensure_torchvision, is_light, without_diffusers
 
 if TYPE_CHECKING:
     from dinit.pipelines.call import SamplingOptions
@@ -213,9 +221,14 @@ class Opening:
         check_device(self.device)
         check_pipeline(self.name)
 
-    def open(self) -> Pipeline:
-        """The pipeline, without diffusers' progress bars. Errors of `check`, and a device that torch cannot use."""
+    def open(self, to_generate: bool = False) -> Pipeline:
+        """The pipeline, without diffusers' progress bars. Errors of `check`, and a device that torch cannot use.
+
+        to_generate: nothing else is done with it, so that one in pixels needs nothing of diffusers.
+        """
         self.check()
+        if to_generate and self.dtype == "float32" and is_small_in_pixels(self.name):
+            without_diffusers()
         import torch
 
         from dinit.pipelines.generate import Pipeline
@@ -229,8 +242,8 @@ class Opening:
 
 def quiet() -> None:
     """No progress bars of diffusers: the commands show their own."""
-    from dinit.compat import ensure_torchvision
-
+    if is_light():
+        return
     ensure_torchvision()
     from diffusers.utils import logging
 

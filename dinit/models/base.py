@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Self, TypeVar, dataclass_transform
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, dataclass_transform
 
 import torch
-from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor
 
+from dinit.compat import is_light
 from dinit.models.layers.checks import check_divides, check_input, check_positive
 from dinit.registry import Registry, suggest
+
+if TYPE_CHECKING or not is_light():
+    from diffusers.configuration_utils import ConfigMixin, register_to_config
+    from diffusers.models.modeling_utils import ModelMixin
+else:
+    from dinit.models.light import ConfigMixin, ModelMixin, register_to_config
 
 BACKBONES: Registry[type[Backbone]] = Registry("backbone", "dinit.models", subfolders=False)
 

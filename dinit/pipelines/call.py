@@ -10,14 +10,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from numbers import Real
-from typing import Any, Final, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypedDict, TypeVar
 
 import numpy as np
-from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
 from dinit.arguments import shown
 from dinit.checkpoints.interop.scheduler_sampler import SchedulerSampler, sampler_from_diffusers
+from dinit.compat import is_light
 from dinit.pipelines.index_checks import kinds_of
 from dinit.pipelines.labels import Generators, Labels, Seeds, whole_number
 from dinit.registry import Registry
@@ -27,6 +27,11 @@ from dinit.samplers.guidance import GUIDANCES, Guidance
 from dinit.samplers.guidance.cfg import CFG
 from dinit.samplers.idle import IdleOption
 from dinit.samplers.points import End, GridLike, check_end, times_of
+
+if TYPE_CHECKING or not is_light():
+    from diffusers.schedulers.scheduling_utils import SchedulerMixin
+else:
+    from dinit.pipelines.light import SchedulerMixin
 
 DEFAULT_BATCH = 64  # bounds memory; images do not depend on it
 DEFAULT_KEYS = ("sampler", "steps", "grid", "guidance")

@@ -6,7 +6,13 @@ import warnings
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
-from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+
+from dinit.compat import is_light
+
+if TYPE_CHECKING or not is_light():
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+else:
+    from dinit.pipelines.light import DiffusionPipeline
 
 if TYPE_CHECKING:
     from torch import nn

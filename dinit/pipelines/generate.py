@@ -6,17 +6,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, cast, overload
 
 import torch
-from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from torch import Tensor
 
 from dinit.arguments import shown
 from dinit.checkpoints.interop.scheduler_sampler import SchedulerSampler
 from dinit.checkpoints.locating import is_own_class
 from dinit.checkpoints.runs import origin
-from dinit.compat import dtype_option
+from dinit.compat import dtype_option, is_light
 from dinit.devices import choose_device
 from dinit.diffusion import (
     PARAMETERIZATIONS,
@@ -64,6 +63,11 @@ from dinit.samplers.guidance import Guidance, apply_guidance
 from dinit.samplers.guidance.clip import ClipX0
 from dinit.samplers.guidance.threshold import DynamicThreshold
 from dinit.samplers.points import End
+
+if TYPE_CHECKING or not is_light():
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
+else:
+    from dinit.pipelines.light import DiffusionPipeline, ImagePipelineOutput
 
 __all__ = ["Generated", "LoadOptions", "OutputOptions", "Pipeline", "Trajectory"]
 

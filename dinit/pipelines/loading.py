@@ -8,6 +8,7 @@ from typing import Any, TypedDict
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch.overrides import TorchFunctionMode
 
 from dinit.checkpoints.folders import shards
 from dinit.checkpoints.locating import INDEX, PICKLES, SHIPPED, is_own_class, locate, read_json, shipped
@@ -63,7 +64,7 @@ def check_folder(folder: Path, given: Sequence[str] = (), variant: str | None = 
     entry = index.get(BACKBONE)
     if not isinstance(entry, list) or len(entry) != 2 or not all(isinstance(one, str) for one in entry):
         raise ValueError(f"{folder / INDEX} names no backbone class")
-    backbone = _backbone_class(str(entry[1]))
+    backbone = backbone_class(str(entry[1]))
     check_config(read_json(folder / BACKBONE / "config.json"), backbone, folder / BACKBONE / "config.json")
     expected = expected_shapes(backbone, folder / BACKBONE)
     own = _own_variant(folder / BACKBONE, variant)
@@ -77,7 +78,7 @@ def _own_variant(folder: Path, variant: str | None) -> str | None:
     return usual_variant(folder, None if elsewhere and variant not in weight_variants(folder) else variant)
 
 
-def _backbone_class(name: str) -> type[Backbone]:
+def backbone_class(name: str) -> type[Backbone]:
     classes = {BACKBONES[entry].__name__: BACKBONES[entry] for entry in BACKBONES}
     if name not in classes:
         raise ValueError(f"unknown backbone class {name!r}{suggest(name, sorted(classes))}")
@@ -88,11 +89,21 @@ def expected_shapes(backbone: Any, folder: Path) -> dict[str, list[int]]:
     """Names and shapes of the tensors that a network of this class has with the config in `folder`."""
     config = read_json(folder / "config.json")
     try:
-        with torch.device("meta"):  # shapes without memory
+        with torch.device("meta"), _WithoutDraws():  # shapes without memory
             model = backbone.from_config(config)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{folder / 'config.json'} makes no {backbone.__name__}: {error}") from error
     return {name: list(tensor.shape) for name, tensor in model.state_dict().items()}  # type: ignore[union-attr]
+
+
+class _WithoutDraws(TorchFunctionMode):
+    """Leaves random initial values out: on the device meta, torch imports its compiler for them."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "") in ("normal_", "uniform_"):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 def weight_shapes(folder: Path, variant: str | None = None) -> dict[str, list[int]]:

@@ -7,10 +7,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-from diffusers.utils import hub_utils
-
 from dinit.cards import CARD, set_license, write_card
+from dinit.compat import is_light
 from dinit.files import user_path
 from dinit.models.codec import normalization_in_config, per_channel
 from dinit.pipelines.hub import (
@@ -20,6 +18,11 @@ from dinit.pipelines.hub import (
     name_own_class,
     pipeline_card,
 )
+
+if TYPE_CHECKING or not is_light():
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+else:
+    from dinit.pipelines.light import DiffusionPipeline
 
 if TYPE_CHECKING:
     from dinit.pipelines.generate import Pipeline
@@ -132,4 +135,6 @@ class SavingMethods(DiffusionPipeline):
 
 def _repository(name: str, private: bool | None, token: str | None) -> str:
     """Id of a repository of the Hub, which is made where there is none; by the import of diffusers' own uploads."""
+    from diffusers.utils import hub_utils
+
     return hub_utils.create_repo(name, private=private, token=token, exist_ok=True).repo_id  # pyright: ignore
