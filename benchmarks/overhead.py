@@ -1,4 +1,4 @@
-"""Time of a sampler's own work, around a network that costs nothing, beside diffusers, k-diffusion and azula.
+"""Time of the sampling loop around a network that costs nothing, against diffusers, k-diffusion and azula.
 
 `python benchmarks/overhead.py` writes results/overhead.md in about two minutes; --quick prints a few rows. A run is
 50 steps on 4 images of 3×32×32, float32, one thread. Each library runs its own loop, from initial noise to the end,
@@ -10,6 +10,7 @@ library. Runs take turns, and a ratio is that of two neighbours in time.
 from __future__ import annotations
 
 import argparse
+import functools
 import platform
 import statistics
 from collections.abc import Callable, Iterator
@@ -102,11 +103,13 @@ QUICK = ("ddim", "ddpm", "edm-heun", "dpmpp-2m", "unipc")
 
 def denoiser(process: str) -> BackboneDenoiser:
     made: Process = PROCESSES.create(process)
-    return BackboneDenoiser(Nothing(), made, PARAMETERIZATIONS.create("velocity" if process == "flow" else "epsilon"))
+    return BackboneDenoiser(
+        Nothing(), made, PARAMETERIZATIONS.create("velocity" if process == "flow" else "epsilon")
+    )
 
 
 def ours(case: Case, noise: Tensor, steps: int = STEPS) -> Loop:
-    """A run of our sampler, made anew each time, from the plain name."""
+    """A run of our sampler, made for each run from its name."""
     model = denoiser(case.process)
     return lambda: SAMPLERS.create({"name": case.sampler, **case.options}).sample(model, noise, steps)
 
@@ -191,7 +194,7 @@ def median(values: list[float]) -> str:
 def overheads(names: tuple[str, ...], rounds: int) -> Iterator[str]:
     """Rows of the first table."""
     noise = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))
-    yield f"| method | dinit, ms | its first run, ms | peer | peer, ms | peer / dinit | peer / first run |"
+    yield "| method | dinit, ms | its first run, ms | peer | peer, ms | peer / dinit | peer / first run |"
     yield "|---|---|---|---|---|---|---|"
     for case in CASES:
         if names and case.sampler not in names:
@@ -218,11 +221,11 @@ def planning(rounds: int, steps: int = 250) -> Iterator[str]:
     for name in SAMPLERS:
         if SAMPLERS.create(name).claims().cost_depends_on == "state" or SAMPLERS.special_case_of(name):
             continue
-        model, sampler = denoiser("vp-discrete"), SAMPLERS.create(name)
-        given = None if sampler.own_grid else steps
-        plan = lambda: sampler.iterate(model, noise, given)  # noqa: E731
+        sampler = SAMPLERS.create(name)
+        run = (denoiser("vp-discrete"), noise, None if sampler.own_grid else steps)
+        parts = {"plan": functools.partial(sampler.iterate, *run), "run": functools.partial(sampler.sample, *run)}
         try:
-            found = times({"plan": plan, "run": lambda: sampler.sample(model, noise, given)}, rounds, before=forget)
+            found = times(parts, rounds, before=forget)
         except ValueError as error:
             yield f"| {name} | {str(error)[:60]} | | |"
             continue
@@ -241,7 +244,7 @@ def draws(rounds: int) -> Iterator[str]:
         },
         rounds,
     )
-    yield f"{STEPS} draws of {SHAPE}: keyed {median(found['keyed'])} ms, `torch.randn` {median(found['randn'])} ms, "
+    yield f"{STEPS} draws of {SHAPE}: keyed {median(found['keyed'])} ms, `torch.randn` {median(found['randn'])}, "
     yield f"ratio {ratio(found['keyed'], found['randn'])}."
 
 
@@ -266,12 +269,14 @@ def main() -> None:
         "# Overhead of the sampling loop",
         "",
         f"`python benchmarks/overhead.py`, {args.rounds} rounds, one thread, {platform.machine()}, torch "
-        f"{torch.__version__}. {STEPS} steps on {SHAPE[0]} images of 3×32×32 around a network of one multiplication; "
-        "median and quartiles of neighbouring runs, above 1 dinit is faster. \"First run\": nothing kept from "
+        f"{torch.__version__}. {STEPS} steps on {SHAPE[0]} images of 3×32×32 around a network of one product; "
+        'median and quartiles of neighbouring runs, above 1 dinit is faster. "First run": nothing kept from '
         "earlier runs.",
         "",
     ]
-    OUT.write_text("\n".join([*head, *rows, "", "## Before the loop", "", *plans, "", "## Noise", "", *noise]) + "\n")
+    OUT.write_text(
+        "\n".join([*head, *rows, "", "## Before the loop", "", *plans, "", "## Noise", "", *noise]) + "\n"
+    )
 
 
 if __name__ == "__main__":

@@ -93,11 +93,11 @@ class Condition:
 
     def in_run(self, run: RunContext) -> Condition:
         """The same condition in another run."""
-        return replace(self, run=run)
+        return _with(self, run=run)
 
     def at_step(self, step: int) -> Condition:
         """The same condition at another step of its run."""
-        return replace(self, run=replace(self.run, step=step))
+        return _with(self, run=_with(self.run, step=step))
 
     def null(self) -> Condition:
         """The same batch conditioned on the null class.
@@ -129,3 +129,13 @@ class Condition:
             labels=labels,
             run=replace(self.run, copies=self.run.copies + other.run.copies),
         )
+
+
+Record = TypeVar("Record", RunContext, Condition)
+
+
+def _with(record: Record, **changed: Any) -> Record:
+    """As dataclasses.replace, ten times as fast: every step of a run has its own condition."""
+    other = object.__new__(type(record))
+    other.__dict__.update(record.__dict__, **changed)
+    return other

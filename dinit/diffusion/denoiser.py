@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from dinit.arguments import shown
 from dinit.diffusion.condition import Condition
-from dinit.diffusion.parameterization import Parameterization, check_pair, precondition, split_variance
-from dinit.diffusion.process import Process, Scales
+from dinit.diffusion.parameterization import (
+    Parameterization,
+    Preconditioning,
+    check_pair,
+    precondition,
+    split_variance,
+)
+from dinit.diffusion.process import Process, ScalarScales, Scales
 
 
 @dataclass(frozen=True)
@@ -51,18 +58,21 @@ class Denoised:
             return self.renoise_eps
         if self.clean_eps is not None:
             return self.clean_eps
-        sigma = self.scales.sigma
-        return (self.x_t - self.scales.alpha * self.x0) / torch.where(sigma == 0, torch.inf, sigma)
+        k = self.scales.factors
+        if isinstance(k, ScalarScales):
+            return (self.x_t - k.alpha * self.x0) / (k.sigma or math.inf)
+        return (self.x_t - k.alpha * self.x0) / torch.where(k.sigma == 0, torch.inf, k.sigma)
 
     @property
     def score(self) -> Tensor:
         """The gradient of log p_t at x_t: -eps / sigma. Needs sigma > 0."""
-        return -self.eps / self.scales.sigma
+        return -self.eps / self.scales.factors.sigma
 
     @property
     def velocity(self) -> Tensor:
         """dx/dt of the probability-flow ODE: alpha' x0 + sigma' eps."""
-        return self.scales.d_alpha * self.x0 + self.scales.d_sigma * self.eps
+        k = self.scales.factors
+        return k.d_alpha * self.x0 + k.d_sigma * self.eps
 
     def log_variance(self, s: Scales) -> Tensor:
         """log of the learned variance of x_s given x_t. Nichol & Dhariwal 2021, Eq. 15.
@@ -316,18 +326,26 @@ class BackboneDenoiser(Denoiser):
 
     def __call__(self, x_t: Tensor, t: Scales | Tensor | float, cond: Condition) -> Denoised:
         scales = self.scales(t)
-        pre = precondition(self.process, self.parameterization, scales).like(x_t)
-        # A 0-dimensional CPU tensor enters a kernel as a number: no copy to the device, no synchronisation.
-        label = torch.zeros(scales.time.numel(), device=x_t.device) + pre.noise_label
+        pre: Preconditioning | _Factors
+        if scales.time.ndim == 0 and scales.time.is_cpu:  # numbers: no copy to the device, no synchronisation
+            pre = _Factors(*scales.numbers(self, self._factors))
+            label = torch.full((1,), pre.noise_label, device=x_t.device)
+        else:
+            pre = precondition(self.process, self.parameterization, scales).like(x_t)
+            label = torch.zeros(scales.time.numel(), device=x_t.device) + pre.noise_label
         x_in = (x_t * pre.input_scale).to(getattr(self.backbone, "dtype", x_t.dtype))
         output, fraction = split_variance(self.call_backbone(x_in, label, cond).to(x_t.dtype), x_t.shape[1])
         return Denoised(
             x_t,
-            pre.posterior_mean(output, x_t),
+            pre.a * x_t + pre.b * output,
             scales.like(x_t),
             fraction,
             clean_eps=self._clean_eps(output, x_t, scales),
         )
+
+    def _factors(self, k: Scales) -> tuple[Tensor, ...]:
+        pre = precondition(self.process, self.parameterization, k)
+        return pre.noise_label, pre.input_scale, pre.a, pre.b
 
     def known_at(self, k: Scales) -> bool:
         """Clean data, x0 = x_t / alpha, unless the velocity is regular there and the network's output gives it."""
@@ -356,6 +374,15 @@ class BackboneDenoiser(Denoiser):
             (B, C, H, W), or (B, 2C, H, W) where the network learned its variance.
         """
         return self.backbone(x, noise_label, cond.embedding.to(x.dtype))
+
+
+class _Factors(NamedTuple):
+    """The fields of `Preconditioning` that a forward pass uses, as numbers."""
+
+    noise_label: float
+    input_scale: float
+    a: float
+    b: float
 
 
 def _clean(k: Scales) -> bool:

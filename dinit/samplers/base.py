@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -445,12 +445,17 @@ def _inner_points(
     sampler: Sampler, denoiser: Denoiser, points: list[Scales], total: int
 ) -> list[tuple[Scales, ...]]:
     """The scales of every step's inner times, one tuple a step."""
-    times = torch.stack([k.time for k in points])
-    t, s = denoiser.process.scales(times[:-1]), denoiser.process.scales(times[1:])
+    if type(sampler).inner_times is Sampler.inner_times:
+        return [()] * (len(points) - 1)
+    t, s = _joined(points[:-1]), _joined(points[1:])
     inner = sampler.inner_times(denoiser, t, s, total)
     if inner.numel() == 0:
         return [()] * (len(points) - 1)
-    rows = [tuple(row.unbind()) for row in denoiser.process.scales(inner).unbind()]
-    for k in (k for row in rows for k in row):
-        _ = k.floats  # read back here, so that the loop does not
-    return rows
+    rows = denoiser.process.scales(inner.flatten()).unbind()
+    _ = rows[0].floats  # all are read back here, so that the loop does not
+    width = inner.shape[1]
+    return [tuple(rows[i : i + width]) for i in range(0, len(rows), width)]
+
+
+def _joined(points: Sequence[Scales]) -> Scales:
+    return Scales(*(torch.stack([getattr(k, f.name) for k in points]) for f in fields(Scales)))

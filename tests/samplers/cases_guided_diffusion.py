@@ -241,7 +241,7 @@ def respaced_tables(process: VPDiscrete, sections: str, theirs: dict[str, Tensor
     for t, s in itertools.pairwise(levels):
         coef1, std = ancestral_transition(Denoised(zero, one, t), t, s, "fixed-small")
         coef2, large = ancestral_transition(Denoised(one, zero, t), t, s, "fixed-large")
-        rows.append(torch.stack([t.alpha**2, large**2, coef1, coef2, std**2]))
+        rows.append(torch.tensor([t.alpha**2, large**2, coef1, coef2, std**2], dtype=torch.float64))
     ours = torch.stack(rows).flip(0).T
     names = ("alphas_cumprod", "betas", "posterior_mean_coef1", "posterior_mean_coef2", "posterior_variance")
     return [(row, theirs[name]) for row, name in zip(ours, names, strict=True) if name in theirs]

@@ -107,7 +107,7 @@ class BDIADDIM(_BDIA):
 
     def _moved(self, denoise: StepDenoiser, x_t: Tensor, t: Scales, targets: list[Scales]) -> list[Tensor]:
         d = denoise(x_t, t)
-        return [s.alpha * d.x0 + s.sigma * d.eps for s in targets]
+        return [s.floats.alpha * d.x0 + s.floats.sigma * d.eps for s in targets]
 
 
 @SAMPLERS.register("bdia-edm")
@@ -153,8 +153,8 @@ class BDIAEDM(_BDIA):
         for s in targets:
             straight = self.variable == "straight" or 0 in (t.floats.alpha, s.floats.alpha)
             ode = STRAIGHT if straight else NOISE_LEVEL
-            y, h, slope = x_t / ode.scale(t), ode.value(s) - ode.value(t), ode.slope(d)
+            y, h, slope = x_t / ode.scale_at(t), ode.at(s) - ode.at(t), ode.slope(d)
             if s.floats.sigma > 0:
-                slope = (slope + ode.slope(denoise(ode.scale(s) * (y + h * slope), s))) / 2
-            moved.append(ode.scale(s) * (y + h * slope))
+                slope = (slope + ode.slope(denoise(ode.scale_at(s) * (y + h * slope), s))) / 2
+            moved.append(ode.scale_at(s) * (y + h * slope))
         return moved

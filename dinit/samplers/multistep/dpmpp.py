@@ -11,7 +11,7 @@ from torch import Tensor
 from dinit.diffusion import Scales
 from dinit.samplers.base import SAMPLERS, Claims, Sampler, StepDenoiser, StepNoise
 
-History = tuple[Tensor, Tensor]
+History = tuple[Tensor, float]
 
 
 @SAMPLERS.register("dpmpp-2m", aliases=("dpm-solver++", "dpm-solver++(2m)", "k-dpmpp-2m"))
@@ -54,14 +54,15 @@ class DPMpp2M(Sampler):
         self, denoise: StepDenoiser, x_t: Tensor, t: Scales, s: Scales, state: History | None, noise: StepNoise
     ) -> tuple[Tensor, History]:
         x0 = denoise(x_t, t).x0
-        half_log_snr = t.log_snr / 2
+        a, b = t.floats, s.floats
+        half_log_snr = a.log_snr / 2
         # alpha_s (1 - exp(-h)) of the paper, free of h: it stays exact where h is infinite.
-        gain = s.alpha - t.alpha / t.sigma * s.sigma
-        x_s = s.sigma / t.sigma * x_t + gain * x0
-        h = s.log_snr / 2 - half_log_snr
-        if self.order == 2 and state is not None and t.floats.alpha > 0 and s.floats.sigma > 0:
+        gain = b.alpha - a.alpha / a.sigma * b.sigma
+        x_s = b.sigma / a.sigma * x_t + gain * x0
+        h = b.log_snr / 2 - half_log_snr
+        if self.order == 2 and state is not None and a.alpha > 0 and b.sigma > 0:
             x0_before, half_log_snr_before = state
             slope = (x0 - x0_before) / (half_log_snr - half_log_snr_before)  # 0 after alpha = 0
-            weight = gain * h / 2 if self.variant == "midpoint" else s.alpha * h - gain
+            weight = gain * h / 2 if self.variant == "midpoint" else b.alpha * h - gain
             x_s = x_s + weight * slope
         return x_s, (x0, half_log_snr)

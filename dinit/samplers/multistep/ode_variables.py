@@ -17,6 +17,7 @@ infinite (VP at t = 0).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -24,9 +25,10 @@ import torch
 from torch import Tensor
 
 from dinit.diffusion import Denoised, Process, Scales
+from dinit.diffusion.process import ScalarScales
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TimeVariable:
     """A monotone variable of the time.
 
@@ -52,17 +54,27 @@ class TimeVariable:
         return self.time(process, start + fraction * (end - start))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ODEVariable(TimeVariable):
     """A change of variables in which the probability-flow ODE is dy/du = slope, with y = x / scale.
 
     Attributes:
         scale: What x is divided by, at given scales, in their shape.
         slope: dy/du of a Denoised, (B, C, H, W).
+        numbers: value and scale of a single time in plain numbers, for the loop.
     """
 
     scale: Callable[[Scales], Tensor] = field(repr=False)
     slope: Callable[[Denoised], Tensor] = field(repr=False)
+    numbers: Callable[[ScalarScales], tuple[float, float]] = field(repr=False)
+
+    def at(self, k: Scales) -> float:
+        """The variable at a single time, as a number."""
+        return self.numbers(k.floats)[0]
+
+    def scale_at(self, k: Scales) -> float:
+        """The scale at a single time, as a number."""
+        return self.numbers(k.floats)[1]
 
     def at_half_log_snr(self, process: Process, half_log_snr: Tensor) -> Tensor:
         """The variable where half the log-SNR has the given values."""
@@ -77,13 +89,36 @@ def _length(k: Scales) -> Tensor:
     return (k.alpha**2 + k.sigma**2).sqrt()
 
 
+def _turned(d: Denoised) -> Tensor:
+    k = d.scales.factors
+    length = math.sqrt(k.alpha * k.alpha + k.sigma * k.sigma) if isinstance(k, ScalarScales) else _length(d.scales)
+    return (k.alpha * d.eps - k.sigma * d.x0) / length
+
+
+def _over(above: float, below: float) -> float:
+    """The quotient, inf over 0."""
+    return above / below if below else math.inf
+
+
 LOG_SNR = TimeVariable("log-snr", lambda k: k.log_snr / 2, lambda u: u)
-TIME = ODEVariable("t", lambda k: k.time, None, lambda k: torch.ones_like(k.time), lambda d: d.velocity)
+TIME = ODEVariable(
+    "t", lambda k: k.time, None, lambda k: torch.ones_like(k.time), lambda d: d.velocity, lambda k: (k.time, 1.0)
+)
 NOISE_LEVEL = ODEVariable(
-    "sigma / alpha", lambda k: k.noise_level, lambda u: -u.log(), lambda k: k.alpha, lambda d: d.eps
+    "sigma / alpha",
+    lambda k: k.noise_level,
+    lambda u: -u.log(),
+    lambda k: k.alpha,
+    lambda d: d.eps,
+    lambda k: (_over(k.sigma, k.alpha), k.alpha),
 )
 SIGNAL_LEVEL = ODEVariable(
-    "alpha / sigma", lambda k: k.alpha / k.sigma, torch.log, lambda k: k.sigma, lambda d: d.x0
+    "alpha / sigma",
+    lambda k: k.alpha / k.sigma,
+    torch.log,
+    lambda k: k.sigma,
+    lambda d: d.x0,
+    lambda k: (_over(k.alpha, k.sigma), k.sigma),
 )
 STRAIGHT = ODEVariable(
     "sigma / (alpha + sigma)",
@@ -91,13 +126,15 @@ STRAIGHT = ODEVariable(
     lambda u: torch.log1p(-u) - u.log(),
     lambda k: k.alpha + k.sigma,
     lambda d: d.eps - d.x0,
+    lambda k: (k.sigma / (k.alpha + k.sigma), k.alpha + k.sigma),
 )
 ANGLE = ODEVariable(
     "atan(sigma / alpha)",
     lambda k: torch.atan2(k.sigma, k.alpha),
     lambda u: -u.tan().log(),
     _length,
-    lambda d: (d.scales.alpha * d.eps - d.scales.sigma * d.x0) / _length(d.scales),
+    _turned,
+    lambda k: (math.atan2(k.sigma, k.alpha), math.sqrt(k.alpha * k.alpha + k.sigma * k.sigma)),
 )
 
 

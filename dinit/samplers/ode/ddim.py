@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any, overload
 
 from torch import Tensor
 
 from dinit.diffusion import Scales
+from dinit.diffusion.process import ScalarScales
 from dinit.samplers.base import SAMPLERS, Claims, Sampler, StepDenoiser, StepNoise
 
 
-def transition_variance(t: Scales, s: Scales) -> Tensor:
+@overload
+def transition_variance(t: ScalarScales, s: ScalarScales) -> float: ...
+@overload
+def transition_variance(t: Scales, s: Scales) -> Tensor: ...
+def transition_variance(t: Any, s: Any) -> Any:
     """Variance of x_t given x_s for s < t: sigma_t^2 - (alpha_t / alpha_s)^2 sigma_s^2. Kingma et al. 2021."""
-    return t.sigma**2 - (t.alpha / s.alpha * s.sigma) ** 2
+    kept = t.alpha / s.alpha * s.sigma
+    return t.sigma * t.sigma - kept * kept
 
 
-def ancestral_std(t: Scales, s: Scales, eta: float) -> Tensor:
+def ancestral_std(t: ScalarScales, s: ScalarScales, eta: float) -> float:
     """Standard deviation of the noise added from t to s < t, in units of x. Song et al. 2021 (DDIM), Eq. 16.
 
     Args:
@@ -23,7 +31,7 @@ def ancestral_std(t: Scales, s: Scales, eta: float) -> Tensor:
         s: Scales of its end.
         eta: In [0, 1]: 0 is deterministic DDIM, 1 is DDPM.
     """
-    return eta * s.sigma / t.sigma * transition_variance(t, s).sqrt()
+    return eta * s.sigma / t.sigma * math.sqrt(max(transition_variance(t, s), 0.0))
 
 
 @SAMPLERS.register("ddim")
@@ -54,8 +62,8 @@ class DDIM(Sampler):
         self, denoise: StepDenoiser, x_t: Tensor, t: Scales, s: Scales, state: None, noise: StepNoise
     ) -> tuple[Tensor, None]:
         d = denoise(x_t, t)
-        std = ancestral_std(t, s, self.eta)
-        x_s = s.alpha * d.x0 + (s.sigma**2 - std**2).sqrt() * d.eps
-        if self.stochastic:
-            x_s = x_s + std * noise(0, x_t)
-        return x_s, None
+        if self.eta == 0:
+            return s.floats.alpha * d.x0 + s.floats.sigma * d.eps, None
+        std = ancestral_std(t.floats, s.floats, self.eta)
+        direction = math.sqrt(max(s.floats.sigma * s.floats.sigma - std * std, 0.0))
+        return s.floats.alpha * d.x0 + direction * d.eps + std * noise(0, x_t), None

@@ -64,8 +64,8 @@ class Churned(Sampler):
         return Claims(self.order, self.order, draws_per_step=int(self.s_churn > 0), cost_depends_on=cost)
 
     def check(self, denoiser: Denoiser, points: list[Scales]) -> None:
-        levels = [float(k.noise_level) for k in points[:-1]]
-        if self.s_churn > 0 and levels and not any(self.s_tmin <= level <= self.s_tmax for level in levels):
+        levels = [NOISE_LEVEL.at(k) for k in points[:-1]] if self.s_churn > 0 else []
+        if levels and not any(self.s_tmin <= level <= self.s_tmax for level in levels):
             warnings.warn(
                 f"s_churn = {self.s_churn:g} adds no noise: no step of this run starts at a noise level in "
                 f"[s_tmin, s_tmax] = [{self.s_tmin:g}, {self.s_tmax:g}], but between {max(levels):.3g} and "
@@ -104,14 +104,15 @@ class Churned(Sampler):
     ) -> tuple[Tensor, None]:
         raised, *nodes = denoise.inner
         if raised.floats.time > t.floats.time:
-            added = (raised.noise_level**2 - t.noise_level**2).sqrt()
-            x_t = raised.alpha * (x_t / t.alpha + self.s_noise * added * noise(0, x_t))
+            higher, level = NOISE_LEVEL.at(raised), NOISE_LEVEL.at(t)
+            added = math.sqrt(higher * higher - level * level)
+            x_t = raised.floats.alpha * (x_t / t.floats.alpha + self.s_noise * added * noise(0, x_t))
             t = raised
         return self._move(denoise, x_t, t, s, tuple(nodes)), None
 
 
 def _euler(ode: ODEVariable, x_t: Tensor, slope: Tensor, t: Scales, s: Scales) -> Tensor:
-    return ode.scale(s) * (x_t / ode.scale(t) + (ode.value(s) - ode.value(t)) * slope)
+    return ode.scale_at(s) * (x_t / ode.scale_at(t) + (ode.at(s) - ode.at(t)) * slope)
 
 
 @SAMPLERS.register("edm-euler", aliases=("k-euler",), special_case_of="ddim")

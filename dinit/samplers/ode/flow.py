@@ -85,10 +85,10 @@ class FlowTurbo(Sampler):
         self, denoise: StepDenoiser, x_t: Tensor, t: Scales, s: Scales, state: Tensor | None, noise: StepNoise
     ) -> tuple[Tensor, Tensor]:
         slope = STRAIGHT.slope(denoise(x_t, t)) if state is None else state
-        y, h = x_t / STRAIGHT.scale(t), STRAIGHT.value(s) - STRAIGHT.value(t)
+        y, h = x_t / STRAIGHT.scale_at(t), STRAIGHT.at(s) - STRAIGHT.at(t)
         if s.floats.sigma == 0 and denoise.denoiser.known_at(s):  # no slope there: the step is Euler's
             if state is not None:
                 slope = STRAIGHT.slope(denoise(x_t, t))
-            return STRAIGHT.scale(s) * (y + h * slope), slope
-        corrector = STRAIGHT.slope(denoise(STRAIGHT.scale(s) * (y + h * slope), s))
-        return STRAIGHT.scale(s) * (y + h * (slope + corrector) / 2), corrector
+            return STRAIGHT.scale_at(s) * (y + h * slope), slope
+        corrector = STRAIGHT.slope(denoise(STRAIGHT.scale_at(s) * (y + h * slope), s))
+        return STRAIGHT.scale_at(s) * (y + h * (slope + corrector) / 2), corrector

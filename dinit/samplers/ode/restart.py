@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from dinit.diffusion import Denoiser, Process, Scales
 from dinit.samplers.base import SAMPLERS, Claims, Sampler, StepDenoiser, StepNoise
 from dinit.samplers.grids.base import TimeGrid
 from dinit.samplers.grids.default import noise_level_grid
-from dinit.samplers.multistep.ode_variables import noise_level_or_straight
+from dinit.samplers.multistep.ode_variables import NOISE_LEVEL, noise_level_or_straight
 from dinit.samplers.ode.runge_kutta import TRAPEZOID, runge_kutta_step
 
 
@@ -142,8 +143,9 @@ class Restart(Sampler):
 
     def _raise(self, x_s: Tensor, s: Scales, top: Scales, z: Tensor) -> Tensor:
         """The state at the top of the interval, from that at its lower end."""
-        added = (top.noise_level**2 - s.noise_level**2).sqrt()
-        return top.alpha * (x_s / s.alpha + self.s_noise * added * z)
+        higher, level = NOISE_LEVEL.at(top), NOISE_LEVEL.at(s)
+        added = math.sqrt(higher * higher - level * level)
+        return top.floats.alpha * (x_s / s.floats.alpha + self.s_noise * added * z)
 
 
 def _times(process: Process, levels: Tensor) -> Tensor:
@@ -159,5 +161,5 @@ def _down(denoise: StepDenoiser, x: Tensor, points: Sequence[Scales]) -> Tensor:
 def _heun(denoise: StepDenoiser, x_t: Tensor, t: Scales, s: Scales) -> Tensor:
     """Heun in the noise level; onto sigma = 0 Euler, which is the posterior mean."""
     if s.floats.sigma == 0:
-        return s.alpha * denoise(x_t, t).x0
+        return s.floats.alpha * denoise(x_t, t).x0
     return runge_kutta_step(TRAPEZOID, noise_level_or_straight(t), denoise, x_t, t, s, [s])

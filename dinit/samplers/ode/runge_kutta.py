@@ -50,12 +50,12 @@ def runge_kutta_step(
     inner: Sequence[Scales],
 ) -> Tensor:
     """x_s, (B, C, H, W). inner: scales of the stages after the first, at the nodes of the ode's variable."""
-    y = x_t / ode.scale(t)
-    h = ode.value(s) - ode.value(t)
+    y = x_t / ode.scale_at(t)
+    h = ode.at(s) - ode.at(t)
     slopes = [ode.slope(denoise(x_t, t))]
     for row, k in zip(tableau.stages, inner, strict=True):
-        slopes.append(ode.slope(denoise(ode.scale(k) * (y + h * combined(row, slopes)), k)))
-    return ode.scale(s) * (y + h * combined(tableau.weights, slopes))
+        slopes.append(ode.slope(denoise(ode.scale_at(k) * (y + h * combined(row, slopes)), k)))
+    return ode.scale_at(s) * (y + h * combined(tableau.weights, slopes))
 
 
 def combined(weights: Sequence[float], slopes: Sequence[Tensor]) -> Tensor:

@@ -90,7 +90,7 @@ class Ancestral(Sampler):
         d = denoise(x_t, t)
         down, up = ancestral_split(t.floats, s.floats, self.eta)
         if self.solver == "euler" or t.floats.alpha == 0 or down == 0:
-            x_s = s.alpha * d.x0 + down * d.eps
+            x_s = s.floats.alpha * d.x0 + down * d.eps
         else:
             x_s = self._second_order(denoise, d, t.floats, s.floats, down)
         if self.stochastic and up > 0:
@@ -102,7 +102,7 @@ class Ancestral(Sampler):
     ) -> Tensor:
         """The step to the noise level down / alpha_s, in units of x at s."""
         mid = denoise.inner[0]
-        middle = denoise(mid.alpha * d.x0 + mid.sigma * d.eps, mid)
+        middle = denoise(mid.floats.alpha * d.x0 + mid.floats.sigma * d.eps, mid)
         if self.solver == "dpm-2":  # dy / du = eps
             return s.alpha / t.alpha * d.x_t + (down - s.alpha * t.sigma / t.alpha) * middle.eps
         keep = down / t.sigma

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -17,12 +18,14 @@ Variance = Literal["fixed-small", "fixed-large", "learned-range", "learned"]
 
 def posterior_mean_of_x_s(d: Denoised, t: Scales, s: Scales) -> Tensor:
     """Mean of x_s given x_t and x0 = d.x0, for s < t, (B, C, H, W). Ho et al. 2020, Eq. 7, for any path."""
-    from_x0 = transition_variance(t, s) / t.sigma**2
-    from_x_t = t.alpha / s.alpha * (s.sigma / t.sigma) ** 2
-    return from_x_t * d.x_t + s.alpha * from_x0 * d.x0
+    a: Any = t.factors
+    b: Any = s.factors
+    left = b.sigma / a.sigma
+    from_x0 = transition_variance(a, b) / (a.sigma * a.sigma)
+    return a.alpha / b.alpha * (left * left) * d.x_t + b.alpha * from_x0 * d.x0
 
 
-def ancestral_transition(d: Denoised, t: Scales, s: Scales, variance: Variance) -> tuple[Tensor, Tensor]:
+def ancestral_transition(d: Denoised, t: Scales, s: Scales, variance: Variance) -> tuple[Tensor, Tensor | float]:
     """Mean and standard deviation of x_s given x_t.
 
     Args:
@@ -40,8 +43,9 @@ def ancestral_transition(d: Denoised, t: Scales, s: Scales, variance: Variance) 
     if variance == "learned":
         assert d.variance_fraction is not None, "the sampler's check requires it"
         return mean, (d.variance_fraction - 0.5).exp()  # the channels are 2 fraction - 1
-    std = ancestral_std(t, s, 1.0) if variance == "fixed-small" else transition_variance(t, s).sqrt()
-    return mean, std
+    if variance == "fixed-small":
+        return mean, ancestral_std(t.floats, s.floats, 1.0)
+    return mean, math.sqrt(max(transition_variance(t.floats, s.floats), 0.0))
 
 
 def check_variance(variance: str, denoiser: Denoiser | None = None) -> None:

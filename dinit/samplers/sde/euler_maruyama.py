@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,11 +11,12 @@ from torch import Tensor
 from dinit.diffusion import Denoised, Denoiser, Scales
 from dinit.diffusion.process import diffusion_squared
 from dinit.samplers.base import SAMPLERS, Claims, Sampler, StepDenoiser, StepNoise
+from dinit.samplers.multistep.ode_variables import NOISE_LEVEL
 from dinit.samplers.sde.ancestral import check_noise
 from dinit.samplers.sde.ddpm import ancestral_transition
 
 
-def noise_level_transition(d: Denoised, t: Scales, s: Scales, eta: float) -> tuple[Tensor, Tensor]:
+def noise_level_transition(d: Denoised, t: Scales, s: Scales, eta: float) -> tuple[Tensor, Tensor | float]:
     """Mean and standard deviation of x_s given x_t, by one Euler–Maruyama step in sigma / alpha.
 
     Args:
@@ -26,12 +28,12 @@ def noise_level_transition(d: Denoised, t: Scales, s: Scales, eta: float) -> tup
     Returns:
         The mean (B, C, H, W), and the standard deviation.
     """
-    u_t, u_s = t.noise_level, s.noise_level
-    mean = s.alpha * (d.x_t / t.alpha + (1 + eta**2) * (u_s - u_t) * d.eps)
-    return mean, eta * s.alpha * (u_t**2 - u_s**2).sqrt()
+    u_t, u_s = NOISE_LEVEL.at(t), NOISE_LEVEL.at(s)
+    mean = s.floats.alpha * (d.x_t / t.floats.alpha + (1 + eta**2) * (u_s - u_t) * d.eps)
+    return mean, eta * s.floats.alpha * math.sqrt(u_t * u_t - u_s * u_s)
 
 
-def euler_maruyama_transition(d: Denoised, t: Scales, s: Scales, eta: float = 1.0) -> tuple[Tensor, Tensor]:
+def euler_maruyama_transition(d: Denoised, t: Scales, s: Scales, eta: float = 1.0) -> tuple[Tensor, Tensor | float]:
     """Mean and standard deviation of x_s given x_t, by one Euler–Maruyama step in t.
 
     At alpha = 0 drift and diffusion are infinite: x_t holds nothing of x0 and is forgotten at once. There the
@@ -48,9 +50,10 @@ def euler_maruyama_transition(d: Denoised, t: Scales, s: Scales, eta: float = 1.
     """
     if t.floats.alpha == 0:
         return ancestral_transition(d, t, s, "fixed-small")
-    g2 = diffusion_squared(t)
-    drift = t.d_alpha / t.alpha * d.x_t - (1 + eta**2) / 2 * g2 * d.score
-    return d.x_t + (s.time - t.time) * drift, eta * (g2 * (t.time - s.time)).sqrt()
+    a, b = t.floats, s.floats
+    g2 = diffusion_squared(a)
+    drift = a.d_alpha / a.alpha * d.x_t - (1 + eta**2) / 2 * g2 * d.score
+    return d.x_t + (b.time - a.time) * drift, eta * math.sqrt(g2 * (a.time - b.time))
 
 
 @SAMPLERS.register("euler-maruyama", aliases=("em",))

@@ -121,6 +121,7 @@ class FlowSDE(Sampler):
     def init(self, denoiser: Denoiser, points: list[Scales], total: int) -> None:
         if self.last_step is not None and total == len(points):
             raise ValueError(self._idle("with end = 'posterior-mean'"))
+        _ = self._number(points[0])  # computed for all times here, so that the loop does not
 
     def _idle(self, run: str) -> str:
         return (
@@ -136,24 +137,26 @@ class FlowSDE(Sampler):
         if t.floats.alpha == 0 and self.diffusion == "sbdm":
             mean, std = ancestral_transition(denoise(x_t, t), t, s, "fixed-small")
             return mean + std * noise(0, x_t) if self.stochastic else mean, None
-        w = self.coefficient(t)
-        dt = s.time - t.time
-        kick = (-2 * w * dt).sqrt() * noise(0, x_t) if self.stochastic else 0.0
+        w = self._number(t)
+        dt = s.floats.time - t.floats.time
+        kick = math.sqrt(-2 * w * dt) * noise(0, x_t) if self.stochastic else 0.0
         if self.method == "euler-maruyama":
             return x_t + dt * _drift(denoise(x_t, t), w) + kick, None
         start = x_t + kick
         slope = _drift(denoise(start, t), w)
         end = denoise(start + dt * slope, s)
-        return start + dt * (slope + _drift(end, self.coefficient(s))) / 2, None
+        return start + dt * (slope + _drift(end, self._number(s))) / 2, None
+
+    def _number(self, k: Scales) -> float:
+        return k.numbers(self, lambda k: (self.coefficient(k),))[0]
 
     def _onto_clean(self, d: Denoised, t: Scales, s: Scales) -> Tensor:
         if self.last_step == "tweedie" or t.floats.alpha == 0:
-            return s.alpha * d.x0
-        if self.last_step == "euler":
-            return d.x_t + (s.time - t.time) * d.velocity
-        return d.x_t + (s.time - t.time) * _drift(d, self.coefficient(t))
+            return s.floats.alpha * d.x0
+        dt = s.floats.time - t.floats.time
+        return d.x_t + dt * (d.velocity if self.last_step == "euler" else _drift(d, self._number(t)))
 
 
-def _drift(d: Denoised, w: Tensor) -> Tensor:
+def _drift(d: Denoised, w: float) -> Tensor:
     """dx/dt of the mean, in the process's t, which falls along a run."""
     return d.velocity - w * d.score

@@ -21,7 +21,7 @@ from dinit.samplers.sde.ddpm import ancestral_transition
 Corrector = Literal["annealed", "langevin", "renoising", "none"]
 
 
-def reverse_diffusion_transition(d: Denoised, t: Scales, s: Scales) -> tuple[Tensor, Tensor]:
+def reverse_diffusion_transition(d: Denoised, t: Scales, s: Scales) -> tuple[Tensor, Tensor | float]:
     """Mean and standard deviation of x_s given x_t, by the reversed step of the forward chain.
 
     Song et al. 2021, Appendix E: the chain is x_t = (alpha_t / alpha_s) x_s + noise, for any path. At alpha = 0 x_t
@@ -37,11 +37,11 @@ def reverse_diffusion_transition(d: Denoised, t: Scales, s: Scales) -> tuple[Ten
     """
     if t.floats.alpha == 0:
         return ancestral_transition(d, t, s, "fixed-small")
-    variance = transition_variance(t, s)
-    return (2 - t.alpha / s.alpha) * d.x_t + variance * d.score, variance.sqrt()
+    variance = transition_variance(t.floats, s.floats)
+    return (2 - t.floats.alpha / s.floats.alpha) * d.x_t + variance * d.score, math.sqrt(max(variance, 0.0))
 
 
-def langevin_step_size(d: Denoised, z: Tensor, t: Scales, snr: float, corrector: Corrector) -> Tensor:
+def langevin_step_size(d: Denoised, z: Tensor, t: Scales, snr: float, corrector: Corrector) -> Tensor | float:
     """Step size of one Langevin move x + step score + sqrt(2 step) z. Song et al. 2021, Algorithms 4 and 5.
 
     Args:
@@ -53,10 +53,11 @@ def langevin_step_size(d: Denoised, z: Tensor, t: Scales, snr: float, corrector:
             the norms of each sample, where the published code averages over the batch.
 
     Returns:
-        0-dimensional, or (B, 1, 1, 1) for 'langevin'.
+        A number, or (B, 1, 1, 1) for 'langevin'.
     """
     if corrector == "annealed":
-        return 2 * (snr * t.sigma) ** 2
+        move = snr * t.floats.sigma
+        return 2 * (move * move)
     sizes = z.flatten(1).norm(dim=1) / d.score.flatten(1).norm(dim=1)
     return 2 * (snr * sizes.reshape(-1, *(1,) * (z.ndim - 1))) ** 2
 
@@ -74,7 +75,7 @@ def renoised(d: Denoised, z: Tensor, t: Scales, snr: float) -> Tensor:
         alpha x0 + sigma (sqrt(1 - 4 snr²) eps + 2 snr z), (B, C, H, W).
     """
     fresh = 4 * snr**2
-    return t.alpha * d.x0 + t.sigma * (math.sqrt(1 - fresh) * d.eps + math.sqrt(fresh) * z)
+    return t.floats.alpha * d.x0 + t.floats.sigma * (math.sqrt(1 - fresh) * d.eps + math.sqrt(fresh) * z)
 
 
 @SAMPLERS.register("reverse-diffusion")
@@ -200,5 +201,6 @@ class PredictorCorrector(Sampler):
                 x = renoised(d, z, s, self.snr)
                 continue
             size = langevin_step_size(d, z, s, self.snr, self.corrector)
-            x = x + size * d.score + (2 * size).sqrt() * z
+            root = (2 * size).sqrt() if isinstance(size, Tensor) else math.sqrt(2 * size)
+            x = x + size * d.score + root * z
         return x, state
