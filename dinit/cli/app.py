@@ -6,7 +6,6 @@ import functools
 import platform
 import sys
 from collections.abc import Callable, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -90,6 +89,8 @@ for _command in (
 
 def _show_version(show: bool) -> None:
     if show:
+        from importlib import metadata
+
         torch = metadata.version("torch")  # of the files of its installation: importing it takes a second
         typer.echo(f"dinit {__version__}, torch {torch}, Python {platform.python_version()}")
         raise typer.Exit

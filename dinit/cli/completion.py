@@ -14,8 +14,7 @@ def entries(kind: str) -> Completion:
     """Completes names of a registry, with their summaries; kind: of `dinit.cli.names.PLACES`."""
 
     def complete(incomplete: str) -> list[tuple[str, str]]:
-        registry = registry_of(kind)
-        return [(name, registry.summary(name)) for name in registry if name.startswith(incomplete)]
+        return [one for one in registry_of(kind).listed().items() if one[0].startswith(incomplete)]
 
     return complete
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markdown import Markdown
 from rich.table import Table
 
 from dinit.checkpoints.runs import is_run
@@ -80,6 +79,8 @@ def _pipeline(name: str) -> None:
     console.print(_table(name, rows))
     card = folder / MODEL_CARD
     if card.is_file():
+        from rich.markdown import Markdown  # here: it takes a tenth of the start of every command
+
         console.print(Markdown(_without_front_matter(card.read_text(encoding="utf-8"))))
 
 

@@ -55,14 +55,7 @@ def _entries(kind: str) -> dict[str, str]:
         from dinit.training.recipe.shipped import shipped_recipes
 
         return shipped_recipes()
-    return _registry(kind)
-
-
-def _registry(kind: str) -> dict[str, str]:
-    registry = registry_of(kind)
-    special = {name: registry.special_case_of(name) for name in registry}
-    equal = {name: f" (special case: equals {one} at its defaults)" for name, one in special.items() if one}
-    return {name: registry.summary(name) + equal.get(name, "") for name in registry}
+    return registry_of(kind).listed()
 
 
 def _pipelines() -> dict[str, str]:

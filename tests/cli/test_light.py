@@ -132,6 +132,8 @@ def test_the_source_files_say_what_the_registry_says(kind: str) -> None:
     assert read._known == {key: found for key, found in real._known.items() if found[0] in real.names()}
     assert read._special == real._special
     assert read._unread == set()
+    equal = {name: f" (special case: equals {one} at its defaults)" for name, one in real._special.items()}
+    assert list(read.listed().items()) == [(name, real.summary(name) + equal.get(name, "")) for name in real]
     for name in real:
         assert read.summary(name) == real.summary(name)
         assert getattr(read[name], "renamed_options", {}) == getattr(real[name], "renamed_options", {})
