@@ -3,6 +3,20 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
+
+
+def upload(values: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """The tensor on the device, by a copy that the host does not wait for.
+
+    Args:
+        values: On the host, or on the device already.
+        device: The device.
+        dtype: Of the result; None is that of `values`.
+    """
+    if device.type == "cuda" and values.device.type == "cpu":
+        values = values.pin_memory()  # from other memory the driver may wait for the work before
+    return values.to(device=device, dtype=dtype or values.dtype, non_blocking=True)
 
 
 def choose_device(name: str) -> str:

@@ -122,7 +122,6 @@ CALLS: list[tuple[str, tuple[str, ...]]] = [
     ("DDIM().sample(den, torch.randn(1, 3, 8, 8), 4)", ("(B, 1, H, W)", "(1, 3, 8, 8)")),
     ("DDIM().sample(den, torch.randn(1, 1, 9, 7), 4)", ("multiples of 4", "9 x 7")),
     ("DDIM().sample(den, torch.ones(1, 1, 8, 8, dtype=torch.int64), 4)", ("initial_noise", "int64")),
-    ("DDIM().sample(den, noise.to('meta'), 4)", ("meta", "cpu")),
     ("DDIM().sample(den, torch.empty(0, 1, 8, 8), 4)", ("initial_noise", "(0, 1, 8, 8)")),
     ("DDIM().sample(den, noise)", ("steps",)),
     ("DDIM().sample(den, noise, 0)", ("steps", "at least 1", "0")),

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dinit.arguments import shown
+from dinit.devices import upload
 from dinit.diffusion.condition import Condition
 from dinit.diffusion.parameterization import (
     Parameterization,
@@ -174,24 +175,30 @@ class Denoiser(ABC):
         self, labels: Tensor | Sequence[int] | None, batch: int, device: torch.device | None = None
     ) -> Tensor:
         """(batch,) int64 labels on the device. Arguments and errors as in `condition`."""
-        null = torch.tensor([self.num_classes], device=device)
+        device = torch.device("cpu") if device is None else device
         if labels is None:
             if not self.null_class:
                 raise ValueError(
                     f"this network was trained without a null class: give labels in 0 .. {self.num_classes - 1}"
                 )
-            labels = null.expand(batch)
-        labels = _class_numbers(labels).to(null.device)
+            return torch.full((batch,), self.num_classes, dtype=torch.int64, device=device)
+        labels = _class_numbers(labels)
         if labels.shape != (batch,):
             raise ValueError(f"expected {batch} labels, one per sample, got shape {tuple(labels.shape)}")
-        if batch and not (int(labels.min()) >= 0 and int(labels.max()) < self.num_classes + self.null_class):
+        host = labels if labels.is_meta else labels.cpu()  # labels on a GPU are read back, before the first step
+        known = (
+            labels.is_meta
+            or not batch
+            or 0 <= int(host.min()) <= int(host.max()) < self.num_classes + self.null_class
+        )
+        if not known:
             or_null = (
                 f", or {self.num_classes} for the null class" if self.null_class else " (there is no null class)"
             )
             raise ValueError(
-                f"labels must be in 0 .. {self.num_classes - 1}{or_null}; got {sorted(set(labels.tolist()))}"
+                f"labels must be in 0 .. {self.num_classes - 1}{or_null}; got {sorted(set(host.tolist()))}"
             )
-        return labels
+        return upload(labels, device)
 
     def scales(self, t: Scales | Tensor | float) -> Scales:
         """The process's scales at t, unless t is scales already."""
@@ -332,7 +339,7 @@ class BackboneDenoiser(Denoiser):
             label = torch.full((1,), pre.noise_label, device=x_t.device)
         else:
             pre = precondition(self.process, self.parameterization, scales).like(x_t)
-            label = torch.zeros(scales.time.numel(), device=x_t.device) + pre.noise_label
+            label = time_input(pre.noise_label, x_t)
         x_in = (x_t * pre.input_scale).to(getattr(self.backbone, "dtype", x_t.dtype))
         output, fraction = split_variance(self.call_backbone(x_in, label, cond).to(x_t.dtype), x_t.shape[1])
         return Denoised(
@@ -383,6 +390,14 @@ class _Factors(NamedTuple):
     input_scale: float
     a: float
     b: float
+
+
+def time_input(noise_label: Tensor, x: Tensor) -> Tensor:
+    """A network's time input on x's device: (1,) of one time, (B,) of one a sample."""
+    if noise_label.ndim:
+        return upload(noise_label, x.device)
+    # A 0-dimensional CPU tensor enters a kernel as a number: no copy to the device, no synchronisation.
+    return torch.zeros(1, device=x.device) + noise_label
 
 
 def _clean(k: Scales) -> bool:

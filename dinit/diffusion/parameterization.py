@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from dinit.diffusion.process import Process, Scales, expand, positive
+from dinit.diffusion.process import Process, Scales, expand_all, positive
 from dinit.registry import Registry
 
 PARAMETERIZATIONS: Registry[type[Parameterization]] = Registry("parameterization", "dinit.diffusion")
@@ -267,7 +267,7 @@ class Preconditioning:
         """The factors in a form that broadcasts against x (B, ...); the noise label stays as it is."""
         if self.input_scale.ndim == 0:
             return self
-        return Preconditioning(self.noise_label, *(expand(v, x) for v in self.tensors[1:]))
+        return Preconditioning(self.noise_label, *expand_all(self.tensors[1:], x))
 
     def target(self, x0: Tensor, eps: Tensor) -> Tensor:
         """The output that the network is trained to give, (B, C, H, W)."""

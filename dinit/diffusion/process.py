@@ -12,6 +12,7 @@ from typing import Any, ClassVar, NamedTuple, overload
 import torch
 from torch import Tensor
 
+from dinit.devices import upload
 from dinit.registry import Registry
 
 PROCESSES: Registry[type[Process]] = Registry("process", "dinit.diffusion")
@@ -105,7 +106,7 @@ class Scales:
         """The scales in a form that broadcasts against x (B, ...): (B,) becomes (B, 1, ...) in x's dtype."""
         if self.time.ndim == 0:
             return self
-        return self.map(lambda v: expand(v, x))
+        return Scales(*expand_all([getattr(self, f.name) for f in dataclasses.fields(self)], x))
 
     def map(self, function: Any) -> Scales:
         """The same scales with `function` applied to every tensor."""
@@ -196,7 +197,14 @@ def as_time(t: Tensor | float) -> Tensor:
 
 def expand(values: Tensor, x: Tensor) -> Tensor:
     """values (B,), one a sample, as (B, 1, ...) on x's device and in its dtype, to broadcast against x (B, ...)."""
-    return values.to(device=x.device, dtype=x.dtype).reshape(-1, *(1,) * (x.ndim - 1))
+    return expand_all([values], x)[0]
+
+
+def expand_all(values: Sequence[Tensor], x: Tensor) -> list[Tensor]:
+    """Each of the (B,) values as `expand` gives it, by one copy where they are on another device than x."""
+    if values[0].device != x.device:
+        values = upload(torch.stack(list(values)), x.device, x.dtype).unbind()
+    return [v.to(x.dtype).reshape(-1, *(1,) * (x.ndim - 1)) for v in values]
 
 
 @overload

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from dinit.arguments import shown
+from dinit.devices import upload
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class NoiseSource:
             )
         shape = tuple(like.shape[1:])
         draws = np.stack([_generator(*key, stream, number).standard_normal(shape, np.float32) for key in self.keys])
-        return torch.from_numpy(draws).to(device=like.device, dtype=like.dtype)
+        return upload(torch.from_numpy(draws), like.device, like.dtype)
 
 
 def _generator(seed: int, index: int, stream: str, number: int) -> np.random.Generator:
@@ -121,4 +122,4 @@ class RecordedNoise:
                 f"the draw recorded for {stream!r} has shape {tuple(draws[number].shape)}, the state has "
                 f"{tuple(like.shape)}: record draws of this batch and size"
             )
-        return draws[number].to(device=like.device, dtype=like.dtype)
+        return upload(draws[number], like.device, like.dtype)

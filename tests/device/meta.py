@@ -78,7 +78,7 @@ class Watch:
         PyTorch has such a check, but not in every operation: on `meta` matrix products, convolutions and writes
         in place take what a GPU would refuse.
         """
-        tensors = [one for one in tree_leaves(arguments) if isinstance(one, Tensor)]
+        tensors = tensors_in(arguments)
         left = [tuple(one.shape) for one in tensors if one.ndim and not self.on(one)]
         here = any(self.on(one) for one in tensors)
         self.operations += here
@@ -86,6 +86,15 @@ class Watch:
             raise MixedDevicesError(f"{name} takes tensors of the device and, on the host, of the shapes {left}")
         if here and not all(self.on(one) for one in tensors) and name.rstrip("_") not in TAKE_SCALARS:
             self.wait(f"{name} of a scalar on the host")
+
+
+def tensors_in(values: object) -> list[Tensor]:
+    """The tensors in nested tuples, lists and mappings."""
+    if isinstance(values, Tensor):
+        return [values]
+    if isinstance(values, dict):
+        values = tuple(values.values())
+    return [one for value in values for one in tensors_in(value)] if isinstance(values, tuple | list) else []
 
 
 COPIES = ("aten::_to_copy", "aten::copy_", "aten::_copy_from")  # from one device to another is their purpose
@@ -112,11 +121,7 @@ class _Names(TorchFunctionMode):
     ) -> Any:  # as torch declares it
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
-        if (
-            args
-            and any(self.watch.on(one) for one in tree_leaves((args[0], kwargs)))
-            and self._reads(name, args, kwargs)
-        ):
+        if args and self._reads(name, args, kwargs) and any(map(self.watch.on, tensors_in((args[0], kwargs)))):
             self.watch.read_backs.append(name)
             raise ReadBackError(f"{name} reads a tensor of the device back")
         made = func(*args, **kwargs)
@@ -161,13 +166,9 @@ class _Mixed(TorchDispatchMode):
 
 
 @contextlib.contextmanager
-def meta_device(refuse_waits: bool = False) -> Iterator[Watch]:
-    """While it is open, `meta` stands in for a GPU.
-
-    `torch.autocast("meta")` does nothing and `torch.is_autocast_enabled("meta")` is False, where PyTorch fails; a
-    tensor left on the host is a MixedDevicesError and a read-back a ReadBackError, also in its list.
-    """
-    watch, autocast, enabled = Watch(refuse_waits=refuse_waits), torch.autocast, torch.is_autocast_enabled
+def autocast_on_meta() -> Iterator[None]:
+    """`torch.autocast("meta")` does nothing, `torch.is_autocast_enabled("meta")` is False; PyTorch has neither."""
+    autocast, enabled = torch.autocast, torch.is_autocast_enabled
 
     def autocast_of(device_type: str, *args: Any, **kwargs: Any) -> Any:
         return contextlib.nullcontext() if device_type == "meta" else autocast(device_type, *args, **kwargs)
@@ -179,7 +180,16 @@ def meta_device(refuse_waits: bool = False) -> Iterator[Watch]:
         mock.patch.object(torch, "autocast", autocast_of),
         mock.patch.object(torch.amp, "autocast", autocast_of),
         mock.patch.object(torch, "is_autocast_enabled", is_enabled),
-        _Names(watch),
-        _Mixed(watch),
     ):
+        yield
+
+
+@contextlib.contextmanager
+def meta_device(refuse_waits: bool = False) -> Iterator[Watch]:
+    """While it is open, `meta` stands in for a GPU.
+
+    A tensor left on the host is a MixedDevicesError and a read-back a ReadBackError, also in its list.
+    """
+    watch = Watch(refuse_waits=refuse_waits)
+    with autocast_on_meta(), _Names(watch), _Mixed(watch):
         yield watch

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dinit.diffusion import Condition, Denoised, Denoiser, Scales
+from dinit.diffusion.process import expand
 from dinit.registry import suggest
 from dinit.samplers.guidance.base import GUIDANCES, Guidance, Guided, labels_of
 
@@ -115,7 +116,7 @@ class CADS(Guidance):
         noise = run.noise_source.normal("cads", run.step, like=y[:images])
         noise = noise.repeat(run.copies, *(1,) * (y.ndim - 1))
         if gamma.ndim:
-            gamma = gamma.to(y).reshape(-1, *(1,) * (y.ndim - 1))
+            gamma = expand(gamma, y)
         blurred = noised(y, noise, gamma, self.scale, self.mixing)
         if self.on == "label":
             blurred = torch.tensordot(blurred, self._table(denoiser, cond).to(blurred), dims=1)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dinit.diffusion import Condition, Denoiser, Scales
+from dinit.diffusion.denoiser import time_input
 from dinit.samplers.guidance.base import (
     GUIDANCES,
     Guidance,
@@ -93,8 +94,7 @@ class Classifier(Guidance):
     def _log_probability(self, denoiser: Denoiser, x_t: Tensor, t: Scales, cond: Condition) -> Tensor:
         """log p(label | x_t), (B,); 0 for rows that no class is wanted of."""
         assert self.classifier is not None, "wrap has checked it"
-        noise_label = torch.zeros(t.time.numel(), device=x_t.device) + denoiser.process.noise_label(t)
-        log_p = self.classifier(x_t, noise_label).log_softmax(dim=1)
+        log_p = self.classifier(x_t, time_input(denoiser.process.noise_label(t), x_t)).log_softmax(dim=1)
         if self.label is not None:
             return log_p[:, self.label]
         labels = labels_of(cond, 0, "classifier guidance")

@@ -48,9 +48,9 @@ class DPMAdaptive(Sampler):
     Between two grid times it takes as many steps as the tolerances need; a grid of two times leaves it free between
     them. Every sample has steps of its own, where k-diffusion has one size for a batch, so that an image does not
     depend on its neighbours; the batch is evaluated until its slowest sample arrives. A run from alpha = 0 begins
-    with a step of DDIM to t = 0.999. The claimed NFE a step is that of one trial, a lower bound; `Step.nfe` counts.
-    A run that ends at sigma = 0, where the log-SNR is infinite, is refused with a ValueError; tolerances that
-    cannot be met end it with a RuntimeError.
+    with a step of DDIM to t = 0.999. The claimed NFE a step is that of one trial, a lower bound; `Step.nfe` counts;
+    a trial's errors are read back from the device once. A run that ends at sigma = 0, where the log-SNR is
+    infinite, is refused with a ValueError; tolerances that cannot be met end it with a RuntimeError.
 
     Args:
         solver: 12 or 23, the orders of the pair.

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dinit.devices import upload
 from dinit.diffusion import Denoiser, Scales
 from dinit.samplers.base import SAMPLERS, Claims, Sampler, StepDenoiser, StepNoise
 from dinit.samplers.ode.runge_kutta import Tableau, check_finite_velocity, combined
@@ -63,8 +64,9 @@ class RK45(Sampler):
     last time; torchdiffeq's dopri5 has one size for the batch, evaluates beyond it and interpolates back. The batch
     is evaluated until its slowest sample arrives.
 
-    Evaluations are 6 a trial and 1 a grid interval. The claimed NFE a step is a lower bound; `Step.nfe` counts. The
-    claimed order is that of single steps between the times of a fine grid. Tolerances that cannot be met end the
+    Evaluations are 6 a trial and 1 a grid interval; a trial's errors are read back from the device once. The
+    claimed NFE a step is a lower bound; `Step.nfe` counts. The claimed order is that of single steps between the
+    times of a fine grid. Tolerances that cannot be met end the
     run with a RuntimeError. Source: arXiv:2011.13456, Section 4.3, whose tolerances are the defaults.
 
     Args:
@@ -148,4 +150,4 @@ def _next(control: Controller, size: Tensor, error: Tensor, accepted: Tensor, re
 def like_batch(values: Tensor, x: Tensor) -> Tensor:
     """(B,) values on the CPU in a form that broadcasts against x; times and sizes in x's dtype."""
     dtype = values.dtype if values.dtype == torch.bool else x.dtype
-    return values.to(device=x.device, dtype=dtype).reshape(-1, *(1,) * (x.ndim - 1))
+    return upload(values, x.device, dtype).reshape(-1, *(1,) * (x.ndim - 1))
