@@ -79,17 +79,22 @@ def run(watch: Watch, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         watch.check_copy(name, args, kwargs)
     if func in READING or (func is aten.index.Tensor and _masks(args[1])):
         watch.read_backs.append(name)
-    plain_kwargs = tree_map_only(Held, _numbers, kwargs)
+    plain_kwargs = _plain(kwargs)
     if makes:
         plain_kwargs["device"] = torch.device("cpu")
-    plain = func(*tree_map_only(Held, _numbers, args), **plain_kwargs)
+    plain = func(*_plain(args), **plain_kwargs)
     if to_host or func in ON_HOST:
         return plain
     return return_and_correct_aliasing(func, args, kwargs, tree_map_only(Tensor, Held, plain))
 
 
-def _numbers(one: Held) -> Tensor:
-    return one.numbers
+def _plain(value: Any) -> Any:
+    """The value with the numbers of its tensors, in nested tuples, lists and mappings."""
+    if isinstance(value, Held):
+        return value.numbers
+    if isinstance(value, dict):
+        return {name: _plain(one) for name, one in value.items()}
+    return type(value)(map(_plain, value)) if isinstance(value, tuple | list) else value
 
 
 def _into_host(func: Any, args: Any) -> bool:
