@@ -8,6 +8,7 @@ L positions, N states a channel. For every channel, with h_0 = 0,
 
 from __future__ import annotations
 
+import os
 from importlib.util import find_spec
 from typing import Any
 
@@ -19,8 +20,7 @@ from torch.autograd.function import once_differentiable
 from dinit.models.layers.scan_chunked import Chunks, Grads, chunk_starts, scan_backward, scan_forward
 
 _HAS_TRITON = find_spec("triton") is not None
-if _HAS_TRITON:
-    from dinit.models.layers import scan_triton
+_INTERPRETED = _HAS_TRITON and os.environ.get("TRITON_INTERPRET") == "1"
 
 # Of the states that the backward pass keeps at once on a CPU: 16 MB. More is slower, not faster.
 CPU_STATES = 2**22
@@ -48,6 +48,10 @@ def selective_scan(
     that do not fit. scan_backend() is the name of the code that runs.
     """
     _check(u, delta, A, B, C, D)
+    if scan_backend(u) == "triton":
+        from dinit.models.layers import scan_triton  # only here: importing triton takes a while
+
+        return scan_triton.scan(u, delta, A, B, C, D, reverse)
     dtype = torch.promote_types(u.dtype, torch.float32)
     sequences = [x.to(dtype) for x in (u, delta, B, C)]
     if reverse:
@@ -59,8 +63,16 @@ def selective_scan(
 
 
 def scan_backend(u: Tensor) -> str:
-    """Code of the forward scan on u's device: "triton" (CUDA, with triton) or "torch", as always for backward."""
-    return "triton" if u.is_cuda and _HAS_TRITON else "torch"
+    """Code of the scan, forward and backward, on u's device.
+
+    Args:
+        u: the scan's input.
+
+    Returns:
+        "triton" on CUDA where triton is installed, and on a CPU in Triton's interpreter (TRITON_INTERPRET=1 when
+        dinit is imported); else "torch".
+    """
+    return "triton" if (u.is_cuda and _HAS_TRITON) or (u.is_cpu and _INTERPRETED) else "torch"
 
 
 class _SelectiveScan(torch.autograd.Function):
@@ -71,8 +83,6 @@ class _SelectiveScan(torch.autograd.Function):
         # Autocast would compute the products with B and C in half precision.
         with torch.autocast(u.device.type, enabled=False):
             ctx.save_for_backward(u, delta, A, B, C)
-            if scan_backend(u) == "triton":
-                return scan_triton.scan_forward(u, delta, A, B, C)
             x = Chunks.of(u, delta, A, B, C)
             return scan_forward(x, chunk_starts(x))
 
