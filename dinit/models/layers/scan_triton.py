@@ -9,7 +9,6 @@ import math
 from typing import Any
 
 import torch
-import triton  # pyright: ignore[reportMissingImports]
 from torch import Tensor
 from torch.library import custom_op
 
@@ -75,12 +74,12 @@ def _backward(
     states = A.shape[1]
     grad_u, grad_delta = _by_position(u), _by_position(delta)
     grad_rates, grad_skip = rates.new_zeros(batch, channels, states), rates.new_zeros(batch, channels)
-    parts = triton.cdiv(channels, _block(rates)[0])
+    parts = math.ceil(channels / _block(rates)[0])
     grad_B, grad_C = (rates.new_empty(batch, parts, length, states) for _ in range(2))
     if u.numel():
         inputs = [x.mT.contiguous() for x in (u, delta, B, C, grad_y)]
         chunk = math.isqrt(length - 1) + 1
-        chunks = triton.cdiv(length, chunk)
+        chunks = math.ceil(length / chunk)
         scratch = [rates.new_empty(batch, count, channels, states) for count in (chunks, chunk)]
         _launch(
             scan_kernels.backward_kernel,
@@ -159,13 +158,13 @@ def _weights(u: Tensor, A: Tensor, D: Tensor | None) -> tuple[Tensor, Tensor]:
 
 def _block(rates: Tensor) -> tuple[int, int]:
     """Channels and states of one program, powers of 2."""
-    channels, states = (triton.next_power_of_2(size) for size in rates.shape)
+    channels, states = (1 << max(0, size - 1).bit_length() for size in rates.shape)
     return max(1, min(channels, STATES // states)), states
 
 
 def _launch(kernel: Any, arguments: tuple[Any, ...], batch: int, rates: Tensor, reverse: bool) -> None:
     channels, states = _block(rates)
-    grid = (batch, triton.cdiv(len(rates), channels))
+    grid = (batch, math.ceil(len(rates) / channels))
     with torch.cuda.device_of(rates):  # triton launches on the current device
         # One warp: sums over a program's channels then need neither shared memory nor barriers.
         kernel[grid](*arguments, reverse=reverse, block_channels=channels, block_states=states, num_warps=1)
