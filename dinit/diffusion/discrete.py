@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dinit.devices import upload
 from dinit.diffusion.continuous import VE
 from dinit.diffusion.process import PROCESSES, Process, Scales, as_time
 from dinit.registry import suggest
@@ -104,7 +105,7 @@ class BetaChain(Process):
 
     def scales(self, t: Tensor | float) -> Scales:
         t = as_time(t)
-        values, slopes = (v.to(t.device) for v in self._knots)
+        values, slopes = (upload(v, t.device) for v in self._knots)
         position = t * self.num_steps
         left = position.floor().clamp(0, len(values) - 2).long()
         log_alpha, d_log_alpha = _hermite(values, slopes, left, position - left)
@@ -121,7 +122,7 @@ class BetaChain(Process):
 
     def time_of(self, log_snr: Tensor) -> Tensor:
         target = -F.softplus(-as_time(log_snr), threshold=700) / 2  # log alpha
-        values, slopes = (v.to(target.device) for v in self._knots)
+        values, slopes = (upload(v, target.device) for v in self._knots)
         left = (torch.searchsorted(-values, -target, right=True) - 1).clamp(0, len(values) - 2)
         position = left + _hermite_inverse(values, slopes, left, target)
         if self.zero_terminal_snr:

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from meta import COPIES, META, Watch, autocast_on_meta
+from meta import COPIES, META, Watch, autocast_on_meta, tensors_in
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
@@ -158,3 +159,32 @@ def meta_with_numbers() -> Iterator[Watch]:
     watch = Watch()
     with autocast_on_meta(), _Calls(watch), _Dispatch(watch):
         yield watch
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run takes place.
+
+    Attributes:
+        device: Of its tensors.
+        watch: What is seen of the device; of the host, nothing.
+    """
+
+    device: torch.device
+    watch: Watch
+
+    def put(self, value: Tensor) -> Tensor:
+        """A tensor of the host there."""
+        return to_meta(value) if self.device.type == "meta" else value
+
+
+def on_both(run: Callable[[Place], Any]) -> Watch:
+    """Run on the host and on the device, with equal tensors (in nested tuples, lists or a mapping) as results."""
+    expected = tensors_in(run(Place(torch.device("cpu"), Watch())))
+    with meta_with_numbers() as watch:
+        found = tensors_in(run(Place(META, watch)))
+    assert expected
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(on_host(one), other, rtol=0, atol=0, equal_nan=True)
+    return watch
