@@ -14,7 +14,7 @@ SHAPE = (2, 4, 4)
 class SmallBackbone(nn.Module):
     """A convolution, scaled and shifted by a time and a class."""
 
-    num_classes, in_channels = 3, SHAPE[0]
+    num_classes, in_channels, dtype = 3, SHAPE[0], torch.float32
 
     def __init__(self, learns_variance: bool = False) -> None:
         super().__init__()
