@@ -156,8 +156,8 @@ class Controls:
                 self.all_classes = gr.Button("All classes", size="sm", min_width=60, elem_id="all-classes")
                 self.no_classes = gr.Button("None", size="sm", min_width=60, elem_id="no-classes")
             with gr.Row():
-                self.per_class = gr.Number(1, label="Images per class", precision=0, min_width=90)
-                self.seed = gr.Number(0, label="Seed", precision=0, min_width=90)
+                self.per_class = gr.Number(1, label="Images per class", min_width=90)
+                self.seed = gr.Number(0, label="Seed", min_width=90)
                 self.dice = gr.Button("New seed", min_width=52, scale=0, elem_id="dice")
         gr.HTML('<h2 class="part">How</h2>')
         self.samplers = [self._sampler_slot(index) for index in range(MOST_COLUMNS)]
@@ -168,7 +168,7 @@ class Controls:
             with gr.Row():
                 label = "Sampler" if index == 0 else "Compare with"
                 sampler = gr.Dropdown([NONE, *SAMPLERS], value=NONE, label=label, scale=3, min_width=150)
-                steps = gr.Number(20, label="Steps", precision=0, scale=1, min_width=76, visible=False)
+                steps = gr.Number(20, label="Steps", scale=1, min_width=76, visible=False)
             with gr.Accordion("Grid and options", open=False, visible=False) as more, gr.Row():
                 grids = [name for name in GRIDS if name not in ("searched", "times")]
                 grid = gr.Dropdown(
@@ -286,6 +286,8 @@ def _padded(slots: Sequence[Any], given: Sequence[Any]) -> Iterator[tuple[Any, A
 def _number(what: str, value: float | None) -> int:
     if value is None:
         raise ValueError(f"{what} is missing; give a whole number")
+    if int(value) != value:
+        raise ValueError(f"{what} must be a whole number, got {value}")
     return int(value)
 
 

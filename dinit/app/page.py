@@ -29,7 +29,7 @@ from dinit.app.request import (
     from_call,
     image_names,
 )
-from dinit.app.running import Frame, Pipelines, run
+from dinit.app.running import Frame, Pipelines, is_of_memory, run
 from dinit.app.spec_text import spec_text
 from dinit.pipelines.call import Call
 from dinit.pipelines.generate import Pipeline
@@ -185,7 +185,7 @@ class Page:
             pipe.check(call)
             request = from_call(call, pipe, name)
         except Exception as error:
-            yield {self.status: _error(error), self.drop: None}
+            yield {self.status: _error(error, Path(path)), self.drop: None}
             return
         yield {self.drop: None}  # ready for the next picture
         if request is not None:
@@ -322,11 +322,14 @@ def _scrubber(board: Board) -> Any:
     return gr.update(visible=count > 1, maximum=max(2, count), value=max(2, count))
 
 
-def _error(error: Exception) -> str:
-    """A sentence for the page; a fault of ours goes to the terminal with its traceback."""
+def _error(error: Exception, dropped: Path | None = None) -> str:
+    """A sentence for the page; a fault of ours goes to the terminal with its traceback.
+
+    dropped: a file whose folder here is of no use to the visitor.
+    """
     if isinstance(error, (ValueError, OSError)):
-        text = str(error)
-    elif "out of memory" in str(error):
+        text = str(error) if dropped is None else str(error).replace(str(dropped), dropped.name)
+    elif is_of_memory(error):
         text = "There is too little memory for these images at once; fewer images need less."
     else:
         traceback.print_exception(error)

@@ -15,6 +15,7 @@ from dinit.pipelines.generate import Pipeline
 from dinit.samplers.points import End
 
 MOST_COLUMNS = 4
+MOST_STEPS = 10_000  # whose pictures are kept; more is a slip of the hand
 MOST_IMAGES = 64  # of one sampler: one batch, so that a picture does not depend on where batches are cut
 
 
@@ -48,7 +49,7 @@ class Request:
         seed: of the noise, a whole number.
 
     Raises:
-        ValueError: no sampler or too many; too few or too many images.
+        ValueError: no sampler or too many; too few or too many images; too many steps.
     """
 
     pipeline: str
@@ -61,11 +62,15 @@ class Request:
     def __post_init__(self) -> None:
         if not 1 <= len(self.columns) <= MOST_COLUMNS:
             raise ValueError(f"choose 1 to {MOST_COLUMNS} samplers, got {len(self.columns)}")
+        if most := [column for column in self.columns if column.steps > MOST_STEPS]:
+            name = most[0].sampler.split(":")[0]
+            raise ValueError(f"{name}: the page takes {MOST_STEPS} steps at most, got {most[0].steps}")
         if self.per_class < 1:
             raise ValueError(f"the number of images must be at least 1, got {self.per_class}")
-        if len(self.labels) > MOST_IMAGES:
+        count = self.per_class * max(1, len(self.classes))  # before the labels are made, which may be very many
+        if count > MOST_IMAGES:
             raise ValueError(
-                f"{len(self.labels)} images are too many for the page, which generates {MOST_IMAGES} at most: "
+                f"{count} images are too many for the page, which generates {MOST_IMAGES} at most: "
                 "choose fewer classes or fewer images, or use `dinit generate`"
             )
 

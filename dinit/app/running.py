@@ -180,6 +180,15 @@ def run(pipe: Pipeline, calls: Sequence[Call], lock: AbstractContextManager[obje
         yield frame
 
 
+def is_of_memory(error: BaseException) -> bool:
+    """Whether an error is for want of memory, of a GPU or of the machine.
+
+    Args:
+        error: of torch or Python.
+    """
+    return isinstance(error, MemoryError) or any(one in str(error) for one in ("out of memory", "allocate memory"))
+
+
 class _Track:
     """A call that is run: what its frames are made of."""
 
@@ -200,8 +209,8 @@ class _Track:
     def advance(self) -> Frame:
         try:
             return self._step()
-        except (ValueError, RuntimeError) as error:
-            if not isinstance(error, ValueError) and "out of memory" not in str(error):
+        except (ValueError, RuntimeError, MemoryError) as error:
+            if not isinstance(error, ValueError) and not is_of_memory(error):
                 raise
             self.over = True
             return self._frame(error=str(error).splitlines()[0])

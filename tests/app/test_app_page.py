@@ -157,7 +157,7 @@ def test_a_dropped_picture_that_differs_or_cannot_be_made(page: Any, tmp_path: P
     assert "the picture was made by glyphs-32, which is not one of this page" in only[page.status]
     Image.new("L", (8, 8)).save(path)
     (only,) = page.on_drop(Switch(), str(path))
-    assert "has no dinit manifest" in only[page.status]
+    assert ">odd.png has no dinit manifest" in only[page.status]  # without the folder, which is the server's own
     assert list(page.on_drop(Switch(), None)) == []
 
 
@@ -165,6 +165,10 @@ def test_a_dropped_picture_that_differs_or_cannot_be_made(page: Any, tmp_path: P
     ("change", "sentence"),
     [
         ({"steps": 0}, "ddim: steps must be at least 1, got 0"),
+        ({"steps": 10**11}, "ddim: the page takes 10000 steps at most, got 100000000000"),
+        ({"steps": 2.5}, "the number of steps of ddim must be a whole number, got 2.5"),
+        ({"per_class": 10**9}, "2000000000 images are too many for the page"),
+        ({"seed": 0.5}, "the seed must be a whole number, got 0.5"),
         ({"steps": None}, "the number of steps of ddim is missing"),
         ({"seed": None}, "the seed is missing"),
         ({"per_class": 33}, "66 images are too many for the page"),
