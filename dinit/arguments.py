@@ -27,7 +27,8 @@ def check_arguments(owner: type[Owner]) -> type[Owner]:
 
     Numbers of NumPy and torch become plain numbers, and a list for a tuple becomes one. What functions take and
     mappings hold is left to the class, and so are ranges. A number is finite, unless its default is infinite or the
-    class names it in `unlimited_options`.
+    class names it in `unlimited_options`. Names in its `ignored_options` are left out. Where it has a
+    `source_option`, messages begin with the value of that argument: the file that they are about.
 
     Args:
         owner: The class; its `__init__` is replaced, unless it has this check already.
@@ -42,14 +43,22 @@ def check_arguments(owner: type[Owner]) -> type[Owner]:
     infinite = {one.name for one in parameters if one.default in (math.inf, -math.inf)}
     infinite.update(getattr(owner, "unlimited_options", ()))
     names = [one.name for one in parameters]
+    ignored, source = getattr(owner, "ignored_options", ()), getattr(owner, "source_option", None)
     required = [
         one.name for one in parameters if one.default is one.empty and one.kind is one.POSITIONAL_OR_KEYWORD
     ]
     any_name = any(one.kind is one.VAR_KEYWORD for one in parameters)
     checks: dict[str, Check] = {}
 
+    def from_source(given: Sequence[Any], named: Mapping[str, Any]) -> str:
+        """The beginning of messages: the file, where there is one."""
+        file = {**dict(zip(names, given, strict=False)), **named}.get(source)
+        return f"{file}: " if isinstance(file, str | Path) else ""
+
     @functools.wraps(made)
     def init(self: Any, *given: Any, **named: Any) -> None:
+        for name in ignored:
+            named.pop(name, None)
         if not checks:  # only now, because an annotation may name a class that is defined later
             checks.update(_checks(made, infinite, names))
         if len(given) > len(names):
@@ -62,10 +71,13 @@ def check_arguments(owner: type[Owner]) -> type[Owner]:
             except UnknownWord as error:
                 unknown.append(error)
                 return value
+            except ValueError as error:
+                raise ValueError(f"{file}{error}") from error
 
+        file = "" if source is None else from_source(given, named)
         given = tuple(fitted(name, value) for name, value in zip(names, given, strict=False))
         for name, value in named.items():
-            if not (any_name or name in names or name.startswith("_")):  # diffusers' own, of a loaded config
+            if not (any_name or name in names):
                 raise TypeError(_no_option(owner, names, name))
             named[name] = fitted(name, value)
         if missing := [name for name in required[len(given) :] if name not in named]:

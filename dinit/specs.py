@@ -9,9 +9,12 @@ import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 OptionKind = Literal["text", "text or null", "texts", "value"]
+
+Names = Annotated[Sequence[str | int], "names"]
+"""Names of classes, which may be whole numbers; on a command line each is taken as it is typed."""
 
 _OPTION = re.compile(r",\s*([A-Za-z_][\w-]*)\s*=")
 
@@ -68,7 +71,7 @@ def _with_key(name: str, part: str, parts: Sequence[str], known: Mapping[str, Op
 
 def option_kinds(entry: Callable[..., Any]) -> dict[str, OptionKind]:
     """What each option of a class or function takes, by its annotation: a text, several, or another value."""
-    hints = typing.get_type_hints(entry.__init__ if inspect.isclass(entry) else entry)
+    hints = typing.get_type_hints(entry.__init__ if inspect.isclass(entry) else entry, include_extras=True)
     return {name: _kind(hints.get(name, Any)) for name in inspect.signature(entry).parameters}
 
 
@@ -77,11 +80,10 @@ def _kind(hint: Any) -> OptionKind:
     members = [one for one in (typing.get_args(hint) if union else (hint,)) if one is not types.NoneType]
     if members and all(one in (str, Path) for one in members):
         return "text or null" if union and types.NoneType in typing.get_args(hint) else "text"
-    texts = len(members) == 1 and typing.get_origin(members[0]) in (list, tuple, Sequence)
-    if not texts:
+    if len(members) != 1:
         return "value"
-    entry = typing.get_args(members[0])[0]  # str, or str | int: names that YAML has read as numbers
-    return "texts" if str in (entry, *typing.get_args(entry)) else "value"
+    several = typing.get_origin(members[0]) in (list, tuple, Sequence)
+    return "texts" if members[0] == Names or (several and typing.get_args(members[0])[0] is str) else "value"
 
 
 def parse_value(text: str, kind: OptionKind = "value") -> Any:

@@ -19,6 +19,7 @@ from types import NoneType
 from typing import Any
 
 from dinit.registry import Registry
+from dinit.specs import Names
 
 _ROOT = Path(__file__).resolve().parents[1]
 PLACES = {  # kind -> (module, variable)
@@ -37,7 +38,14 @@ PLACES = {  # kind -> (module, variable)
     "encoders": ("dinit.training.regularizers.encoders", "ENCODERS"),
     "layouts": ("dinit.checkpoints.layouts.base", "LAYOUTS"),
 }
-_TYPES = {**vars(typing), "Path": Path, "Sequence": Sequence, "Mapping": Mapping, "Callable": Callable}
+_TYPES = {
+    **vars(typing),
+    "Path": Path,
+    "Sequence": Sequence,
+    "Mapping": Mapping,
+    "Callable": Callable,
+    "Names": Names,
+}
 _OF_FIELDS = {"dataclass", "config_from_fields"}  # decorators that make arguments of a class's fields
 
 Options = dict[str, tuple[Any, bool]]  # name -> (type, whether it has a default)

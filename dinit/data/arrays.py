@@ -16,6 +16,7 @@ from dinit.data.labels import from_array, label_names, read_names, warn_of_empty
 from dinit.data.sources import named
 from dinit.data.value_range import parse_range, range_of
 from dinit.files import user_path
+from dinit.specs import Names
 
 # Names of arrays: those of dinit and of ADM first; of the others a file may have one.
 _OURS = {"image": ("images", "arr_0"), "label": ("labels", "arr_1")}
@@ -61,7 +62,7 @@ class NpzImages(InMemory):
         path: str | Path,
         layout: str | None = None,
         num_classes: int | None = None,
-        class_names: Sequence[str | int] | None = None,
+        class_names: Names | None = None,
         horizontal_flip: bool = False,
         image: str | None = None,
         label: str | None = None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -32,6 +32,8 @@ class ImageData(Dataset[tuple[Tensor, int]]):
         horizontal_flip: whether `sample` mirrors about half of the images.
         features: name of the feature extractor for metrics on such images, by default.
     """
+
+    source_option: ClassVar[str] = "path"  # of `check_arguments`
 
     labels: NDArray[np.int64]
     num_classes: int

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from dinit.data.labels import read_names, warn_of_empty_classes
 from dinit.data.pixels import from_uint8
 from dinit.data.sources import named
 from dinit.files import user_path
+from dinit.specs import Names
 
 _SAVED, _SAVED_SPLITS = "state.json", "dataset_dict.json"  # what Dataset.save_to_disk and DatasetDict's write
 
@@ -54,7 +54,7 @@ class HuggingFace(ImageData):
         label: str | None = "label",
         channels: int = 3,
         config: str | None = None,
-        class_names: Sequence[str | int] | None = None,
+        class_names: Names | None = None,
         horizontal_flip: bool = False,
     ) -> None:
         check_shape(size, channels)

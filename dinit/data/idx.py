@@ -16,6 +16,7 @@ from dinit.data.base import DATASETS, InMemory
 from dinit.data.labels import check_labels, label_names, warn_of_empty_classes
 from dinit.data.value_range import parse_range, range_of
 from dinit.files import user_path
+from dinit.specs import Names
 
 SPLITS = ("train", "test")
 _MARKS = {"train": ("train",), "test": ("t10k", "test")}  # of each split in the names of its files
@@ -47,7 +48,7 @@ class IdxImages(InMemory):
         self,
         path: str | Path,
         split: str = "train",
-        class_names: Sequence[str | int] | None = None,
+        class_names: Names | None = None,
         num_classes: int | None = None,
         horizontal_flip: bool = False,
         value_range: str | Sequence[float] | None = None,

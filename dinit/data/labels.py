@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dinit.data.class_names import find_name, is_like_a_number, sorted_names
+from dinit.specs import Names
 
 _MOST = 100_000  # classes that are made without num_classes: a larger label is a void label or no label at all
 _LARGEST = 10_000_000  # every class has a name in memory
@@ -74,7 +75,7 @@ def from_array(labels: NDArray, count: int) -> tuple[NDArray[np.int64] | list[st
     return found, int(found.max()) + 1
 
 
-def label_names(seen: int, num_classes: int | None, class_names: Sequence[str | int] | None) -> tuple[str, ...]:
+def label_names(seen: int, num_classes: int | None, class_names: Names | None) -> tuple[str, ...]:
     """Class names, by default the numbers; ValueError where they do not fit. seen: the largest label + 1."""
     names = check_classes(num_classes, class_names)
     total = seen if num_classes is None else num_classes
@@ -89,7 +90,7 @@ def label_names(seen: int, num_classes: int | None, class_names: Sequence[str | 
     return tuple(str(i) for i in range(total)) if names is None else names
 
 
-def check_classes(num_classes: int | None, class_names: Sequence[str | int] | None) -> tuple[str, ...] | None:
+def check_classes(num_classes: int | None, class_names: Names | None) -> tuple[str, ...] | None:
     """The class names, numbers among them as text; None for None. ValueError where the two options do not fit."""
     if num_classes is not None:
         whole = isinstance(num_classes, int) and not isinstance(num_classes, bool)
@@ -105,7 +106,7 @@ def check_classes(num_classes: int | None, class_names: Sequence[str | int] | No
 
 
 def read_names(
-    found: Sequence[Any], num_classes: int | None, class_names: Sequence[str | int] | None
+    found: Sequence[Any], num_classes: int | None, class_names: Names | None
 ) -> tuple[NDArray[np.int64], tuple[str, ...]]:
     """Labels (N,) and class names from values that are all whole numbers or all words. ValueError otherwise."""
     missing = sum(one is None for one in found)

@@ -34,6 +34,7 @@ from dinit.data.sources import named
 from dinit.data.tar_index import read_index
 from dinit.data.tar_labels import FoundLabels, TarTexts
 from dinit.files import user_path
+from dinit.specs import Names
 
 _WANTED = "wanted: a folder of .tar files, one .tar, a pattern such as train-*.tar, or train-{000..009}.tar"
 _PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
@@ -73,7 +74,7 @@ class WebDataset(ImageData):
         channels: int = 3,
         label: str | None = None,
         num_classes: int | None = None,
-        class_names: Sequence[str | int] | None = None,
+        class_names: Names | None = None,
         horizontal_flip: bool = False,
         window: int = 8,
     ) -> None:
@@ -85,8 +86,6 @@ class WebDataset(ImageData):
         self._indexes = [read_index(tar) for tar in self.tars]
         self._counts = tuple(len(index.keys) for index in self._indexes)
         self._firsts = np.cumsum([0, *self._counts])
-        if label is not None and not isinstance(label, str):
-            raise ValueError(f"{path}: label must be a word, such as 'cls' or 'none', got {label!r}")
         texts = TarTexts(self.tars, self._indexes)
         labels = texts.labels(label)
         self._warn(path, texts, labels, label == "none")

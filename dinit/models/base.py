@@ -67,6 +67,13 @@ class Network(ModelMixin, ConfigMixin):
 
     _supports_gradient_checkpointing: ClassVar[bool] = True
     presets: ClassVar[Mapping[str, Preset]] = {}
+    # What the config of a loaded network has besides its arguments, so that Network(**network.config) works.
+    ignored_options: ClassVar[tuple[str, ...]] = (
+        "_class_name",
+        "_diffusers_version",
+        "_name_or_path",
+        "_use_default_values",
+    )
 
     image_size: int
     in_channels: int

@@ -200,7 +200,7 @@ def test_the_advice_of_a_set_without_labels_works(tmp_path: Path) -> None:
         (three(part="json", values=field("label", 0, 1, 1.5)), {}, "among them is 1.5"),
         (three(part="json", values=("[" * 10000,) * 3), {}, "is not JSON"),
         (three(), {"label": "txt"}, "have no field 'txt' in a .json"),
-        (three(), {"label": 3}, "label must be a text or None, got 3"),
+        (three(), {"label": 3}, "a.tar: label must be a text or None, got 3"),
         (three(values=("[0]", "[1]", "[2]")), {}, r"among them is '\[0\]'"),
         (three(values=("a", "b", "3 7")), {}, "among them is '3 7'"),
         (three(values=("0.5", "1.5", "2.5")), {}, "among them is '0.5'"),
@@ -219,9 +219,8 @@ def test_samples_that_mean_nothing_are_refused(
         or "labels must" in message
         or "among them" in message
         or "label is" in message
-        or message.startswith("label must be")
     )
-    assert "a.tar" in str(caught.value) or message.startswith("label must be")
+    assert "a.tar" in str(caught.value)
     assert len(str(caught.value)) < 1000
 
 

@@ -73,8 +73,8 @@ def test_first_is_where_the_run_starts() -> None:
 
 def test_options_are_checked() -> None:
     assert GRIDS.create("shifted") == Shifted(3.0, "open")
-    for shift in (0.0, -1.0, math.nan):
-        with pytest.raises(ValueError, match=r"shift must be (positive|a number, got nan)"):
+    for shift, wanted in ((0.0, "positive"), (-1.0, "positive"), (math.nan, "a number")):
+        with pytest.raises(ValueError, match=f"shift must be {wanted}, got {shift}"):
             Shifted(shift)
     for first in (0.0, 1.1):
         with pytest.raises(ValueError, match="first must be"):
