@@ -52,6 +52,8 @@ def check_arguments(owner: type[Owner]) -> type[Owner]:
 
     def from_source(given: Sequence[Any], named: Mapping[str, Any]) -> str:
         """The beginning of messages: the file, where there is one."""
+        if source is None:
+            return ""
         file = {**dict(zip(names, given, strict=False)), **named}.get(source)
         return f"{file}: " if isinstance(file, str | Path) else ""
 
@@ -74,7 +76,7 @@ def check_arguments(owner: type[Owner]) -> type[Owner]:
             except ValueError as error:
                 raise ValueError(f"{file}{error}") from error
 
-        file = "" if source is None else from_source(given, named)
+        file = from_source(given, named)
         given = tuple(fitted(name, value) for name, value in zip(names, given, strict=False))
         for name, value in named.items():
             if not (any_name or name in names):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,12 +10,11 @@ import typer
 from dinit.cli.checks import check_device
 from dinit.cli.console import console
 from dinit.cli.options import Device, torch_device
-from dinit.progress import duration
+from dinit.progress import Progress, duration
 
 if TYPE_CHECKING:
     from dinit.evaluation.features.image_classifier import ImageClassifier
 
-_EVERY = 15.0  # seconds between two lines of progress
 _SHOWN = 20  # classes that are listed
 
 What = Annotated[
@@ -82,19 +80,20 @@ def classifier(
         raise ValueError(f"--minutes must be more than 0, got {minutes:g}")
     from dinit.pipelines.classifier import train_classifier
 
-    trained = train_classifier(
-        what,
-        out,
-        size=size,
-        flip=flip,
-        steps=steps,
-        minutes=minutes,
-        seed=seed,
-        overwrite=overwrite,
-        device=torch_device(device),
-        progress=_Progress(),
-        report=_say,
-    )
+    with Progress("classifier", None, "steps", speed=None) as progress:
+        trained = train_classifier(
+            what,
+            out,
+            size=size,
+            flip=flip,
+            steps=steps,
+            minutes=minutes,
+            seed=seed,
+            overwrite=overwrite,
+            device=torch_device(device),
+            progress=lambda done, total, _: progress.update(done, total=total),
+            report=_say,
+        )
     _show(trained.model)
     _say(f"→ {trained.folder} (protocol classifier-{trained.model.hash[:8]})")
     of_run = trained.job.run is not None and out is None
@@ -103,22 +102,6 @@ def classifier(
         if of_run
         else f"next: dinit evaluate RUN --features {trained.folder}"
     )
-
-
-class _Progress:
-    """Prints steps and time left, at most every 15 seconds."""
-
-    def __init__(self) -> None:
-        self.last, self.begun = 0.0, False
-
-    def __call__(self, done: int, steps: int, seconds: float) -> None:
-        """After some steps; `seconds` since the first."""
-        if not self.begun:
-            self.begun, self.last = True, time.perf_counter()
-            _say(f"{steps:,} steps, about {duration(seconds / done * steps)}")
-        elif time.perf_counter() - self.last >= _EVERY and done < steps:
-            self.last = time.perf_counter()
-            _say(f"step {done:,} of {steps:,}, {duration(seconds / done * (steps - done))} left")
 
 
 def _show(model: ImageClassifier) -> None:

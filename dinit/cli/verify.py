@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Annotated
 
 import typer
@@ -13,9 +10,8 @@ import typer
 from dinit._deprecate import warn_once
 from dinit.cli.checks import check_entry
 from dinit.cli.completion import entries
-from dinit.cli.console import console, errors
-
-_EVERY = 10.0  # seconds between lines where no bar can be drawn
+from dinit.cli.console import console
+from dinit.progress import Progress
 
 Samplers = Annotated[
     list[str] | None,
@@ -61,15 +57,21 @@ def verify(sampler: Samplers = None, process: Processes = None, full: Full = Fal
         check_entry("processes", name)
     from dinit.conformance import verify as run
 
-    with _shown() as show:
-        report = run(sampler or None, not full, process or None, _cores(), show)
+    with Progress("verify", None, "pairs of sampler and process", speed=None) as progress:
+        report = run(
+            sampler or None,
+            not full,
+            process or None,
+            _cores(),
+            lambda done, total: progress.update(done, total=total),
+        )
     failed = report.failures()
     console.print(failed.table() if failed.checks and not sampler else report.table())
     refused = f", {report.count('refused')} refused with a reason" if report.count("refused") else ""
     pairs = len({(one.sampler, one.process) for one in report.checks})
     console.print(
         f"{report.count('pass')} of {len(report.checks)} checks passed{refused}, {report.count('FAIL')} failed: "
-        f"{pairs} pairs of sampler and process",
+        f"{pairs} pair{'' if pairs == 1 else 's'} of sampler and process",
         highlight=False,
         soft_wrap=True,
     )
@@ -80,25 +82,3 @@ def verify(sampler: Samplers = None, process: Processes = None, full: Full = Fal
 def _cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-@contextmanager
-def _shown() -> Iterator[Callable[[int, int], None]]:
-    """What shows how far the checks are: a bar on a terminal, a line at intervals elsewhere."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = TextColumn("checks"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar:
-        task = bar.add_task("checks", total=None)
-        began = printed = time.monotonic()
-
-        def show(done: int, total: int) -> None:
-            nonlocal printed
-            bar.update(task, total=total, completed=done)
-            now = time.monotonic()
-            if not errors.is_terminal and now - printed > _EVERY:
-                printed = now
-                left = (now - began) / done * (total - done)
-                errors.print(f"{done}/{total} pairs checked, about {left:.0f} s left", highlight=False)
-
-        yield show

@@ -231,7 +231,7 @@ def _described(
         f"{split.name}: {len(split.train_rows):,} pictures of {data.num_classes} classes, {side}×{side} "
         f"{'grey' if data.channels == 1 else 'RGB'}; {len(split.held_out_rows):,} held out ({split.rule})"
     )
-    limit = "" if minutes is None else f"; at most {minutes:g} minutes"
+    limit = "" if minutes is None else f"; at most {minutes:g} minute{'' if minutes == 1 else 's'}"
     mirrored = "mirrored at random" if plan.flip else "not mirrored (--flip)"
     yield (
         f"{plan.steps:,} steps of {plan.batch_size} on {device}, seed {plan.seed}; pictures moved by up to "
