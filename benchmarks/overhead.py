@@ -29,7 +29,7 @@ from dinit.diffusion import PROCESSES, BackboneDenoiser, Process
 from dinit.diffusion.parameterization import PARAMETERIZATIONS
 from dinit.samplers import SAMPLERS
 from dinit.samplers.noise import NoiseSource
-from dinit.samplers.rehearsal import spread
+from dinit.samplers.rehearsal import forget
 
 STEPS, SHAPE = 50, (4, 3, 32, 32)
 OUT = Path(__file__).parent / "results" / "overhead.md"
@@ -112,11 +112,6 @@ def ours(case: Case, noise: Tensor, steps: int = STEPS) -> Loop:
     """A run of our sampler, made for each run from its name."""
     model = denoiser(case.process)
     return lambda: SAMPLERS.create({"name": case.sampler, **case.options}).sample(model, noise, steps)
-
-
-def forget() -> None:
-    """Nothing is kept from earlier runs."""
-    spread.cache_clear()
 
 
 def in_diffusers(name: str, options: dict[str, Any], noise: Tensor) -> Loop:

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from dinit.diffusion.continuous import VP as VP
     from dinit.diffusion.continuous import LinearFlow as LinearFlow
     from dinit.diffusion.continuous import SubVP as SubVP
+    from dinit.diffusion.denoised import Denoised as Denoised
     from dinit.diffusion.denoiser import BackboneDenoiser as BackboneDenoiser
-    from dinit.diffusion.denoiser import Denoised as Denoised
     from dinit.diffusion.denoiser import Denoiser as Denoiser
     from dinit.diffusion.denoiser import WrappedDenoiser as WrappedDenoiser
     from dinit.diffusion.discrete import BetaChain as BetaChain

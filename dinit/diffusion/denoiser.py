@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +12,7 @@ from torch import Tensor
 from dinit.arguments import shown
 from dinit.devices import upload
 from dinit.diffusion.condition import Condition
+from dinit.diffusion.denoised import Denoised, OutputFactors
 from dinit.diffusion.parameterization import (
     Parameterization,
     Preconditioning,
@@ -21,96 +20,7 @@ from dinit.diffusion.parameterization import (
     precondition,
     split_variance,
 )
-from dinit.diffusion.process import Process, ScalarScales, Scales
-
-
-@dataclass(frozen=True)
-class Denoised:
-    """Posterior mean of a noisy batch, and what follows from it.
-
-    Two guidances set more than x0, `renoise_eps` and `mean_gradient`; only samplers that list such a field in
-    `supported_outputs` use it.
-
-    Args:
-        x_t: The noisy batch, (B, C, H, W).
-        x0: The posterior mean E[x0 | x_t], (B, C, H, W).
-        scales: Those of the batch's time or times, broadcastable to x_t.
-        variance_fraction: (B, C, H, W) in [0, 1] where the network learned its variance (Nichol & Dhariwal 2021):
-            the weight of the upper bound log beta against the lower bound log beta-tilde. Else None.
-        renoise_eps: The eps used to go on, (B, C, H, W), in place of the one that x_t and x0 imply; None: that
-            one.
-        mean_gradient: A gradient to add, times the variance of a stochastic step, to its mean, (B, C, H, W); or
-            None.
-        clean_eps: The network's eps at sigma = 0, (B, C, H, W), where x_t and x0 do not tell it; or None.
-    """
-
-    x_t: Tensor
-    x0: Tensor
-    scales: Scales
-    variance_fraction: Tensor | None = None
-    renoise_eps: Tensor | None = None
-    mean_gradient: Tensor | None = None
-    clean_eps: Tensor | None = None
-
-    @property
-    def eps(self) -> Tensor:
-        """The posterior mean of the noise. Where sigma is 0 it is the network's, or 0 where that has none."""
-        if self.renoise_eps is not None:
-            return self.renoise_eps
-        if self.clean_eps is not None:
-            return self.clean_eps
-        k = self.scales.factors
-        if isinstance(k, ScalarScales):
-            return (self.x_t - k.alpha * self.x0) / (k.sigma or math.inf)
-        return (self.x_t - k.alpha * self.x0) / torch.where(k.sigma == 0, torch.inf, k.sigma)
-
-    @property
-    def score(self) -> Tensor:
-        """The gradient of log p_t at x_t: -eps / sigma. Needs sigma > 0."""
-        return -self.eps / self.scales.factors.sigma
-
-    @property
-    def velocity(self) -> Tensor:
-        """dx/dt of the probability-flow ODE: alpha' x0 + sigma' eps."""
-        k = self.scales.factors
-        return k.d_alpha * self.x0 + k.d_sigma * self.eps
-
-    def log_variance(self, s: Scales) -> Tensor:
-        """log of the learned variance of x_s given x_t. Nichol & Dhariwal 2021, Eq. 15.
-
-        Args:
-            s: Scales of the time s < t.
-
-        Returns:
-            (B, C, H, W).
-
-        Raises:
-            ValueError: The network learned no variance.
-        """
-        if self.variance_fraction is None:
-            raise ValueError("this network has no learned variance: choose 'fixed-small' or 'fixed-large'")
-        t = self.scales
-        upper = (t.sigma**2 - (t.alpha / s.alpha * s.sigma) ** 2).log()
-        lower = upper + 2 * (s.sigma.log() - t.sigma.log())
-        return self.variance_fraction * upper + (1 - self.variance_fraction) * lower
-
-    def parts(self, count: int) -> tuple[Denoised, ...]:
-        """The batch in `count` equal parts."""
-        n = self.x_t.shape[0] // count
-        return tuple(self.rows(slice(i * n, (i + 1) * n)) for i in range(count))
-
-    def rows(self, part: slice) -> Denoised:
-        """Some samples of the batch.
-
-        Args:
-            part: Which rows.
-        """
-        tensors = {
-            name: None if (value := getattr(self, name)) is None else value[part]
-            for name in ("x_t", "x0", "variance_fraction", "renoise_eps", "mean_gradient", "clean_eps")
-        }
-        scales = self.scales.map(lambda v: v[part]) if self.scales.time.ndim else self.scales
-        return replace(self, scales=scales, **tensors)
+from dinit.diffusion.process import Process, Scales
 
 
 class Denoiser(ABC):
@@ -333,15 +243,17 @@ class BackboneDenoiser(Denoiser):
 
     def __call__(self, x_t: Tensor, t: Scales | Tensor | float, cond: Condition) -> Denoised:
         scales = self.scales(t)
-        pre: Preconditioning | _Factors
+        pre: Preconditioning | OutputFactors
         if scales.time.ndim == 0 and scales.time.is_cpu:  # numbers: no copy to the device, no synchronisation
-            pre = _Factors(*scales.numbers(self, self._factors))
+            pre = OutputFactors(*scales.numbers(self, self._factors))
             label = torch.full((1,), pre.noise_label, device=x_t.device)
         else:
             pre = precondition(self.process, self.parameterization, scales).like(x_t)
             label = time_input(pre.noise_label, x_t)
-        x_in = (x_t * pre.input_scale).to(getattr(self.backbone, "dtype", x_t.dtype))
-        output, fraction = split_variance(self.call_backbone(x_in, label, cond).to(x_t.dtype), x_t.shape[1])
+        x_in = _as(x_t * pre.input_scale, getattr(self.backbone, "dtype", x_t.dtype))
+        output, fraction = split_variance(_as(self.call_backbone(x_in, label, cond), x_t.dtype), x_t.shape[1])
+        if isinstance(pre, OutputFactors) and fraction is None and scales.floats.sigma > 0:
+            return Denoised.of_output(x_t, output, pre, scales)
         return Denoised(
             x_t,
             pre.a * x_t + pre.b * output,
@@ -352,7 +264,8 @@ class BackboneDenoiser(Denoiser):
 
     def _factors(self, k: Scales) -> tuple[Tensor, ...]:
         pre = precondition(self.process, self.parameterization, k)
-        return pre.noise_label, pre.input_scale, pre.a, pre.b
+        determinant = pre.q * k.alpha - pre.p * k.sigma
+        return pre.noise_label, pre.input_scale, pre.a, pre.b, -pre.p / determinant, k.alpha / determinant
 
     def known_at(self, k: Scales) -> bool:
         """Clean data, x0 = x_t / alpha, unless the velocity is regular there and the network's output gives it."""
@@ -380,16 +293,12 @@ class BackboneDenoiser(Denoiser):
         Returns:
             (B, C, H, W), or (B, 2C, H, W) where the network learned its variance.
         """
-        return self.backbone(x, noise_label, cond.embedding.to(x.dtype))
+        return self.backbone(x, noise_label, _as(cond.embedding, x.dtype))
 
 
-class _Factors(NamedTuple):
-    """The fields of `Preconditioning` that a forward pass uses, as numbers."""
-
-    noise_label: float
-    input_scale: float
-    a: float
-    b: float
+def _as(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x.to(dtype), with less overhead where x is of it."""
+    return x if x.dtype is dtype else x.to(dtype)
 
 
 def time_input(noise_label: Tensor, x: Tensor) -> Tensor:
@@ -402,4 +311,4 @@ def time_input(noise_label: Tensor, x: Tensor) -> Tensor:
 
 def _clean(k: Scales) -> bool:
     """Whether k is one time, on the CPU, with sigma = 0: no other is read back from a device."""
-    return k.time.ndim == 0 and k.time.device.type == "cpu" and k.floats.sigma == 0
+    return k.time.ndim == 0 and k.time.is_cpu and k.floats.sigma == 0

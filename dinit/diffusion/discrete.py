@@ -6,8 +6,9 @@ import math
 from abc import abstractmethod
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -268,11 +269,18 @@ def _hermite_inverse(values: Tensor, slopes: Tensor, left: Tensor, target: Tenso
     One binary digit after the other: the cubic is monotone, but may be nearly flat where Newton's steps stall.
     """
     y0, _, m0, square, cube = _cubic(values, slopes, left)
-    u = torch.zeros_like(target)
+    if not target.is_cpu or target.requires_grad:
+        return _digits(y0, m0, square, cube, target)
+    # A run has few times, and NumPy has half the overhead.
+    return torch.from_numpy(np.asarray(_digits(*(v.numpy() for v in (y0, m0, square, cube, target)))))
+
+
+def _digits(y0: Any, m0: Any, square: Any, cube: Any, target: Any) -> Any:
+    u = 0 * target
     for digit in range(1, 56):
         further = u + 2.0**-digit
         above = y0 + further * (m0 + further * (square + further * cube)) > target
-        u = torch.where(above, further, u)
+        u = u + above * 2.0**-digit
     return u
 
 

@@ -7,13 +7,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, NamedTuple, overload
+from typing import Any, ClassVar, TypeVar, overload
 
 import torch
 from torch import Tensor
 
 from dinit.devices import upload
 from dinit.registry import Registry
+
+Result = TypeVar("Result")
 
 PROCESSES: Registry[type[Process]] = Registry("process", "dinit.diffusion")
 
@@ -97,6 +99,26 @@ class Scales:
             together.rows[key] = list(zip(*(v.tolist() for v in function(together.scales)), strict=True))
         return together.rows[key][index]
 
+    def paired(self, other: Scales, key: object, function: Callable[[Scales, Scales], Sequence[Result]]) -> Result:
+        """A function of two single times, computed once for all pairs of their runs' times as far apart.
+
+        Args:
+            other: The second time.
+            key: Identifies the function: its results are kept under it, with the scales.
+            function: From the scales of N first and N second times to N results.
+
+        Returns:
+            The result for this pair.
+        """
+        (mine, i), (theirs, j) = self._together, other._together
+        place, first = (key, id(theirs), j - i), max(0, i - j)
+        if place not in mine.rows:
+            count = min(len(mine.scales.time) - first, len(theirs.scales.time) - first - j + i)
+            starts = mine.scales.map(lambda v: v[first : first + count])
+            ends = theirs.scales.map(lambda v: v[first + j - i : first + j - i + count])
+            mine.rows[place] = (theirs, function(starts, ends))  # theirs is kept, as its id is in the key
+        return mine.rows[place][1][i - first]
+
     @cached_property
     def _together(self) -> tuple[_Together, int]:
         """The times that this one was made with, and its place among them: it alone, but for `unbind`."""
@@ -110,22 +132,38 @@ class Scales:
 
     def map(self, function: Any) -> Scales:
         """The same scales with `function` applied to every tensor."""
-        return Scales(*(function(getattr(self, f.name)) for f in dataclasses.fields(self)))
+        return Scales(*map(function, (self.time, self.alpha, self.sigma, self.d_alpha, self.d_sigma)))
+
+    @staticmethod
+    def stack(points: Sequence[Scales]) -> Scales:
+        """The scales of several times at once, (N,) tensors.
+
+        Args:
+            points: N single times; consecutive times of one run need no copy.
+        """
+        (together, first), count = points[0]._together, len(points)
+        if all(k._together == (together, first + i) for i, k in enumerate(points)):
+            return together.scales.map(lambda v: v[first : first + count])
+        columns = zip(*((k.time, k.alpha, k.sigma, k.d_alpha, k.d_sigma) for k in points), strict=True)
+        return Scales(*(torch.stack(column) for column in columns))
 
     def unbind(self) -> list[Scales]:
         """The scales of each time in turn, from scales of a (N,) tensor of times."""
-        rows = zip(*(getattr(self, f.name).unbind() for f in dataclasses.fields(self)), strict=True)
-        found, together = [Scales(*row) for row in rows], _Together(self, {})
-        for index, one in enumerate(found):
+        columns = (self.time, self.alpha, self.sigma, self.d_alpha, self.d_sigma)
+        found, together = [], _Together(self, {})
+        for index, row in enumerate(zip(*(v.unbind() for v in columns), strict=True)):
+            one = Scales(*row)
             one.__dict__["_together"] = (together, index)  # in place of the cached property
+            found.append(one)
         return found
 
 
-class _Together(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class _Together:
     """Times of one run: their scales, (N,), and what was computed of all of them, a row each."""
 
     scales: Scales
-    rows: dict[object, list[tuple[float, ...]]]
+    rows: dict[object, Any]
 
 
 def _fields_of_floats(k: Scales) -> tuple[Tensor, ...]:

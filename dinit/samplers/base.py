@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -64,7 +64,7 @@ class StepDenoiser:
         return self.denoiser.process.scales(t)
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class StepNoise:
     """The noise of one step: `noise(j, like)` is the j-th standard normal draw, j < draws_per_step."""
 
@@ -85,7 +85,7 @@ class Step:
         total: Sampling steps of the run.
         t: The time of x_t, in [0, 1].
         x_t: (B, C, H, W), the state before the step.
-        x0: (B, C, H, W), the posterior mean of the step's first evaluation.
+        first: The step's first evaluation.
         x_s: (B, C, H, W), the state after the step; after the last one, the sample.
         nfe: Network evaluations per image so far.
         state: What the solver carries to the next step besides x_s: multistep history, a coupled state.
@@ -95,10 +95,15 @@ class Step:
     total: int
     t: float
     x_t: Tensor
-    x0: Tensor
+    first: Denoised
     x_s: Tensor
     nfe: int
     state: Any = None
+
+    @property
+    def x0(self) -> Tensor:
+        """(B, C, H, W), the posterior mean of the step's first evaluation."""
+        return self.first.x0
 
 
 @dataclass(frozen=True)
@@ -279,12 +284,11 @@ class Sampler(ABC):
         source: SupportsNormal = noise_source or NoiseSource.from_seed(seed, x.shape[0])
         cond = denoiser.condition(labels, x.shape[0], x.device)
         run = Run.prepare(self, denoiser, points, len(points) - (end != "posterior-mean"), cond, source, state)
-        if isinstance(grid, str) or not isinstance(
-            grid, Tensor | Times | Sequence
-        ):  # times given one by one are their owner's choice
+        given = isinstance(grid, Tensor | Times | Sequence) and not isinstance(grid, str)
+        if not given:  # times given one by one are their owner's choice
             from dinit.samplers.rehearsal import warn_of_spread
 
-            warn_of_spread(self, denoiser, points, end, SAMPLERS.create)
+            warn_of_spread(run, end, SAMPLERS.create, own_state=state is None)
         if initial_state is None:
             check_noisy_start(points[0])
             x = x * denoiser.process.prior_std(points[0])
@@ -409,7 +413,7 @@ class Run:
                 x_s, state = self.sampler.finish(denoise, x, t, state, noise)
             nfe += denoise.calls
             assert denoise.first is not None, "a step evaluates the denoiser at least once"
-            yield Step(i, self.total, t.floats.time, x, denoise.first.x0, x_s, nfe, state)
+            yield Step(i, self.total, t.floats.time, x, denoise.first, x_s, nfe, state)
             x = x_s
 
     def denoiser_at(self, index: int) -> StepDenoiser:
@@ -446,7 +450,7 @@ def _inner_points(
     """The scales of every step's inner times, one tuple a step."""
     if type(sampler).inner_times is Sampler.inner_times:
         return [()] * (len(points) - 1)
-    t, s = _joined(points[:-1]), _joined(points[1:])
+    t, s = Scales.stack(points[:-1]), Scales.stack(points[1:])
     inner = sampler.inner_times(denoiser, t, s, total)
     if inner.numel() == 0:
         return [()] * (len(points) - 1)
@@ -454,7 +458,3 @@ def _inner_points(
     _ = rows[0].floats  # all are read back here, so that the loop does not
     width = inner.shape[1]
     return [tuple(rows[i : i + width]) for i in range(0, len(rows), width)]
-
-
-def _joined(points: Sequence[Scales]) -> Scales:
-    return Scales(*(torch.stack([getattr(k, f.name) for k in points]) for f in fields(Scales)))

@@ -6,11 +6,13 @@ exact standard deviation at the end of a run is known, and the run costs millise
 
 from __future__ import annotations
 
-import functools
+import math
 import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,7 +20,7 @@ from dinit.diffusion import Condition, Denoised, Denoiser, Process, Scales
 from dinit.samplers.points import End
 
 if TYPE_CHECKING:  # `Sampler.iterate` imports this module
-    from dinit.samplers.base import Sampler
+    from dinit.samplers.base import Run, Sampler
 
 DATA_STD = 0.3  # of images in [-1, 1], about
 TOLERANCE = 0.15  # of the standard deviation, relative
@@ -39,30 +41,29 @@ class _Gaussian(Denoiser):
         return torch.zeros(len(labels), 1)
 
     def __call__(self, x_t: Tensor, t: Scales | Tensor | float, cond: Condition) -> Denoised:
-        k = self.scales(t).like(x_t)
-        return Denoised(x_t, k.alpha * DATA_STD**2 / (k.alpha**2 * DATA_STD**2 + k.sigma**2) * x_t, k)
+        scales = self.scales(t).like(x_t)
+        k: Any = scales.factors
+        return Denoised(x_t, k.alpha * DATA_STD**2 / (k.alpha**2 * DATA_STD**2 + k.sigma**2) * x_t, scales)
 
 
-def warn_of_spread(
-    sampler: Sampler, denoiser: Denoiser, points: list[Scales], end: End, create: Callable[[str], Sampler]
-) -> None:
+def warn_of_spread(run: Run, end: End, create: Callable[[str], Sampler], own_state: bool = True) -> None:
     """A UserWarning where the sampler's own error on Gaussian data is above TOLERANCE, with a sampler that is not.
 
     A run of fewer than FEWEST times is warned of where it diverges.
 
     Args:
-        sampler: What would run.
-        denoiser: What would be sampled from; of it the process counts.
-        points: Scales of every time of the run.
+        run: What would run.
         end: Of the run.
         create: From a registered name to the sampler.
+        own_state: Whether the sampler's `init` made the run's first state.
     """
+    sampler, denoiser, points = run.sampler, run.denoiser, run.points
     adaptive = sampler.claims().cost_depends_on == "state"
     if isinstance(denoiser, _Gaussian) or adaptive or not 2 <= len(points) <= MOST:
         return
     times = tuple(k.floats.time for k in points)
     try:
-        found = spread(sampler, denoiser.process, times, end)
+        found = spread(sampler, denoiser.process, times, end, run if own_state else None)
     except (TypeError, ValueError):  # options that do not hash; a network that has what the Gaussian has not
         return
     few = len(points) < FEWEST
@@ -85,8 +86,15 @@ def _suits(sampler: Sampler, process: Process, times: tuple[float, ...], end: En
         return False
 
 
-@functools.lru_cache(maxsize=512)
-def spread(sampler: Sampler, process: Process, times: tuple[float, ...], end: End) -> float:
+_FOUND: dict[object, float] = {}
+
+
+def forget() -> None:
+    """Rehearse every run again."""
+    _FOUND.clear()
+
+
+def spread(sampler: Sampler, process: Process, times: tuple[float, ...], end: End, run: Run | None = None) -> float:
     """Standard deviation at the end of a run on Gaussian data, over what the exact solution has there.
 
     Args:
@@ -94,33 +102,85 @@ def spread(sampler: Sampler, process: Process, times: tuple[float, ...], end: En
         process: Of the data's noise.
         times: Of the run, decreasing.
         end: 'posterior-mean', or another, which returns the state at the last time.
+        run: This run of the sampler, planned for another denoiser of the process; None: it is planned here.
 
     Returns:
         1 for an exact solver.
     """
+    key = (sampler, process, times, end)
+    if key not in _FOUND:
+        if len(_FOUND) >= 512:
+            _FOUND.clear()
+        _FOUND[key] = _spread(sampler, process, times, end, run)
+    return _FOUND[key]
+
+
+def _spread(sampler: Sampler, process: Process, times: tuple[float, ...], end: End, run: Run | None) -> float:
     denoiser = _Gaussian(process)
-    grid = torch.tensor(times, dtype=torch.float64)
-    first, last = process.scales(grid[0]), process.scales(grid[-1])
+    first, last = process.scales(torch.tensor([times[0], times[-1]], dtype=torch.float64)).unbind()
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = None
+        if run is not None:
+            sampler.check(denoiser, run.points)
+            found = _of_coefficients(replace(run, denoiser=denoiser), _marginal_std(first))
+        if found is None:
+            found = _of_samples(sampler, denoiser, times, end, _marginal_std(first))
+    exact = _marginal_std(last)
+    if end == "posterior-mean":
+        exact = last.floats.alpha * DATA_STD**2 / exact
+    return found / exact
+
+
+def _of_coefficients(run: Run, std: float) -> float | None:
+    """The standard deviation at the end of a linear run, on plain numbers; None where the sampler needs tensors.
+
+    Each number of the state is the coefficient of one of the independent normal variables that the run begins with
+    and draws. The last is what the state is where these variables have some fixed values, which shows whether the
+    run is linear.
+    """
+    draws = run.sampler.claims().draws_per_step
+    count = 1 + draws * run.total
+    values = np.cos(2.4 * np.arange(count)) + 0.1
+
+    class Units:
+        def normal(self, stream: str, number: int, like: Any) -> Any:
+            unit = np.zeros(count + 1)
+            unit[1 + number], unit[-1] = 1, values[1 + number]
+            return unit
+
+    x: Any = 1.0
+    if draws:
+        x = np.zeros(count + 1)
+        x[0], x[-1] = 1, values[0]
+    try:
+        for step in replace(run, noise_source=Units()).iterate(std * x):
+            x = step.x_s
+        if not draws:
+            return abs(x) if isinstance(x, float) else None
+        linear = isinstance(x, np.ndarray) and abs(x[-1] - x[:-1] @ values) <= 1e-6 * np.abs(x[:-1]).sum()
+        return math.sqrt(x[:-1] @ x[:-1]) if linear else None
+    except (TypeError, AttributeError, ArithmeticError, IndexError, ValueError):
+        return None  # what fails on tensors too does so there
+
+
+def _of_samples(sampler: Sampler, denoiser: Denoiser, times: tuple[float, ...], end: End, std: float) -> float:
+    """The standard deviation at the end of a run, of samples."""
     if sampler.stochastic:
         even = (torch.arange(1024, dtype=torch.float64) + 0.5) / 1024
         draws = torch.special.ndtri(even)[torch.randperm(1024, generator=torch.Generator().manual_seed(0))]
         start = draws.reshape(16, 1, 8, 8)
     else:
         start = torch.tensor([-1.0, 1.0], dtype=torch.float64).reshape(2, 1, 1, 1)
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        done = sampler.sample(
-            denoiser,
-            start,
-            grid=grid,
-            initial_state=start * _marginal_std(first),
-            end=end if end == "posterior-mean" else "state",
-        )
-    exact = _marginal_std(last)
-    if end == "posterior-mean":
-        exact = last.alpha * DATA_STD**2 / exact
-    return float(done.std(unbiased=False) / exact)
+    done = sampler.sample(
+        denoiser,
+        start,
+        grid=torch.tensor(times, dtype=torch.float64),
+        initial_state=start * std,
+        end=end if end == "posterior-mean" else "state",
+    )
+    return float(done.std(unbiased=False))
 
 
-def _marginal_std(k: Scales) -> Tensor:
-    return (k.alpha**2 * DATA_STD**2 + k.sigma**2).sqrt()
+def _marginal_std(k: Scales) -> float:
+    return math.sqrt(k.floats.alpha**2 * DATA_STD**2 + k.floats.sigma**2)

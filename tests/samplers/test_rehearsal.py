@@ -11,8 +11,11 @@ import torch
 from dinit import Pipeline
 from dinit.diffusion import PROCESSES
 from dinit.models.analytic import GaussianDenoiser
-from dinit.samplers import EDICT, SAMPLERS
+from dinit.samplers import EDICT, SAMPLERS, rehearsal
+from dinit.samplers.base import Run
 from dinit.samplers.grids.shifted import Shifted
+from dinit.samplers.noise import NoiseSource
+from dinit.samplers.points import sampling_points
 from dinit.samplers.rehearsal import spread
 
 MEAN, STD = 0.2, 0.3
@@ -131,3 +134,27 @@ def test_few_steps_are_warned_of_where_they_diverge(process: str, sampler: str, 
         assert sampled_std(process, sampler, 40)[0] < 1.6  # more steps
         instead = re.search(r"sampler '([a-z0-9-]+)'", said[0])
         assert instead is None or sampled_std(process, instead[1], steps)[0] < 1.6
+
+
+@pytest.mark.parametrize("name", ["ddim", "dpmpp-3m", "heun", "deis", "ddpm", "sa-solver", "predictor-corrector"])
+def test_a_rehearsal_on_plain_numbers_is_that_on_samples(name: str) -> None:
+    sampler, process = SAMPLERS.create(name), PROCESSES.create("vp")
+    denoiser = rehearsal._Gaussian(process)
+    points = sampling_points(denoiser, 20, None)
+    start = rehearsal._marginal_std(points[0])
+    source = NoiseSource.from_seed(0, 1)
+    run = Run.prepare(sampler, denoiser, points, len(points), denoiser.condition(None, 1), source, None)
+    plain = rehearsal._of_coefficients(run, start)
+    times = tuple(k.floats.time for k in points)
+    sampled = rehearsal._of_samples(sampler, denoiser, times, "posterior-mean", start)
+    assert plain == pytest.approx(sampled, rel=0.06 if sampler.stochastic else 1e-9)
+
+
+def test_a_rehearsal_that_is_not_linear_takes_samples() -> None:
+    sampler = SAMPLERS.create({"name": "predictor-corrector", "corrector": "langevin"})
+    process = PROCESSES.create("vp")
+    denoiser = rehearsal._Gaussian(process)
+    points = sampling_points(denoiser, 5, None)
+    source = NoiseSource.from_seed(0, 1)
+    run = Run.prepare(sampler, denoiser, points, len(points), denoiser.condition(None, 1), source, None)
+    assert rehearsal._of_coefficients(run, 1.0) is None

@@ -18,7 +18,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from pydantic import TypeAdapter, ValidationError
 
-from dinit.contents import RECORDED, unfit
+from dinit.contents import unfit
 from dinit.files import user_path
 from dinit.pipelines.call import to_spec
 from dinit.pipelines.generate import Generated, Pipeline
@@ -139,7 +139,7 @@ def versions() -> dict[str, str]:
 
 def read_manifest(path: Path) -> Manifest:
     """The manifest of a PNG, of a folder of PNGs, or in a manifest.json. ValueError where there is none."""
-    wanted = RECORDED
+    wanted = "a PNG, or a folder of PNGs, that `dinit generate` wrote"
     if path.is_dir():
         if not (path / FILE).is_file():
             raise FileNotFoundError(unfit(path, f"{wanted}, and {path / FILE} is missing"))

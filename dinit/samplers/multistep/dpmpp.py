@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from dinit.diffusion import Scales
+from dinit.diffusion.denoised import weighted
 from dinit.samplers.base import SAMPLERS, Claims, Sampler, StepDenoiser, StepNoise
 
 History = tuple[Tensor, float]
@@ -58,11 +59,11 @@ class DPMpp2M(Sampler):
         half_log_snr = a.log_snr / 2
         # alpha_s (1 - exp(-h)) of the paper, free of h: it stays exact where h is infinite.
         gain = b.alpha - a.alpha / a.sigma * b.sigma
-        x_s = b.sigma / a.sigma * x_t + gain * x0
+        x_s = weighted(b.sigma / a.sigma, x_t, gain, x0)
         h = b.log_snr / 2 - half_log_snr
         if self.order == 2 and state is not None and a.alpha > 0 and b.sigma > 0:
             x0_before, half_log_snr_before = state
-            slope = (x0 - x0_before) / (half_log_snr - half_log_snr_before)  # 0 after alpha = 0
             weight = gain * h / 2 if self.variant == "midpoint" else b.alpha * h - gain
-            x_s = x_s + weight * slope
+            rise = half_log_snr - half_log_snr_before  # infinite after alpha = 0
+            x_s = weighted(1.0, x_s, weight / rise, x0 - x0_before)
         return x_s, (x0, half_log_snr)

@@ -13,10 +13,10 @@ Adams-Bashforth), half the log-SNR ('log-snr': exponential integrators), or t (D
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor
@@ -33,6 +33,7 @@ from dinit.samplers.multistep.ode_variables import (
     TimeVariable,
 )
 
+Result = TypeVar("Result")
 Prediction = Literal["eps", "x0", "v", "velocity", "path-velocity"]
 Variable = Literal["own", "log-snr", "t"]
 Variant = Literal["exact", "midpoint", "bh1", "taylor", "pseudo"]
@@ -98,15 +99,21 @@ class ExponentialForm:
 
     def place(self, k: Scales) -> float:
         """The value of the polynomial's variable at a single time."""
-        return float(self.along.value(k))
+        return self.along.at(k)
 
     def between(self, process: Process, t: Scales, s: Scales, fraction: float) -> Scales:
         """The time at which the polynomial's variable has gone `fraction` of the way from t to s."""
-        return s if fraction == 1 else process.scales(self.along.between(process, t, s, fraction))
+        if fraction == 1:
+            return s
+
+        def of_all(starts: Scales, ends: Scales) -> list[Scales]:
+            return process.scales(self.along.between(process, starts, ends, fraction)).unbind()
+
+        return self._paired(t, s, ("between", fraction), of_all)
 
     def interpolate(self, process: Process, t: Scales, s: Scales, fractions: Tensor) -> Tensor:
-        """u where the polynomial's variable has gone the given fractions of the way from t to s."""
-        start, end = self.along.value(t), self.along.value(s)
+        """u where the polynomial's variable has gone fractions (n,) of the way from t to s: (..., n)."""
+        start, end = self.along.value(t)[..., None], self.along.value(s)[..., None]
         at = start + fractions * (end - start)
         if self.along is self.ode:
             return at
@@ -114,7 +121,35 @@ class ExponentialForm:
             return self.ode.value(process.scales(at))
         return self.ode.at_half_log_snr(process, self.along.half_log_snr(at))
 
+    def moments(self, process: Process, t: Scales, s: Scales) -> Sequence[float]:
+        """∫ tau^k du over the step for k = 1 to 4, where tau runs from 0 to 1 in the polynomial's variable.
 
+        By parts, (u_s - u_t) - k ∫ tau^(k-1) (u - u_t) dtau, which needs no derivative of the path.
+        """
+
+        def of_all(starts: Scales, ends: Scales) -> list[list[float]]:
+            fractions, mass = gauss_legendre(NODES)
+            k = torch.arange(1, 5, dtype=torch.float64)
+            u_t, u_s = self.ode.value(starts)[:, None], self.ode.value(ends)[:, None]
+            way = self.interpolate(process, starts, ends, fractions) - u_t
+            return (u_s - u_t - way @ (mass[:, None] * fractions[:, None] ** (k - 1)) * k).tolist()
+
+        return self._paired(t, s, "moments", of_all)
+
+    def _paired(
+        self, t: Scales, s: Scales, key: object, of_all: Callable[[Scales, Scales], Sequence[Result]]
+    ) -> Result:
+        """of_all for t and s, computed for all steps of the run at once but those of infinite length."""
+
+        def where_finite(starts: Scales, ends: Scales) -> list[Any]:
+            finite = self.along.value(starts).isfinite() & self.along.value(ends).isfinite()
+            found = iter(of_all(starts.map(lambda v: v[finite]), ends.map(lambda v: v[finite])))
+            return [next(found) if known else None for known in finite.tolist()]
+
+        return t.paired(s, (self, key), where_finite)
+
+
+@cache
 def exponential_form(prediction: Prediction, variable: Variable) -> ExponentialForm:
     """The form of a prediction that is extrapolated in a variable; 'own' is the prediction's own u."""
     ode = ODE_VARIABLES[prediction]
@@ -173,7 +208,7 @@ def weights(
         The factor rho_s / rho_t on x_t, and one weight for each node.
     """
     start, end = form.place(t), form.place(s)
-    rho_t, rho_s = float(form.ode.scale(t)), float(form.ode.scale(s))
+    rho_t, rho_s = form.ode.scale_at(t), form.ode.scale_at(s)
     if variant == "pseudo":
         (whole,) = _moments(form, process, t, s, 1)
         return rho_s / rho_t, [rho_s * whole * part for part in ADAMS_BASHFORTH[len(nodes) - 1]]
@@ -182,7 +217,7 @@ def weights(
         moments[1] = moments[0] / 2
     if len(nodes) == 2 and variant == "bh1" and form.along is LOG_SNR:
         h = s.floats.log_snr / 2 - t.floats.log_snr / 2
-        u_s = float(form.ode.value(s))
+        u_s = form.ode.at(s)
         moments[1] = (u_s if form.ode is SIGNAL_LEVEL else -u_s) * h / 2
     if variant == "taylor":
         moments = [m / math.factorial(k) if k > 1 else m for k, m in enumerate(moments)]
@@ -222,18 +257,11 @@ def ddim_weights(t: Scales, s: Scales) -> tuple[float, list[float]]:
 
 
 def _moments(form: ExponentialForm, process: Process, t: Scales, s: Scales, count: int) -> list[float]:
-    """∫ tau^k du over the step for k < count, where tau runs from 0 to 1 in the polynomial's variable.
-
-    By parts, (u_s - u_t) - k ∫ tau^(k-1) (u - u_t) dtau, which needs no derivative of the path.
-    """
-    u_t, u_s = form.ode.value(t), form.ode.value(s)
+    """∫ tau^k du over the step for k < count, where tau runs from 0 to 1 in the polynomial's variable."""
+    length = form.ode.at(s) - form.ode.at(t)
     if count == 1 or form.along is form.ode:  # u is the polynomial's variable itself
-        return [float(u_s - u_t) / (k + 1) for k in range(count)]
-    fractions, mass = gauss_legendre(NODES)
-    way = form.interpolate(process, t, s, fractions) - u_t
-    return [float(u_s - u_t)] + [
-        float(u_s - u_t - k * (mass * fractions ** (k - 1) * way).sum()) for k in range(1, count)
-    ]
+        return [length / (k + 1) for k in range(count)]
+    return [length, *form.moments(process, t, s)[: count - 1]]
 
 
 @cache

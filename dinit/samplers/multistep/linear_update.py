@@ -8,7 +8,9 @@ from typing import NamedTuple
 from torch import Tensor
 
 from dinit.diffusion import Denoised, Scales
+from dinit.diffusion.denoised import weighted
 from dinit.samplers.multistep.exponential_weights import DDIM_FORM, ExponentialForm, ddim_weights
+from dinit.samplers.multistep.ode_variables import ODEVariable
 
 
 class Evaluation(NamedTuple):
@@ -17,10 +19,18 @@ class Evaluation(NamedTuple):
     Attributes:
         denoised: What the denoiser returned.
         state: The state that the trajectory continued from; after a correction, the corrected one.
+        slopes: Slopes that steps have used.
     """
 
     denoised: Denoised
     state: Tensor
+    slopes: dict[ODEVariable, Tensor]
+
+    def slope(self, ode: ODEVariable) -> Tensor:
+        """Its slope in a change of variables, computed once."""
+        if ode not in self.slopes:
+            self.slopes[ode] = ode.slope(self.denoised)
+        return self.slopes[ode]
 
 
 class LinearUpdate(NamedTuple):
@@ -42,9 +52,9 @@ class LinearUpdate(NamedTuple):
 
     def apply(self, state: Tensor, past: Sequence[Evaluation]) -> Tensor:
         """x, (B, C, H, W), from a state and the evaluations so far, the newest first."""
-        x = self.state_weight * state
+        x, factor = state, self.state_weight
         for j, w in zip(self.evaluations, self.weights, strict=True):
-            x = x + w * self.form.ode.slope(past[j].denoised)
+            x, factor = weighted(factor, x, w, past[j].slope(self.form.ode)), 1.0
         return x
 
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,11 +37,17 @@ class TimeVariable:
         name: For messages.
         value: The variable at given scales, float64, in their shape.
         half_log_snr: Half the log-SNR at values of the variable; None for t itself, whose log-SNR is the process's.
+        number: The variable at a single time in plain numbers, inf where it is infinite.
     """
 
     name: str
     value: Callable[[Scales], Tensor] = field(repr=False)
     half_log_snr: Callable[[Tensor], Tensor] | None = field(repr=False)
+    number: Callable[[ScalarScales], float] = field(repr=False)
+
+    def at(self, k: Scales) -> float:
+        """The variable at a single time, as a number."""
+        return self.number(k.floats)
 
     def time(self, process: Process, value: Tensor) -> Tensor:
         """The times at which the variable has the given values."""
@@ -60,21 +67,33 @@ class ODEVariable(TimeVariable):
 
     Attributes:
         scale: What x is divided by, at given scales, in their shape.
-        slope: dy/du of a Denoised, (B, C, H, W).
-        numbers: value and scale of a single time in plain numbers, for the loop.
+        factors: dy/du as factors on x0 and eps, at the scales of a single time or of many.
+        scale_number: The scale at a single time in plain numbers.
     """
 
     scale: Callable[[Scales], Tensor] = field(repr=False)
-    slope: Callable[[Denoised], Tensor] = field(repr=False)
-    numbers: Callable[[ScalarScales], tuple[float, float]] = field(repr=False)
+    factors: Callable[[Any], tuple[Any, Any]] = field(repr=False)
 
-    def at(self, k: Scales) -> float:
-        """The variable at a single time, as a number."""
-        return self.numbers(k.floats)[0]
+    def slope(self, d: Denoised) -> Tensor:
+        """dy/du of a Denoised, (B, C, H, W)."""
+        k = d.scales.factors
+        x0, eps = self.factors(k)
+        if self is SIGNAL_LEVEL or self is NOISE_LEVEL:
+            return d.x0 if self is SIGNAL_LEVEL else d.eps
+        return d.combination(0.0, x0, eps) if isinstance(k, ScalarScales) else x0 * d.x0 + eps * d.eps
+
+    def euler(self, d: Denoised, s: Scales) -> Tensor:
+        """The state at s by Euler's step from d."""
+        x0, eps = self.factors(d.scales.floats)
+        scale = self.scale_at(s)
+        h = scale * (self.at(s) - self.at(d.scales))
+        return d.combination(scale / self.scale_at(d.scales), h * x0, h * eps)
+
+    scale_number: Callable[[ScalarScales], float] = field(repr=False)
 
     def scale_at(self, k: Scales) -> float:
         """The scale at a single time, as a number."""
-        return self.numbers(k.floats)[1]
+        return self.scale_number(k.floats)
 
     def at_half_log_snr(self, process: Process, half_log_snr: Tensor) -> Tensor:
         """The variable where half the log-SNR has the given values."""
@@ -89,52 +108,65 @@ def _length(k: Scales) -> Tensor:
     return (k.alpha**2 + k.sigma**2).sqrt()
 
 
-def _turned(d: Denoised) -> Tensor:
-    k = d.scales.factors
-    length = math.sqrt(k.alpha * k.alpha + k.sigma * k.sigma) if isinstance(k, ScalarScales) else _length(d.scales)
-    return (k.alpha * d.eps - k.sigma * d.x0) / length
-
-
 def _over(above: float, below: float) -> float:
     """The quotient, inf over 0."""
     return above / below if below else math.inf
 
 
-LOG_SNR = TimeVariable("log-snr", lambda k: k.log_snr / 2, lambda u: u)
+def _length_number(k: ScalarScales) -> float:
+    return math.sqrt(k.alpha * k.alpha + k.sigma * k.sigma)
+
+
+def _turned(k: Any) -> tuple[Any, Any]:
+    length = _length_number(k) if isinstance(k, ScalarScales) else _length(k)
+    return -k.sigma / length, k.alpha / length
+
+
+LOG_SNR = TimeVariable("log-snr", lambda k: k.log_snr / 2, lambda u: u, lambda k: k.log_snr / 2)
 TIME = ODEVariable(
-    "t", lambda k: k.time, None, lambda k: torch.ones_like(k.time), lambda d: d.velocity, lambda k: (k.time, 1.0)
+    name="t",
+    value=lambda k: k.time,
+    half_log_snr=None,
+    number=lambda k: k.time,
+    scale=lambda k: torch.ones_like(k.time),
+    scale_number=lambda k: 1.0,
+    factors=lambda k: (k.d_alpha, k.d_sigma),
 )
 NOISE_LEVEL = ODEVariable(
-    "sigma / alpha",
-    lambda k: k.noise_level,
-    lambda u: -u.log(),
-    lambda k: k.alpha,
-    lambda d: d.eps,
-    lambda k: (_over(k.sigma, k.alpha), k.alpha),
+    name="sigma / alpha",
+    value=lambda k: k.noise_level,
+    half_log_snr=lambda u: -u.log(),
+    number=lambda k: _over(k.sigma, k.alpha),
+    scale=lambda k: k.alpha,
+    scale_number=lambda k: k.alpha,
+    factors=lambda k: (0.0, 1.0),
 )
 SIGNAL_LEVEL = ODEVariable(
-    "alpha / sigma",
-    lambda k: k.alpha / k.sigma,
-    torch.log,
-    lambda k: k.sigma,
-    lambda d: d.x0,
-    lambda k: (_over(k.alpha, k.sigma), k.sigma),
+    name="alpha / sigma",
+    value=lambda k: k.alpha / k.sigma,
+    half_log_snr=torch.log,
+    number=lambda k: _over(k.alpha, k.sigma),
+    scale=lambda k: k.sigma,
+    scale_number=lambda k: k.sigma,
+    factors=lambda k: (1.0, 0.0),
 )
 STRAIGHT = ODEVariable(
-    "sigma / (alpha + sigma)",
-    lambda k: k.sigma / (k.alpha + k.sigma),
-    lambda u: torch.log1p(-u) - u.log(),
-    lambda k: k.alpha + k.sigma,
-    lambda d: d.eps - d.x0,
-    lambda k: (k.sigma / (k.alpha + k.sigma), k.alpha + k.sigma),
+    name="sigma / (alpha + sigma)",
+    value=lambda k: k.sigma / (k.alpha + k.sigma),
+    half_log_snr=lambda u: torch.log1p(-u) - u.log(),
+    number=lambda k: k.sigma / (k.alpha + k.sigma),
+    scale=lambda k: k.alpha + k.sigma,
+    scale_number=lambda k: k.alpha + k.sigma,
+    factors=lambda k: (-1.0, 1.0),
 )
 ANGLE = ODEVariable(
-    "atan(sigma / alpha)",
-    lambda k: torch.atan2(k.sigma, k.alpha),
-    lambda u: -u.tan().log(),
-    _length,
-    _turned,
-    lambda k: (math.atan2(k.sigma, k.alpha), math.sqrt(k.alpha * k.alpha + k.sigma * k.sigma)),
+    name="atan(sigma / alpha)",
+    value=lambda k: torch.atan2(k.sigma, k.alpha),
+    half_log_snr=lambda u: -u.tan().log(),
+    number=lambda k: math.atan2(k.sigma, k.alpha),
+    scale=_length,
+    scale_number=_length_number,
+    factors=_turned,
 )
 
 

@@ -99,13 +99,14 @@ class MultistepSampler(Sampler):
     ) -> tuple[Tensor, MultistepState]:
         now, *ahead = state.ahead
         d = denoise(x_t, t)
-        past = (Evaluation(d, x_t), *state.past)
+        past = (Evaluation(d, x_t, {}), *state.past)
         if now.correct is not None:
-            past = (Evaluation(d, now.correct.apply(past[now.correct.steps_back].state, past)), *state.past)
+            corrected = now.correct.apply(past[now.correct.steps_back].state, past)
+            past = (past[0]._replace(state=corrected), *state.past)
         inner: tuple[Evaluation, ...] = ()
         for at, update in now.stages:
             x = update.apply(past[0].state, (*inner, *past))
-            inner = (Evaluation(denoise(x, at), x), *inner)
+            inner = (Evaluation(denoise(x, at), x, {}), *inner)
         x_s = now.advance.apply(past[now.advance.steps_back].state, (*inner, *past))
         return x_s, MultistepState(tuple(ahead), past[: now.keep])
 

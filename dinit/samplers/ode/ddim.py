@@ -9,6 +9,7 @@ from typing import Any, overload
 from torch import Tensor
 
 from dinit.diffusion import Scales
+from dinit.diffusion.denoised import weighted
 from dinit.diffusion.process import ScalarScales
 from dinit.samplers.base import SAMPLERS, Claims, Sampler, StepDenoiser, StepNoise
 
@@ -63,7 +64,7 @@ class DDIM(Sampler):
     ) -> tuple[Tensor, None]:
         d = denoise(x_t, t)
         if self.eta == 0:
-            return s.floats.alpha * d.x0 + s.floats.sigma * d.eps, None
+            return d.combination(0.0, s.floats.alpha, s.floats.sigma), None
         std = ancestral_std(t.floats, s.floats, self.eta)
         direction = math.sqrt(max(s.floats.sigma * s.floats.sigma - std * std, 0.0))
-        return s.floats.alpha * d.x0 + direction * d.eps + std * noise(0, x_t), None
+        return weighted(1.0, d.combination(0.0, s.floats.alpha, direction), std, noise(0, x_t)), None

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from dinit.diffusion import Denoiser, Process, Scales
+from dinit.diffusion.denoised import weighted
 from dinit.samplers.base import SAMPLERS, Claims, Sampler, StepDenoiser, StepNoise
 from dinit.samplers.grids.base import TimeGrid
 from dinit.samplers.grids.default import noise_level_grid
@@ -112,7 +113,8 @@ class Churned(Sampler):
 
 
 def _euler(ode: ODEVariable, x_t: Tensor, slope: Tensor, t: Scales, s: Scales) -> Tensor:
-    return ode.scale_at(s) * (x_t / ode.scale_at(t) + (ode.at(s) - ode.at(t)) * slope)
+    scale = ode.scale_at(s)
+    return weighted(scale / ode.scale_at(t), x_t, scale * (ode.at(s) - ode.at(t)), slope)
 
 
 @SAMPLERS.register("edm-euler", aliases=("k-euler",), special_case_of="ddim")
@@ -127,9 +129,7 @@ class EDMEuler(Churned):
     """
 
     def _move(self, denoise: StepDenoiser, x_t: Tensor, t: Scales, s: Scales, nodes: tuple[Scales, ...]) -> Tensor:
-        d = denoise(x_t, t)
-        ode = noise_level_or_straight(t)
-        return _euler(ode, x_t, ode.slope(d), t, s)
+        return noise_level_or_straight(t).euler(denoise(x_t, t), s)
 
 
 @SAMPLERS.register("edm-heun", aliases=("edm", "k-heun"))
@@ -179,13 +179,13 @@ class EDMHeun(Churned):
 
     def _move(self, denoise: StepDenoiser, x_t: Tensor, t: Scales, s: Scales, nodes: tuple[Scales, ...]) -> Tensor:
         ode = TIME if self.variable == "t" else noise_level_or_straight(t)
-        slope = ode.slope(denoise(x_t, t))
+        d = denoise(x_t, t)
         if s.floats.sigma == 0:
-            return _euler(ode, x_t, slope, t, s)
+            return ode.euler(d, s)
         (node,) = nodes
-        corrector = ode.slope(denoise(_euler(ode, x_t, slope, t, node), node))
+        corrector = ode.slope(denoise(ode.euler(d, node), node))
         weight = 1 / (2 * self.alpha)
-        return _euler(ode, x_t, (1 - weight) * slope + weight * corrector, t, s)
+        return _euler(ode, x_t, weighted(1 - weight, ode.slope(d), weight, corrector), t, s)
 
 
 @SAMPLERS.register("dpm-2", aliases=("k-dpm-2",), special_case_of="dpm-solver-2")
@@ -217,11 +217,11 @@ class DPM2(Churned):
 
     def _move(self, denoise: StepDenoiser, x_t: Tensor, t: Scales, s: Scales, nodes: tuple[Scales, ...]) -> Tensor:
         ode = noise_level_or_straight(t)
-        slope = ode.slope(denoise(x_t, t))
+        d = denoise(x_t, t)
         if s.floats.sigma == 0:
-            return _euler(ode, x_t, slope, t, s)
+            return ode.euler(d, s)
         (middle,) = nodes
-        return _euler(ode, x_t, ode.slope(denoise(_euler(ode, x_t, slope, t, middle), middle)), t, s)
+        return _euler(ode, x_t, ode.slope(denoise(ode.euler(d, middle), middle)), t, s)
 
 
 def _in_noise_level(start: Scales, s: Scales, time: Callable[[ODEVariable], Tensor]) -> Tensor:

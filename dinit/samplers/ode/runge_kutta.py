@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dinit.diffusion import Denoiser, Scales
+from dinit.diffusion.denoised import weighted
 from dinit.registry import suggest
 from dinit.samplers.base import SAMPLERS, Claims, Sampler, StepDenoiser, StepNoise
 from dinit.samplers.multistep.ode_variables import TIME, ODEVariable
@@ -50,12 +51,30 @@ def runge_kutta_step(
     inner: Sequence[Scales],
 ) -> Tensor:
     """x_s, (B, C, H, W). inner: scales of the stages after the first, at the nodes of the ode's variable."""
+    d = denoise(x_t, t)
+    if not tableau.stages:
+        return ode.euler(d, s)
+    ahead = ode.euler(d, inner[0]) if tableau.stages[0] == (tableau.nodes[0],) else None
     y = x_t / ode.scale_at(t)
     h = ode.at(s) - ode.at(t)
-    slopes = [ode.slope(denoise(x_t, t))]
+    slopes = [ode.slope(d)]
     for row, k in zip(tableau.stages, inner, strict=True):
-        slopes.append(ode.slope(denoise(ode.scale_at(k) * (y + h * combined(row, slopes)), k)))
-    return ode.scale_at(s) * (y + h * combined(tableau.weights, slopes))
+        x = ahead if ahead is not None and len(slopes) == 1 else _moved(ode, y, h, row, slopes, k)
+        slopes.append(ode.slope(denoise(x, k)))
+    return _moved(ode, y, h, tableau.weights, slopes, s)
+
+
+def _moved(
+    ode: ODEVariable, y: Tensor, h: float, weights: Sequence[float], slopes: Sequence[Tensor], k: Scales
+) -> Tensor:
+    """The state at k, scale (y + h times the weighted slopes)."""
+    scale = ode.scale_at(k)
+    x = y
+    factor = scale
+    for weight, slope in zip(weights, slopes, strict=True):
+        if weight:
+            x, factor = weighted(factor, x, scale * h * weight, slope), 1.0
+    return x
 
 
 def combined(weights: Sequence[float], slopes: Sequence[Tensor]) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dinit.diffusion import Denoised, Denoiser, Scales
+from dinit.diffusion.denoised import weighted
 from dinit.diffusion.process import ScalarScales
 from dinit.registry import suggest
 from dinit.samplers.base import SAMPLERS, Claims, Sampler, StepDenoiser, StepNoise
@@ -90,11 +91,11 @@ class Ancestral(Sampler):
         d = denoise(x_t, t)
         down, up = ancestral_split(t.floats, s.floats, self.eta)
         if self.solver == "euler" or t.floats.alpha == 0 or down == 0:
-            x_s = s.floats.alpha * d.x0 + down * d.eps
+            x_s = d.combination(0.0, s.floats.alpha, down)
         else:
             x_s = self._second_order(denoise, d, t.floats, s.floats, down)
         if self.stochastic and up > 0:
-            x_s = x_s + self.s_noise * up * noise(0, x_t)
+            x_s = weighted(1.0, x_s, self.s_noise * up, noise(0, x_t))
         return x_s, None
 
     def _second_order(
@@ -102,11 +103,12 @@ class Ancestral(Sampler):
     ) -> Tensor:
         """The step to the noise level down / alpha_s, in units of x at s."""
         mid = denoise.inner[0]
-        middle = denoise(mid.floats.alpha * d.x0 + mid.floats.sigma * d.eps, mid)
+        middle = denoise(d.combination(0.0, mid.floats.alpha, mid.floats.sigma), mid)
         if self.solver == "dpm-2":  # dy / du = eps
-            return s.alpha / t.alpha * d.x_t + (down - s.alpha * t.sigma / t.alpha) * middle.eps
+            moved = down - s.alpha * t.sigma / t.alpha
+            return weighted(s.alpha / t.alpha, d.x_t, moved, middle.eps)
         keep = down / t.sigma
-        return keep * d.x_t + (s.alpha - keep * t.alpha) * middle.x0
+        return weighted(keep, d.x_t, s.alpha - keep * t.alpha, middle.x0)
 
 
 def ancestral_split(t: ScalarScales, s: ScalarScales, eta: float) -> tuple[float, float]:

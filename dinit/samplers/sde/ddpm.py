@@ -9,6 +9,8 @@ from typing import Any, Literal, get_args
 from torch import Tensor
 
 from dinit.diffusion import Denoised, Denoiser, Scales
+from dinit.diffusion.denoised import weighted
+from dinit.diffusion.process import ScalarScales
 from dinit.registry import suggest
 from dinit.samplers.base import SAMPLERS, Claims, Sampler, StepDenoiser, StepNoise
 from dinit.samplers.ode.ddim import ancestral_std, transition_variance
@@ -22,7 +24,10 @@ def posterior_mean_of_x_s(d: Denoised, t: Scales, s: Scales) -> Tensor:
     b: Any = s.factors
     left = b.sigma / a.sigma
     from_x0 = transition_variance(a, b) / (a.sigma * a.sigma)
-    return a.alpha / b.alpha * (left * left) * d.x_t + b.alpha * from_x0 * d.x0
+    from_x_t = a.alpha / b.alpha * (left * left)
+    if isinstance(a, ScalarScales):
+        return d.combination(from_x_t, b.alpha * from_x0, 0.0)
+    return from_x_t * d.x_t + b.alpha * from_x0 * d.x0
 
 
 def ancestral_transition(d: Denoised, t: Scales, s: Scales, variance: Variance) -> tuple[Tensor, Tensor | float]:
@@ -110,4 +115,6 @@ class DDPM(Sampler):
         mean, std = ancestral_transition(d, t, s, self.variance)
         if d.mean_gradient is not None:  # a classifier's, in the form of Dhariwal & Nichol 2021, Algorithm 1
             mean = mean + std**2 * d.mean_gradient
+        if isinstance(std, float):
+            return weighted(1.0, mean, std, noise(0, x_t)), None
         return mean + std * noise(0, x_t), None
