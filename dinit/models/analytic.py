@@ -11,6 +11,7 @@ import math
 import torch
 from torch import Tensor
 
+from dinit.devices import upload
 from dinit.diffusion import Condition, Denoised, Denoiser, Process, Scales
 
 # The log-weight of a component outside the class: below any likelihood ratio that a state far from the class can
@@ -64,8 +65,8 @@ class MixtureDenoiser(Denoiser):
             raise ValueError(f"classes {sorted(missing)} have no component")
 
     def embed(self, labels: Tensor) -> Tensor:
-        classes = self.component_class.to(labels.device)
-        log_weights = self.weights.to(labels.device).log().expand(len(labels), -1)
+        classes = upload(self.component_class, labels.device)
+        log_weights = upload(self.weights, labels.device).log().expand(len(labels), -1)
         member = (classes == labels[:, None]) | (labels[:, None] == self.num_classes)
         return torch.where(member, log_weights, torch.full_like(log_weights, _ABSENT))
 
@@ -73,7 +74,7 @@ class MixtureDenoiser(Denoiser):
         k = self.scales(t)
         kx = k.like(x_t)
         a, s = _components_like(kx, x_t)
-        means, variances = self.means.to(x_t), self.variances.to(x_t)
+        means, variances = _like(self.means, x_t), _like(self.variances, x_t)
         total = a**2 * variances + s**2  # (1 | B, K, *shape)
         pull = (x_t[:, None] - a * means) / total
         log_r = self._log_joint(x_t, a, means, total) + cond.embedding.to(x_t)
@@ -91,9 +92,9 @@ class MixtureDenoiser(Denoiser):
         Returns:
             (B,) in nats.
         """
-        cond = cond or self.condition(None, x_t.shape[0])
+        cond = cond or self.condition(None, x_t.shape[0], x_t.device)
         a, s = _components_like(self.scales(t).like(x_t), x_t)
-        means, variances = self.means.to(x_t), self.variances.to(x_t)
+        means, variances = _like(self.means, x_t), _like(self.variances, x_t)
         log_weights = torch.log_softmax(cond.embedding.to(x_t), dim=1)
         joint = self._log_joint(x_t, a, means, a**2 * variances + s**2)
         return torch.logsumexp(joint + log_weights, dim=1)
@@ -142,7 +143,7 @@ class GaussianDenoiser(MixtureDenoiser):
         k = self.scales(t).like(x_t)
         signal, noise = k.alpha**2 * self.variance, k.sigma**2
         gain = k.alpha * self.variance / (signal + noise)
-        return Denoised(x_t, self.means[0].to(x_t) * (noise / (signal + noise)) + gain * x_t, k)
+        return Denoised(x_t, _like(self.means[0], x_t) * (noise / (signal + noise)) + gain * x_t, k)
 
     def flow(self, x_t: Tensor, t: Tensor | float, s: Tensor | float) -> Tensor:
         """Exact solution at time s of the probability-flow ODE through x_t at time t.
@@ -156,9 +157,14 @@ class GaussianDenoiser(MixtureDenoiser):
             (B, *shape).
         """
         k, l = self.scales(t), self.scales(s)
-        mean, variance = self.means[0].to(x_t), self.variances[0].to(x_t)
+        mean, variance = _like(self.means[0], x_t), _like(self.variances[0], x_t)
         stretch = ((l.alpha**2 * variance + l.sigma**2) / (k.alpha**2 * variance + k.sigma**2)).sqrt()
         return l.alpha * mean + stretch * (x_t - k.alpha * mean)
+
+
+def _like(values: Tensor, x_t: Tensor) -> Tensor:
+    """The values on x's device and in its dtype."""
+    return upload(values, x_t.device, x_t.dtype)
 
 
 def _components_like(k: Scales, x_t: Tensor) -> tuple[Tensor, Tensor]:

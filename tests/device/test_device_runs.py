@@ -13,14 +13,20 @@ from meta import META, meta_device
 from small import SHAPE, small_denoiser, small_noise
 from torch import Tensor
 
+from dinit.checkpoints.interop.text import TextDenoiser, text_backbone
 from dinit.diffusion import Process
 from dinit.diffusion.continuous import EDM, VP, LinearFlow
 from dinit.diffusion.discrete import VPDiscrete
+from dinit.diffusion.parameterization import V
 from dinit.likelihood import Exact, Hutchinson, dequantise, log_likelihood, variational_bound
 from dinit.likelihood.ode import METHODS
+from dinit.models.analytic import GaussianDenoiser, MixtureDenoiser
 from dinit.samplers.base import SAMPLERS
 from dinit.samplers.comparison import compare
 from dinit.samplers.grids.base import GRIDS
+from dinit.samplers.guidance import apply_guidance
+from dinit.samplers.guidance.cfg import CFG
+from dinit.samplers.guidance.negative import Negative
 from dinit.samplers.inversion.invert import invert, upward
 from dinit.samplers.noise import NoiseSource, RecordedNoise
 from dinit.samplers.ode.ddim import DDIM
@@ -215,3 +221,58 @@ def test_comparison() -> None:
 
     assert len(on_both(run).read_backs) == 2
     assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("denoiser_of", [GaussianDenoiser, MixtureDenoiser])
+def test_closed_forms(denoiser_of: Any) -> None:
+    """The analytic denoisers serve runs on any device, densities too."""
+    means = torch.randn(3, *SHAPE, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+
+    def run(place: Place) -> list[Tensor]:
+        if denoiser_of is GaussianDenoiser:
+            denoiser = GaussianDenoiser(VP(), means[0], 0.5, SHAPE)
+        else:
+            denoiser = MixtureDenoiser(VP(), means, means.abs(), component_class=torch.tensor([0, 1, 1]))
+        x, times = place.put(small_noise()), torch.tensor([0.8, 0.3], dtype=torch.float64)
+        density = [denoiser.log_prob(x, t) for t in (0.5, times, place.put(times))]
+        return [DDIM().sample(denoiser, x, 3, labels=[0, denoiser.num_classes]), *density]
+
+    watch = on_both(run)
+    assert (watch.read_backs, watch.waits) == ([], [])
+
+
+class TextNetwork(torch.nn.Module):
+    """In the place of one of diffusers that takes an encoded text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(1))
+        self.config = {"in_channels": SHAPE[0], "out_channels": SHAPE[0], "sample_size": SHAPE[1]}
+
+    def forward(
+        self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, return_dict: bool
+    ) -> tuple[Tensor]:
+        assert len(timestep) == len(sample)
+        return (self.scale * sample * encoder_hidden_states.mean((1, 2))[:, None, None, None],)
+
+
+def test_text() -> None:
+    """Prompts' tables go to the device once; classes of a guidance are embedded once a run."""
+    texts = torch.randn(3, 2, 4, generator=torch.Generator().manual_seed(4))
+    counted: list[int] = []
+
+    def run(place: Place) -> list[Tensor]:
+        backbone = text_backbone(TextNetwork().to(place.device), texts, texts[:1] * 2, None)
+        look_up, calls = backbone.rows, []
+        place.watch.waits.clear()
+        backbone.rows = lambda labels: calls.append(len(labels)) or look_up(labels)
+        denoiser = TextDenoiser(backbone, VP(), V())
+        found = [denoiser.condition(labels, 2, place.device).embedding for labels in ([1, 2], [2, 3], [3, 3])]
+        guided = apply_guidance(denoiser, [Negative(2.0, 1), CFG(2.0)])
+        found.append(DDIM().sample(guided, place.put(small_noise()), 3, labels=[1, 3]))
+        counted.append(len(calls))
+        return found
+
+    watch = on_both(run)
+    assert (watch.read_backs, watch.waits) == ([], [])
+    assert counted == [2 + 2, 3 + 2], "per condition (of the null class alone none on the host), then two a run"

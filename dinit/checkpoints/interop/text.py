@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dinit.checkpoints.interop.networks import DiffusersBackbone
+from dinit.devices import upload
 from dinit.diffusion import BackboneDenoiser, Condition
 
 TEXT = "encoder_hidden_states"  # diffusers' argument for the encoded text
@@ -57,16 +58,21 @@ class TextBackbone(DiffusersBackbone):
 
     def arguments(self, labels: Tensor) -> dict[str, Tensor]:
         """labels (B,) int64 in 0 .. num_classes -> arguments of the network, each (B, ...)."""
-        is_null = labels == self.num_classes
-        if bool(is_null.all()) and self.null is not None:
-            return {name: t.expand(len(labels), *t.shape[1:]).to(labels.device) for name, t in self.null.items()}
-        given = {name: t.to(labels.device) for name, t in self.rows(labels.masked_fill(is_null, 0)).items()}
+        is_null, readable = labels == self.num_classes, labels.is_cpu  # no labels are read back from a device
+        if self.null is not None and readable and bool(is_null.all()):
+            return {name: t.expand(len(labels), *t.shape[1:]) for name, t in self.null_on(labels.device).items()}
+        given = {name: upload(t, labels.device) for name, t in self.rows(labels.masked_fill(is_null, 0)).items()}
         if self.null is not None:
             _check_alike(given, self.null)
-        if self.null is None or not bool(is_null.any()):
+        if self.null is None or (readable and not bool(is_null.any())):
             return given
         where = {name: is_null.reshape(-1, *(1,) * (t.ndim - 1)) for name, t in given.items()}
-        return {name: torch.where(where[name], self.null[name].to(t), t) for name, t in given.items()}
+        null = self.null_on(labels.device)
+        return {name: torch.where(where[name], null[name].to(t), t) for name, t in given.items()}
+
+    def null_on(self, device: torch.device) -> dict[str, Tensor]:
+        """The arguments of the null class, each (1, ...), on a device."""
+        return {name: upload(t, device) for name, t in (self.null or {}).items()}
 
     def embed(self, labels: Tensor) -> Tensor:
         """labels (B,) int64 in 0 .. num_classes -> (B, L, D), the encoded text."""
@@ -82,9 +88,7 @@ class TextDenoiser(BackboneDenoiser):
 
     def encode(self, labels: Tensor) -> Condition:
         given = self.backbone.arguments(labels)
-        null: dict[str, Tensor] = {}
-        if self.null_class:
-            null = self.backbone.arguments(torch.tensor([self.num_classes], device=labels.device))
+        null = self.backbone.null_on(labels.device)
         embedding, null_embedding = given.pop(TEXT), null.pop(TEXT, None)
         return TextCondition(
             embedding,
@@ -120,9 +124,16 @@ def text_backbone(
         raise ValueError(f"num_classes = {num_classes} contradicts a condition of {count} rows; leave it out")
     if null_rows is not None:
         _check_alike(table, null_rows)
-    return TextBackbone(
-        network, lambda labels: {name: t[labels.to(t.device)] for name, t in table.items()}, null_rows, count
-    )
+    tables: dict[torch.device, Arguments] = {}
+
+    def look_up(labels: Tensor) -> Arguments:
+        if labels.is_cpu:
+            return {name: t[labels.to(t.device)] for name, t in table.items()}
+        if labels.device not in tables:  # moved there once, where the labels can stay
+            tables[labels.device] = {name: upload(t, labels.device) for name, t in table.items()}
+        return {name: t[labels] for name, t in tables[labels.device].items()}
+
+    return TextBackbone(network, look_up, null_rows, count)
 
 
 def _arguments(network: Any, what: str, given: Any) -> dict[str, Tensor]:

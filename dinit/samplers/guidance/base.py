@@ -156,9 +156,12 @@ def where_rows(mask: Tensor, one: Denoised, other: Denoised) -> Denoised:
 
 
 def other_class(denoiser: Denoiser, cond: Condition, label: int) -> Condition:
-    """The same batch conditioned on one class for all."""
-    labels = torch.full((cond.batch,), label, dtype=torch.int64, device=cond.is_null.device)
-    return denoiser.encode(labels).in_run(cond.run)
+    """The same batch conditioned on one class for all, which is embedded once a run."""
+
+    def encoded() -> Condition:
+        return denoiser.encode(torch.full((cond.batch,), label, dtype=torch.int64, device=cond.is_null.device))
+
+    return cond.run.states.get(("class", denoiser, label, cond.batch), encoded).in_run(cond.run)
 
 
 def labels_of(cond: Condition, null: int, who: str) -> Tensor:
