@@ -206,7 +206,10 @@ class AutoencoderKLCodec(Codec):
         """Shift and scale in latent = (z - shift) * scale: numbers, or (C, 1, 1) where each channel has its own."""
         if self.latents_mean is None:
             return self.shift_factor, self.scaling_factor
-        mean, std = (like.new_tensor(values)[:, None, None] for values in (self.latents_mean, self.latents_std))
+        mean, std = (
+            torch.tensor(values, dtype=like.dtype).to(like.device, non_blocking=True)[:, None, None]
+            for values in (self.latents_mean, self.latents_std)
+        )
         return mean, self.scaling_factor / std
 
     def train(self, mode: bool = True) -> AutoencoderKLCodec:
