@@ -62,10 +62,11 @@ def main() -> None:
         rows = [row(name, options.count, options.steps) for name in options.only or list_pipelines()]
     text = f"""# Half precision against float32
 
-`python benchmarks/precision.py`, torch {torch.__version__}, {platform.machine()} CPU. DDIM, {options.steps} steps, \
-{options.count} images of each pipeline with its default guidance: RMS difference of an image from the one that the
-same seed gives in float32, in levels of 255, the median over images and in brackets the largest. 0.29 is what rounding
-to 8 bits alone costs.
+`python benchmarks/precision.py`, torch {torch.__version__}, {platform.machine()} CPU.
+
+DDIM, {options.steps} steps, {options.count} images of each pipeline with its default guidance. RMS difference of an
+image from the one that the same seed gives in float32, in levels of 255: the median over images and, in brackets,
+the largest. Rounding to 8 bits alone costs 0.29.
 
 | pipeline | autocast, bfloat16 | autocast, float16 | weights, bfloat16 | weights, float16 |
 |---|---|---|---|---|

@@ -313,8 +313,9 @@ def _fit(
             epoch, place = epoch + 1, 0
             order = drawn(labels, plan.seed, epoch)
         images = augmented(pictures[chosen], plan, generator)
-        images = images.to(device=device, memory_format=torch.channels_last)
-        loss = F.cross_entropy(model(images), pictures.labels[chosen].to(device), label_smoothing=0.05)
+        images = images.to(device=device, non_blocking=True, memory_format=torch.channels_last)
+        truth = pictures.labels[chosen].to(device, non_blocking=True)
+        loss = F.cross_entropy(model(images), truth, label_smoothing=0.05)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()

@@ -100,7 +100,7 @@ def train_autoencoder(
     )
     source = batches(data, recipe.seed, Share(recipe.batch_size), 1, recipe.steps, workers=0)
     for step, (images, _) in enumerate(source):
-        images = images.to(device, memory_format=torch.channels_last)
+        images = images.to(device, non_blocking=True, memory_format=torch.channels_last)
         loss = _loss(vae, images, recipe, step * recipe.batch_size)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -115,7 +115,8 @@ def train_autoencoder(
 def _loss(vae: Any, images: Tensor, recipe: AutoencoderRecipe, position: int) -> Tensor:
     """Mean absolute error of a drawn latent's image, and the divergence: Kingma & Welling 2014, appendix B."""
     posterior = vae.encode(images).latent_dist
-    noise = randomness.noise(recipe.seed, position, tuple(posterior.mean.shape)).to(images.device)
+    noise = randomness.noise(recipe.seed, position, tuple(posterior.mean.shape))
+    noise = noise.to(images.device, non_blocking=True)
     reconstructed = vae.decode(posterior.mean + posterior.std * noise).sample
     divergence = (posterior.mean.square() + posterior.var - 1 - posterior.logvar).mean() / 2
     return (reconstructed - images).abs().mean() + recipe.kl_weight * divergence

@@ -151,12 +151,13 @@ class DiscriminatorRecipe:
         times = TIME_SAMPLERS.create(self.time_sampler)
         t = times.times(self.batch_size, process, process.t_min, 1.0, generator)
         device = real[0].device
-        k = process.scales(t).map(lambda v: v.to(device))
+        k = process.scales(t).map(lambda v: v.to(device, non_blocking=True))
         losses = []
         for (images, labels), truth in zip((real, generated), (1.0, 0.0), strict=True):
-            rows = torch.randint(len(images), (self.batch_size,), generator=generator).to(device)
+            rows = torch.randint(len(images), (self.batch_size,), generator=generator).to(device, non_blocking=True)
             x0 = images[rows]
-            eps = torch.randn(x0.shape, generator=generator, dtype=torch.float32).to(x0)
+            eps = torch.randn(x0.shape, generator=generator, dtype=torch.float32)
+            eps = eps.to(device, x0.dtype, non_blocking=True)
             kx = k.like(x0)
             logits = network(kx.alpha * x0 + kx.sigma * eps, k, labels[rows])
             losses.append(F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, truth)))

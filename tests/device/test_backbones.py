@@ -25,7 +25,7 @@ def image(network: Backbone | ADMClassifier, size: int | None = None) -> Tensor:
 
 def made(name: str, **options: Any) -> Backbone:
     """Made on the CPU and moved, so that a constant that is no buffer stays behind."""
-    return BACKBONES[name].preset("tiny", **options).to(META)
+    return BACKBONES[name].preset("tiny", **options).to(device=META)
 
 
 def run(network: Backbone, x: Tensor, times: int = BATCH) -> Tensor:
@@ -56,7 +56,7 @@ def test_forward_and_backward(name: str) -> None:
         check_gradients(network, run(network, x))
         assert watch.operations > 3 * plain, "the blocks have run twice, and backwards"
         with torch.no_grad():
-            other = image(network.eval().to(torch.bfloat16), 2 * network.image_size).bfloat16()
+            other = image(network.eval().to(dtype=torch.bfloat16), 2 * network.image_size).bfloat16()
             assert (run(network, other, times=1).shape[2:], network.dtype) == (other.shape[2:], torch.bfloat16)
     assert watch.read_backs == watch.waits == []
 
@@ -115,7 +115,7 @@ def test_classifier_and_its_gradient() -> None:
 
 @pytest.mark.parametrize("channels", [False, True], ids=["one-scale", "scale-a-channel"])
 def test_codec(channels: bool) -> None:
-    per_channel = {"latents_mean": [0.0] * 4, "latents_std": [2.0] * 4} if channels else {}
+    per_channel: dict[str, Any] = {"latents_mean": [0.0] * 4, "latents_std": [2.0] * 4} if channels else {}
     vae = make_autoencoder(AutoencoderRecipe(widths=(8, 8)), 3, 16)
     codec = AutoencoderKLCodec(vae, **per_channel).to(META)
     with torch.no_grad(), meta_device(refuse_waits=True):
