@@ -2,7 +2,7 @@
 
 python benchmarks/precision.py              # about a minute; writes benchmarks/results/precision.md
 
-The same seeds, classes, sampler (DDIM) and steps; images decoded to [0, 1] and compared in 8-bit levels of 255. Two
+The same seeds, classes, sampler (DDIM) and steps; images decoded to [0, 1] and compared in grey values of 255. Two
 forms: autocast keeps float32 weights and rounds the operands of products, 'weights' casts the whole network. State,
 times and coefficients of the sampler are float32 or better in all of them.
 """
@@ -65,7 +65,7 @@ def main() -> None:
 `python benchmarks/precision.py`, torch {torch.__version__}, {platform.machine()} CPU.
 
 DDIM, {options.steps} steps, {options.count} images of each pipeline with its default guidance. RMS difference of an
-image from the one that the same seed gives in float32, in levels of 255: the median over images and, in brackets,
+image from the one that the same seed gives in float32, in grey values of 255: the median over images and, in brackets,
 the largest. Rounding to 8 bits alone costs 0.29.
 
 | pipeline | autocast, bfloat16 | autocast, float16 | weights, bfloat16 | weights, float16 |
