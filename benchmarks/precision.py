@@ -64,9 +64,9 @@ def main() -> None:
 
 `python benchmarks/precision.py`, torch {torch.__version__}, {platform.machine()} CPU.
 
-DDIM, {options.steps} steps, {options.count} images of each pipeline with its default guidance. RMS difference of an
-image from the one that the same seed gives in float32, in grey values of 255: the median over images and, in brackets,
-the largest. Rounding to 8 bits alone costs 0.29.
+DDIM, {options.steps} steps, {options.count} images of each pipeline with its default guidance. RMS difference of
+an image from the one that the same seed gives in float32, in grey values of 255: the median over images and, in
+brackets, the largest. Rounding to 8 bits alone costs 0.29.
 
 | pipeline | autocast, bfloat16 | autocast, float16 | weights, bfloat16 | weights, float16 |
 |---|---|---|---|---|
