@@ -45,8 +45,9 @@ class SelectiveSSM(nn.Module):
         """x (B, channels, L) -> (B, channels, L)."""
         u = F.silu(causal_conv(x, self.conv.weight.squeeze(1), self.conv.bias, self.reverse))
         dt, B, C = self.x_proj(u.transpose(1, 2)).split(self.sizes, dim=-1)  # each (B, L, features)
-        delta = F.softplus(self.dt_proj(dt)).transpose(1, 2)
-        A = -torch.exp(self.A_log.to(torch.promote_types(self.A_log.dtype, torch.float32)))
+        dtype = torch.promote_types(self.A_log.dtype, torch.float32)  # of steps and decays
+        delta = F.softplus(self.dt_proj(dt).to(dtype)).transpose(1, 2)
+        A = -torch.exp(self.A_log.to(dtype))
         return selective_scan(u, delta, A, B.transpose(1, 2), C.transpose(1, 2), self.D, self.reverse)
 
 

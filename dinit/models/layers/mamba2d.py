@@ -67,9 +67,10 @@ class Mamba2d(nn.Module):
         a state of rate a = -A and step delta is one of rate 1 and step a delta, driven by u / a.
         """
         dt, B, C = torch.einsum("kblc,kfc->kblf", u, self.x_proj).split(self.sizes, dim=-1)
-        delta = F.softplus(torch.einsum("kblr,kcr->kbcl", dt, self.dt_proj) + self.dt_bias[:, None, :, None])
-        u = u.transpose(2, 3)
         dtype = torch.promote_types(u.dtype, torch.float32)
+        steps = torch.einsum("kblr,kcr->kbcl", dt, self.dt_proj).to(dtype) + self.dt_bias[:, None, :, None]
+        delta = F.softplus(steps)
+        u = u.transpose(2, 3)
         rate = self.A_log.to(dtype).exp().transpose(1, 2)[:, :, None, :, None]  # (4, states, 1, inner, 1)
         B, C = (part.permute(0, 3, 1, 2)[..., None, :] for part in (B, C))  # (4, states, B, 1, L)
         driven, steps = (u[:, None] / rate).flatten(0, 2), (delta[:, None] * rate).flatten(0, 2)

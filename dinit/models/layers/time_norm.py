@@ -28,13 +28,14 @@ class TimeParameter(nn.Module):
 
     def forward(self, tau: Tensor, x: Tensor) -> Tensor:
         """tau (B,) or (1,), float32 at least, x (B, ..., dim) -> (B or 1, 1.., dim) in the dtype of x."""
-        mixed = torch.sigmoid(tau[:, None] * (self.slope + 1) + self.offset)
-        p = self.p1 + mixed * (self.p0 - self.p1)
+        p0, p1, slope, offset = (part.to(tau.dtype) for part in (self.p0, self.p1, self.slope, self.offset))
+        mixed = torch.sigmoid(tau[:, None] * (slope + 1) + offset)
+        p = p1 + mixed * (p0 - p1)
         return p.to(x.dtype).unflatten(0, (-1, *[1] * (x.ndim - 2)))
 
 
 class TimeRMSNorm(nn.Module):
-    """TD-RMSNorm: x / (rms + 1e-8), times a time-dependent scale."""
+    """TD-RMSNorm: x / (rms + 1e-8), times a time-dependent scale; computed in float32 at least."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -43,12 +44,16 @@ class TimeRMSNorm(nn.Module):
     def forward(self, x: Tensor, tau: Tensor) -> Tensor:
         """x (B, ..., dim), tau (B,) or (1,) -> x's shape."""
         # A norm and not the root of a mean: its gradient is finite where x is zero.
-        rms = torch.linalg.vector_norm(x, dim=-1, keepdim=True) / math.sqrt(x.shape[-1])
-        return x / (rms + RMS_EPS) * self.scale(tau, x)
+        exact = x.to(torch.promote_types(x.dtype, torch.float32))
+        rms = torch.linalg.vector_norm(exact, dim=-1, keepdim=True) / math.sqrt(x.shape[-1])
+        return (exact / (rms + RMS_EPS) * self.scale(tau, exact)).to(x.dtype)
 
 
 class TimeLayerNorm(nn.Module):
-    """TD-LayerNorm: zero mean and unit variance, times a time-dependent scale, plus a time-dependent shift."""
+    """TD-LayerNorm: zero mean and unit variance, times a time-dependent scale, plus a time-dependent shift.
+
+    Computed in float32 at least.
+    """
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -57,5 +62,6 @@ class TimeLayerNorm(nn.Module):
 
     def forward(self, x: Tensor, tau: Tensor) -> Tensor:
         """x (B, ..., dim), tau (B,) or (1,) -> x's shape."""
-        normed = F.layer_norm(x, x.shape[-1:], eps=LAYER_EPS)
-        return normed * self.scale(tau, x) + self.shift(tau, x)
+        exact = x.to(torch.promote_types(x.dtype, torch.float32))
+        normed = F.layer_norm(exact, x.shape[-1:], eps=LAYER_EPS)
+        return (normed * self.scale(tau, exact) + self.shift(tau, exact)).to(x.dtype)
