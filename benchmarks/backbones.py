@@ -271,26 +271,6 @@ def families(args: argparse.Namespace) -> Iterable[tuple[str, float, float, floa
         yield title, parameters, 4e3 / measured[name], measured["dit"] / measured[name]
 
 
-def on_cuda(args: argparse.Namespace) -> Iterable[Row]:
-    """DiT-XL/2, DiCo-XL and DiC-XL in bf16 at batch 64, against diffusers and the device's own matmul rate."""
-    bf16, call = torch.bfloat16, {"batch": 64, "channels": 4, "device": args.device, "dtype": torch.bfloat16}
-    peer, dit = dit_pair("XL/2", args.device, bf16)
-    runs = {"peer": theirs(peer, **call), "dit": ours(_WithEmbed(torch.compile(dit), dit), **call)}
-    for name in ("dico", "dic"):
-        model = randomized(BACKBONES[name].preset("XL"), args.device, bf16)
-        runs[name] = ours(_WithEmbed(torch.compile(model), model), **call)
-    a = torch.randn(8192, 8192, device=args.device, dtype=bf16)
-    runs["matmul"] = lambda: a @ a
-    measured = medians(runs, args.rounds, args.device)
-    yield Row("DiT-XL/2, batch 64, bf16, compiled", "diffusers eager", measured["peer"], measured["dit"])
-    for name in ("dico", "dic"):
-        title = f"{BACKBONES[name].__name__}-XL, batch 64, bf16, compiled"
-        yield Row(title, "DiT-XL/2 compiled", measured["dit"], measured[name])
-    # 118.6 GFLOP (multiply-adds) an image: Peebles & Xie 2023, Table 4.
-    rate, peak = 64 * 2 * 118.6e9 / measured["dit"], 2 * 8192**3 / measured["matmul"]
-    yield Row("DiT-XL/2, share of the measured bf16 matmul rate", "1 is all of it", rate / peak, 1.0)
-
-
 def report(rows: list[Row], table: list[tuple[str, float, float, float]], args: argparse.Namespace) -> str:
     """Both tables in Markdown."""
     device = (
@@ -353,9 +333,7 @@ def main() -> None:
 
 
 def large_cases(args: argparse.Namespace) -> Iterable[Row]:
-    """What --quick leaves out: batches, training steps, bf16, and on CUDA the large presets."""
-    if args.device.type == "cuda":
-        yield from on_cuda(args)
+    """What --quick leaves out: batches, training steps, bf16. The large presets on a GPU are gpu.py's."""
     for dtype in (torch.float32, torch.bfloat16):
         torch._dynamo.reset()
         yield from compare("DiT-S/2", dit_pair("S/2", args.device, dtype), 4, args)
