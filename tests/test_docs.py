@@ -230,6 +230,8 @@ def test_options_that_the_pages_name_exist(page: str) -> None:
     known = {option for command in COMMANDS.values() for one in command.params for option in one.opts}
     known |= {option for command in COMMANDS.values() for one in command.params for option in one.secondary_opts}
     known |= {option for one in typer.main.get_command(app).params for option in one.opts}
+    scripts = [one.read_text(encoding="utf-8") for one in (ROOT / "benchmarks").glob("*.py")]
+    known |= {option for one in scripts for option in re.findall(r'add_argument\(\s*"(--[a-z-]+)"', one)}
     text = (ROOT / page).read_text(encoding="utf-8")
     named = set(re.findall(r"`(--[a-z][a-z_-]+)[ =`]", text))
     assert named - known - _FOREIGN == set()
