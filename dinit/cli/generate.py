@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -31,6 +32,7 @@ from dinit.cli.options import (
 from dinit.progress import Progress
 
 if TYPE_CHECKING:
+    from dinit.models.codec import Codec
     from dinit.pipelines.call import Call
     from dinit.pipelines.generate import Generated, Pipeline
 
@@ -73,6 +75,14 @@ TrajectoryOut = Annotated[
         "--trajectory", help="Animation of the posterior mean over the steps, .gif or .webp. Default: none."
     ),
 ]
+LatentsOut = Annotated[
+    Path | None,
+    typer.Option(
+        "--latents",
+        help="The samples before the decoder, .safetensors, which need no autoencoder; without --out alone. "
+        "Default: none.",
+    ),
+]
 
 
 def generate(
@@ -94,13 +104,14 @@ def generate(
     out: Out = None,
     out_dir: OutDir = None,
     trajectory: TrajectoryOut = None,
+    latents: LatentsOut = None,
     overwrite: Overwrite = False,
     labels_from: LabelsFrom = None,
     class_order: ClassOrder = "balanced",
     group: Group = None,
     pack: Pack = True,
 ) -> None:
-    """Generate images: a labelled contact sheet, single PNGs, an animation, or a large set.
+    """Generate images: a labelled contact sheet, single PNGs, an animation, latents, or a large set.
 
     Every PNG records the call that made it, and `dinit replay` makes it again.
 
@@ -123,8 +134,10 @@ def generate(
             f"{out} is a file; a set needs a folder, and a contact sheet a name like {out}.png"
         )
     if out is not None and is_set_folder(out):
-        if out_dir or trajectory or overwrite:
-            raise ValueError("a set of images has no --out-dir, --trajectory or --overwrite; leave them out")
+        if out_dir or trajectory or latents or overwrite:
+            raise ValueError(
+                "a set of images has no --out-dir, --trajectory, --latents or --overwrite; leave them out"
+            )
         _check_images(name, images, is_set=True)
         generate_into_folder(opening, out, images, flags, group, pack)
         return
@@ -137,12 +150,13 @@ def generate(
     if given := [name for name, value in ignored.items() if value]:
         raise ValueError(f"{', '.join(given)}: for a set of images only; give a folder as --out, or leave it out")
     _check_images(name, images, is_set=False)
-    if out is None and out_dir is None:
+    if out is None and out_dir is None and latents is None:
         out = Path("samples.png")
-    _check_targets(out, out_dir, trajectory, overwrite)
+    files = Files(out, out_dir, trajectory, latents)
+    files.check(overwrite)
     pipe = opening.open(to_generate=True)
     options = flags.options(pipe.defaults.get("sampler"))
-    _make(pipe, pipe.prepare(images.of_call(pipe), seed=seed, **options), out, out_dir, trajectory)
+    _make(pipe, pipe.prepare(images.of_call(pipe), seed=seed, **options), files)
 
 
 def _check_images(name: str, images: ImageOptions, is_set: bool) -> None:
@@ -151,30 +165,56 @@ def _check_images(name: str, images: ImageOptions, is_set: bool) -> None:
     images.check(None if known is None else KnownClasses(*known), is_set)
 
 
-def _check_targets(out: Path | None, out_dir: Path | None, trajectory: Path | None, overwrite: bool) -> None:
-    from dinit.targets import ANIMATIONS, check_folder_target, check_target
+@dataclass(frozen=True)
+class Files:
+    """What is written; None is left out."""
 
-    if out is not None:
-        check_target(out, overwrite, ("png",))
-    if trajectory is not None:
-        check_target(trajectory, overwrite, ANIMATIONS)
-    if out_dir is not None:
-        check_folder_target(out_dir, overwrite)
+    out: Path | None = None
+    out_dir: Path | None = None
+    trajectory: Path | None = None
+    latents: Path | None = None
+
+    @property
+    def has_images(self) -> bool:
+        """Whether any of them needs the decoder."""
+        return not (self.out is self.out_dir is self.trajectory is None)
+
+    def check(self, overwrite: bool) -> None:
+        """Whether they can be written.
+
+        Raises:
+            ValueError: another suffix.
+            FileExistsError: one is there, unless overwrite.
+            OSError: a folder cannot be written.
+        """
+        from dinit.targets import ANIMATIONS, check_folder_target, check_target
+
+        suffixes = ((self.out, ("png",)), (self.trajectory, ANIMATIONS), (self.latents, ("safetensors",)))
+        for path, known in suffixes:
+            if path is not None:
+                check_target(path, overwrite, known)
+        if self.out_dir is not None:
+            check_folder_target(self.out_dir, overwrite)
 
 
-def _make(pipe: Pipeline, call: Call, out: Path | None, out_dir: Path | None, trajectory: Path | None) -> None:
+def _make(pipe: Pipeline, call: Call, files: Files) -> None:
     """Run the call, write the requested files, and report them."""
     start = time.perf_counter()
-    generated, frames = _run(pipe, call, keep_frames=trajectory is not None)
+    codec = pipe.codec if files.has_images else None  # a missing one is an error before anything is generated
+    generated, frames = _run(pipe, call, files)
     seconds = time.perf_counter() - start
-    written = _save(pipe, generated, frames, out, out_dir, trajectory)
+    written = _save(pipe, codec, generated, frames, files)
     count = len(call.labels)
-    noun = "image" if count == 1 else "images"
+    noun = ("image" if files.has_images else "latent") + "s" * (count != 1)
     console.print(f"{count} {noun} in {seconds:.1f} s, {generated.nfe} NFE each → {', '.join(written)}")
 
 
-def _run(pipe: Pipeline, call: Call, keep_frames: bool) -> tuple[Generated, list[Any]]:
-    """Runs the call and shows its progress. Frames: the posterior mean of every step, if they are to be kept."""
+def _run(pipe: Pipeline, call: Call, files: Files) -> tuple[Generated, list[Any]]:
+    """Runs the call and shows its progress.
+
+    Returns:
+        The images, or latents where these are to be written; the posterior mean of every step, if it is.
+    """
     from dinit.pipelines.generate import Trajectory
 
     batches = len(call.batches())
@@ -183,28 +223,26 @@ def _run(pipe: Pipeline, call: Call, keep_frames: bool) -> tuple[Generated, list
 
         def after(step: Any) -> None:
             progress.update(total=step.total * batches)
-            if keep_frames:
+            if files.trajectory is not None:
                 trajectory(step)
 
-        generated = pipe.run(call, "raw", after)
+        generated = pipe.run(call, "raw" if files.latents is None else "latent", after)
     return generated, trajectory.frames
 
 
-def _save(
-    pipe: Pipeline,
-    generated: Generated,
-    frames: list[Any],
-    out: Path | None,
-    out_dir: Path | None,
-    animation: Path | None,
-) -> list[str]:
+def _save(pipe: Pipeline, codec: Codec | None, generated: Generated, frames: list[Any], files: Files) -> list[str]:
     """Write the requested files. Returns the paths."""
     from dinit.pipelines.outputs.files import save_animation, save_folder, save_sheet
+    from dinit.pipelines.outputs.latents import decoded, save_latents
 
-    if out is not None:
-        save_sheet(out, pipe, generated)
-    if out_dir is not None:
-        save_folder(out_dir, pipe, generated)
-    if animation is not None:
-        save_animation(animation, pipe, generated.call, frames, generated.nfe)
-    return [str(path) for path in (out, out_dir, animation) if path is not None]
+    if files.latents is not None:
+        save_latents(files.latents, pipe, generated)
+        generated = generated if codec is None else decoded(codec, generated)
+    if files.out is not None:
+        save_sheet(files.out, pipe, generated)
+    if files.out_dir is not None:
+        save_folder(files.out_dir, pipe, generated)
+    if files.trajectory is not None:
+        save_animation(files.trajectory, pipe, generated.call, frames, generated.nfe)
+    chosen = (files.latents, files.out, files.out_dir, files.trajectory)
+    return [str(path) for path in chosen if path is not None]

@@ -311,7 +311,8 @@ class Pipeline(CallDefaults, SavingMethods, DiffusersMethods, DiffusionPipeline)
             raise ValueError(
                 f"this pipeline works on latents of the autoencoder {self._plain('vae_reference')}, which is not "
                 "in it: give it with Pipeline.from_pretrained(..., vae=AutoencoderKL.from_pretrained(...)), "
-                "convert again with --vae, or use output_type='latent'"
+                "convert again with --vae, or generate latents: output_type='latent', or `dinit generate "
+                "--latents FILE.safetensors`"
             )
         return self._codec
 

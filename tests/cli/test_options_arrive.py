@@ -200,10 +200,11 @@ OPTIONS: dict[str, dict[str, tuple[list[str], dict[str, Any]]]] = {
         "per_class": (["--per-class", "8"], {"labels": EIGHTY}),
         "labels": (["--labels", "3,1,4"], {"labels": ["3", "1", "4"]}),
         "num_images": (["--num-images", "2"], {"labels": [None, None]}),
-        "out": (["--out", "a.png"], {"out": Path("a.png")}),
-        "out_dir": (["--out-dir", "singles"], {"out_dir": Path("singles"), "out": None}),
-        "trajectory": (["--trajectory", "a.gif"], {"trajectory": Path("a.gif")}),
-        "overwrite": (["--out", "there.png", "--overwrite"], {"out": Path("there.png")}),  # refused without
+        "out": (["--out", "a.png"], {"files.out": Path("a.png")}),
+        "out_dir": (["--out-dir", "singles"], {"files.out_dir": Path("singles"), "files.out": None}),
+        "trajectory": (["--trajectory", "a.gif"], {"files.trajectory": Path("a.gif")}),
+        "latents": (["--latents", "a.safetensors"], {"files.latents": Path("a.safetensors"), "files.out": None}),
+        "overwrite": (["--out", "there.png", "--overwrite"], {"files.out": Path("there.png")}),  # refused without
     },
     "generate set": {
         **{name: row for name, row in CALL.items() if name != "device"},

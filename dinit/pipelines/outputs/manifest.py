@@ -20,6 +20,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from dinit.contents import unfit
 from dinit.files import user_path
+from dinit.models.codec import AutoencoderKLCodec
 from dinit.pipelines.call import to_spec
 from dinit.pipelines.generate import Generated, Pipeline
 from dinit.pipelines.loading import read_json, shipped
@@ -99,17 +100,26 @@ def describe(pipe: Pipeline, generated: Generated) -> Manifest:
 def provenance(pipe: Pipeline) -> dict[str, Any]:
     """What a manifest records of the pipeline, and a replay compares: weights, process, parameterization, codec."""
     config: Any = pipe.config
-    own: Any = pipe.codec
-    codec: dict[str, Any] = {"name": own.registry_name}
-    for option in ("scaling_factor", "shift_factor", "latents_mean", "latents_std"):
-        if getattr(own, option, None) is not None:
-            codec[option] = getattr(own, option)
     return {
         "weights": {name: weights_sha256(part) for name, part in pipe.components.items() if part is not None},
         "process": to_spec(config["process"]),
         "parameterization": to_spec(config["parameterization"]),
-        "codec": codec,
+        "codec": _codec(pipe),
     }
+
+
+def _codec(pipe: Pipeline) -> dict[str, Any]:
+    """Every number that decides what is decoded; a missing autoencoder has its name, and the numbers given here."""
+    config: Any = pipe.config
+    reference, normalization = config["vae_reference"], config["latent_normalization"]
+    if pipe.components["vae"] is None and reference is not None:
+        own = {f"latents_{key}": list(value) for key, value in (normalization or {}).items()}
+        plain = {"scaling_factor": 1.0, "shift_factor": 0.0} if own else {}
+        return {"name": AutoencoderKLCodec.registry_name, "reference": reference, **plain, **own}
+    options = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
+    given = {option: getattr(pipe.codec, option, None) for option in options}
+    recorded = {option: value for option, value in given.items() if value is not None}
+    return {"name": pipe.codec.registry_name, **recorded}
 
 
 def pipeline_name(pipe: Pipeline) -> str:
