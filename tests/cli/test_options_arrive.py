@@ -303,7 +303,7 @@ def called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dic
         Path(name).touch()
     for name in ("some", "other", "run", "vae"):  # where a pipeline, a run or an autoencoder is needed
         Path(name).mkdir()
-    monkeypatch.setattr(Opening, "open", lambda one: Stub((one.name, one.device, one.dtype)))
+    monkeypatch.setattr(Opening, "open", lambda one, to_generate=False: Stub((one.name, one.device, one.dtype)))
     for module in ("stats", "evaluate", "classifier"):
         cuda = lambda name: "cuda" if name == "cuda:7" else "cpu"  # noqa: E731
         monkeypatch.setattr(importlib.import_module(f"dinit.cli.{module}"), "torch_device", cuda)
