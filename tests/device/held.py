@@ -31,8 +31,16 @@ READING = {
     aten.equal.default,
     aten.bincount.default,
     aten.is_nonzero.default,
+    aten.allclose.default,
+    aten.repeat_interleave.Tensor,
 }
-ON_HOST = {aten._local_scalar_dense.default, aten.equal.default, aten.is_nonzero.default}  # their results
+INDEXING = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default}
+ON_HOST = {  # their results
+    aten._local_scalar_dense.default,
+    aten.equal.default,
+    aten.is_nonzero.default,
+    aten.allclose.default,
+}
 TO_NUMBERS = ("item", "tolist", "numpy", "__bool__", "__float__", "__int__", "__index__", "__array__")
 
 
@@ -78,7 +86,7 @@ def run(watch: Watch, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         watch.read_backs.append(name)
     else:
         watch.check_copy(name, args, kwargs)
-    if func in READING or (func is aten.index.Tensor and _masks(args[1])):
+    if func in READING or (func in INDEXING and _masks(args[1])):
         watch.read_backs.append(name)
     plain_kwargs = _plain(kwargs)
     if makes:

@@ -121,7 +121,7 @@ class _Names(TorchFunctionMode):
     ) -> Any:  # as torch declares it
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
-        if args and self._reads(name, args, kwargs) and any(map(self.watch.on, tensors_in((args[0], kwargs)))):
+        if args and self._reads(name, args, kwargs) and any(map(self.watch.on, tensors_in((args, kwargs)))):
             self.watch.read_backs.append(name)
             raise ReadBackError(f"{name} reads a tensor of the device back")
         made = func(*args, **kwargs)
@@ -135,9 +135,15 @@ class _Names(TorchFunctionMode):
         if name == "to":
             wanted = [*args[1:2], kwargs.get("device"), kwargs.get("other")]
             return any(_host(one) for one in wanted)
+        if name == "copy_":
+            return not self.watch.on(args[0])
         if name == "where":
             return len(args) + len(kwargs) == 1
-        if name == "__getitem__":
+        if name == "repeat_interleave":
+            return any(isinstance(one, Tensor) for one in [*args[1:2], kwargs.get("repeats")])
+        if name == "__setitem__" and not (isinstance(args[2], Tensor) and args[2].ndim):
+            return False  # a mask is filled with a number without counting its rows
+        if name in ("__getitem__", "__setitem__"):
             return any(isinstance(one, Tensor) and one.dtype == torch.bool for one in tree_leaves(args[1]))
         return False
 

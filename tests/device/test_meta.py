@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from meta import META, MixedDevicesError, ReadBackError, WaitError, meta_device
+from held import Held, meta_with_numbers, to_meta
+from meta import META, MixedDevicesError, ReadBackError, WaitError, meta_device, tensors_in
 from torch import Tensor
 
 READ_BACKS = {
@@ -12,7 +13,7 @@ READ_BACKS = {
     "bool": lambda x: bool(x.sum() > 0),
     "float": lambda x: float(x.sum()),
     "int": lambda x: int(x.sum()),
-    "index": lambda x: [1, 2, 3][x.sum().long()],
+    "index": lambda x: list(range(99))[x.sum().long()],
     "tolist": lambda x: x.tolist(),
     "cpu": lambda x: x.cpu(),
     "numpy": lambda x: x.numpy(),
@@ -24,6 +25,10 @@ READ_BACKS = {
     "mask": lambda x: x[x > 0],
     "equal": lambda x: torch.equal(x, x),
     "if": lambda x: 1 if (x > 0).any() else 2,
+    "mask to write to": lambda x: x.__setitem__(x > 0, x[0, :1]),
+    "repeats": lambda x: x.repeat_interleave(x[0].long(), dim=0),
+    "copy": lambda x: torch.zeros(x.shape).copy_(x),
+    "close": lambda x: torch.allclose(x, x),
 }
 MIXED = {
     "sum": lambda x, left: x + left,
@@ -46,9 +51,22 @@ def test_read_backs(name: str) -> None:
         assert len(watch.read_backs) == 1
 
 
+@pytest.mark.parametrize("name", READ_BACKS)
+def test_read_backs_with_numbers(name: str) -> None:
+    """Each is recorded, and gives what the host would."""
+    expected = READ_BACKS[name](torch.ones(2, 2))
+    with meta_with_numbers() as watch:
+        found = READ_BACKS[name](to_meta(torch.ones(2, 2)))
+    assert watch.read_backs
+    plain = [one.numbers if isinstance(one, Held) else one for one in tensors_in(found)]
+    assert str(plain or found) == str(tensors_in(expected) or expected)
+
+
 @pytest.mark.parametrize("name", MIXED)
 def test_mixed_devices(name: str) -> None:
     """Also where PyTorch's own kernels for meta tensors look at shapes alone."""
+    with meta_with_numbers(), pytest.raises((MixedDevicesError, RuntimeError)):
+        MIXED[name](to_meta(torch.ones(4, 4)), torch.ones(4, 4))
     with meta_device(), pytest.raises((MixedDevicesError, RuntimeError)) as error:
         MIXED[name](torch.ones(4, 4, device=META), torch.ones(4, 4))
     assert name == "backward" or isinstance(error.value, MixedDevicesError)
