@@ -22,12 +22,12 @@ from dinit.training import parse_recipe
 from dinit.training.averaging.ema import EMA
 from dinit.training.averaging.power_ema import PowerEMA
 from dinit.training.batches import batches
-from dinit.training.build import make_objective
 from dinit.training.discriminator import DiscriminatorRecipe
 from dinit.training.losses.terms import LOSS_TERMS
 from dinit.training.losses.times import TIME_SAMPLERS
 from dinit.training.losses.weighting import WEIGHTINGS
 from dinit.training.network import TrainingNetwork
+from dinit.training.objective import Objective
 from dinit.training.optimizer import make_optimizer, step_if_finite
 from dinit.training.recipe.model import OptimizerSection
 from dinit.training.step import StepResult, TrainingLoop
@@ -118,36 +118,33 @@ def test_a_run_reads_back_at_the_log_interval_alone(tmp_path: Path) -> None:
     assert (loop.step, watch.read_backs) == (3, ["tolist"])
 
 
-def losses(settings: list[str]) -> None:
-    """Loss and gradient of an objective on a batch of three."""
-    objective = make_objective(parse_recipe(RECIPE, settings))
-    network = TrainingNetwork(NETWORK)
-    t = objective.times(3, torch.Generator().manual_seed(0))
-    x0, labels = torch.empty(3, 1, 8, 8, device=META), torch.zeros(3, dtype=torch.int64, device=META)
-    with meta_device(refuse_waits=True):
-        found = objective.losses(network, x0, labels, t, torch.empty_like(x0))
-        assert (found.shape, found.device) == ((3,), META)
-        found.mean().backward()
-
-
-NETWORK: Any = DiT.preset("tiny", image_size=8, in_channels=1).to(device=META)
+NETWORK: Any = DiT.preset("tiny", image_size=8, in_channels=1).to(META)
 PARTS = [
-    *(f"loss.weighting={name}" for name in WEIGHTINGS),
-    *(f"time={name}" for name in TIME_SAMPLERS),
-    *(f"loss.terms=[{name}]" for name in LOSS_TERMS),
-    *(f"process={name}" for name in PROCESSES),
-    *(f"parameterization={name}" for name in PARAMETERIZATIONS),
+    *((name, "v", "uniform", "uniform", ()) for name in PROCESSES),
+    *(("edm" if name == "edm" else "vp", name, "uniform", "uniform", ()) for name in PARAMETERIZATIONS),
+    *(("vp", "v", name, "uniform", ()) for name in WEIGHTINGS),
+    *(("vp", "v", "uniform", name, ()) for name in TIME_SAMPLERS),
+    *(("vp", "v", "uniform", "uniform", (name,)) for name in LOSS_TERMS),
 ]
 
 
 def test_every_part_of_the_loss() -> None:
-    """Each entry of the registries of weightings, times, terms, processes and parameterizations."""
-    for part in PARTS:
-        process = [] if part.startswith("process") else [f"process={FITTING.get(part.split('=')[1], 'vp')}"]
-        losses([part, *process, "t_max=0.99"])
-
-
-FITTING = {"edm": "edm"}
+    """Each process, parameterization, weighting, distribution of times and further term."""
+    for process, output, weighting, times, terms in PARTS:
+        objective = Objective(
+            PROCESSES.create(process),
+            PARAMETERIZATIONS.create(output),
+            WEIGHTINGS.create(weighting),
+            TIME_SAMPLERS.create(times),
+            0.99,
+            tuple(LOSS_TERMS.create(name) for name in terms),
+        )
+        t = objective.times(3, torch.Generator().manual_seed(0))
+        x0, labels = torch.empty(3, 1, 8, 8, device=META), torch.zeros(3, dtype=torch.int64, device=META)
+        with meta_device(refuse_waits=True):
+            found = objective.losses(TrainingNetwork(NETWORK), x0, labels, t, torch.empty_like(x0))
+            assert (found.shape, found.device) == ((3,), META)
+            found.mean().backward()
 
 
 @pytest.mark.parametrize("kind", ["adamw", "lion", "muon"])
