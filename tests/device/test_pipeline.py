@@ -97,6 +97,7 @@ def test_feature_extractors() -> None:
     for name, shape in SHAPES.items():
         extractor = EXTRACTORS.create({"name": name, "weights": WEIGHTS.get(name)})
         network = extractor.network(META, spatial=True)
+        assert {p.device for p in extractor.classifier.parameters()} == {torch.device("cpu")}, "which others share"
         images = torch.zeros(2, *shape, dtype=torch.uint8, device=META)
         with torch.no_grad(), meta_device(refuse_waits=True):
             found = network(extractor.prepare(images))

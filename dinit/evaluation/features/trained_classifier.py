@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,7 +66,7 @@ class TrainedExtractor(Extractor):
         return protocol_name(self.classifier.hash)
 
     def network(self, device: torch.device | str, spatial: bool = False) -> Callable[[Tensor], Extracted]:
-        model = load_image_classifier(self.folder).to(device)
+        model = copy.deepcopy(self.classifier).to(device)  # the shared one stays where its other users expect it
 
         def run(images: Tensor) -> Extracted:
             last = model.last_map(from_uint8(images))
