@@ -13,6 +13,7 @@ _STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 _IMAGES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\0", b"MM\0*")
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
+RECORDED = "a PNG, or a folder of PNGs, that `dinit generate` wrote"
 _POINTER = b"version https://git-lfs"
 _START = 512
 _GZIP, _TORCH = b"\x1f\x8b", (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
@@ -139,6 +140,29 @@ def unfit(path: Path, wanted: str) -> str:
         return f"{path} cannot be read: {error.strerror or error}"
     tail = "" if command is None else f"; `{command.format(shlex.quote(str(path)))}` takes it"
     return f"{path} is {kind}, wanted: {wanted}{tail}"
+
+
+def check_picture(path: Path) -> None:
+    """Whether a file can be a PNG with the record of a call in it; only the beginnings of its parts are read.
+
+    Args:
+        path: a file.
+
+    Raises:
+        ValueError: it is of another kind, ends early, or has no record.
+    """
+    with path.open("rb") as stream:
+        if stream.read(8) != b"\x89PNG\r\n\x1a\n":
+            raise ValueError(unfit(path, RECORDED))
+        recorded, size = False, path.stat().st_size
+        while (head := stream.read(8))[4:] != b"IEND":
+            length, place = int.from_bytes(head[:4], "big"), stream.tell()
+            if len(head) < 8 or place + length > size:
+                raise ValueError(f"{path} is damaged: it ends early; copy or download it again")
+            recorded |= head[4:] in (b"tEXt", b"zTXt", b"iTXt") and stream.read(6) == b"dinit\0"
+            stream.seek(place + length + 4)
+    if not recorded:
+        raise ValueError(f"{path} has no dinit manifest; only PNGs that `dinit generate` wrote have one")
 
 
 def _kind_of_folder(folder: Path) -> tuple[str, str | None]:

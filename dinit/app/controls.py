@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import html
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from dinit.app.options import Option, form_values, options_of, text_of_form
 from dinit.app.request import MOST_COLUMNS, Column, Request
+from dinit.checkpoints.runs import is_checkpoint
 from dinit.pipelines.generate import Pipeline
 from dinit.registry import Registry
 from dinit.samplers import GRIDS, SAMPLERS
@@ -42,11 +45,12 @@ class OptionForm:
             "text": lambda: gr.Textbox(visible=False, min_width=240),
         }
         self.pool = {kind: [make[kind]() for _ in range(max(one[kind] for one in counts))] for kind in _KINDS}
+        self.holds = gr.Textbox(NONE, visible=False)  # name of the entry whose values the others hold
 
     @property
     def components(self) -> list[Any]:
         """All components, in a fixed order."""
-        return [one for kind in _KINDS for one in self.pool[kind]]
+        return [*(one for kind in _KINDS for one in self.pool[kind]), self.holds]
 
     def _places(self, name: str) -> Iterator[tuple[int, Option]]:
         """The place in `components` of each option of an entry."""
@@ -62,7 +66,7 @@ class OptionForm:
             name: of the entry; another text hides all.
             values: of `form_values`; None is the entry's defaults.
         """
-        updates = [gr.update(visible=False)] * len(self.components)
+        updates = [*[gr.update(visible=False)] * (len(self.components) - 1), name]
         if name not in self.registry.names():
             return updates
         given = form_values(self.registry.create(name)) if values is None else values
@@ -73,6 +77,9 @@ class OptionForm:
     def read(self, name: str, values: Sequence[Any]) -> str:
         """The text form of the entry with what its components hold.
 
+        Between the choice of an entry and the arrival of its fields the components hold the values of another one:
+        then it is the entry's defaults, with which the fields arrive.
+
         Args:
             name: of the entry.
             values: of `components`.
@@ -80,7 +87,8 @@ class OptionForm:
         Raises:
             ValueError: a value that the entry refuses.
         """
-        given = {option.name: values[place] for place, option in self._places(name)}
+        arrived = values[-1] == name
+        given = {option.name: values[place] for place, option in self._places(name)} if arrived else {}
         return text_of_form(self.registry, name, given)
 
 
@@ -141,6 +149,7 @@ class Controls:
         gr.HTML('<h2 class="part">What</h2>')
         with gr.Group():
             self.pipeline = gr.Dropdown(list(names), value=names[0], label="Pipeline", filterable=len(names) > 12)
+            self.holds = gr.Textbox("", visible=False)  # name of the pipeline that the controls were filled for
             self.facts = gr.HTML(elem_classes="facts")
             self.classes = gr.Dropdown([], multiselect=True, label="Classes (none: unconditional)")
             with gr.Row(elem_classes="small"):
@@ -180,7 +189,7 @@ class Controls:
     def values(self) -> list[Any]:
         """The components that `read` takes the values of, in this order."""
         slots = [*self.samplers, *self.guidances]
-        plain = [self.pipeline, self.classes, self.per_class, self.seed]
+        plain = [self.pipeline, self.holds, self.classes, self.per_class, self.seed]
         return [*plain, *(one for slot in slots for one in slot.components)]
 
     @property
@@ -190,17 +199,22 @@ class Controls:
         more = [slot.more for slot in self.samplers]
         return [*self.values, *(slot.group for slot in slots), *more, self.facts]
 
-    def read(self, values: Sequence[Any]) -> Request:
+    def read(self, values: Sequence[Any]) -> Request | str:
         """The request that the controls hold.
 
         Args:
             values: of the components of `values`.
 
+        Returns:
+            The name of the pipeline alone, where it was chosen and its own settings have not arrived yet.
+
         Raises:
             ValueError: a number that is missing, or an option that is refused.
         """
         rest = list(values)
-        name, classes, per_class, seed = (rest.pop(0) for _ in range(4))
+        name, holds, classes, per_class, seed = (rest.pop(0) for _ in range(5))
+        if name != holds:
+            return str(name)
         columns = []
         for slot in self.samplers:
             sampler, steps, grid, *options = (rest.pop(0) for _ in slot.components)
@@ -227,6 +241,7 @@ class Controls:
         choices = [(name, number) for number, name in enumerate(names)]
         label = "Classes (none: unconditional)" if pipe.num_classes else "Classes (this pipeline has none)"
         updates: list[Any] = [
+            request.pipeline,
             request.pipeline,
             gr.update(choices=choices, value=list(request.classes), interactive=bool(choices), label=label),
             request.per_class,
@@ -304,4 +319,7 @@ def facts(pipe: Pipeline) -> str:
         pipe.parameterization.registry_name,  # pyright: ignore[reportAttributeAccessIssue]
     ]
     classes = f"{pipe.num_classes} classes" if pipe.num_classes else "no classes"
-    return f"{' × '.join(parts)} · {pipe.image_size}&thinsp;×&thinsp;{pipe.image_size} pixels · {classes}"
+    opened = Path(pipe.name_or_path or "")
+    unfinished = f" · not finished: {html.escape(opened.name)}" if is_checkpoint(opened) else ""
+    size = f"{pipe.image_size}&thinsp;×&thinsp;{pipe.image_size} pixels"
+    return f"{' × '.join(parts)} · {size} · {classes}{unfinished}"

@@ -164,8 +164,9 @@ class Page:
     def on_generate(self, switch: Switch, *values: Any) -> Iterator[dict[Any, Any]]:
         """Runs what the controls hold."""
         try:
-            request = self.controls.read(values)
-            pipe = self.pipelines.open(request.pipeline)
+            held = self.controls.read(values)
+            pipe = self.pipelines.open(held if isinstance(held, str) else held.pipeline)
+            request = default_request(pipe, held) if isinstance(held, str) else held
             calls = request.calls(pipe)
         except Exception as error:
             yield {self.status: _error(error)}

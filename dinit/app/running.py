@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from dinit.checkpoints.locating import INDEX, shipped
+from dinit.checkpoints.runs import MODEL, PIPELINE_FOLDER, is_run, newest_step
 from dinit.files import user_path
 from dinit.pipelines.call import Call
 from dinit.pipelines.generate import Generated, Pipeline
@@ -76,7 +77,7 @@ class Pipelines:
         if recorded in self.names:
             return recorded
         for name in self.names:
-            if name not in shipped() and recorded and user_path(name).resolve() == user_path(recorded).resolve():
+            if name not in shipped() and recorded and user_path(recorded).resolve() in _folders(user_path(name)):
                 return name
         raise ValueError(
             f"the picture was made by {recorded or 'a pipeline without a name'}, which is not one of this page's "
@@ -85,25 +86,49 @@ class Pipelines:
 
 
 def _stamp(name: str) -> float:
-    """Time of the last change of a folder's files; 0 for a shipped pipeline and for one of the hub."""
+    """Time of the last change of a folder; 0 for a shipped pipeline and for one of the hub."""
     folder = user_path(name)
     if name in shipped() or not folder.is_dir():
         return 0.0
-    return max((file.stat().st_mtime for file in (folder, *folder.glob("*"), *folder.glob("*/*"))), default=0.0)
+    return _changed(folder)
 
 
 def names_to_offer(given: str | None, runs: Path) -> list[str]:
-    """Names of pipelines: the given one, the runs that have one, the shipped ones.
+    """Names of pipelines: the given one, the runs that can be opened with the newest first, the shipped ones.
 
     Args:
         given: of the command line.
         runs: folder of run folders; it need not exist.
     """
-    found = sorted(
-        (index.parent for index in runs.glob(f"*/pipeline/{INDEX}")), key=lambda one: one.stat().st_mtime
-    )
+    found = sorted(filter(None, map(_openable, runs.glob("*"))), key=_changed)
     ours = sorted(shipped(), key=lambda name: (name not in _FIRST, name))
     return list(dict.fromkeys([*([] if given is None else [given]), *map(str, reversed(found)), *ours]))
+
+
+def _folders(folder: Path) -> list[Path]:
+    """The folders that stand for a pipeline in manifests: for a run, its pipeline and its newest checkpoint too."""
+    newest = newest_step(folder) if is_run(folder) else None
+    inside = [] if not is_run(folder) else [folder / PIPELINE_FOLDER, *([] if newest is None else [newest.folder])]
+    return [one.resolve() for one in (folder, *inside)]
+
+
+def _openable(folder: Path) -> Path | None:
+    """What can be opened of a folder of runs: the run, or a pipeline that is in it; None where there is neither."""
+    finished = folder / PIPELINE_FOLDER
+    if is_run(folder):
+        unfinished = (folder / MODEL / INDEX).is_file() and newest_step(folder) is not None
+        return folder if unfinished or (finished / INDEX).is_file() else None
+    return next((one for one in (folder, finished) if (one / INDEX).is_file()), None)
+
+
+def _changed(folder: Path) -> float:
+    """Time of the last change of the weights of a run, or of a pipeline's files."""
+    if is_run(folder):
+        newest = newest_step(folder)
+        files = [folder / PIPELINE_FOLDER / INDEX, *([] if newest is None else [newest.weights])]
+    else:
+        files = [folder, *folder.glob("*"), *folder.glob("*/*")]
+    return max((file.stat().st_mtime for file in files if file.exists()), default=0.0)
 
 
 @dataclass(frozen=True)

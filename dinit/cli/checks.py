@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -97,10 +98,29 @@ def check_autoencoder(name: str) -> None:
 
 def check_pipeline(name: str) -> None:
     """Whether a pipeline can be there: what `locate` reports of a name that is no folder and no Hub id."""
-    if not name or (not user_path(name).is_dir() and not is_hub_id(name)):
-        from dinit.checkpoints.locating import locate
+    from dinit.checkpoints.locating import INDEX, locate, shipped
 
+    path = user_path(name)
+    if not name or (not path.is_dir() and not is_hub_id(name)):
         locate(name)
+    elif path.is_dir() and name not in shipped() and not _has_pipeline(path):
+        raise FileNotFoundError(unfit(path, f"a pipeline, and {path / INDEX} is missing"))
+
+
+def _has_pipeline(folder: Path) -> bool:
+    """Whether a folder is of a pipeline, or of a run, which opening it looks into."""
+    from dinit.checkpoints.runs import INDEX, is_checkpoint, is_run
+
+    return (folder / INDEX).is_file() or is_run(folder) or is_checkpoint(folder)
+
+
+def _located(name: str) -> Path:
+    """The folder of a pipeline on this machine; the step of an unfinished run is named where it is opened."""
+    from dinit.checkpoints.locating import locate
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return locate(name)
 
 
 def is_hub_id(name: str) -> bool:
@@ -112,9 +132,9 @@ def classes_of(name: str) -> tuple[int, list[str] | None] | None:
     """Number and names of the classes of a pipeline in a folder of this machine; None where they are not known."""
     if is_hub_id(name):
         return None
-    from dinit.checkpoints.locating import INDEX, is_own_class, locate
+    from dinit.checkpoints.locating import INDEX, is_own_class
 
-    folder = locate(name)
+    folder = _located(name)
     try:
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         config = json.loads((folder / "backbone" / "config.json").read_text(encoding="utf-8"))
@@ -133,9 +153,9 @@ def is_small_in_pixels(name: str) -> bool:
     """Whether a pipeline is a small one of dinit, in a folder of this machine, and works on pixels."""
     if is_hub_id(name):
         return False
-    from dinit.checkpoints.locating import INDEX, is_own_class, locate
+    from dinit.checkpoints.locating import INDEX, is_own_class
 
-    folder = locate(name)
+    folder = _located(name)
     try:
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         in_pixels = index.get("vae_reference") is None and not (folder / "vae").exists()

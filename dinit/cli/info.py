@@ -14,6 +14,8 @@ from dinit.checkpoints.runs import is_run
 from dinit.cli.checks import check_pipeline, check_there
 from dinit.cli.completion import pipelines
 from dinit.cli.console import console
+from dinit.contents import check_picture
+from dinit.files import user_path
 
 What = Annotated[
     str,
@@ -47,6 +49,8 @@ def info(what: What) -> None:
 
 
 def _picture(path: Path) -> None:
+    if path.is_file() and path.suffix.lower() == ".png":
+        check_picture(user_path(path))
     from dataclasses import asdict
 
     from dinit.pipelines.outputs.manifest import read_manifest

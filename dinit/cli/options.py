@@ -19,6 +19,7 @@ from dinit.cli.checks import (
 from dinit.cli.completion import entries, pipelines, words
 from dinit.cli.names import registry_of
 from dinit.compat import ensure_torchvision, is_light, without_diffusers
+from dinit.registry import UnknownName
 
 if TYPE_CHECKING:
     from dinit.pipelines.call import SamplingOptions
@@ -192,7 +193,10 @@ class CallFlags:
         for one in self.guidance:
             if one != "none":
                 made = _guidance(one)
-                check_entry("guidance", made if isinstance(made, dict) else {"name": "cfg", "scale": made})
+                try:
+                    check_entry("guidance", made if isinstance(made, dict) else {"name": "cfg", "scale": made})
+                except UnknownName as error:
+                    raise ValueError(f"{error}; a number alone is the scale of CFG") from error
 
 
 def _guidance(text: str) -> dict[str, Any] | float:

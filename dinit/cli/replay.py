@@ -10,6 +10,7 @@ import typer
 from dinit.cli.checks import check_pipeline, check_there
 from dinit.cli.console import console
 from dinit.cli.options import quiet
+from dinit.contents import check_picture
 
 Picture = Annotated[
     Path,
@@ -35,6 +36,8 @@ def replay(path: Picture, pipeline: PipelineOption = None, tolerance: Tolerance 
     check_there(path, "picture or folder")
     if pipeline is not None:
         check_pipeline(pipeline)
+    if path.is_file() and path.suffix != ".json":
+        check_picture(path)
     from dinit.pipelines.outputs.replay import replay as run
 
     quiet()

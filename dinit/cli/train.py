@@ -16,6 +16,7 @@ from dinit.checkpoints.runs import RECIPE, is_run
 from dinit.cli.checks import check_pipeline
 from dinit.cli.completion import datasets, pipelines, recipes
 from dinit.cli.console import console, errors, show_error
+from dinit.cli.recipe_check import check_data, check_recipe
 from dinit.training.recipe.shipped import recipe_file
 
 if TYPE_CHECKING:
@@ -149,8 +150,12 @@ def train(
         recipe_file(recipe)
     if init_from is not None:
         check_pipeline(init_from)
+    images = [] if data is None else [f"data={json.dumps(check_data(data, init_from))}"]
     options = {"training.device": device, "training.precision": precision}
     given = [*(overrides or ()), *(f"{key}={value}" for key, value in options.items() if value is not None)]
+    if recipe is not None or init_from is not None:
+        file = None if recipe is None else recipe_file(recipe) if run is None else run / RECIPE
+        check_recipe(file, [*images, *given])
     loaded = _load(recipe if run is None else run / RECIPE, given, init_from, data)
     usual, loaded = (run, loaded) if run is not None else _named(recipe, loaded, given, data)
     out = usual if out is None else out

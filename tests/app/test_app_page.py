@@ -93,6 +93,27 @@ def test_controls_begin_with_the_pipelines_own_settings(page: Any) -> None:
     assert "no_such is not one of the pipelines" in page.on_pipeline("no_such")[-1]
 
 
+def test_a_click_before_the_fields_of_a_choice_have_arrived_takes_its_defaults(page: Any) -> None:
+    controls, values = page.controls, held(page, SMALL)
+    sampler, guidance = controls.samplers[0].sampler, controls.guidances[0].guidance
+    values[controls.values.index(sampler)] = "ancestral"  # its fields still hold ddim's
+    values[controls.values.index(guidance)] = "clip-x0"
+    request = controls.read(values)
+    assert request.columns == (Column("ancestral", 3), SMALL.columns[1])
+    assert request.guidance == ("clip-x0", "clip-x0")
+    arrived = controls.samplers[0].form.updates("ancestral")
+    for component, update in zip(controls.samplers[0].form.components, arrived, strict=True):
+        value = update.get("value") if isinstance(update, dict) else update
+        values[controls.values.index(component)] = value
+    assert controls.read(values).columns == request.columns
+
+    values[0] = "digits-dit"  # a pipeline whose settings have not arrived
+    found = last(page.on_generate(Switch(), *values))
+    request = default_request(page.pipelines.open("digits-dit"), "digits-dit")
+    assert f"--steps {request.columns[0].steps} " in found[page.command]
+    assert found[page.command].count("dinit generate digits-dit ") == 2
+
+
 def test_results_are_shown_saved_and_replayed(page: Any) -> None:
     found = last(page.on_generate(Switch(), *held(page, SMALL)))
     assert found[page.status] == ""

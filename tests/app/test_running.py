@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from itertools import chain, zip_longest
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -200,12 +202,36 @@ def test_pipelines_are_opened_once_and_by_their_names(tmp_path: Any) -> None:
     assert pipelines.open(str(tmp_path)) is not first
 
 
-def test_runs_are_offered_with_the_shipped_ones(tmp_path: Any) -> None:
-    folder = tmp_path / "mine" / "pipeline"
-    folder.mkdir(parents=True)
-    (folder / "model_index.json").write_text("{}")
-    (tmp_path / "unfinished").mkdir()
+def test_runs_are_offered_with_the_shipped_ones(tmp_path: Path) -> None:
+    """A finished run and one with a checkpoint are offered as runs, and opened; a run without weights is not."""
+    pipe = Pipeline.from_pretrained("digits-dico")
+    finished, begun, empty, alone = (tmp_path / name for name in ("a", "b", "c", "d"))
+    for run_folder in (finished, begun, empty):
+        run_folder.mkdir()
+        (run_folder / "recipe.yaml").write_text("{}")
+    pipe.save_pretrained(finished / "pipeline")
+    pipe.save_pretrained(begun / "model")
+    step = begun / "checkpoints" / "step-00000007"
+    step.mkdir(parents=True)
+    (step / "state.json").write_text('{"step": 7}')
+    weights = begun / "model" / "backbone" / "diffusion_pytorch_model.safetensors"
+    weights.rename(step / "ema.safetensors")
+    pipe.save_pretrained(alone / "pipeline")
+    for age, file in enumerate((step / "ema.safetensors", finished / "pipeline" / "model_index.json")):
+        os.utime(file, (10 - age, 10 - age))
     names = names_to_offer("given", tmp_path)
-    assert names[:2] == ["given", str(folder)]
-    assert "digits-dico" in names[2:]
+    assert names[:4] == ["given", str(alone / "pipeline"), str(begun), str(finished)]
+    assert not any(str(empty) in name for name in names)
+    assert "digits-dico" in names[4:]
     assert names_to_offer("digits-dico", tmp_path / "none").count("digits-dico") == 1
+
+    pipelines = Pipelines(names, Pipeline.from_pretrained)
+    for recorded in (finished, finished / "pipeline"):
+        assert pipelines.find(str(recorded)) == str(finished)
+    with pytest.warns(UserWarning, match="is not finished: this is step 7"):
+        opened = pipelines.open(str(begun))
+    assert opened.name_or_path == str(step)
+    assert pipelines.find(opened.name_or_path) == str(begun)
+    (begun / "events.jsonl").write_text("{}")
+    assert pipelines.open(str(begun)) is opened
+    assert torch.equal(opened([3], steps=2, output_type="raw").images, pipe([3], steps=2, output_type="raw").images)

@@ -32,7 +32,7 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     (tmp_path / "r.yaml").write_text(
         "data: digits\nbackbone: {name: dit, hidden_size: 8, num_heads: 1, depth: 1}\ntraining: {steps: 1}\n"
     )
-    (tmp_path / "a.png").write_bytes(b"")
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\0\0\x06tEXtdinit\0\0\0\0\0\0\0\0\0IEND")
 
 
 def raises(error: BaseException) -> Any:

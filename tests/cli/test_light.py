@@ -27,6 +27,10 @@ WRONG: list[tuple[str, str]] = [
     ("generate digits-dit --sampler dpmpp-2n", "unknown sampler 'dpmpp-2n'; did you mean 'dpmpp-2s'?"),
     ("generate digits-dit --sampler dpmpp_2m_karras", "write sampler='dpmpp-2m', grid='karras'"),
     ("generate digits-dit --sampler ddim:etta=1", "sampler 'ddim' has no option 'etta'; did you mean 'eta'?"),
+    ("generate digits-dit --guidance cfg:2", "did you mean cfg:scale=2?"),
+    ("generate digits-dit --guidance abc", "a number alone is the scale of CFG"),
+    ("generate digits-dit --guidance nan", "scale must be"),
+    ("generate empty/", "empty is an empty folder, wanted: a pipeline"),
     ("generate digits-dit --grid karas", "unknown grid 'karas'; did you mean 'karras'?"),
     ("generate digits-dit --grid times", "needs a value for values"),
     ("generate digits-dit --guidance cgf:scale=2", "unknown guidance 'cgf'; did you mean 'cfg'?"),
@@ -43,6 +47,21 @@ WRONG: list[tuple[str, str]] = [
     ("generate digits-dit --out -", "must be the name of a file or folder, got '-'"),
     ("generate digits-dit --out a.jpg", "must end in .png"),
     ("train nope", "there is no recipe file nope"),
+    ("train cut.png", "cut.png is a picture, wanted: a recipe (.yaml)"),
+    ("train bad.yaml", "bad.yaml has 4 mistakes: line 1: data.path: there is no folder nowhere"),
+    ("train bad.yaml", "line 2: backbone.depht: backbone 'dico' has no option 'depht'"),
+    ("train bad.yaml", "line 3: trainin: unknown key; did you mean 'training'?"),
+    ("train bad.yaml", "training: required, and not given"),
+    ("train digits-dico training.stepz=3", "training.stepz: unknown key; did you mean 'steps'?"),
+    ("train digits-dico training.steps=abc", "training.steps: input should be a valid integer, got 'abc'"),
+    ("train digits-dico sampling.sampler=dpmpp-2n", "unknown sampler 'dpmpp-2n'; did you mean 'dpmpp-2s'?"),
+    ("train digits-dico backbone.depth=x", "backbone.depth: depth must be a list of whole numbers, got 'x'"),
+    ("train digits-dico loss.terms=[nope]", "loss.terms.0.name: unknown loss term 'nope'"),
+    ("train digits-dico --data photos/", "there is no folder photos/"),
+    ("train digits-dico --data empty/", "the folder empty/ is empty"),
+    ("train digits-dico --data taken.txt", "taken.txt is a text, wanted: a folder of pictures"),
+    ("train --init-from digits-dit --data digits training.stepz=3", "did you mean 'steps'?"),
+    ("train digits-dico finetune.init_from=nope", "finetune.init_from: there is no pipeline nope"),
     ("train --init-from nope --data x", "no shipped pipeline 'nope'"),
     ("ema nope --sigma-rel 0.1 --to x", "there is no run nope"),
     ("ema taken.txt --sigma-rel 0.1 --to x", "taken.txt is a text, wanted: the folder of a run"),
@@ -73,6 +92,8 @@ WRONG: list[tuple[str, str]] = [
     ("replay taken.txt --tolerance 300", "--tolerance must be in 0 .. 255, got 300"),
     ("info nope", "no shipped pipeline 'nope'"),
     ("info nope.png", "there is no picture nope.png"),
+    ("info cut.png", "cut.png is damaged: it ends early"),
+    ("replay cut.png", "cut.png is damaged: it ends early"),
     ("recipe nope", "there is no folder nope"),
     ("recipe digits:sise=3", "has no option 'sise'"),
     ("recipe . --device gpu", "device 'gpu' cannot be used"),
@@ -81,6 +102,10 @@ WRONG: list[tuple[str, str]] = [
     ("verify --sampler ddmi", "unknown sampler 'ddmi'"),
     ("verify --process vpp", "unknown process 'vpp'"),
 ]
+BAD = """data: {name: folder, path: nowhere, size: 8}
+backbone: {name: dico, depht: 2}
+trainin: {steps: 3}
+"""
 _PROGRAM = """
 import contextlib, io, json, sys
 from dinit.cli import main
@@ -102,13 +127,16 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     """Of every wrong line: exit code, message, and what heavy modules were imported until then; one process."""
     folder = tmp_path_factory.mktemp("here")
     (folder / "taken.txt").write_text("keep me")
+    (folder / "bad.yaml").write_text(BAD)
+    (folder / "cut.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + bytes(17) + b"\0\0\1\0IDAT")
+    (folder / "empty").mkdir()
     lines = [line.split() for line, _ in WRONG]
     command = [sys.executable, "-c", _PROGRAM]
     done = subprocess.run(
         command, input=json.dumps(lines), cwd=folder, capture_output=True, text=True, check=False, timeout=280
     )
     assert done.returncode == 0, done.stderr
-    assert [path.name for path in folder.iterdir()] == ["taken.txt"]
+    assert sorted(path.name for path in folder.iterdir()) == ["bad.yaml", "cut.png", "empty", "taken.txt"]
     return json.loads(done.stdout)
 
 

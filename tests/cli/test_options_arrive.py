@@ -26,6 +26,7 @@ from dinit.training.recipe.model import LoopSection
 RECIPE = (
     "data: digits\nbackbone: {name: dit, patch_size: 2}\ntraining: {steps: 10}\nfinetune: {init_from: digits-dit}\n"
 )
+RECORDED = b"\x89PNG\r\n\x1a\n\0\0\0\x06tEXtdinit\0\0\0\0\0\0\0\0\0IEND"  # of a PNG with a record
 PLACE = str(Path(dinit.__file__).parent / "pretrained" / "digits-dit")
 STATS = ("stats", "digits")
 GENERATE = ("generate", "some")
@@ -299,10 +300,13 @@ def called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dic
     Path("labels.txt").write_text("4\n2\n")
     for name in ("there.npz", "there.png", "there.json", "pictures.npz", "others.npz", "ref.npz"):
         Path(name).touch()
-    for name in ("a.pt", "b.pt", "picture.png", "b.png"):
+    for name in ("a.pt", "b.pt"):
         Path(name).touch()
+    for name in ("picture.png", "b.png"):
+        Path(name).write_bytes(RECORDED)
     for name in ("some", "other", "run", "vae"):  # where a pipeline, a run or an autoencoder is needed
         Path(name).mkdir()
+        Path(name, "model_index.json").write_text("{}")
     monkeypatch.setattr(Opening, "open", lambda one, to_generate=False: Stub((one.name, one.device, one.dtype)))
     for module in ("stats", "evaluate", "classifier"):
         cuda = lambda name: "cuda" if name == "cuda:7" else "cpu"  # noqa: E731

@@ -18,7 +18,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from pydantic import TypeAdapter, ValidationError
 
-from dinit.contents import unfit
+from dinit.contents import RECORDED, unfit
 from dinit.files import user_path
 from dinit.models.codec import AutoencoderKLCodec
 from dinit.pipelines.call import to_spec
@@ -149,7 +149,7 @@ def versions() -> dict[str, str]:
 
 def read_manifest(path: Path) -> Manifest:
     """The manifest of a PNG, of a folder of PNGs, or in a manifest.json. ValueError where there is none."""
-    wanted = "a PNG, or a folder of PNGs, that `dinit generate` wrote"
+    wanted = RECORDED
     if path.is_dir():
         if not (path / FILE).is_file():
             raise FileNotFoundError(unfit(path, f"{wanted}, and {path / FILE} is missing"))

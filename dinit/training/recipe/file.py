@@ -13,12 +13,9 @@ from pydantic import ValidationError
 
 from dinit.arguments import shown
 from dinit.contents import unfit
-from dinit.training.finetune.transfer import inherit
-from dinit.training.recipe.checks import check_recipe
 from dinit.training.recipe.following import follow_overrides
 from dinit.training.recipe.keys import nearest_key
 from dinit.training.recipe.model import Recipe
-from dinit.training.recipe.names import use_present_names
 from dinit.training.recipe.shipped import recipe_file
 from dinit.training.recipe.yaml import Mistake, Source, read_yaml
 from dinit.training.recipe.yaml import Path as KeyPath
@@ -44,7 +41,8 @@ class RecipeError(ValueError):
     """
 
     def __init__(self, title: str, source: Source, mistakes: Sequence[Mistake]) -> None:
-        self.mistakes = list(mistakes)
+        mistakes = sorted(mistakes, key=lambda mistake: _line(source.place(mistake.path)))
+        self.mistakes = mistakes
         count = "1 mistake" if len(mistakes) == 1 else f"{len(mistakes)} mistakes"
         lines = [f"{title} has {count}:"]
         for mistake in mistakes[:_SHOWN]:
@@ -72,6 +70,18 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     if not isinstance(path, str | Path):
         raise ValueError(f"a recipe is the path of a file, or a shipped recipe's name; got {shown(path)}")
     path = recipe_file(path)
+    return parse_recipe(read_text(path), overrides, title=path.name)
+
+
+def read_text(path: Path) -> str:
+    """The text of a recipe's file.
+
+    Args:
+        path: The file.
+
+    Raises:
+        ValueError: there is no such file, it is of another kind, or it cannot be read.
+    """
     if not path.is_file():
         raise ValueError(unfit(path, "a recipe (.yaml)"))
     try:
@@ -86,7 +96,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         ) from error
     if "\0" in text and path.suffix.lower() not in (".yaml", ".yml"):
         raise ValueError(unfit(path, "a recipe (.yaml)"))
-    return parse_recipe(text, overrides, title=path.name)
+    return text
 
 
 def parse_recipe(text: str, overrides: Sequence[str] = (), title: str = "the recipe") -> Recipe:
@@ -106,6 +116,11 @@ def parse_recipe(text: str, overrides: Sequence[str] = (), title: str = "the rec
     Raises:
         RecipeError: the recipe has mistakes; the error lists them all.
     """
+    # Here: all but these is read without torch, by commands too.
+    from dinit.training.finetune.transfer import inherit
+    from dinit.training.recipe.checks import check_recipe
+    from dinit.training.recipe.names import use_present_names
+
     source = read_yaml(text, overrides)
     if source.mistakes and not source.data:
         raise RecipeError(title, source, source.mistakes)
@@ -118,7 +133,7 @@ def parse_recipe(text: str, overrides: Sequence[str] = (), title: str = "the rec
     try:
         recipe = _validate(data)
     except ValidationError as error:
-        mistakes += [_mistake(details, source.data) for details in error.errors()]
+        mistakes += [_mistake(details) for details in error.errors()]
         recipe = _repaired(data, error)
     lines: list[str] = []
     if recipe is not None:
@@ -127,7 +142,7 @@ def parse_recipe(text: str, overrides: Sequence[str] = (), title: str = "the rec
         absent = _PLACEHOLDERS.keys() - given
         mistakes += [m for m in check_recipe(recipe) if not (m.path and m.path[0] in absent)]
     if mistakes:
-        raise RecipeError(title, source, sorted(mistakes, key=lambda m: _line(source.place(m.path))))
+        raise RecipeError(title, source, mistakes)
     assert recipe is not None, "no mistakes were found, so the recipe was built"
     for line in lines:
         warnings.warn(line, stacklevel=2)
@@ -137,6 +152,26 @@ def parse_recipe(text: str, overrides: Sequence[str] = (), title: str = "the rec
 def _validate(data: dict[str, Any]) -> Recipe:
     # Through JSON: strict there refuses "5" for 5 and yet takes a list for a tuple.
     return Recipe.model_validate_json(json.dumps(data, default=str), strict=True)
+
+
+def schema_mistakes(source: Source) -> list[Mistake]:
+    """What YAML and the types of a recipe's keys show, without its data set, its network and the registries.
+
+    Args:
+        source: Of `read_yaml`.
+
+    Returns:
+        The mistakes; none of a missing key where fine-tuning takes it from a pipeline.
+    """
+    mistakes = list(source.mistakes)
+    if mistakes and not source.data:
+        return mistakes
+    taken = isinstance(source.data.get("finetune"), dict)
+    try:
+        _validate(source.data)
+    except ValidationError as error:
+        mistakes += [_mistake(one) for one in error.errors() if not (taken and one["type"] == "missing")]
+    return mistakes
 
 
 def _repaired(data: dict[str, Any], error: ValidationError) -> Recipe | None:
@@ -168,7 +203,7 @@ def _drop(data: Any, path: KeyPath) -> None:
         data[path[-1]] = None
 
 
-def _mistake(details: Any, data: Any) -> Mistake:
+def _mistake(details: Any) -> Mistake:
     path = details["loc"]
     if details["type"] == "extra_forbidden":
         return Mistake(path, f"unknown key{nearest_key(path)}")
