@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from dinit.cli.checks import check_device
 from dinit.cli.options import Device, Opening
 
 AnyName = Annotated[
@@ -32,6 +33,7 @@ def app_page(name: AnyName = None, port: Port = 7860, device: Device = "auto", b
     Examples:
         dinit app digits-dico
     """
+    check_device(device)
     from dinit.app.serving import check_gradio, free_port, has_display, serve
 
     check_gradio()

@@ -107,6 +107,30 @@ def check_pipeline(name: str) -> None:
         raise FileNotFoundError(unfit(path, f"a pipeline, and {path / INDEX} is missing"))
 
 
+def check_default_sampler(name: str, options: Sequence[str]) -> None:
+    """Whether the default sampler of a pipeline on this machine has options.
+
+    Args:
+        name: of the pipeline.
+        options: 'KEY=VALUE'.
+
+    Raises:
+        ValueError: an unknown option, a value of another type, or text of another form.
+    """
+    if is_hub_id(name):
+        return
+    from dinit.checkpoints.locating import INDEX
+
+    try:
+        index = json.loads((_located(name) / INDEX).read_text(encoding="utf-8"))
+        default = index["defaults"]["sampler"]
+        default = default if isinstance(default, str) else default["name"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # opening it reports what is wrong
+    if isinstance(default, str):
+        check_entry("samplers", default, options)
+
+
 def _has_pipeline(folder: Path) -> bool:
     """Whether a folder is of a pipeline, or of a run, which opening it looks into."""
     from dinit.checkpoints.runs import INDEX, is_checkpoint, is_run

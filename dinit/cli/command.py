@@ -57,10 +57,11 @@ class Command(TyperCommand):
         if isinstance(error, typer.BadParameter) and error.param is not None:
             return _about_a_number(_hints(self.callback), error.param, given)
         option = getattr(error, "option_name", None)
-        if self.name == "train" and option:
+        if self.name == "train" and option and "No such option" in error.message:
             from dinit.cli.recipe_keys import advice
 
-            return advice(option, _value_of(option, given))
+            own = [name for one in self.params for name in (*one.opts, *one.secondary_opts)]
+            return advice(option, _value_of(option, given), own)
         if self.name == "verify" and "unexpected extra argument" in error.message:
             return f"{error.message}: samplers are given as {_as_samplers(given)}"
         return None

@@ -36,6 +36,7 @@ from dinit.cli.options import (
     Steps,
     torch_device,
 )
+from dinit.contents import unfit
 from dinit.files import user_path
 
 if TYPE_CHECKING:
@@ -173,6 +174,8 @@ def evaluate(
     check_device(device)
     if reference is not None:
         check_there(reference, "file of statistics", "`dinit stats` makes such a file")
+        if user_path(reference).is_dir():
+            raise ValueError(unfit(user_path(reference), "a file of statistics, as `dinit stats` makes it"))
     if during_training:
         check_folder(Path(what), "run")
     elif not user_path(what).exists():

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dinit.cli.checks import classes_of
+from dinit.cli.checks import check_default_sampler, classes_of
 from dinit.cli.console import console
 from dinit.cli.generate_set import ClassOrder, Group, LabelsFrom, Pack, generate_into_folder, is_set_folder
 from dinit.cli.labels import ImageOptions, KnownClasses
@@ -129,6 +129,8 @@ def generate(
     flags = CallFlags(sampler, sampler_option or (), steps, grid, guidance or (), seed, batch_size, end)
     flags.check()
     opening.check()
+    if sampler is None and sampler_option:
+        check_default_sampler(name, sampler_option)
     if out is not None and out.is_file() and not out.suffix:
         raise NotADirectoryError(
             f"{out} is a file; a set needs a folder, and a contact sheet a name like {out}.png"

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
+
+from dinit.training.recipe.keys import dotted_keys
 
 _FIRST = ("training", "optimizer", "schedule", "ema")  # sections, in whose order keys of one name are suggested
 # What other programs call a key.
@@ -25,21 +28,25 @@ _CALLED = {
 }
 
 
-def advice(option: str, value: str | None) -> str | None:
+def advice(option: str, value: str | None, own: Sequence[str] = ()) -> str | None:
     """What to write in place of an option that `dinit train` does not have.
 
     Args:
         option: such as --steps.
         value: what stands after it.
+        own: the options that it has.
 
     Returns:
-        The message; None where no key is near.
+        The message; None where no key is near, or where an own option is nearer.
     """
     name = option.lstrip("-").replace("-", "_")
     if name in ("epochs", "num_epochs"):
         return (
             f"no such option {option}: a recipe counts steps, training.steps=N; N is epochs × images / batch size"
         )
+    known = {key.rpartition(".")[2] for key in dotted_keys()} | _CALLED.keys()
+    if name not in known and difflib.get_close_matches(option, own, n=1, cutoff=0.7):
+        return None
     keys = _keys(name)
     if not keys:
         return None
@@ -50,8 +57,6 @@ def advice(option: str, value: str | None) -> str | None:
 
 def _keys(name: str) -> list[str]:
     """Dotted keys of a recipe that a name means, the likeliest first."""
-    from dinit.training.recipe.keys import dotted_keys
-
     known = dotted_keys()
     if name in known and "." in name:
         return [name]

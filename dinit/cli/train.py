@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dinit.checkpoints.runs import RECIPE, is_run
-from dinit.cli.checks import check_pipeline
+from dinit.cli.checks import check_device, check_pipeline
 from dinit.cli.completion import datasets, pipelines, recipes
 from dinit.cli.console import console, errors, show_error
 from dinit.cli.recipe_check import check_data, check_recipe
@@ -145,6 +145,8 @@ def train(
         recipe, overrides = None, [str(recipe), *(overrides or ())]  # a value, where no recipe was given
     if extend is not None and extend < 1:
         raise ValueError(f"--extend takes the new total of steps, at least 1, got {extend}")
+    if device is not None:
+        check_device(device)
     run = recipe if recipe is not None and is_run(recipe) else None
     if recipe is not None and run is None:
         recipe_file(recipe)

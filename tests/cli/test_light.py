@@ -26,6 +26,7 @@ WRONG: list[tuple[str, str]] = [
     ("generate digits-dit --num-images 2.5", "--num-images must be a whole number, at least 1, got 2.5"),
     ("generate digits-dit --sampler dpmpp-2n", "unknown sampler 'dpmpp-2n'; did you mean 'dpmpp-2s'?"),
     ("generate digits-dit --sampler dpmpp_2m_karras", "write sampler='dpmpp-2m', grid='karras'"),
+    ("generate digits-dit --sampler-option etta=1", "sampler 'euler' has no option 'etta'"),
     ("generate digits-dit --sampler ddim:etta=1", "sampler 'ddim' has no option 'etta'; did you mean 'eta'?"),
     ("generate digits-dit --guidance cfg:2", "did you mean cfg:scale=2?"),
     ("generate digits-dit --guidance abc", "a number alone is the scale of CFG"),
