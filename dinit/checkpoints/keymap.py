@@ -44,6 +44,8 @@ def map_keys(state: Mapping[str, Tensor], rules: KeyMap) -> dict[str, Tensor]:
 def load_mapped(model: nn.Module, state: Mapping[str, Tensor], rules: KeyMap) -> None:
     """Load a foreign state into the model, strictly: every weight of the model must be given, in its shape.
 
+    A model whose parameters are on the meta device takes the tensors themselves, so a mapped file is not copied.
+
     Raises one ValueError that names all keys that are unknown or missing, or whose shapes differ.
     """
     mapped, unknown = _map(state, rules)
@@ -71,7 +73,21 @@ def load_mapped(model: nn.Module, state: Mapping[str, Tensor], rules: KeyMap) ->
             f"the checkpoint does not fit this {type(model).__name__}: {'; '.join(problems)}. It is of another "
             "family or size, or a part of it is lost"
         )
-    model.load_state_dict(mapped, strict=True)
+    if all(parameter.is_meta for parameter in model.parameters()):
+        model.load_state_dict(_taken(mapped, own), strict=True, assign=True)
+    else:
+        model.load_state_dict(mapped, strict=True)
+
+
+def _taken(mapped: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors as a model's own: of its dtypes, copied only where two share memory, as tied weights do."""
+    taken: dict[str, Tensor] = {}
+    used: set[int] = set()
+    for key, tensor in mapped.items():
+        fitted = tensor.to(own[key].dtype).contiguous()
+        taken[key] = fitted.clone() if fitted.data_ptr() in used else fitted
+        used.add(taken[key].data_ptr())
+    return taken
 
 
 def names(keys: Sequence[str]) -> str:

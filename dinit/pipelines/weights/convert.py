@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 
 import dinit
 from dinit.cards import CARD
@@ -171,7 +172,9 @@ def _check_target(target: Path, source: Path, overwrite: bool) -> None:
 
 
 def _backbone(layout: Layout, arguments: Mapping[str, Any]) -> Backbone:
-    return construct(layout.model, called(layout), arguments).eval()
+    """The network without memory for its parameters, which become those of the checkpoint; its buffers are real."""
+    with init_empty_weights(include_buffers=False):
+        return construct(layout.model, called(layout), arguments).eval()
 
 
 def _load(backbone: Any, recognised: Recognised, checkpoint: Checkpoint) -> None:
