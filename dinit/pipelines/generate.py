@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, cast, overload
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal, Unpack, cast, overload
 
 import torch
-from torch import Tensor
 
-from dinit.arguments import shown
 from dinit.checkpoints.interop.scheduler_sampler import SchedulerSampler
-from dinit.checkpoints.locating import is_own_class
-from dinit.checkpoints.runs import origin
-from dinit.compat import dtype_option, is_light
-from dinit.devices import choose_device
 from dinit.diffusion import (
     PARAMETERIZATIONS,
     PROCESSES,
@@ -25,18 +17,17 @@ from dinit.diffusion import (
     Parameterization,
     Process,
 )
-from dinit.models.base import BACKBONES, Backbone
 from dinit.models.codec import (
     AutoencoderKLCodec,
     Codec,
     IdentityCodec,
     align,
 )
-from dinit.pipelines.advice import CALL, unknown_attribute, unknown_keywords
+from dinit.pipelines.advice import CALL, unknown_keywords
+from dinit.pipelines.attributes import Attributes
 from dinit.pipelines.call import (
     DEFAULT,
     DEFAULT_BATCH,
-    DEFAULT_KEYS,
     Call,
     CallOptions,
     Default,
@@ -49,47 +40,23 @@ from dinit.pipelines.call import (
     make_sampler,
     to_spec,
 )
-from dinit.pipelines.callbacks import Callback, StepCallback, Trajectory, step_callback
+from dinit.pipelines.callbacks import Callback, Trajectory
 from dinit.pipelines.defaults import CallDefaults, check_defaults
-from dinit.pipelines.diffusers_folder import is_diffusers_folder, read_diffusers_folder
 from dinit.pipelines.diffusers_methods import DiffusersMethods
 from dinit.pipelines.labels import Generators, Labels, Seeds, make_keys, resolve_labels, whole_number
-from dinit.pipelines.loading import LoadOptions, check_folder, load_options, locate
-from dinit.pipelines.outputs.sheets import OUTPUT_TYPES, OutputType, convert
+from dinit.pipelines.loading import LoadOptions
+from dinit.pipelines.opening import OpeningMethods
+from dinit.pipelines.outputs.sheets import OutputType
+from dinit.pipelines.parts import check_parts, made
+from dinit.pipelines.running import Generated, RunningMethods, with_null
 from dinit.pipelines.saving import SavingMethods
-from dinit.registry import Registry, suggest
-from dinit.samplers import NoiseSource, Sampler, Step
+from dinit.samplers import Sampler
 from dinit.samplers.guidance import Guidance, apply_guidance
 from dinit.samplers.guidance.clip import ClipX0
 from dinit.samplers.guidance.threshold import DynamicThreshold
 from dinit.samplers.points import End
 
-if TYPE_CHECKING or not is_light():
-    from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
-else:
-    from dinit.pipelines.light import DiffusionPipeline, ImagePipelineOutput
-
 __all__ = ["Generated", "LoadOptions", "OutputOptions", "Pipeline", "Trajectory"]
-
-Part = TypeVar("Part")
-
-# Attributes that diffusers' own methods assign.
-_OF_DIFFUSERS = ("backbone", "vae", "hf_device_map", "quantization_config")
-
-
-@dataclass
-class Generated(ImagePipelineOutput):
-    """The result of a pipeline's call.
-
-    Attributes:
-        images: in the form of output_type: a list of PIL images, an array or a tensor.
-        call: what made them, with every default filled in.
-        nfe: network evaluations an image.
-    """
-
-    images: Any
-    call: Call
-    nfe: int
 
 
 class OutputOptions(CallOptions, total=False):
@@ -99,7 +66,7 @@ class OutputOptions(CallOptions, total=False):
     callback_on_step_end: Callback | None
 
 
-class Pipeline(CallDefaults, SavingMethods, DiffusersMethods, DiffusionPipeline):
+class Pipeline(CallDefaults, Attributes, SavingMethods, DiffusersMethods, OpeningMethods, RunningMethods):
     """Generates images: any sampler, any guidance, on one trained network.
 
     Saved, it is a diffusers folder: model_index.json with all of the plain values, backbone/, and vae/ where
@@ -147,11 +114,11 @@ class Pipeline(CallDefaults, SavingMethods, DiffusersMethods, DiffusionPipeline)
         compile: Any = False,
     ) -> None:
         super().__init__()
-        _check_parts(backbone, vae, class_names, t_max)
+        check_parts(backbone, vae, class_names, t_max)
         if process is None or parameterization is None:
             raise ValueError("a pipeline needs process= and parameterization=, e.g. {'name': 'vp-discrete'}")
-        self._process = _made(PROCESSES, Process, process)
-        self._parameterization = _made(PARAMETERIZATIONS, Parameterization, parameterization)
+        self._process = made(PROCESSES, Process, process)
+        self._parameterization = made(PARAMETERIZATIONS, Parameterization, parameterization)
         self._defaults = check_defaults(defaults or {})
         if class_names is not None and len(class_names) != backbone.num_classes:
             raise ValueError(f"{len(class_names)} class names for a backbone of {backbone.num_classes} classes")
@@ -181,94 +148,6 @@ class Pipeline(CallDefaults, SavingMethods, DiffusersMethods, DiffusionPipeline)
         if compile:
             # The first call compiles; another batch size compiles once more, then for any batch size.
             backbone.compile(**(compile if isinstance(compile, Mapping) else {}))
-
-    def register_modules(self, **kwargs: Any) -> None:
-        """As in diffusers; a registered backbone is entered as ("dinit", class), whichever file it is in."""
-        super().register_modules(**kwargs)
-        for name, module in kwargs.items():
-            self._enter(name, module)
-
-    def _enter(self, name: str, module: Any) -> None:
-        if type(module) in [BACKBONES[entry] for entry in BACKBONES]:
-            self.register_to_config(**{name: ("dinit", type(module).__name__)})
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        """Assigns a component or a default. AttributeError, with the nearest name, for any other attribute."""
-        known = hasattr(type(self), name) or name in _OF_DIFFUSERS or name.startswith("_")
-        if not known or name == "_interrupt":
-            raise unknown_attribute(name, ("backbone", "vae", "scheduler", *DEFAULT_KEYS))
-        super().__setattr__(name, value)
-        if "_codec" in vars(self):  # otherwise __init__ is not over
-            if name == "backbone":
-                self._enter(name, value)
-            elif name == "vae":
-                self._codec = self._make_codec()
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)  # pyright: ignore[reportAttributeAccessIssue]
-        except AttributeError:
-            if name.startswith("_"):
-                raise
-            public = [one for one in dir(type(self)) if not one.startswith("_")]
-            raise unknown_attribute(name, ("backbone", "vae", *public)) from None
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | Path,
-        *,
-        device: str | torch.device | None = None,
-        dtype: torch.dtype | None = None,
-        **options: Unpack[LoadOptions],
-    ) -> Pipeline:
-        """A shipped pipeline by name, a folder of one or of a training run, or a hub id, in this order.
-
-        A folder of diffusers, unconditional or with classes (DDPM, DDIM, DiT), opens as it is; see
-        `dinit.pipelines.diffusers_folder`. The folder is checked before anything is built; only safetensors are
-        read.
-
-        Args:
-            pretrained_model_name_or_path: name, folder or hub id.
-            device: where to put the pipeline: cpu, cuda, cuda:1, mps, or auto (a GPU where there is one); None is
-                the CPU.
-            dtype: of all networks; None is what was saved, and torch_dtype is another name for it.
-            options: see LoadOptions.
-
-        Raises:
-            ValueError: a keyword that is none of these; a device that is not here; a missing, unexpected or
-                mis-shaped tensor, by its name.
-            FileNotFoundError: there is no such pipeline; the error lists where it was searched.
-        """
-        given, hub, dtype = load_options(options, dtype)
-        device = _check_place(pretrained_model_name_or_path, device)
-        folder = locate(pretrained_model_name_or_path, **hub)
-        if is_diffusers_folder(folder):
-            pipeline = cls(**read_diffusers_folder(folder, given | ({} if dtype is None else {"dtype": dtype})))
-        else:
-            parts = [name for name in ("backbone", "vae") if name in given]
-            given["variant"] = check_folder(folder, given=parts, variant=given.get("variant"))
-            if given.pop("null_label", None) is not None:
-                raise ValueError(
-                    "null_label is for folders of diffusers; a dinit pipeline has its null class recorded"
-                )
-            pipeline = super().from_pretrained(folder, **{**given, **dtype_option(dtype), "use_safetensors": True})
-        pipeline.register_to_config(_name_or_path=str(origin(folder) or pretrained_model_name_or_path))
-        return pipeline.to(device=device, dtype=dtype)
-
-    @classmethod
-    def load_config(cls, *args: Any, **kwargs: Any) -> Any:
-        """As in diffusers, but that the class is this one: no code of the folder is run.
-
-        Args:
-            args: as in diffusers.
-            kwargs: as in diffusers.
-        """
-        loaded: Any = super().load_config(*args, **kwargs)
-        config = loaded[0] if isinstance(loaded, tuple) else loaded
-        if is_own_class(config):
-            config["_class_name"] = "Pipeline"
-        return loaded
 
     @property
     def process(self) -> Process:
@@ -331,7 +210,7 @@ class Pipeline(CallDefaults, SavingMethods, DiffusersMethods, DiffusionPipeline)
         if labels is None:
             return denoiser
         resolved = resolve_labels(labels, None, denoiser.num_classes, self.class_names)
-        return denoiser.given(_with_null(resolved, denoiser.num_classes))
+        return denoiser.given(with_null(resolved, denoiser.num_classes))
 
     def prepare(self, labels: Labels = None, **options: Unpack[CallOptions]) -> Call:
         """The validated `Call` that `__call__` would run, with every default filled in.
@@ -496,115 +375,9 @@ class Pipeline(CallDefaults, SavingMethods, DiffusersMethods, DiffusionPipeline)
         generated = self.run(call, output_type, callback_on_step_end)
         return generated if return_dict else (generated.images,)
 
-    @torch.no_grad()
-    def run(
-        self, call: Call, output_type: OutputType = "pil", callback_on_step_end: Callback | None = None
-    ) -> Generated:
-        """Runs a call of `prepare`. Arguments as `__call__`."""
-        if output_type not in OUTPUT_TYPES:
-            raise ValueError(f"unknown output type {output_type!r}{suggest(str(output_type), list(OUTPUT_TYPES))}")
-        on_step_end: StepCallback | None = step_callback(callback_on_step_end, self)
-        codec = None if output_type == "latent" else self.codec
-        denoiser = apply_guidance(self.denoiser(), call.guidance)
-        batches = call.batches()
-        last: list[Step] = []
-        with _evaluating(self.backbone), self.progress_bar(total=len(batches) * call.steps) as bar:  # pyright: ignore
-            for batch in batches:
-                step = None
-                for step in self._iterate(denoiser, batch):
-                    bar.total = len(batches) * step.total  # which is less than call.steps on some grids
-                    bar.update()
-                    if on_step_end is not None:
-                        on_step_end(step)
-                assert step is not None, "a trajectory has at least one step"
-                last.append(step)
-            if codec is None:
-                return Generated(torch.cat([step.x_s for step in last]), call, last[0].nfe)
-            images = torch.cat([codec.decode(step.x_s) for step in last])
-        return Generated(convert(images, output_type), call, last[0].nfe)
-
-    @torch.no_grad()
-    def iterate(self, call: Call) -> Iterator[Step]:
-        """Runs a call of `prepare` step by step, batch after batch, for a display or a loop of your own.
-
-        The network is evaluated in `next` alone: a run that is not continued, or closed, costs nothing more, and
-        several runs may take turns. Images are `codec.decode(step.x_s)` of the last step of every batch.
-
-        Args:
-            call: the call.
-
-        Raises:
-            ValueError: anything that cannot run, at the first step.
-        """
-        denoiser = apply_guidance(self.denoiser(), call.guidance)
-        for batch in call.batches():
-            steps = self._iterate(denoiser, batch)
-            while True:
-                with _evaluating(self.backbone):
-                    step = next(steps, None)
-                if step is None:
-                    break
-                yield step
-
-    def _iterate(self, denoiser: Denoiser, batch: Call) -> Iterator[Step]:
-        source = NoiseSource(batch.keys)
-        size, device = self.backbone.image_size, self._execution_device
-        like = torch.empty(len(batch.keys), self.backbone.in_channels, size, size, device=device)
-        noise = source.normal("initial", 0, like)
-        labels = _with_null(batch.labels, self.backbone.num_classes)
-        return batch.sampler.iterate(
-            denoiser,
-            noise,
-            batch.steps,
-            grid=batch.grid,
-            labels=labels,
-            noise_source=source,
-            end=batch.end,
-        )
-
 
 KEYWORDS = ("labels", *OutputOptions.__annotations__, "return_dict")
 """Names of the keywords of a pipeline's call."""
-
-
-def _check_parts(backbone: Any, vae: Any, class_names: Any, t_max: Any) -> None:
-    """ValueError for arguments of `Pipeline` of another kind than it takes."""
-    if isinstance(backbone, Denoiser | DiffusionPipeline):
-        what = "denoiser" if isinstance(backbone, Denoiser) else "Pipeline"
-        raise ValueError(f"backbone is the network itself, got a {what}: give its .backbone")
-    if isinstance(backbone, type):
-        name = backbone.__name__
-        raise ValueError(f"backbone is an object, got the class {name}: make one, {name}(...)")
-    parts = ("num_classes", "in_channels", "embed")  # a compiled Backbone is of another class, and has these
-    if not isinstance(backbone, Backbone) and not all(hasattr(backbone, part) for part in parts):
-        raise ValueError(f"backbone must be a Backbone, as of BACKBONES.create('dit'); got {shown(backbone)}")
-    if vae is not None and not isinstance(vae, torch.nn.Module):
-        raise ValueError(f"vae must be an AutoencoderKL, as AutoencoderKL.from_pretrained opens; got {shown(vae)}")
-    if class_names is not None and (isinstance(class_names, str) or not isinstance(class_names, Sequence)):
-        raise ValueError(f"class_names must be a list of texts, got {shown(class_names)}")
-    if isinstance(t_max, bool) or not isinstance(t_max, int | float):
-        raise ValueError(f"t_max must be a number, got {shown(t_max)}")
-
-
-def _made(registry: Registry[Any], kind: type[Part], spec: Any) -> Part:
-    """A process or a parameterization. ValueError where the spec is another object."""
-    made = registry.create(spec)
-    if not isinstance(made, kind):
-        raise ValueError(f"{registry.kind} must be a {kind.__name__}, a name or a mapping, got {shown(made)}")
-    return made
-
-
-def _check_place(name: Any, device: Any) -> Any:
-    """The device, chosen. ValueError for what names no pipeline, and for a device that torch does not have."""
-    if not isinstance(name, str | Path):
-        raise ValueError(f"a pipeline is opened by its name, its folder or its hub id, got {shown(name)}")
-    if isinstance(device, str):
-        return choose_device(device)
-    try:
-        torch.device("cpu" if device is None else device)
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(f"device must be one of torch, as 'cpu', 'cuda' or 'cuda:1'; got {device!r}") from error
-    return device
 
 
 def _either(name: str, value: Any, other: str, given: Any) -> Any:
@@ -612,18 +385,3 @@ def _either(name: str, value: Any, other: str, given: Any) -> Any:
     if value is not None and given is not None:
         raise ValueError(f"{name} and {other} are the same; give one of them")
     return given if value is None else value
-
-
-def _with_null(labels: Sequence[int | None], num_classes: int) -> Tensor:
-    return torch.tensor([num_classes if label is None else label for label in labels], dtype=torch.int64)
-
-
-@contextmanager
-def _evaluating(backbone: torch.nn.Module) -> Iterator[None]:
-    """Evaluation mode for the while: dropout would make noise that no seed controls."""
-    was = backbone.training
-    backbone.eval()
-    try:
-        yield
-    finally:
-        backbone.train(was)
