@@ -16,6 +16,7 @@ from torch import Tensor
 
 from dinit.data import DATASETS, ImageData, epoch_order
 from dinit.data.pixels import from_uint8
+from dinit.devices import upload
 from dinit.evaluation.features.image_classifier import (
     POOR,
     ClassifierCard,
@@ -313,8 +314,8 @@ def _fit(
             epoch, place = epoch + 1, 0
             order = drawn(labels, plan.seed, epoch)
         images = augmented(pictures[chosen], plan, generator)
-        images = images.to(device=device, non_blocking=True, memory_format=torch.channels_last)
-        truth = pictures.labels[chosen].to(device, non_blocking=True)
+        images = upload(images, torch.device(device)).to(memory_format=torch.channels_last)
+        truth = upload(pictures.labels[chosen], torch.device(device))
         loss = F.cross_entropy(model(images), truth, label_smoothing=0.05)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

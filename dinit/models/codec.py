@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from dinit.compat import dtype_option
 from dinit.contents import is_hub_id, unfit, usual_variant, wrong_folder
+from dinit.devices import upload
 from dinit.files import user_path
 
 if TYPE_CHECKING:  # a second to import, which work on pixels does not need
@@ -207,7 +208,7 @@ class AutoencoderKLCodec(Codec):
         if self.latents_mean is None:
             return self.shift_factor, self.scaling_factor
         mean, std = (
-            torch.tensor(values, dtype=like.dtype).to(like.device, non_blocking=True)[:, None, None]
+            upload(torch.tensor(values, dtype=like.dtype), like.device)[:, None, None]
             for values in (self.latents_mean, self.latents_std)
         )
         return mean, self.scaling_factor / std

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from dinit.cards import CARD, CardMetadata
 from dinit.data import DATASETS, ImageData
+from dinit.devices import upload
 from dinit.evaluation.metrics.reconstruction import psnr, ssim
 from dinit.files import whole_folder
 from dinit.training import randomness
@@ -100,7 +101,7 @@ def train_autoencoder(
     )
     source = batches(data, recipe.seed, Share(recipe.batch_size), 1, recipe.steps, workers=0)
     for step, (images, _) in enumerate(source):
-        images = images.to(device, non_blocking=True, memory_format=torch.channels_last)
+        images = upload(images, torch.device(device)).to(memory_format=torch.channels_last)
         loss = _loss(vae, images, recipe, step * recipe.batch_size)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -116,7 +117,7 @@ def _loss(vae: Any, images: Tensor, recipe: AutoencoderRecipe, position: int) ->
     """Mean absolute error of a drawn latent's image, and the divergence: Kingma & Welling 2014, appendix B."""
     posterior = vae.encode(images).latent_dist
     noise = randomness.noise(recipe.seed, position, tuple(posterior.mean.shape))
-    noise = noise.to(images.device, non_blocking=True)
+    noise = upload(noise, images.device)
     reconstructed = vae.decode(posterior.mean + posterior.std * noise).sample
     divergence = (posterior.mean.square() + posterior.var - 1 - posterior.logvar).mean() / 2
     return (reconstructed - images).abs().mean() + recipe.kl_weight * divergence

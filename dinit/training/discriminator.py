@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dinit.devices import upload
 from dinit.diffusion import Process, Scales
 from dinit.training.losses.times import TIME_SAMPLERS, TimeSampler
 
@@ -151,13 +152,13 @@ class DiscriminatorRecipe:
         times = TIME_SAMPLERS.create(self.time_sampler)
         t = times.times(self.batch_size, process, process.t_min, 1.0, generator)
         device = real[0].device
-        k = process.scales(t).map(lambda v: v.to(device, non_blocking=True))
+        k = process.scales(t).map(lambda v: upload(v, device))
         losses = []
         for (images, labels), truth in zip((real, generated), (1.0, 0.0), strict=True):
-            rows = torch.randint(len(images), (self.batch_size,), generator=generator).to(device, non_blocking=True)
+            rows = upload(torch.randint(len(images), (self.batch_size,), generator=generator), device)
             x0 = images[rows]
             eps = torch.randn(x0.shape, generator=generator, dtype=torch.float32)
-            eps = eps.to(device, x0.dtype, non_blocking=True)
+            eps = upload(eps, device, x0.dtype)
             kx = k.like(x0)
             logits = network(kx.alpha * x0 + kx.sigma * eps, k, labels[rows])
             losses.append(F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, truth)))

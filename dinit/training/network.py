@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from dinit.devices import upload
 from dinit.models.base import Backbone
 from dinit.training.objective import NetworkOutput
 from dinit.training.regularizers.alignment import Alignment
@@ -52,7 +53,7 @@ class TrainingNetwork(nn.Module):
             return NetworkOutput(self.backbone(x, noise_label, cond))
         if self.condition_noise is not None:
             noise = self.condition_noise.draw(self.seed, position, (len(cond), cond.shape[1]))
-            cond = cond + noise.to(cond, non_blocking=True)
+            cond = cond + upload(noise, cond.device, cond.dtype)
         route = probe = None
         if self.routing is not None and self.routing.ratio > 0:
             route = self.routing.route(self.backbone, self.seed, position)

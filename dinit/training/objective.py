@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from dinit.devices import upload
 from dinit.diffusion import Parameterization, Process
 from dinit.diffusion.parameterization import Preconditioning, precondition, split_variance
 from dinit.diffusion.process import expand
@@ -112,9 +113,7 @@ class Objective:
         exact = precondition(self.process, self.parameterization, k)
         columns = [self.weighting.on_output(k, exact.b), k.alpha, k.sigma, *exact.tensors]
         # In float64 up to here; then one transfer to the device for all of them.
-        weight, alpha, sigma, *factors = (
-            torch.stack(columns).to(device=x0.device, dtype=torch.float32, non_blocking=True).unbind()
-        )
+        weight, alpha, sigma, *factors = upload(torch.stack(columns), x0.device, torch.float32).unbind()
         pre = Preconditioning(*factors).like(x0)
         x_t = expand(alpha, x0) * x0 + expand(sigma, x0) * eps
         prediction, alignment = network(pre.input_scale * x_t, pre.noise_label, labels, position, x0)

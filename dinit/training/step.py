@@ -22,6 +22,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from dinit.data import ImageData
+from dinit.devices import upload
 from dinit.files import remove_leftovers, write_atomically
 from dinit.progress import stage
 from dinit.training import randomness
@@ -134,7 +135,7 @@ class TrainingStep:
                 labels = torch.where(dropped[rows], self.data.num_classes, labels)
                 position = (step - 1) * share.batch + rows.start
                 eps = randomness.noise(recipe.seed, position, tuple(x0.shape))
-                x0, labels, eps = (v.to(device, non_blocking=True) for v in (x0, labels, eps))
+                x0, labels, eps = (upload(v, device) for v in (x0, labels, eps))
             with self.state.gradients_of(last_part=part == share.parts - 1):
                 with profile.part("forward"):
                     losses = self.objective.losses(self.state, x0, labels, t[rows], eps, position)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from held import Held, meta_with_numbers, to_meta
 from meta import META, MixedDevicesError, ReadBackError, WaitError, meta_device, tensors_in
 from torch import Tensor
+
+import dinit
 
 READ_BACKS = {
     "item": lambda x: x.sum().item(),
@@ -110,3 +114,11 @@ def test_uploads_that_do_not_wait() -> None:
         torch.where(x > 0, x, 0.0) + torch.full((4,), 2.0, device=META) - x.new_zeros(4)
         assert watch.waits == []
         assert watch.operations >= 5
+
+
+def test_uploads_are_from_pinned_memory() -> None:
+    """From other memory the driver may wait for the work before, which `meta` cannot show: upload pins it first."""
+    places = [
+        path for path in Path(dinit.__file__).parent.rglob("*.py") if "non_blocking" in path.read_text("utf-8")
+    ]
+    assert [path.name for path in places] == ["devices.py"]

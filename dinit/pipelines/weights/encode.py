@@ -29,6 +29,7 @@ from dinit.data.latent_cache import (
     shard_file,
     write_shard,
 )
+from dinit.devices import upload
 from dinit.evaluation.metrics.reconstruction import psnr, ssim
 from dinit.files import LOCK, is_leftover, only_writer, remove_leftovers, user_path, whole_folder, write_atomically
 from dinit.models.codec import AutoencoderKLCodec, open_autoencoder
@@ -243,7 +244,7 @@ class _Run:
         copies = {"": [], "_flipped": []} if self.plan.flips else {"": []}
         figures = [torch.empty(2, 0)]
         for batch in self._batches(shard):
-            images = next(source).to(self.device, non_blocking=True)
+            images = upload(next(source), self.device)
             for suffix, made in copies.items():
                 made.append(self._posterior(images.flip(-1) if suffix else images))
             rows = [row for row, image in enumerate(batch) if self.plan.is_measured(image)]

@@ -8,6 +8,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from dinit.devices import upload
 from dinit.diffusion import Process
 from dinit.diffusion.discrete import BetaChain
 from dinit.likelihood.bound import discretised_log_prob, normal_kl, posterior_variance
@@ -32,8 +33,7 @@ def variational_bits(process: BetaChain, t: Tensor, x0: Tensor, posterior_mean: 
     (B,) float64 on the CPU. The posterior mean gets no gradient, because the squared error trains it.
     """
     lower, upper, shift, right, last = (
-        v.to(device=x0.device, dtype=torch.float32, non_blocking=True).reshape(-1, *(1,) * (x0.ndim - 1))
-        for v in _step(process, t)
+        upload(v, x0.device, torch.float32).reshape(-1, *(1,) * (x0.ndim - 1)) for v in _step(process, t)
     )
     log_variance = fraction * upper + (1 - fraction) * lower
     mean = posterior_mean.detach()

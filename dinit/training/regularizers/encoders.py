@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dinit.devices import upload
 from dinit.files import user_path
 from dinit.registry import Registry
 from dinit.training.recipe.model import Named
@@ -90,7 +91,7 @@ def dinov2(weights: str, side: int = 224) -> Encoder:
     def encode(images: Tensor) -> Tensor:
         if images.device not in on:
             on[images.device] = {name: value.to(images.device) for name, value in next(iter(on.values())).items()}
-        mean, std = (torch.tensor(v).view(3, 1, 1).to(images.device, non_blocking=True) for v in (MEAN, STD))
+        mean, std = (upload(torch.tensor(v).view(3, 1, 1), images.device) for v in (MEAN, STD))
         x = F.interpolate(images.float(), (side, side), mode="bicubic", antialias=True, align_corners=False)
         return tokens(on[images.device], ((x.expand(-1, 3, -1, -1) + 1) / 2 - mean) / std)[:, 1:]
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dinit.devices import upload
 from dinit.models.base import BACKBONES, Backbone
 from dinit.training import randomness
 
@@ -121,10 +122,10 @@ class Route:
             rows, columns = args[1:]
             kept_rows = self.drawn(len(x), rows)
             kept = (kept_rows[:, :, None] * columns + torch.arange(columns)).flatten(1)
-            return kept.to(x.device, non_blocking=True), kept_rows.shape[1]
+            return upload(kept, x.device), kept_rows.shape[1]
         kept = self.drawn(len(x), x.shape[1] - self.prefix) + self.prefix
         first = torch.arange(self.prefix).expand(len(x), -1)
-        return torch.cat([first, kept], dim=1).to(x.device, non_blocking=True), 0
+        return upload(torch.cat([first, kept], dim=1), x.device), 0
 
     def _args(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """(), (c,), (c, rotary angles) or (c, rows, columns) of all tokens, for those that stay."""

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from dinit.data import ImageData
+from dinit.devices import upload
 from dinit.files import write_atomically
 from dinit.training.recipe.model import Recipe
 
@@ -44,7 +45,7 @@ class NoiseBins:
     @torch.no_grad()
     def add(self, losses: Tensor, log_snr: Tensor) -> None:
         """losses (B,) on the device, those that are not finite left out; log_snr (B,) float64 on the CPU."""
-        bins = torch.bucketize(log_snr, self._edges).to(self._device, non_blocking=True)
+        bins = upload(torch.bucketize(log_snr, self._edges), self._device)
         losses = losses.detach().float()
         finite = losses.isfinite()
         self._sums[0].index_add_(0, bins, torch.where(finite, losses, 0.0))
