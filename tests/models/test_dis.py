@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -102,6 +104,23 @@ def test_mixer_is_the_naive_one(bidirectional: bool) -> None:
     tokens = torch.randn(2, 11, 24, dtype=torch.float64)
     expected = naive_mixer(mixer, tokens)
     torch.testing.assert_close(mixer(tokens), expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("width", [1, 4])
+def test_mixer_without_gradients_gives_the_numbers_of_the_one_with(dtype: torch.dtype, width: int) -> None:
+    """Where numba is installed, only the former runs loops of its own for the convolution and the gate."""
+    torch.manual_seed(0)
+    mixer = Mamba(24, states=5, conv_width=width)
+    tokens = 2 * torch.randn(2, 11, 24, dtype=torch.float64)
+    expected = naive_mixer(copy.deepcopy(mixer).double(), tokens)
+    mixer = mixer.to(dtype)
+    with torch.no_grad():
+        plain = mixer(tokens.to(dtype))
+    tolerance = 1e-6 if dtype == torch.float32 else 0.02
+    for out in (plain, mixer(tokens.to(dtype))):
+        assert out.dtype == dtype
+        torch.testing.assert_close(out.double(), expected, rtol=0, atol=tolerance * expected.abs().max().item())
 
 
 @torch.no_grad()

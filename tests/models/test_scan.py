@@ -8,10 +8,23 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from dinit.models.layers import scan
 from dinit.models.layers.scan import causal_conv, scan_backend, selective_scan
 
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 NAMES = ("u", "delta", "A", "B", "C", "D")
+
+
+@pytest.fixture(params=["torch", "numba"], autouse=True)
+def code(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The code that scans on a CPU; a test that says nothing of it runs with each."""
+    if request.param == "numba":
+        pytest.importorskip("numba")
+    monkeypatch.setattr(scan, "_HAS_NUMBA", request.param == "numba")
+    return request.param
+
+
+only_torch = pytest.mark.parametrize("code", ["torch"], indirect=True)
 
 
 def sequential_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> Tensor:
@@ -132,6 +145,7 @@ def test_autocast_does_not_reach_the_scan() -> None:
     torch.testing.assert_close(got, expected, rtol=0, atol=0)
 
 
+@only_torch
 def test_batch_larger_than_is_taken_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     given = inputs(40)
     expected = result_and_gradients(selective_scan, given)
@@ -140,6 +154,7 @@ def test_batch_larger_than_is_taken_at_once(monkeypatch: pytest.MonkeyPatch) -> 
     torch.testing.assert_close(result_and_gradients(selective_scan, given), expected, rtol=3e-6, atol=3e-6)
 
 
+@only_torch
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_scan_compiles_in_one_graph(backend: str) -> None:
     given = inputs(23)
@@ -163,6 +178,7 @@ class Largest(TorchDispatchMode):
         return out
 
 
+@only_torch
 def test_steps_and_memory_grow_as_claimed() -> None:
     """16 times the length: 4 times the operations; memory for 4 times the states forward, 16 times backward."""
     forward, backward = [], []
@@ -180,6 +196,7 @@ def test_steps_and_memory_grow_as_claimed() -> None:
     assert backward[1].calls < 5 * backward[0].calls
 
 
+@only_torch
 @pytest.mark.parametrize("wrong", ["delta", "A", "B", "C", "D"])
 def test_shapes_that_do_not_fit_are_refused(wrong: str) -> None:
     given = dict(zip(NAMES, inputs(9), strict=True))
@@ -190,10 +207,63 @@ def test_shapes_that_do_not_fit_are_refused(wrong: str) -> None:
         selective_scan(**given)
 
 
-def test_a_cpu_runs_the_pytorch_code() -> None:
-    assert scan_backend(torch.zeros(1, 1, 1)) == "torch"
+def test_scan_backend_names_the_code(code: str) -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        assert scan_backend(torch.zeros(1, 1, 1, dtype=dtype)) == code
+    assert scan_backend(torch.zeros(1, 1, 1, dtype=torch.float64)) == "torch"
+    assert scan_backend(torch.zeros(1, 1, 1, device="meta")) == "torch"
 
 
+@pytest.mark.parametrize("shape", [(0, 3, 5), (2, 3, 0), (2, 0, 5)])
+def test_empty_inputs_give_empty_results(shape: tuple[int, int, int]) -> None:
+    batch, channels, length = shape
+    u, matrix = torch.zeros(shape, requires_grad=True), torch.zeros(batch, 2, length)
+    y = selective_scan(u, u, torch.zeros(channels, 2), matrix, matrix)
+    assert y.shape == torch.autograd.grad(y.sum(), u)[0].shape == shape
+
+
+def test_not_a_number_stays_one() -> None:
+    for position, softplus in ((0, False), (1, False), (1, True), (3, False)):
+        given = [x.detach().clone() for x in inputs(9)]
+        given[position][0, 0, 4] = torch.nan
+        y = selective_scan(*given, softplus=softplus)
+        assert y[0, 0, 4:].isnan().all()
+        assert y[0, 0, :4].isfinite().all()
+
+
+@pytest.mark.parametrize("shift", [-3.0, 0.0, 30.0])
+def test_softplus_of_the_step_sizes_is_the_same_in_the_scan(shift: float) -> None:
+    u, raw, A, B, C, D = (x.double().detach().requires_grad_() for x in inputs(40))
+    raw = (8 * raw + shift).detach().requires_grad_()
+    exact = result_and_gradients(
+        lambda u, raw, *rest: sequential_scan(u, F.softplus(raw), *rest), (u, raw, A, B, C, D)
+    )
+    given = tuple(x.detach().float().requires_grad_() for x in (u, raw, A, B, C, D))
+    assert_near(result_and_gradients(lambda *x: selective_scan(*x, softplus=True), given), exact)
+
+
+@pytest.mark.parametrize("channels", [1, 130])
+def test_channels_of_several_blocks_and_threads(channels: int, code: str) -> None:
+    """Blocks are of 128 channels forward and 64 backward: one more than each, and the same bits by thread."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((3, channels, 70), (3, channels, 70), (channels, 3), (3, 3, 70), (3, 3, 70), (channels,))
+    made = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+    made[1], made[2] = 0.1 * made[1].abs(), -made[2].abs()
+    exact = result_and_gradients(sequential_scan, tuple(x.requires_grad_() for x in made))
+    given = tuple(x.detach().float().requires_grad_() for x in made)
+    ours = result_and_gradients(selective_scan, given)
+    assert_near(ours, exact)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        again = result_and_gradients(selective_scan, given)
+    finally:
+        torch.set_num_threads(threads)
+    if code == "numba":
+        torch.testing.assert_close(again, ours, rtol=0, atol=0)
+
+
+@only_torch
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("length", [1, 17, 1024])

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dinit.models.layers.scan import causal_conv, selective_scan
+from dinit.models.layers.scan import causal_conv, runs_compiled_loops, selective_scan
 
 
 class SelectiveSSM(nn.Module):
@@ -42,13 +42,19 @@ class SelectiveSSM(nn.Module):
             self.dt_proj.bias.copy_(delta + torch.log(-torch.expm1(-delta)))  # softplus of this is delta
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (B, channels, L) -> (B, channels, L)."""
-        u = F.silu(causal_conv(x, self.conv.weight.squeeze(1), self.conv.bias, self.reverse))
+        """x (B, L, channels or more, of which the first are taken) -> (B, L, channels)."""
+        weight, bias = self.conv.weight.squeeze(1), self.conv.bias
+        if runs_compiled_loops(x):
+            from dinit.models.layers import scan_numba
+
+            u = scan_numba.conv_silu(x, weight, bias, self.reverse).transpose(1, 2)
+        else:
+            u = F.silu(causal_conv(x[..., : len(weight)].transpose(1, 2), weight, bias, self.reverse))
         dt, B, C = self.x_proj(u.transpose(1, 2)).split(self.sizes, dim=-1)  # each (B, L, features)
         dtype = torch.promote_types(self.A_log.dtype, torch.float32)  # of steps and decays
-        delta = F.softplus(self.dt_proj(dt).to(dtype)).transpose(1, 2)
         A = -torch.exp(self.A_log.to(dtype))
-        return selective_scan(u, delta, A, B.transpose(1, 2), C.transpose(1, 2), self.D, self.reverse)
+        steps, B, C = (x.transpose(1, 2) for x in (self.dt_proj(dt).to(dtype), B, C))
+        return selective_scan(u, steps, A, B, C, self.D, self.reverse, softplus=True).transpose(1, 2)
 
 
 class Mamba(nn.Module):
@@ -78,7 +84,10 @@ class Mamba(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """tokens (B, L, dim) -> (B, L, dim)."""
-        x, gate = self.in_proj(tokens).chunk(2, dim=-1)
-        x = x.transpose(1, 2)
-        y = reduce(torch.add, (direction(x) for direction in self.directions))
-        return self.out_proj(y.transpose(1, 2) * F.silu(gate))
+        inner = self.in_proj(tokens)
+        y = reduce(torch.add, (direction(inner) for direction in self.directions))
+        if runs_compiled_loops(inner):
+            from dinit.models.layers import scan_numba
+
+            return self.out_proj(scan_numba.gate_silu(y, inner))
+        return self.out_proj(y * F.silu(inner[..., inner.shape[-1] // 2 :]))

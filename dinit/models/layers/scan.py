@@ -21,6 +21,7 @@ from dinit.models.layers.scan_chunked import Chunks, Grads, chunk_starts, scan_b
 
 _HAS_TRITON = find_spec("triton") is not None
 _INTERPRETED = _HAS_TRITON and os.environ.get("TRITON_INTERPRET") == "1"
+_HAS_NUMBA = find_spec("numba") is not None and os.environ.get("NUMBA_DISABLE_JIT", "0") == "0"
 
 # Of the states that the backward pass keeps at once on a CPU: 16 MB. More is slower, not faster.
 CPU_STATES = 2**22
@@ -39,16 +40,29 @@ def causal_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None, reverse: 
 
 
 def selective_scan(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = None, reverse: bool = False
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    reverse: bool = False,
+    softplus: bool = False,
 ) -> Tensor:
     """Output y of the recurrence above. u, delta (B, channels, L), A (channels, N), B, C (B, N, L), D (channels,).
 
-    delta: at least 0 (after its softplus). A: negative. reverse: from the last position to the first. Returns
-    (B, channels, L) in u's dtype; the state is float32 at least. Differentiable once. ValueError for shapes
-    that do not fit. scan_backend() is the name of the code that runs.
+    delta: at least 0, or, where `softplus` is set, any number before its softplus. A: negative. reverse: from
+    the last position to the first. Returns (B, channels, L) in u's dtype; the state is float32 at least.
+    Differentiable once. ValueError for shapes that do not fit. scan_backend() is the name of the code that runs.
     """
     _check(u, delta, A, B, C, D)
-    if scan_backend(u) == "triton":
+    backend = scan_backend(u)
+    if backend == "numba":
+        from dinit.models.layers import scan_numba  # only here: importing numba takes a while
+
+        return scan_numba.selective_scan(u, delta, A, B, C, D, reverse, softplus)
+    delta = F.softplus(delta) if softplus else delta
+    if backend == "triton":
         from dinit.models.layers import scan_triton  # only here: importing triton takes a while
 
         return scan_triton.scan(u, delta, A, B, C, D, reverse)
@@ -70,9 +84,26 @@ def scan_backend(u: Tensor) -> str:
 
     Returns:
         "triton" on CUDA where triton is installed, and on a CPU in Triton's interpreter (TRITON_INTERPRET=1 when
-        dinit is imported); else "torch".
+        dinit is imported); "numba" on a CPU where numba is installed, for float32 and shorter outside of
+        torch.compile, unless NUMBA_DISABLE_JIT=1 when dinit is imported; else "torch".
     """
-    return "triton" if (u.is_cuda and _HAS_TRITON) or (u.is_cpu and _INTERPRETED) else "torch"
+    if (u.is_cuda and _HAS_TRITON) or (u.is_cpu and _INTERPRETED):
+        return "triton"
+    # Subclasses of Tensor, such as those that stand for one without its numbers, have no memory to work on.
+    plain = type(u) in (Tensor, torch.nn.Parameter) and u.is_cpu and u.dtype.itemsize <= 4
+    return "numba" if _HAS_NUMBA and plain and not torch.compiler.is_compiling() else "torch"
+
+
+def runs_compiled_loops(x: Tensor) -> bool:
+    """Whether numba's loops that have no gradients may take the place of operators on x.
+
+    Args:
+        x: their input.
+
+    Returns:
+        Whether scan_backend is "numba" and nothing is differentiated.
+    """
+    return not torch.is_grad_enabled() and scan_backend(x) == "numba"
 
 
 class _SelectiveScan(torch.autograd.Function):
