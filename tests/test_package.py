@@ -77,7 +77,7 @@ DEV = (
     "ipykernel",
     "ipywidgets",
 )
-DEV += ("jupyterlab", "playwright", "build", "twine", "datasets")
+DEV += ("jupyterlab", "playwright", "build", "twine", "datasets", "numba")
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from llvmlite import ir
@@ -51,7 +51,7 @@ def _compiled(*signature: Any) -> Callable[[Callable[..., None]], Callable[[], C
     return decorate
 
 
-@intrinsic
+@cast(Any, intrinsic)  # its caller's first parameter is filled in by numba
 def _as_float32(typingctx: Any, bits: Any) -> Any:
     """The float32 with these bits."""
 
