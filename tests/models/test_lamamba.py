@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dinit.models.lamamba import LaMamba, LaMambaBlock, MergeDown, SplitUp
+from dinit.models.layers import scan
 from dinit.models.layers.local_attention import LocalAttention
 from dinit.models.layers.mamba2d import Mamba2d, serpentine
 
@@ -100,6 +101,31 @@ def test_mamba_is_four_recurrences(states: int) -> None:
     normed = normed * layer.norm.weight + layer.norm.bias
     expected = layer.out_proj(normed * gate * gate.sigmoid())
     torch.testing.assert_close(layer(tokens, rows, columns), expected, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("code", ["torch", "numba"])
+@pytest.mark.parametrize("states", [1, 3])
+def test_mamba_in_float32_with_and_without_gradients(
+    code: str, states: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against float64, which PyTorch computes in every case."""
+    if code == "numba":
+        pytest.importorskip("numba")
+    monkeypatch.setattr(scan, "_HAS_NUMBA", code == "numba")
+    layer = randomized(Mamba2d(4, states))
+    tokens = torch.randn(2, 15, 4, dtype=torch.float64, requires_grad=True)
+    exact = layer(tokens, 3, 5)
+    wanted = (tokens, *layer.parameters())
+    exact_gradients = torch.autograd.grad(exact.square().sum(), wanted)
+    layer.float()
+    single = tokens.detach().float().requires_grad_()
+    out = layer(single, 3, 5)
+    gradients = torch.autograd.grad(out.square().sum(), (single, *layer.parameters()))
+    with torch.no_grad():
+        inference = layer(single, 3, 5)
+    pairs = ((out, exact), (inference, exact), *zip(gradients, exact_gradients, strict=True))
+    for ours, theirs in pairs:
+        assert (ours.double() - theirs).abs().max() <= 3e-6 * theirs.abs().max()
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dinit.models.layers.init import xavier
-from dinit.models.layers.scan import selective_scan
+from dinit.models.layers.scan import runs_compiled_loops, scan_backend, selective_scan
 
 
 def serpentine(rows: int, columns: int, device: torch.device | None = None) -> Tensor:
@@ -18,8 +18,8 @@ def serpentine(rows: int, columns: int, device: torch.device | None = None) -> T
     Each token of the path neighbours the one before it in the image.
     """
     index = torch.arange(rows * columns, device=device).unflatten(0, (rows, columns))
-    odd = torch.arange(rows, device=device)[:, None] % 2 == 1
-    return torch.where(odd, index.flip(1), index).flatten()
+    index[1::2] = index[1::2].flip(1)
+    return index.flatten()
 
 
 class Mamba2d(nn.Module):
@@ -49,31 +49,49 @@ class Mamba2d(nn.Module):
 
     def forward(self, tokens: Tensor, rows: int, columns: int) -> Tensor:
         """tokens (B, rows * columns, dim), row by row -> (B, rows * columns, dim)."""
-        x, gate = self.in_proj(tokens).chunk(2, dim=-1)
-        grid = x.transpose(1, 2).unflatten(-1, (rows, columns))
-        u = F.silu(self.conv(grid).flatten(2)).transpose(1, 2)  # (B, L, inner)
+        inner = self.in_proj(tokens)
+        x, gate = inner.chunk(2, dim=-1)
+        # Channels stay last in memory, as the convolution and the scan want them on a CPU.
+        grid = x.contiguous().unflatten(1, (rows, columns)).permute(0, 3, 1, 2)
+        u = F.silu(self.conv(grid)).flatten(2).transpose(1, 2)  # (B, L, inner)
         by_row = serpentine(rows, columns, u.device)
         tall = torch.arange(rows * columns, device=u.device).unflatten(0, (rows, columns)).t().flatten()
         by_column = tall[serpentine(columns, rows, u.device)]
         paths = torch.stack([by_row, by_row.flip(0), by_column, by_column.flip(0)])  # (4, L)
-        y = self._scan(u[:, paths].transpose(0, 1))  # (4, B, inner, L)
-        y = y.take_along_dim(paths.argsort()[:, None, None], dim=-1).sum(0).transpose(1, 2)
-        return self.out_proj(self.norm(y.to(gate)) * F.silu(gate))
+        y = self.norm(self._scan(u, paths).to(gate))
+        if runs_compiled_loops(inner):
+            from dinit.models.layers import scan_numba
 
-    def _scan(self, u: Tensor) -> Tensor:
-        """u (4, B, L, inner), one direction each, in the order of its path -> (4, B, inner, L).
+            return self.out_proj(scan_numba.gate_silu(y, inner))
+        return self.out_proj(y * F.silu(gate))
+
+    def _scan(self, u: Tensor, paths: Tensor) -> Tensor:
+        """Sum of the scans of u (B, L, inner) along paths (4, L) -> (B, L, inner)."""
+        features = F.linear(u, self.x_proj.flatten(0, 1)).unflatten(-1, (4, -1)).permute(2, 0, 1, 3)
+        dt, B, C = features.split(self.sizes, dim=-1)  # each (4, B, L, features)
+        dtype = torch.promote_types(u.dtype, torch.float32)
+        A_log = self.A_log.to(dtype)
+        if scan_backend(u) == "numba":
+            from dinit.models.layers import scan_numba
+
+            steps = torch.bmm(dt.flatten(1, 2), self.dt_proj.mT).to(dtype) + self.dt_bias[:, None]
+            A = -A_log.exp()
+            return scan_numba.scan_paths(u[None], steps.view(4, *u.shape), A, B, C, self.D, paths, softplus=True)
+        dt, B, C = (x.take_along_dim(paths[:, None, :, None], dim=2) for x in (dt, B, C))
+        steps = torch.einsum("kblr,kcr->kbcl", dt, self.dt_proj).to(dtype) + self.dt_bias[:, None, :, None]
+        delta = F.softplus(steps)
+        y = self._one_scan(u[:, paths].permute(1, 0, 3, 2), delta, A_log, B, C)
+        return y.take_along_dim(paths.argsort()[:, None, None], dim=-1).sum(0).transpose(1, 2)
+
+    def _one_scan(self, u: Tensor, delta: Tensor, A_log: Tensor, B: Tensor, C: Tensor) -> Tensor:
+        """u, delta (4, B, inner, L), B, C (4, B, L, states) in the order of the paths -> (4, B, inner, L).
 
         All directions and states are one scan with a single state and A = -1, which is as fast as one direction's:
         a state of rate a = -A and step delta is one of rate 1 and step a delta, driven by u / a.
         """
-        dt, B, C = torch.einsum("kblc,kfc->kblf", u, self.x_proj).split(self.sizes, dim=-1)
-        dtype = torch.promote_types(u.dtype, torch.float32)
-        steps = torch.einsum("kblr,kcr->kbcl", dt, self.dt_proj).to(dtype) + self.dt_bias[:, None, :, None]
-        delta = F.softplus(steps)
-        u = u.transpose(2, 3)
-        rate = self.A_log.to(dtype).exp().transpose(1, 2)[:, :, None, :, None]  # (4, states, 1, inner, 1)
+        rate = A_log.exp().transpose(1, 2)[:, :, None, :, None]  # (4, states, 1, inner, 1)
         B, C = (part.permute(0, 3, 1, 2)[..., None, :] for part in (B, C))  # (4, states, B, 1, L)
         driven, steps = (u[:, None] / rate).flatten(0, 2), (delta[:, None] * rate).flatten(0, 2)
-        A = -torch.ones(u.shape[2], 1, dtype=dtype, device=u.device)
+        A = -torch.ones(u.shape[2], 1, dtype=rate.dtype, device=u.device)
         y = selective_scan(driven, steps, A, B.flatten(0, 2), C.flatten(0, 2))
         return y.unflatten(0, (4, rate.shape[1], -1)).sum(1) + self.D[:, None, :, None] * u
