@@ -14,6 +14,7 @@ from dinit.models.dit import NORM_EPS, DiTHead
 from dinit.models.layers.blocks import run_blocks
 from dinit.models.layers.embedding import LabelEmbedding, TimeEmbedding
 from dinit.models.layers.init import xavier
+from dinit.models.layers.linear import is_plain, linear_gelu, module_gelu
 from dinit.models.layers.modulation import Modulation, modulate
 from dinit.models.layers.presets import imagenet_presets, tiny_preset
 from dinit.models.layers.s4d import S4D
@@ -52,12 +53,37 @@ class DiffuSSMBlock(nn.Module):
         """x (B, J, dim), c (B, dim) -> (B, J, dim); the state-space layer sees J * ratio tokens."""
         shift, scale, gate = self.modulation(c, x)
         short = modulate(F.layer_norm(x, x.shape[-1:], eps=NORM_EPS), shift, scale)
-        full = F.gelu(self.up(F.gelu(self.inward(short))).unflatten(-1, (self.ratio, -1))).flatten(1, 2)
-        full = self.mix(F.gelu(self.ssm(full.transpose(1, 2)).transpose(1, 2)))  # (B, J * ratio, dim)
-        places = full.unflatten(1, (-1, self.ratio)).unbind(2)
-        merged = torch.cat([F.gelu(down(y)) for down, y in zip(self.down, places, strict=True)], dim=-1)
-        out = self.outward(F.gelu(self.value(merged)) * F.gelu(self.gate(short)))
+        full = linear_gelu(self.up, linear_gelu(self.inward, short, "none"), "none")  # (B, J, ratio * dim)
+        full = full.unflatten(-1, (self.ratio, -1)).flatten(1, 2)  # (B, J * ratio, dim)
+        merged = self._short(module_gelu(self.ssm, full.transpose(1, 2)).transpose(1, 2))
+        out = self.outward(linear_gelu(self.value, merged, "none") * linear_gelu(self.gate, short, "none"))
         return x + gate * self.dropout(out)
+
+    def _short(self, full: Tensor) -> Tensor:
+        """[s(W_down_k mix(Y_l))]_k of Y (B, J * ratio, dim) -> (B, J, ratio * dim)."""
+        down = list(self.down)
+        if self._merges(full):
+            # Two layers in a row are one, whose weights are computed in less time than the first one's product.
+            weights = [layer.weight @ self.mix.weight for layer in down]
+            biases = [F.linear(self.mix.bias, layer.weight, layer.bias) for layer in down]
+            places = full.unflatten(1, (-1, self.ratio)).unbind(2)
+            outs = [F.gelu(F.linear(*given)) for given in zip(places, weights, biases, strict=True)]
+        else:
+            places = self.mix(full).unflatten(1, (-1, self.ratio)).unbind(2)
+            outs = [linear_gelu(layer, y, "none") for layer, y in zip(down, places, strict=True)]
+        return torch.cat(outs, dim=-1)
+
+    def _merges(self, full: Tensor) -> bool:
+        """Whether mix and down may be one layer in inference, and are faster so."""
+        batch, length, dim = full.shape
+        return (
+            not torch.is_grad_enabled()
+            and full.is_cpu
+            and full.dtype.itemsize >= 4
+            and not torch.is_autocast_enabled("cpu")
+            and batch * length > 2 * self.ratio * dim
+            and all(is_plain(layer, nn.Linear) for layer in (self.mix, *self.down))
+        )
 
 
 @BACKBONES.register("diffussm")

@@ -135,6 +135,44 @@ def test_block_is_its_formula(ratio: int) -> None:
     torch.testing.assert_close(block(x, c), x + gate * out, rtol=1e-9, atol=1e-10)
 
 
+@pytest.mark.parametrize("tokens", [5, 40])
+def test_inference_gives_the_numbers_of_training(tokens: int) -> None:
+    """With 40 short tokens, two layers in a row become one and GELUs are written in place."""
+    block = randomized(DiffuSSMBlock(4, 2, 4, 0.0))
+    x, c = torch.randn(3, tokens, 4, dtype=torch.float64), torch.randn(3, 4, dtype=torch.float64)
+    given = x.clone(), c.clone()
+    expected = block(x, c)
+    with torch.no_grad():
+        for _ in range(2):
+            torch.testing.assert_close(block(x, c), expected, rtol=1e-10, atol=1e-12)
+    assert torch.equal(x, given[0])
+    assert torch.equal(c, given[1])
+
+
+@pytest.mark.parametrize("name", ["log_dt", "log_decay", "frequency", "C", "D"])
+@torch.no_grad()
+def test_kept_spectrum_follows_its_parameters(name: str) -> None:
+    """Also a change that leaves the parameter's version as it is, another length and another dtype."""
+    layer = randomized(S4D(3, 8, bidirectional=True))
+    u = torch.randn(2, 3, 20, dtype=torch.float64)
+    torch.testing.assert_close(layer(u), recurrence(layer, u), rtol=1e-9, atol=1e-10)
+    getattr(layer, name).data.mul_(0.9).add_(0.01)
+    for given in (u, u, u[..., :13], u):
+        torch.testing.assert_close(layer(given), recurrence(layer, given), rtol=1e-9, atol=1e-10)
+    single, out = layer(u.float()), layer(u)
+    torch.testing.assert_close(single.double(), out, rtol=0, atol=1e-5 * out.abs().max().item())
+    state = layer.state_dict()
+    assert set(state) == {"log_dt", "log_decay", "frequency", "C", "D"}
+
+
+@torch.no_grad()
+def test_kept_spectrum_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, u = S4D(3, 8), torch.randn(2, 3, 20)
+    first = layer(u)
+    monkeypatch.setattr(layer, "kernel", None)
+    assert torch.equal(layer(u), first)
+
+
 def test_fresh_block_is_the_identity() -> None:
     x, c = torch.randn(2, 6, 16), torch.randn(2, 16)
     assert torch.equal(DiffuSSMBlock(16, 2, 8, 0.0)(x, c), x)

@@ -21,7 +21,7 @@ def linear_gelu(layer: Any, x: Tensor, approximate: Approximation = "tanh") -> T
 
     layer: an nn.Linear, or any module in its place, such as an adapter.
     """
-    return _gelu(layer(x), approximate, _is_plain(layer, nn.Linear))
+    return _gelu(layer(x), approximate, is_plain(layer, nn.Linear))
 
 
 def conv1x1(layer: Any, x: Tensor) -> Tensor:
@@ -37,7 +37,12 @@ def conv1x1(layer: Any, x: Tensor) -> Tensor:
 
 def conv1x1_gelu(layer: Any, x: Tensor) -> Tensor:
     """The exact GELU of a 1x1 convolution of x (B, C, H, W)."""
-    return _gelu(conv1x1(layer, x), "none", _is_plain(layer, nn.Conv2d))
+    return _gelu(conv1x1(layer, x), "none", is_plain(layer, nn.Conv2d))
+
+
+def module_gelu(module: nn.Module, x: Tensor) -> Tensor:
+    """The exact GELU of module(x), which must be a tensor of its own."""
+    return _gelu(module(x), "none", is_plain(module, type(module)))
 
 
 def _gelu(hidden: Tensor, approximate: Approximation, fresh: bool) -> Tensor:
@@ -55,7 +60,7 @@ def _gelu(hidden: Tensor, approximate: Approximation, fresh: bool) -> Tensor:
 def _is_linear_over_channels(layer: Any, x: Tensor) -> bool:
     """Whether a matrix product over the channels gives the same numbers faster."""
     return (
-        _is_plain(layer, nn.Conv2d)
+        is_plain(layer, nn.Conv2d)
         and (not torch.is_grad_enabled() or x.is_contiguous(memory_format=torch.channels_last))
         and x.device.type == "cpu"
         and layer.kernel_size == (1, 1) == layer.stride
@@ -64,6 +69,6 @@ def _is_linear_over_channels(layer: Any, x: Tensor) -> bool:
     )
 
 
-def _is_plain(layer: Any, kind: type[nn.Module]) -> bool:
+def is_plain(layer: Any, kind: type[nn.Module]) -> bool:
     """Whether it is that layer and no adapter, and no hook holds on to what it gives."""
     return type(layer) is kind and not (layer._forward_hooks or layer._forward_pre_hooks)

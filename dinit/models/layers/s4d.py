@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -42,6 +43,7 @@ class S4D(nn.Module):
         # Real and imaginary parts in the last dimension: complex parameters neither cast nor save everywhere.
         self.C = nn.Parameter(torch.randn(directions, channels, pairs, 2) * math.sqrt(0.5))
         self.D = nn.Parameter(torch.randn(channels))
+        self._kept: _Kept | None = None  # of the last call in inference
 
     def forward(self, u: Tensor) -> Tensor:
         """u (B, channels, L) -> (B, channels, L), in u's dtype; computed in float32 at least."""
@@ -49,14 +51,36 @@ class S4D(nn.Module):
         dtype = torch.promote_types(u.dtype, torch.float32)
         with torch.autocast(u.device.type, enabled=False):
             signal = u.to(dtype)
-            kernel = self.kernel(length, dtype)
-            # On a circle of 2 L positions, of which u fills half, nothing wraps around.
-            circle = F.pad(kernel[0], (0, length))
-            if len(kernel) == 2:  # the backward kernel at positions 0, -1, -2, ...
-                circle = circle + F.pad(kernel[1].flip(-1), (length, 0)).roll(1, -1)
-            spectrum = torch.fft.rfft(signal, n=2 * length) * torch.fft.rfft(circle)
+            spectrum = torch.fft.rfft(signal, n=2 * length)
+            filtered = self._spectrum(length, dtype)
+            spectrum = spectrum * filtered if torch.is_grad_enabled() else spectrum.mul_(filtered)
             y = torch.fft.irfft(spectrum, n=2 * length)[..., :length]
             return torch.addcmul(y, signal, self.D.to(dtype)[:, None]).to(u.dtype)
+
+    def _spectrum(self, length: int, dtype: torch.dtype) -> Tensor:
+        """Spectrum of the kernel of all directions, (channels, length + 1) complex.
+
+        In inference on a CPU it is kept until a parameter changes. The parameters are compared by their numbers,
+        which costs little there and sees every change; on other devices that would wait for the device.
+        """
+        learned = (self.log_dt, self.log_decay, self.frequency, self.C)
+        plain = all(type(x) is nn.Parameter and x.is_cpu for x in learned)
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or not plain:
+            return self._new_spectrum(length, dtype)
+        kept = self._kept
+        if kept is not None and kept.fits(length, dtype, learned):
+            return kept.spectrum
+        spectrum = self._new_spectrum(length, dtype)
+        self._kept = _Kept(length, dtype, tuple(x.detach().clone() for x in learned), spectrum)
+        return spectrum
+
+    def _new_spectrum(self, length: int, dtype: torch.dtype) -> Tensor:
+        kernel = self.kernel(length, dtype)
+        # On a circle of 2 L positions, of which u fills half, nothing wraps around.
+        circle = F.pad(kernel[0], (0, length))
+        if len(kernel) == 2:  # the backward kernel at positions 0, -1, -2, ...
+            circle = circle + F.pad(kernel[1].flip(-1), (length, 0)).roll(1, -1)
+        return torch.fft.rfft(circle)
 
     def kernel(self, length: int, dtype: torch.dtype) -> Tensor:
         """K_0 .. K_{length-1} of each direction: (directions, channels, length).
@@ -72,7 +96,32 @@ class S4D(nn.Module):
         weight = 2 * torch.complex(*self.C.to(dtype).unbind(-1)) * held  # (directions, channels, pairs)
         side = math.ceil(math.sqrt(length))
         index = torch.arange(side, device=step.device)
-        fine = torch.exp(step[..., None] * index)  # (directions, channels, pairs, side)
-        coarse = weight[..., None] * torch.exp(step[..., None] * (index * side))
-        product = coarse.real.mT @ fine.real - coarse.imag.mT @ fine.imag  # the real part of coarse.mT @ fine
+        # The real part of coarse.mT @ fine, in real numbers: PyTorch's complex exp is many times slower on a CPU.
+        fine, coarse = _powers(rate, angle, index), _powers(rate, angle, index * side)
+        real, imag = weight.real[..., None], weight.imag[..., None]
+        coarse = [real * coarse[0] - imag * coarse[1], -(real * coarse[1] + imag * coarse[0])]
+        product = torch.cat(coarse, dim=-2).mT @ torch.cat(fine, dim=-2)
         return product.flatten(-2)[..., :length]
+
+
+def _powers(rate: Tensor, angle: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    """Real and imaginary part of exp((rate + i angle) index), with an axis more, the index's."""
+    size, turn = torch.exp(rate[..., None] * index), angle[..., None] * index
+    return size * turn.cos(), size * turn.sin()
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """A spectrum and what it was computed from."""
+
+    length: int
+    dtype: torch.dtype
+    learned: tuple[Tensor, ...]
+    spectrum: Tensor
+
+    def fits(self, length: int, dtype: torch.dtype, learned: tuple[Tensor, ...]) -> bool:
+        """Whether it is the spectrum of these."""
+        pairs = zip(self.learned, learned, strict=True)
+        return (length, dtype) == (self.length, self.dtype) and all(
+            a.dtype == b.dtype and torch.equal(a, b) for a, b in pairs
+        )
