@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -61,7 +61,7 @@ class DiffuSSMBlock(nn.Module):
 
     def _short(self, full: Tensor) -> Tensor:
         """[s(W_down_k mix(Y_l))]_k of Y (B, J * ratio, dim) -> (B, J, ratio * dim)."""
-        down = list(self.down)
+        down: list[Any] = list(self.down)
         if self._merges(full):
             # Two layers in a row are one, whose weights are computed in less time than the first one's product.
             weights = [layer.weight @ self.mix.weight for layer in down]
