@@ -171,22 +171,34 @@ def unet_pair(device: torch.device, dtype: torch.dtype) -> tuple[nn.Module, nn.M
     return randomized(peer, device, dtype), randomized(model, device, dtype)
 
 
-def floor(batch: int, device: torch.device, dtype: torch.dtype) -> Run:
-    """The matrix products and attention of DiT-S/2, with nothing between them."""
+def floor(batch: int, device: torch.device, dtype: torch.dtype, train: bool = False) -> Run:
+    """The matrix products and attention of DiT-S/2, with nothing between them; train: forward and backward."""
     width, heads, tokens = DIT_S["hidden"], DIT_S["heads"], DIT_S["tokens"]
     shapes = [(3 * width, width), (width, width), (4 * width, width), (width, 4 * width)]
-    layers = [[torch.randn(shape, device=device, dtype=dtype) for shape in shapes] for _ in range(DIT_S["depth"])]
+    layers = [
+        [
+            torch.randn(shape, device=device, dtype=dtype).div_(shape[1] ** 0.5).requires_grad_(train)
+            for shape in shapes
+        ]
+        for _ in range(DIT_S["depth"])
+    ]
     x = torch.randn(batch, tokens, width, device=device, dtype=dtype)
 
-    @torch.no_grad()
-    def run() -> None:
+    def forward() -> Tensor:
+        y = x
         for qkv, proj, up, down in layers:
-            q, k, v = F.linear(x, qkv).view(batch, tokens, 3, heads, width // heads).permute(2, 0, 3, 1, 4)
+            q, k, v = F.linear(y, qkv).view(batch, tokens, 3, heads, width // heads).permute(2, 0, 3, 1, 4)
             mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape)
-            F.linear(mixed, proj)
-            F.linear(F.linear(x, up), down)
+            y = F.linear(F.linear(F.linear(mixed, proj), up), down)
+        return y
 
-    return run
+    def step() -> None:
+        for weight in (one for layer in layers for one in layer):
+            weight.grad = None
+        output = forward()
+        output.backward(output.detach())
+
+    return step if train else torch.no_grad()(forward)
 
 
 def compare(name: str, pair: tuple[nn.Module, nn.Module], channels: int, args: argparse.Namespace) -> Iterable[Row]:
