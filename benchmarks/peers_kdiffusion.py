@@ -17,6 +17,7 @@ import torch
 from peer_network import F64, Network, Run, Wanted, noise_levels, prepare
 from torch import Tensor
 
+import dinit.models  # noqa: F401  (makes torchvision, which it imports, importable where its operators do not load)
 from dinit.diffusion import Denoiser
 
 ENDS = (1e-2, 3e-2, 0.1)

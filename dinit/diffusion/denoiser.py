@@ -244,7 +244,7 @@ class BackboneDenoiser(Denoiser):
     def __call__(self, x_t: Tensor, t: Scales | Tensor | float, cond: Condition) -> Denoised:
         scales = self.scales(t)
         pre: Preconditioning | OutputFactors
-        if scales.time.ndim == 0 and scales.time.is_cpu:  # numbers: no copy to the device, no synchronisation
+        if scales.single:  # numbers: no copy to the device, no synchronisation
             pre = OutputFactors(*scales.numbers(self, self._factors))
             label = torch.full((1,), pre.noise_label, device=x_t.device)
         else:
@@ -311,4 +311,4 @@ def time_input(noise_label: Tensor, x: Tensor) -> Tensor:
 
 def _clean(k: Scales) -> bool:
     """Whether k is one time, on the CPU, with sigma = 0: no other is read back from a device."""
-    return k.time.ndim == 0 and k.time.is_cpu and k.floats.sigma == 0
+    return k.single and k.floats.sigma == 0

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, TypeVar, overload
+from typing import Any, ClassVar, NamedTuple, TypeVar, overload
 
 import torch
 from torch import Tensor
@@ -20,8 +20,7 @@ Result = TypeVar("Result")
 PROCESSES: Registry[type[Process]] = Registry("process", "dinit.diffusion")
 
 
-@dataclass(frozen=True)
-class ScalarScales:
+class ScalarScales(NamedTuple):
     """Scales of one time as Python numbers: the factors of a step, and the choices of its kernels.
 
     Arithmetic on them costs a fiftieth of that on 0-dimensional tensors, with the same float64 results.
@@ -77,12 +76,17 @@ class Scales:
     @cached_property
     def floats(self) -> ScalarScales:
         """The scales of a single time, read back once: the driver does it for a whole run before its loop."""
-        return ScalarScales(*self.numbers("floats", _fields_of_floats))
+        return ScalarScales(*torch.stack(_fields_of_floats(self)).tolist())
 
     @property
     def factors(self) -> Scales | ScalarScales:
         """What multiplies an image: `floats` for a single time on the CPU, which is quicker; else the tensors."""
-        return self.floats if self.time.ndim == 0 and self.time.is_cpu else self
+        return self.floats if self.single else self
+
+    @property
+    def single(self) -> bool:
+        """Whether this is a single time on the CPU, whose numbers wait for no device."""
+        return "floats" in self.__dict__ or (self.time.ndim == 0 and self.time.is_cpu)
 
     def numbers(self, key: object, function: Callable[[Scales], Sequence[Tensor]]) -> Sequence[float]:
         """Functions of a single time as Python numbers, computed once for all times of the run together.
@@ -126,7 +130,7 @@ class Scales:
 
     def like(self, x: Tensor) -> Scales:
         """The scales in a form that broadcasts against x (B, ...): (B,) becomes (B, 1, ...) in x's dtype."""
-        if self.time.ndim == 0:
+        if self.single or self.time.ndim == 0:
             return self
         return Scales(*expand_all([getattr(self, f.name) for f in dataclasses.fields(self)], x))
 
@@ -149,13 +153,26 @@ class Scales:
 
     def unbind(self) -> list[Scales]:
         """The scales of each time in turn, from scales of a (N,) tensor of times."""
-        columns = (self.time, self.alpha, self.sigma, self.d_alpha, self.d_sigma)
-        found, together = [], _Together(self, {})
-        for index, row in enumerate(zip(*(v.unbind() for v in columns), strict=True)):
-            one = Scales(*row)
-            one.__dict__["_together"] = (together, index)  # in place of the cached property
+        together = _Together(self, {})
+        if self.time.ndim > 1 or not self.time.is_cpu:
+            rows = zip(self.time, self.alpha, self.sigma, self.d_alpha, self.d_sigma, strict=True)
+            return [Scales(*row) for row in rows]
+        found = []
+        for index, numbers in enumerate(zip(*(v.tolist() for v in _fields_of_floats(self)), strict=True)):
+            one = object.__new__(Scales)  # without its tensors, which few look at: `__getattr__` makes them
+            one.__dict__.update(_together=(together, index), floats=ScalarScales._make(numbers))
             found.append(one)
         return found
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in _FIELDS or "_together" not in self.__dict__:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        together, index = self.__dict__["_together"]
+        self.__dict__[name] = found = getattr(together.scales, name)[index]
+        return found
+
+
+_FIELDS = tuple(f.name for f in dataclasses.fields(Scales))
 
 
 @dataclass(frozen=True, eq=False)

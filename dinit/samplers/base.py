@@ -48,7 +48,7 @@ class StepDenoiser:
     first: Denoised | None = None
 
     def __call__(self, x_t: Tensor, t: Scales) -> Denoised:
-        if t.time.ndim == 0 and self.denoiser.known_at(t):
+        if (t.single or t.time.ndim == 0) and self.denoiser.known_at(t):
             return Denoised(x_t, x_t / t.alpha, t)
         denoised = self.denoiser(x_t, t, self.cond)
         self.calls += 1
@@ -406,20 +406,50 @@ class Run:
         denoiser_at = denoiser_at or self.denoiser_at
         state, nfe, draws = self.state, 0, self.sampler.claims().draws_per_step
         for i in range(self.total):
-            t, denoise, noise = self.points[i], denoiser_at(i), StepNoise(self.noise_source, i, draws)
-            if i + 1 < len(self.points):
-                x_s, state = self.sampler.step(denoise, x, t, self.points[i + 1], state, noise)
-            else:
-                x_s, state = self.sampler.finish(denoise, x, t, state, noise)
+            denoise = denoiser_at(i)
+            x_s, state = self.advance(i, denoise, x, state, StepNoise(self.noise_source, i, draws))
             nfe += denoise.calls
             assert denoise.first is not None, "a step evaluates the denoiser at least once"
-            yield Step(i, self.total, t.floats.time, x, denoise.first, x_s, nfe, state)
+            yield Step(i, self.total, self.points[i].floats.time, x, denoise.first, x_s, nfe, state)
             x = x_s
+
+    def advance(
+        self, index: int, denoise: StepDenoiser, x: Tensor, state: Any, noise: StepNoise
+    ) -> tuple[Tensor, Any]:
+        """The state after a step, and what the sampler carries on: of its `step`, or after the last time `finish`.
+
+        Args:
+            index: Of the step.
+            denoise: Its denoiser.
+            x: (B, C, H, W), the state before it.
+            state: What the step before it carried on.
+            noise: Its draws.
+        """
+        if index + 1 < len(self.points):
+            return self.sampler.step(denoise, x, self.points[index], self.points[index + 1], state, noise)
+        return self.sampler.finish(denoise, x, self.points[index], state, noise)
+
+    def last_state(self, x: Tensor, denoiser: Denoiser, noise_source: SupportsNormal) -> Tensor:
+        """The end of the run on another denoiser, without the context and the record of each step.
+
+        Args:
+            x: (B, C, H, W), the state at the first time.
+            denoiser: On the run's process, without a condition.
+            noise_source: Of the noise that the steps add.
+        """
+        state, draws = self.state, self.sampler.claims().draws_per_step
+        for i in range(self.total):
+            denoise = StepDenoiser(denoiser, self.cond, self.inner_of(i))
+            x, state = self.advance(i, denoise, x, state, StepNoise(noise_source, i, draws))
+        return x
 
     def denoiser_at(self, index: int) -> StepDenoiser:
         """The denoiser of one step."""
-        inner = self.inner[index] if index < len(self.inner) else ()
-        return StepDenoiser(self.denoiser, self.cond.at_step(index), inner)
+        return StepDenoiser(self.denoiser, self.cond.at_step(index), self.inner_of(index))
+
+    def inner_of(self, index: int) -> tuple[Scales, ...]:
+        """The scales of a step's inner times."""
+        return self.inner[index] if index < len(self.inner) else ()
 
 
 def _check_start(name: str, x: object) -> None:

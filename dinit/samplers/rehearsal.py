@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,7 +40,8 @@ class _Gaussian(Denoiser):
         return torch.zeros(len(labels), 1)
 
     def __call__(self, x_t: Tensor, t: Scales | Tensor | float, cond: Condition) -> Denoised:
-        scales = self.scales(t).like(x_t)
+        scales = t if isinstance(t, Scales) else self.process.scales(t)
+        scales = scales.like(x_t)
         k: Any = scales.factors
         return Denoised(x_t, k.alpha * DATA_STD**2 / (k.alpha**2 * DATA_STD**2 + k.sigma**2) * x_t, scales)
 
@@ -123,7 +123,7 @@ def _spread(sampler: Sampler, process: Process, times: tuple[float, ...], end: E
         found = None
         if run is not None:
             sampler.check(denoiser, run.points)
-            found = _of_coefficients(replace(run, denoiser=denoiser), _marginal_std(first))
+            found = _of_coefficients(run, denoiser, _marginal_std(first))
         if found is None:
             found = _of_samples(sampler, denoiser, times, end, _marginal_std(first))
     exact = _marginal_std(last)
@@ -132,7 +132,7 @@ def _spread(sampler: Sampler, process: Process, times: tuple[float, ...], end: E
     return found / exact
 
 
-def _of_coefficients(run: Run, std: float) -> float | None:
+def _of_coefficients(run: Run, denoiser: Denoiser, std: float) -> float | None:
     """The standard deviation at the end of a linear run, on plain numbers; None where the sampler needs tensors.
 
     Each number of the state is the coefficient of one of the independent normal variables that the run begins with
@@ -149,13 +149,12 @@ def _of_coefficients(run: Run, std: float) -> float | None:
             unit[1 + number], unit[-1] = 1, values[1 + number]
             return unit
 
-    x: Any = 1.0
+    x: Any = std
     if draws:
         x = np.zeros(count + 1)
-        x[0], x[-1] = 1, values[0]
+        x[0], x[-1] = std, std * values[0]
     try:
-        for step in replace(run, noise_source=Units()).iterate(std * x):
-            x = step.x_s
+        x = run.last_state(x, denoiser, Units())
         if not draws:
             return abs(x) if isinstance(x, float) else None
         linear = isinstance(x, np.ndarray) and abs(x[-1] - x[:-1] @ values) <= 1e-6 * np.abs(x[:-1]).sum()

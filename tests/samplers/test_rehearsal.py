@@ -144,7 +144,7 @@ def test_a_rehearsal_on_plain_numbers_is_that_on_samples(name: str) -> None:
     start = rehearsal._marginal_std(points[0])
     source = NoiseSource.from_seed(0, 1)
     run = Run.prepare(sampler, denoiser, points, len(points), denoiser.condition(None, 1), source, None)
-    plain = rehearsal._of_coefficients(run, start)
+    plain = rehearsal._of_coefficients(run, denoiser, start)
     times = tuple(k.floats.time for k in points)
     sampled = rehearsal._of_samples(sampler, denoiser, times, "posterior-mean", start)
     assert plain == pytest.approx(sampled, rel=0.06 if sampler.stochastic else 1e-9)
@@ -157,4 +157,4 @@ def test_a_rehearsal_that_is_not_linear_takes_samples() -> None:
     points = sampling_points(denoiser, 5, None)
     source = NoiseSource.from_seed(0, 1)
     run = Run.prepare(sampler, denoiser, points, len(points), denoiser.condition(None, 1), source, None)
-    assert rehearsal._of_coefficients(run, 1.0) is None
+    assert rehearsal._of_coefficients(run, denoiser, 1.0) is None

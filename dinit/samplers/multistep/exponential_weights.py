@@ -168,7 +168,7 @@ def form_at(
     At alpha = 0 half the log-SNR and sigma / alpha are infinite: there the posterior mean, smooth in alpha / sigma,
     takes the place of eps. At sigma_s = 0 the exponential forms have DDIM's step as their limit.
     """
-    pure = any(k.floats.alpha == 0 for k in (t, *nodes))
+    pure = 0 in [k.floats.alpha for k in (t, *nodes)]
     clean = s.floats.sigma == 0
     if prediction == "eps" and (t.floats.alpha == 0 or (pure and variable != "t")):
         prediction = "x0"
@@ -207,7 +207,8 @@ def weights(
     Returns:
         The factor rho_s / rho_t on x_t, and one weight for each node.
     """
-    start, end = form.place(t), form.place(s)
+    place = form.along.number
+    start, end = place(t.floats), place(s.floats)
     rho_t, rho_s = form.ode.scale_at(t), form.ode.scale_at(s)
     if variant == "pseudo":
         (whole,) = _moments(form, process, t, s, 1)
@@ -221,7 +222,7 @@ def weights(
         moments[1] = (u_s if form.ode is SIGNAL_LEVEL else -u_s) * h / 2
     if variant == "taylor":
         moments = [m / math.factorial(k) if k > 1 else m for k, m in enumerate(moments)]
-    places = [(form.place(k) - start) / (end - start) for k in nodes]
+    places = [(place(k.floats) - start) / (end - start) for k in nodes]
     solved = _through(places, moments)
     for count, factor in enumerate(differences[: len(nodes) - 1], start=1):
         # Newton's form: the term of the count-th difference is what the count-th node more adds to the integral.

@@ -55,6 +55,9 @@ class Corrector:
         choice("corrector", variant=(self.variant, Variant))
 
 
+_AT_START = Corrector(start_only=True)
+
+
 @dataclass(frozen=True)
 class Rule(ABC):
     """Coefficients of one step: the base of `Extrapolate`, `SingleStep` and `Pseudo`."""
@@ -213,15 +216,19 @@ class HistoryRule(Rule):
             first = SingleStep(self.prediction, (1 / 3, 2 / 3), variable=self.variable)
             return first.updates(process, points, i, warm_up)  # better than its correction would be
         nodes = [points[i - j] for j in taken]
-        if len(nodes) > 2 and self._step_ratio(s, nodes) > self.max_step_ratio:
+        start, form = points[i - back], form_at(self.prediction, self.variable, t, s, nodes)
+        longer = (
+            len(nodes) > 2 and self.max_step_ratio < math.inf and _step_ratio(form, s, nodes) > self.max_step_ratio
+        )
+        if longer:
             nodes, taken = nodes[:2], taken[:2]
-        start = points[i - back]
-        form = form_at(self.prediction, self.variable, start, s, nodes)
+        if longer or back:
+            form = form_at(self.prediction, self.variable, start, s, nodes)
         if form is None:
             advance = ddim_update(start, s, back)
         else:
             advance = LinearUpdate(form, *self.weights(form, process, start, s, nodes), back, taken)
-        corrector = self.corrector or Corrector(start_only=True)
+        corrector = self.corrector or _AT_START
         wanted = (starting and warm_up != "lower-order") or not corrector.start_only
         if not wanted or s.floats.sigma == 0:
             return StepUpdates((), advance)
@@ -237,13 +244,13 @@ class HistoryRule(Rule):
         gain, w = weights(form, process, t, s, known, variant)
         return LinearUpdate(form, gain, w, 1, tuple(range(len(known))))
 
-    def _step_ratio(self, s: Scales, nodes: Sequence[Scales]) -> float:
-        """The step to s over the one before it, in the polynomial's variable; 0 where either is infinite."""
-        form = form_at(self.prediction, self.variable, nodes[0], s, nodes)
-        if form is None:
-            return 0.0
-        end, start, before = (form.place(k) for k in (s, *nodes[:2]))
-        return (end - start) / (start - before)
+
+def _step_ratio(form: ExponentialForm | None, s: Scales, nodes: Sequence[Scales]) -> float:
+    """The step to s over the one before it, in the polynomial's variable; 0 where either is infinite."""
+    if form is None:
+        return 0.0
+    end, start, before = form.place(s), form.place(nodes[0]), form.place(nodes[1])
+    return (end - start) / (start - before)
 
 
 @dataclass(frozen=True)
