@@ -264,9 +264,13 @@ def main() -> None:
         "# Overhead of the sampling loop",
         "",
         f"`python benchmarks/overhead.py`, {args.rounds} rounds, one thread, {platform.machine()}, torch "
-        f"{torch.__version__}. {STEPS} steps on {SHAPE[0]} images of 3×32×32 around a network of one product; "
-        'median and quartiles of neighbouring runs, above 1 dinit is faster. "First run": nothing kept from '
-        "earlier runs.",
+        f"{torch.__version__}. Time of the processor for {STEPS} steps on {SHAPE[0]} images of 3×32×32 around a "
+        'network of one product; median and quartiles of neighbouring runs, above 1 dinit is faster. "First run": '
+        "nothing kept from earlier runs.",
+        "",
+        "Stochastic methods pay for noise that is a function of seed, image and step, the same on every machine: "
+        "NumPy's generator needs about three times as long for it as `torch.randn` does for a stream (last table), "
+        "and that is most of their time here.",
         "",
     ]
     OUT.write_text(

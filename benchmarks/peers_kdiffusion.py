@@ -33,13 +33,16 @@ def sampling() -> Any:
     if spec is None:
         return None
     sys.modules.setdefault("k_diffusion", module_from_spec(spec))
-    for missing in ("torchdiffeq", "torchsde"):  # of its likelihood and its Brownian noise, which are not run here
-        if find_spec(missing) is None:
-            sys.modules[missing] = MagicMock()
+    # Of its likelihood and its Brownian noise, which are not run here.
+    missing = {name: MagicMock() for name in ("torchdiffeq", "torchsde") if find_spec(name) is None}
+    sys.modules.update(missing)
     try:
         return importlib.import_module("k_diffusion.sampling")
     except ImportError:
         return None
+    finally:
+        for name in missing:
+            del sys.modules[name]
 
 
 K = sampling()
