@@ -142,14 +142,15 @@ def unfit(path: Path, wanted: str) -> str:
     return f"{path} is {kind}, wanted: {wanted}{tail}"
 
 
-def check_picture(path: Path) -> None:
+def check_picture(path: Path, needs_record: bool = True) -> None:
     """Whether a file can be a PNG with the record of a call in it; only the beginnings of its parts are read.
 
     Args:
         path: a file.
+        needs_record: False for one that may be of a set, which has the record in its folder.
 
     Raises:
-        ValueError: it is of another kind, ends early, or has no record.
+        ValueError: it is of another kind, ends early, or has no record where it needs one.
     """
     with path.open("rb") as stream:
         if stream.read(8) != b"\x89PNG\r\n\x1a\n":
@@ -161,7 +162,7 @@ def check_picture(path: Path) -> None:
                 raise ValueError(f"{path} is damaged: it ends early; copy or download it again")
             recorded |= head[4:] in (b"tEXt", b"zTXt", b"iTXt") and stream.read(6) == b"dinit\0"
             stream.seek(place + length + 4)
-    if not recorded:
+    if needs_record and not recorded:
         raise ValueError(f"{path} has no dinit manifest; only PNGs that `dinit generate` wrote have one")
 
 

@@ -37,7 +37,7 @@ def replay(path: Picture, pipeline: PipelineOption = None, tolerance: Tolerance 
     if pipeline is not None:
         check_pipeline(pipeline)
     if path.is_file() and path.suffix != ".json":
-        check_picture(path)
+        check_picture(path, needs_record=False)
     from dinit.pipelines.outputs.replay import replay as run
 
     quiet()
