@@ -34,7 +34,7 @@ else:
     from dinit.pipelines.light import SchedulerMixin
 
 DEFAULT_BATCH = 64  # bounds memory; images do not depend on it
-DEFAULT_KEYS = ("sampler", "steps", "grid", "guidance")
+DEFAULT_KEYS = ("sampler", "steps", "grid", "end", "guidance")
 _USUAL_END: Final = "posterior-mean"  # not written down, so that older records read as they were
 
 

@@ -1,4 +1,4 @@
-"""Defaults of a pipeline's calls: sampler, steps, grid, guidance, and a diffusers scheduler as sampler."""
+"""Defaults of a pipeline's calls: sampler, steps, grid, end, guidance, and a diffusers scheduler as sampler."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from dinit.pipelines.labels import whole_number
 from dinit.registry import suggest
 from dinit.samplers import Sampler, TimeGrid
 from dinit.samplers.guidance import Guidance
+from dinit.samplers.points import End, check_end
 from dinit.specs import parse_spec
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class CallDefaults:
 
     @property
     def defaults(self) -> dict[str, Any]:
-        """What a call uses for what it does not name: sampler, steps, grid, guidance, as they were given."""
+        """What a call uses for what it does not name: sampler, steps, grid, end, guidance, as they were given."""
         return dict(self._defaults)
 
     @property
@@ -72,6 +73,17 @@ class CallDefaults:
     @grid.setter
     def grid(self, value: GridLike | None) -> None:
         self._set_default("grid", None if value is None else make_grid(value))
+
+    @property
+    def end(self) -> End | None:
+        """The default end of a trajectory. Assign one as `__call__` takes it, or None for the sampler's."""
+        return self._defaults.get("end")
+
+    @end.setter
+    def end(self, value: End | None) -> None:
+        if value is not None:
+            check_end(value)
+        self._set_default("end", value)
 
     @property
     def guidance(self) -> tuple[Guidance, ...]:
@@ -144,6 +156,8 @@ def check_defaults(defaults: Mapping[str, Any]) -> dict[str, Any]:
     make_guidance(given.get("guidance"))
     if "steps" in given:
         whole_number("steps", given["steps"])
+    if "end" in given:
+        check_end(given["end"])
     return given
 
 

@@ -72,7 +72,7 @@ class Pipeline(CallDefaults, Attributes, SavingMethods, DiffusersMethods, Openin
     Saved, it is a diffusers folder: model_index.json with all of the plain values, backbone/, and vae/ where
     there is one.
 
-    `sampler`, `steps`, `grid`, `guidance` and `scheduler` are the defaults of its calls and may be assigned:
+    `sampler`, `steps`, `grid`, `end`, `guidance` and `scheduler` are the defaults of its calls and may be assigned:
     `pipe.sampler = "heun"`, `pipe.guidance = 4.0`. They are checked when they are assigned, and saved with the
     pipeline.
 
@@ -83,7 +83,7 @@ class Pipeline(CallDefaults, Attributes, SavingMethods, DiffusersMethods, Openin
         vae: an AutoencoderKL where the backbone works on latents.
         class_names: one a class.
         t_max: below 1 where the parameterization is singular at pure noise.
-        defaults: sampler, steps, grid and guidance of a call that names none; each as `__call__` takes it.
+        defaults: sampler, steps, grid, end and guidance of a call that names none; each as `__call__` takes it.
         vae_reference: where to find the autoencoder of a backbone on latents that comes without its vae; images
             then cannot be decoded.
         pixel_range: of the images that a backbone on pixels was trained on, where it is not [-1, 1] (score_sde's VE
@@ -255,8 +255,12 @@ class Pipeline(CallDefaults, Attributes, SavingMethods, DiffusersMethods, Openin
             grid=grid,
             guidance=self._guidance(sampler, given.get("guidance", DEFAULT), given.get("guidance_scale")),
             batch_size=DEFAULT_BATCH if batch_size is None else batch_size,
-            end=sampler.end_for(self.process) if given.get("end") is None else given["end"],
+            end=self._end(sampler, given.get("end")),
         )
+
+    def _end(self, sampler: Sampler, given: Any) -> End:
+        end = self.end if given is None else given
+        return sampler.end_for(self.process) if end is None else end
 
     def check(self, call: Call) -> None:
         """ValueError where the call cannot run on this pipeline; the network is not evaluated."""

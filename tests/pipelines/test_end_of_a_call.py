@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -188,3 +189,23 @@ def test_defaults_in_short_form_are_kept_as_recipes_read_them(pipe: Pipeline) ->
         "guidance": [{"name": "cfg", "scale": 2}],
         "steps": 4,
     }
+
+
+def test_a_pipeline_has_a_default_end(pipe: Pipeline, tmp_path: Path) -> None:
+    """A call's own comes first; records of calls without an end stay the posterior mean."""
+    made = Pipeline(
+        pipe.backbone, pipe.process, pipe.parameterization, defaults={"sampler": "heun", "end": "clean"}
+    )
+    made.save_pretrained(tmp_path)
+    again = Pipeline.from_pretrained(tmp_path)
+    assert (again.end, again.prepare(LABELS, steps=3).end) == ("clean", "clean")
+    assert again.prepare(LABELS, steps=3, end="posterior-mean").end == "posterior-mean"
+    config = again.prepare(LABELS, steps=3).to_config()
+    del config["end"]
+    assert Call.from_config(config).end == "posterior-mean"
+    again.end = None
+    assert again.prepare(LABELS, steps=3).end == "posterior-mean"
+    with pytest.raises(ValueError, match="did you mean 'clean'"):
+        again.end = "cleen"  # type: ignore[assignment]
+    with pytest.raises(ValueError, match="did you mean 'clean'"):
+        Pipeline(pipe.backbone, pipe.process, pipe.parameterization, defaults={"end": "cleen"})

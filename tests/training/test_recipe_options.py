@@ -198,6 +198,7 @@ ARRIVES: dict[str, tuple[str, str]] = {
     "sampling.sampler": ("sampling.sampler={name: ddim, eta: 0.5}", "of the pipeline"),
     "sampling.steps": ("sampling.steps=7", "of the pipeline"),
     "sampling.grid": ("sampling.grid=log-snr", "of the pipeline"),
+    "sampling.end": ("sampling.end=clean", "of the pipeline"),
     "sampling.guidance": ("sampling.guidance={name: cfg, scale: 2.0}", "of the pipeline"),
     "evaluation.num_samples": ("evaluation.num_samples=64", "of the evaluator"),
     "evaluation.metrics": ("evaluation.metrics=[fid]", "of the evaluator"),
@@ -361,6 +362,7 @@ def test_a_key_of_a_recipe_arrives(key: str, images: Path, tmp_path: Path, monke
             "sampling.steps": pipeline.steps,
             "sampling.sampler": getattr(pipeline.sampler, "eta", None),
             "sampling.grid": type(pipeline.grid).__name__,
+            "sampling.end": pipeline.end,
             "sampling.guidance": [getattr(one, "scale", None) for one in pipeline.guidance],
         }
     finally:

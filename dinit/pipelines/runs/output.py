@@ -45,6 +45,7 @@ def make_pipeline(
             "sampler": sampling.sampler.spec(),
             "steps": sampling.steps,
             "grid": None if sampling.grid is None else sampling.grid.spec(),
+            "end": sampling.end,
             "guidance": [guidance.spec() for guidance in sampling.guidance],
         },
         **data.pipeline_parts(),

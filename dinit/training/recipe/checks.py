@@ -199,8 +199,10 @@ def _check_sampling(checks: _Checks, recipe: Recipe, denoiser: BackboneDenoiser 
     sampler = checks.part(("sampling", "sampler"), SAMPLERS, section.sampler)
     grid = None if section.grid is None else checks.part(("sampling", "grid"), GRIDS, section.grid)
     if denoiser is not None and sampler is not None and (section.grid is None or grid is not None):
+        placed = grid or sampler.own_grid or sampler.grid_for(denoiser.process)
+        end = section.end or sampler.end_for(denoiser.process)
         checks.attempt(
-            ("sampling",), lambda: sampler.check(denoiser, sampling_points(denoiser, section.steps, grid))
+            ("sampling",), lambda: sampler.check(denoiser, sampling_points(denoiser, section.steps, placed, end))
         )
     for i, named in enumerate(section.guidance):
         path: Path = ("sampling", "guidance", i)

@@ -225,12 +225,14 @@ class SamplingSection(Section):
         sampler: A name of `dinit list samplers`, with options.
         steps: Sampling steps.
         grid: Time grid; null is the usual one.
+        end: End of the trajectory: 'posterior-mean', 'clean' or 'state'; null is the sampler's.
         guidance: One or several; the last is outermost.
     """
 
     sampler: Named = Named(name="ddim")
     steps: Positive = 20
     grid: Named | None = None
+    end: Literal["posterior-mean", "clean", "state"] | None = None
     guidance: Annotated[list[Named], BeforeValidator(_as_list)] = []
 
 
