@@ -239,23 +239,26 @@ class Pipeline(CallDefaults, Attributes, SavingMethods, DiffusersMethods, Openin
         sampler = make_sampler(self._defaults["sampler"] if spec is None else spec, given.get("eta"))
         placed = given.get("grid")
         if placed is None:
-            placed = sampler.own_grid or self._defaults.get("grid") or sampler.grid_for(self.process)
-        grid = make_grid(placed)
+            placed = sampler.own_grid or self._defaults.get("grid")
         if steps is None:
+            grid = make_grid(sampler.grid_for(self.process) if placed is None else placed)
             steps = grid.length or self._defaults.get("steps")
         if steps is None:
             raise ValueError("give the number of steps; this pipeline has no default")
+        steps = whole_number("steps", steps)
+        end = self._end(sampler, given.get("end"))
+        sampler = sampler.chosen(steps - (end == "state"))
         return Call(
             labels=resolved,
             keys=make_keys(
                 given.get("seed", 0), len(resolved), given.get("start_index", 0), given.get("generator")
             ),
             sampler=sampler,
-            steps=whole_number("steps", steps),
-            grid=grid,
+            steps=steps,
+            grid=make_grid(sampler.grid_for(self.process) if placed is None else placed),
             guidance=self._guidance(sampler, given.get("guidance", DEFAULT), given.get("guidance_scale")),
             batch_size=DEFAULT_BATCH if batch_size is None else batch_size,
-            end=self._end(sampler, given.get("end")),
+            end=end,
         )
 
     def _end(self, sampler: Sampler, given: Any) -> End:

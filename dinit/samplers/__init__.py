@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from dinit.samplers.inversion.invert import invert as invert
     from dinit.samplers.multistep.adams import AdamsBashforth as AdamsBashforth
     from dinit.samplers.multistep.adams import ExponentialAB as ExponentialAB
+    from dinit.samplers.multistep.auto import Auto as Auto
     from dinit.samplers.multistep.deis import DEIS as DEIS
     from dinit.samplers.multistep.dpm_solver import DPMpp2S as DPMpp2S
     from dinit.samplers.multistep.dpm_solver import DPMpp3M as DPMpp3M

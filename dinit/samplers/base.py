@@ -21,7 +21,7 @@ from dinit.samplers.grids.base import TimeGrid
 from dinit.samplers.grids.default import default_grid
 from dinit.samplers.grids.times import Times
 from dinit.samplers.noise import NoiseSource
-from dinit.samplers.points import End, GridLike, check_noisy_start, sampling_points
+from dinit.samplers.points import End, GridLike, check_noisy_start, number_of_times, sampling_points
 
 if TYPE_CHECKING:
     from dinit.samplers.step_table import Description
@@ -155,6 +155,17 @@ class Sampler(ABC):
         """
         return self.own_grid or default_grid(process)
 
+    def chosen(self, evaluations: int) -> Sampler:
+        """The sampler that a run stands for, and its record has: itself, unless it chooses between others.
+
+        Args:
+            evaluations: Network evaluations of the run, at least 1.
+
+        Returns:
+            A sampler with the same steps.
+        """
+        return self
+
     def end_for(self, process: Process) -> End:
         """The end of a run that names none, on this process: the posterior mean, unless a sampler overrides it."""
         return "posterior-mean"
@@ -280,10 +291,12 @@ class Sampler(ABC):
         if noise_source is not None and not hasattr(noise_source, "normal"):
             raise ValueError(f"noise_source must be a NoiseSource, got {shown(noise_source)}; see also seed=")
         end = self.end_for(denoiser.process) if end is None else end
-        points = sampling_points(denoiser, steps, self.grid_for(denoiser.process) if grid is None else grid, end)
+        length = steps if isinstance(steps, int) else number_of_times(grid)
+        solver = self if length is None else self.chosen(length - (end == "state"))
+        points = sampling_points(denoiser, steps, solver.grid_for(denoiser.process) if grid is None else grid, end)
         source: SupportsNormal = noise_source or NoiseSource.from_seed(seed, x.shape[0])
         cond = denoiser.condition(labels, x.shape[0], x.device)
-        run = Run.prepare(self, denoiser, points, len(points) - (end != "posterior-mean"), cond, source, state)
+        run = Run.prepare(solver, denoiser, points, len(points) - (end != "posterior-mean"), cond, source, state)
         given = isinstance(grid, Tensor | Times | Sequence) and not isinstance(grid, str)
         if not given:  # times given one by one are their owner's choice
             from dinit.samplers.rehearsal import warn_of_spread

@@ -95,6 +95,15 @@ def sampling_times(denoiser: Denoiser, steps: int | None, grid: GridLike | None)
     return times
 
 
+def number_of_times(grid: GridLike | None) -> int | None:
+    """How many times a grid fixes; None where that is the caller's choice."""
+    if isinstance(grid, str | Mapping):
+        grid = GRIDS.create(grid)
+    if isinstance(grid, TimeGrid):
+        return grid.length
+    return None if grid is None or not hasattr(grid, "__len__") else len(grid)
+
+
 def times_of(values: object) -> Tensor:
     """Times that are given one by one, as a float64 tensor. ValueError for what is no list of numbers."""
     try:

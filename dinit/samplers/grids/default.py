@@ -1,12 +1,18 @@
-"""Default time grids."""
+"""Default time grids, and the default end of runs on them."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from dinit.diffusion import Process
 from dinit.samplers.grids.base import TimeGrid
 from dinit.samplers.grids.karras import Karras
 from dinit.samplers.grids.log_snr import LogSNR
+from dinit.samplers.grids.shifted import Shifted
 from dinit.samplers.grids.uniform import Uniform
+
+if TYPE_CHECKING:  # points.py imports this module
+    from dinit.samplers.points import End
 
 
 def default_grid(process: Process) -> TimeGrid:
@@ -22,3 +28,22 @@ def noise_level_grid(process: Process) -> TimeGrid:
     """
     first = float(process.scales(1.0).alpha)
     return LogSNR() if 0.0 < first < 1.0 else default_grid(process)
+
+
+def multistep_grid(shift: float = 0.5) -> TimeGrid:
+    """Default grid of multistep solvers: even on the straight path but for the shift, on every process.
+
+    Solvers that extrapolate the posterior mean, or end with it, want more times near the data than those that
+    extrapolate the noise or a velocity and take the last step themselves. Even steps in t or in sigma^(1 / 7) leave
+    solvers of high order at several times the error: `benchmarks/defaults.py` measures it.
+    """
+    return Shifted(shift)
+
+
+def own_last_step(process: Process) -> End:
+    """Default end of solvers that extrapolate the noise or a velocity: their own step to t = 0, if it has no noise.
+
+    The ODE is regular there in these variables: a solver of high order keeps its order over that step, which the
+    posterior mean, a step of first order, does not.
+    """
+    return "clean" if float(process.scales(0.0).sigma) == 0 else "posterior-mean"

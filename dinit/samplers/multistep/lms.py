@@ -9,10 +9,11 @@ from typing import ClassVar
 from dinit.diffusion import Process
 from dinit.samplers.base import SAMPLERS, Claims
 from dinit.samplers.grids.base import TimeGrid
-from dinit.samplers.grids.default import noise_level_grid
+from dinit.samplers.grids.default import multistep_grid, own_last_step
 from dinit.samplers.multistep.exponential_weights import check_order, choice
 from dinit.samplers.multistep.rules import Extrapolate, WarmUp
 from dinit.samplers.multistep.unified import MultistepSampler, RuleSchedule
+from dinit.samplers.points import End
 
 
 @SAMPLERS.register("lms", aliases=("k-lms",))
@@ -47,7 +48,10 @@ class LMS(MultistepSampler):
         choice("lms", warm_up=(self.warm_up, WarmUp))
 
     def grid_for(self, process: Process) -> TimeGrid:
-        return noise_level_grid(process)
+        return multistep_grid(0.92)
+
+    def end_for(self, process: Process) -> End:
+        return own_last_step(process)
 
     def claims(self) -> Claims:
         return Claims(self.rule.claimed_order(self.warm_up))

@@ -12,11 +12,12 @@ import torch
 from dinit.diffusion import Process, Scales
 from dinit.samplers.base import SAMPLERS, Claims
 from dinit.samplers.grids.base import TimeGrid
-from dinit.samplers.grids.default import noise_level_grid
+from dinit.samplers.grids.default import multistep_grid, noise_level_grid, own_last_step
 from dinit.samplers.multistep.exponential_weights import choice, form_at, weights
 from dinit.samplers.multistep.linear_update import LinearUpdate
 from dinit.samplers.multistep.rules import Pseudo, SingleStep
 from dinit.samplers.multistep.unified import MultistepSampler, RuleSchedule, StepCoefficients
+from dinit.samplers.points import End
 
 PSEUDO = Pseudo("eps", 4, variable="t")
 TRAPEZOID = SingleStep("eps", (1.0,), variable="t", variant="midpoint")
@@ -36,6 +37,12 @@ class IPNDM(MultistepSampler):
 
     def claims(self) -> Claims:
         return Claims(order=2)
+
+    def grid_for(self, process: Process) -> TimeGrid:
+        return multistep_grid(0.75)
+
+    def end_for(self, process: Process) -> End:
+        return own_last_step(process)
 
     def schedule_for(self, steps: int, tail: bool) -> RuleSchedule:
         return RuleSchedule([PSEUDO] * steps, "lower-order")
@@ -68,7 +75,8 @@ class PNDM(MultistepSampler):
         return Claims(order=2)
 
     def grid_for(self, process: Process) -> TimeGrid:
-        return noise_level_grid(process)
+        pure = float(process.scales(1.0).alpha) == 0
+        return multistep_grid() if pure else noise_level_grid(process)
 
     def schedule_for(self, steps: int, tail: bool) -> RuleSchedule:
         first = TRAPEZOID if self.start == "plms" else PSEUDO

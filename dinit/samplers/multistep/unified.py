@@ -15,9 +15,19 @@ from torch import Tensor
 
 from dinit.diffusion import Denoiser, Process, Scales
 from dinit.samplers.base import SAMPLERS, Claims, Sampler, StepDenoiser, StepNoise
+from dinit.samplers.grids.base import TimeGrid
+from dinit.samplers.grids.default import multistep_grid
 from dinit.samplers.multistep.exponential_weights import choice
 from dinit.samplers.multistep.linear_update import Evaluation, LinearUpdate, Stages
-from dinit.samplers.multistep.rules import Corrector, Extrapolate, HistoryRule, Rule, WarmUp, rule_from_config
+from dinit.samplers.multistep.rules import (
+    Corrector,
+    Extrapolate,
+    HistoryRule,
+    Rule,
+    SingleStep,
+    WarmUp,
+    rule_from_config,
+)
 
 
 class StepCoefficients(NamedTuple):
@@ -72,6 +82,9 @@ class RuleSchedule:
 @dataclass(frozen=True)
 class MultistepSampler(Sampler):
     """A solver that is a schedule of rules: subclasses decide which rule each step follows."""
+
+    def grid_for(self, process: Process) -> TimeGrid:
+        return multistep_grid()
 
     @abstractmethod
     def schedule_for(self, steps: int, tail: bool) -> RuleSchedule:
@@ -141,6 +154,10 @@ class Unified(MultistepSampler):
         if not rules or not all(isinstance(r, Rule) for r in rules):
             raise ValueError(f"unified: schedule needs at least one rule, got {self.schedule!r}")
         object.__setattr__(self, "schedule", rules)
+
+    def grid_for(self, process: Process) -> TimeGrid:
+        kinds = {rule.prediction for rule in self.schedule if isinstance(rule, HistoryRule | SingleStep)}
+        return multistep_grid(0.5 if "x0" in kinds else 0.75)
 
     def claims(self) -> Claims:
         """The order is the least that any of its steps has and the warm-up allows."""
