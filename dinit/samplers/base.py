@@ -491,7 +491,7 @@ def _inner_points(
     sampler: Sampler, denoiser: Denoiser, points: list[Scales], total: int
 ) -> list[tuple[Scales, ...]]:
     """The scales of every step's inner times, one tuple a step."""
-    if type(sampler).inner_times is Sampler.inner_times:
+    if len(points) < 2 or type(sampler).inner_times is Sampler.inner_times:
         return [()] * (len(points) - 1)
     t, s = Scales.stack(points[:-1]), Scales.stack(points[1:])
     inner = sampler.inner_times(denoiser, t, s, total)
