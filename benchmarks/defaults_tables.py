@@ -11,8 +11,8 @@ HEAD = """# What a solver does with nothing but the number of steps given
 `python benchmarks/defaults.py` (mixtures) and `python benchmarks/defaults.py --networks NAME` write this page from
 `defaults.json`. The mixtures have exact denoisers and exact ends: five Gaussians in 32 dimensions, smooth
 (standard deviations from 0.2 up) and sharp (from 0.12 up), 64 starts. Errors are RMS. A peer's is the least of all
-solvers and grids of azula, k-diffusion and diffusers that benchmarks/solvers.py runs, tuned for every problem and
-number of evaluations; dinit's are those of defaults.
+solvers and grids of azula, k-diffusion and diffusers that can be the best by benchmarks/results/solvers.md, tuned
+for every problem and number of evaluations; dinit's are those of defaults.
 """
 
 
