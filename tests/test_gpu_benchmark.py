@@ -19,6 +19,7 @@ def run(out: Path, *given: str) -> str:
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         check=False,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return out.read_text(encoding="utf-8")
@@ -47,6 +48,8 @@ def test_no_gpu_is_an_error_that_names_the_smoke_run(tmp_path: Path) -> None:
 
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
-    done = subprocess.run([sys.executable, str(SCRIPT)], capture_output=True, text=True, cwd=tmp_path, check=False)
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT)], capture_output=True, text=True, cwd=tmp_path, check=False, timeout=120
+    )
     assert done.returncode == 2
     assert "--smoke" in done.stderr

@@ -270,13 +270,13 @@ def _hermite_inverse(values: Tensor, slopes: Tensor, left: Tensor, target: Tenso
     """
     y0, _, m0, square, cube = _cubic(values, slopes, left)
     if not target.is_cpu or target.requires_grad:
-        return _digits(y0, m0, square, cube, target)
+        return _digits(y0, m0, square, cube, target, torch.zeros_like(target))
     # A run has few times, and NumPy has half the overhead.
-    return torch.from_numpy(np.asarray(_digits(*(v.numpy() for v in (y0, m0, square, cube, target)))))
+    given = (y0, m0, square, cube, target, torch.zeros_like(target))
+    return torch.from_numpy(np.asarray(_digits(*(v.numpy() for v in given))))
 
 
-def _digits(y0: Any, m0: Any, square: Any, cube: Any, target: Any) -> Any:
-    u = 0 * target
+def _digits(y0: Any, m0: Any, square: Any, cube: Any, target: Any, u: Any) -> Any:
     for digit in range(1, 56):
         further = u + 2.0**-digit
         above = y0 + further * (m0 + further * (square + further * cube)) > target

@@ -26,6 +26,7 @@ def test_cases(interpreted: bool) -> None:
         capture_output=True,
         text=True,
         check=False,
+        timeout=600,
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert " passed" in ran.stdout

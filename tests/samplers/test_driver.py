@@ -107,7 +107,8 @@ def test_iterate_tells_every_step(sampler: Sampler) -> None:
     assert all(step.total == 6 for step in steps)
     assert all(torch.equal(a.x_s, b.x_t) for a, b in itertools.pairwise(steps))
     assert [step.t for step in steps] == sorted((step.t for step in steps), reverse=True)
-    assert torch.equal(steps[-1].x_s, steps[-1].x0), "the end is the posterior mean at the last level"
+    if sampler.end_for(mixture().process) == "posterior-mean":
+        assert torch.equal(steps[-1].x_s, steps[-1].x0), "the end is the posterior mean at the last level"
     assert torch.equal(sampler.sample(mixture(), noise(), 6), steps[-1].x_s)
 
 

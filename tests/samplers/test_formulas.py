@@ -389,7 +389,7 @@ FORMULAS: list[tuple[str, dict[str, Any], Callable[[States], Tensor]]] = [
     ("unipc", {"b": "exact"}, unipc),
 ]
 # Their steps are those of other samplers on the list: by the error, or by the rules that they are given.
-NOT_HERE = {"dpm-adaptive", "rk45", "unified"}
+NOT_HERE = {"auto", "dpm-adaptive", "rk45", "unified"}
 
 
 @pytest.mark.parametrize(("name", "options", "formula"), FORMULAS, ids=[f"{n}-{o}" for n, o, _ in FORMULAS])
