@@ -247,7 +247,10 @@ class Pipeline(CallDefaults, Attributes, SavingMethods, DiffusersMethods, Openin
             raise ValueError("give the number of steps; this pipeline has no default")
         steps = whole_number("steps", steps)
         end = self._end(sampler, given.get("end"))
-        sampler = sampler.chosen(steps - (end == "state"))
+        evaluations = steps - (end == "state")
+        if placed is None:
+            placed = sampler.grid_for_run(self.process, evaluations)
+        sampler = sampler.chosen(evaluations)
         return Call(
             labels=resolved,
             keys=make_keys(
@@ -255,7 +258,7 @@ class Pipeline(CallDefaults, Attributes, SavingMethods, DiffusersMethods, Openin
             ),
             sampler=sampler,
             steps=steps,
-            grid=make_grid(sampler.grid_for(self.process) if placed is None else placed),
+            grid=make_grid(placed),
             guidance=self._guidance(sampler, given.get("guidance", DEFAULT), given.get("guidance_scale")),
             batch_size=DEFAULT_BATCH if batch_size is None else batch_size,
             end=end,

@@ -155,6 +155,15 @@ class Sampler(ABC):
         """
         return self.own_grid or default_grid(process)
 
+    def grid_for_run(self, process: Process, evaluations: int) -> TimeGrid:
+        """The grid of a run of so many evaluations that names none: `grid_for`, unless their number decides.
+
+        Args:
+            process: Of the run.
+            evaluations: Network evaluations of the run, at least 1.
+        """
+        return self.grid_for(process)
+
     def chosen(self, evaluations: int) -> Sampler:
         """The sampler that a run stands for, and its record has: itself, unless it chooses between others.
 
@@ -293,7 +302,9 @@ class Sampler(ABC):
         end = self.end_for(denoiser.process) if end is None else end
         length = steps if isinstance(steps, int) else number_of_times(grid)
         solver = self if length is None else self.chosen(length - (end == "state"))
-        points = sampling_points(denoiser, steps, solver.grid_for(denoiser.process) if grid is None else grid, end)
+        if grid is None and length is not None:
+            grid = self.grid_for_run(denoiser.process, length - (end == "state"))
+        points = sampling_points(denoiser, steps, self.grid_for(denoiser.process) if grid is None else grid, end)
         source: SupportsNormal = noise_source or NoiseSource.from_seed(seed, x.shape[0])
         cond = denoiser.condition(labels, x.shape[0], x.device)
         run = Run.prepare(solver, denoiser, points, len(points) - (end != "posterior-mean"), cond, source, state)

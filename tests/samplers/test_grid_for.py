@@ -27,12 +27,11 @@ CHAIN = VPDiscrete("cosine")
 
 
 def test_a_solver_in_the_noise_level_takes_even_log_snr_where_the_level_starts_huge() -> None:
-    for name in ("edm-heun", "dpm-2", "restart", "pndm"):
+    for name in ("edm-heun", "dpm-2", "restart", "lms", "pndm"):
         sampler = SAMPLERS.create(name)
         assert sampler.grid_for(CHAIN) == LogSNR()
-        assert sampler.grid_for(EDM()) == Karras()
-        # The first step there is along the straight path.
-        assert sampler.grid_for(LinearFlow()) == (Shifted(0.5) if name == "pndm" else Uniform())
+        assert sampler.grid_for(EDM()) == (Shifted(0.92) if name == "lms" else Karras())
+        assert sampler.grid_for(LinearFlow()) == Uniform()  # its first step there is along the straight path
     assert PredictorCorrector("edm-heun").grid_for(CHAIN) == LogSNR()
     assert BDIAEDM().grid_for(EDM()) == Shifted()
 

@@ -116,7 +116,7 @@ def test_the_rehearsal_is_exact_where_the_solver_is() -> None:
         ("vp-discrete:schedule=cosine", "pndm", 2, True),
         ("vp-discrete:schedule=cosine", "edm-heun", 2, True),
         ("vp", "pndm", 2, True),
-        ("ve", "ab", 5, False),
+        ("ve", "ab", 5, True),
         ("ve", "euler-maruyama", 3, True),
         ("vp-discrete:schedule=cosine", "ddim", 2, False),
         ("vp-discrete:schedule=cosine", "dpmpp-2m", 5, False),

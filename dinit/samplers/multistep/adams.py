@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 from dinit.diffusion import Process
 from dinit.samplers.base import SAMPLERS, Claims
 from dinit.samplers.grids.base import TimeGrid
-from dinit.samplers.grids.default import multistep_grid, own_last_step
+from dinit.samplers.grids.default import multistep_grid, own_last_step, spans_decades
 from dinit.samplers.multistep.exponential_weights import Prediction, check_order, choice
 from dinit.samplers.multistep.rules import Extrapolate, WarmUp
 from dinit.samplers.multistep.unified import MultistepSampler, RuleSchedule
@@ -44,19 +44,19 @@ class AdamsBashforth(MultistepSampler):
 
     renamed_options: ClassVar[Mapping[str, str]] = {"levels": "order"}
 
-    order: int = 4
-    prediction: Prediction = "v"
-    warm_up: WarmUp = "lower-order"
+    order: int = 3
+    prediction: Prediction = "path-velocity"
+    warm_up: WarmUp = "corrected"
 
     def __post_init__(self) -> None:
         check_order("ab", self.order)
         choice("ab", prediction=(self.prediction, Prediction), warm_up=(self.warm_up, WarmUp))
 
     def grid_for(self, process: Process) -> TimeGrid:
-        return multistep_grid(0.92)
+        return multistep_grid(process, 0.92)
 
     def end_for(self, process: Process) -> End:
-        return own_last_step(process)
+        return own_last_step(process) if spans_decades(process) else "posterior-mean"
 
     def claims(self) -> Claims:
         return Claims(self.rule.claimed_order(self.warm_up))

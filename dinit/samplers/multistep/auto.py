@@ -8,13 +8,15 @@ from dinit.diffusion import Process
 from dinit.samplers.base import SAMPLERS, Claims, Sampler
 from dinit.samplers.grids.base import TimeGrid
 from dinit.samplers.grids.default import own_last_step
+from dinit.samplers.grids.shifted import Shifted
 from dinit.samplers.multistep.adams import AdamsBashforth
 from dinit.samplers.multistep.rules import Corrector, Extrapolate
 from dinit.samplers.multistep.unified import MultistepSampler, RuleSchedule, Unified
 from dinit.samplers.points import End
 
 FEW = Unified((Extrapolate("v", 2, variable="own", corrector=Corrector()),))
-MANY = AdamsBashforth(4, "v", "lower-order")  # the defaults of today, by name
+MANY = AdamsBashforth(4, "v", "lower-order")
+SHIFTS = {FEW: 0.75, MANY: 0.92}  # of their times
 FEWEST = 12  # evaluations from which on MANY is the more accurate
 
 
@@ -37,7 +39,10 @@ class Auto(MultistepSampler):
         return FEW if evaluations < FEWEST else MANY
 
     def grid_for(self, process: Process) -> TimeGrid:
-        return self.chosen(FEWEST).grid_for(process)
+        return self.grid_for_run(process, FEWEST)
+
+    def grid_for_run(self, process: Process, evaluations: int) -> TimeGrid:
+        return Shifted(SHIFTS[self.chosen(evaluations)])
 
     def end_for(self, process: Process) -> End:
         return own_last_step(process)

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 from dinit.diffusion import Process
 from dinit.samplers.base import SAMPLERS, Claims
 from dinit.samplers.grids.base import TimeGrid
-from dinit.samplers.grids.default import multistep_grid, own_last_step
+from dinit.samplers.grids.default import multistep_grid, own_last_step, spans_decades
 from dinit.samplers.multistep.exponential_weights import Variable, check_order, choice
 from dinit.samplers.multistep.rules import Extrapolate, Rule, WarmUp, lower_at_the_end
 from dinit.samplers.multistep.unified import MultistepSampler, RuleSchedule
@@ -33,8 +33,8 @@ class DEIS(MultistepSampler):
         order: Evaluations extrapolated, 1 (DDIM) to 4; the paper's tABn has n + 1.
         variable: What the polynomial is taken in: 't' (the paper's tAB), 'rho' (sigma / alpha, its rhoAB) or
             'log-rho' (half the log-SNR, as diffusers' DEISMultistepScheduler has it).
-        warm_up: How the first steps, which lack evaluations, are taken: 'lower-order' (the paper's), 'corrected'
-            (again with the evaluation at their end) or 'single-step'; see `rules.WarmUp`.
+        warm_up: How the first steps, which lack evaluations, are taken: 'corrected' (again with the evaluation at
+            their end), 'lower-order' (the paper's) or 'single-step'; see `rules.WarmUp`.
         lower_order_final: Whether the last steps have the orders ..., 2, 1 in runs of fewer than 15 steps, as in
             diffusers.
 
@@ -46,7 +46,7 @@ class DEIS(MultistepSampler):
 
     order: int = 3
     variable: Literal["t", "rho", "log-rho"] = "t"
-    warm_up: WarmUp = "lower-order"
+    warm_up: WarmUp = "corrected"
     lower_order_final: bool = False
 
     def __post_init__(self) -> None:
@@ -54,10 +54,10 @@ class DEIS(MultistepSampler):
         choice("deis", variable=(self.variable, Literal["t", "rho", "log-rho"]), warm_up=(self.warm_up, WarmUp))
 
     def grid_for(self, process: Process) -> TimeGrid:
-        return multistep_grid(0.92)
+        return multistep_grid(process, 0.92)
 
     def end_for(self, process: Process) -> End:
-        return own_last_step(process)
+        return own_last_step(process) if spans_decades(process) else "posterior-mean"
 
     def claims(self) -> Claims:
         return Claims(self.rule.claimed_order(self.warm_up))

@@ -12,7 +12,7 @@ from dinit.diffusion import Process, Scales
 from dinit.diffusion.denoised import weighted
 from dinit.samplers.base import SAMPLERS, Claims, Sampler, StepDenoiser, StepNoise
 from dinit.samplers.grids.base import TimeGrid
-from dinit.samplers.grids.default import default_grid, multistep_grid
+from dinit.samplers.grids.default import multistep_grid
 
 History = tuple[Tensor, float]
 
@@ -51,8 +51,7 @@ class DPMpp2M(Sampler):
             raise ValueError(f"order must be 1 or 2, got {self.order!r}")
 
     def grid_for(self, process: Process) -> TimeGrid:
-        # On flows, where it is the default of shipped networks, FID is no better with a shift.
-        return default_grid(process) if float(process.scales(1.0).alpha) == 0 else multistep_grid(0.6)
+        return multistep_grid(process, 0.6)
 
     def claims(self) -> Claims:
         return Claims(self.order)

@@ -9,7 +9,7 @@ from typing import ClassVar
 from dinit.diffusion import Process
 from dinit.samplers.base import SAMPLERS, Claims
 from dinit.samplers.grids.base import TimeGrid
-from dinit.samplers.grids.default import multistep_grid, own_last_step
+from dinit.samplers.grids.default import multistep_grid, noise_level_grid, own_last_step, spans_decades
 from dinit.samplers.multistep.exponential_weights import check_order, choice
 from dinit.samplers.multistep.rules import Extrapolate, WarmUp
 from dinit.samplers.multistep.unified import MultistepSampler, RuleSchedule
@@ -48,10 +48,10 @@ class LMS(MultistepSampler):
         choice("lms", warm_up=(self.warm_up, WarmUp))
 
     def grid_for(self, process: Process) -> TimeGrid:
-        return multistep_grid(0.92)
+        return multistep_grid(process, 0.92, noise_level_grid)
 
     def end_for(self, process: Process) -> End:
-        return own_last_step(process)
+        return own_last_step(process) if spans_decades(process) else "posterior-mean"
 
     def claims(self) -> Claims:
         return Claims(self.rule.claimed_order(self.warm_up))

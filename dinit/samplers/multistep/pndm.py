@@ -12,7 +12,7 @@ import torch
 from dinit.diffusion import Process, Scales
 from dinit.samplers.base import SAMPLERS, Claims
 from dinit.samplers.grids.base import TimeGrid
-from dinit.samplers.grids.default import multistep_grid, noise_level_grid, own_last_step
+from dinit.samplers.grids.default import multistep_grid, noise_level_grid, own_last_step, spans_decades
 from dinit.samplers.multistep.exponential_weights import choice, form_at, weights
 from dinit.samplers.multistep.linear_update import LinearUpdate
 from dinit.samplers.multistep.rules import Pseudo, SingleStep
@@ -39,10 +39,10 @@ class IPNDM(MultistepSampler):
         return Claims(order=2)
 
     def grid_for(self, process: Process) -> TimeGrid:
-        return multistep_grid(0.75)
+        return multistep_grid(process, 0.75)
 
     def end_for(self, process: Process) -> End:
-        return own_last_step(process)
+        return own_last_step(process) if spans_decades(process) else "posterior-mean"
 
     def schedule_for(self, steps: int, tail: bool) -> RuleSchedule:
         return RuleSchedule([PSEUDO] * steps, "lower-order")
@@ -75,8 +75,7 @@ class PNDM(MultistepSampler):
         return Claims(order=2)
 
     def grid_for(self, process: Process) -> TimeGrid:
-        pure = float(process.scales(1.0).alpha) == 0
-        return multistep_grid() if pure else noise_level_grid(process)
+        return noise_level_grid(process)
 
     def schedule_for(self, steps: int, tail: bool) -> RuleSchedule:
         first = TRAPEZOID if self.start == "plms" else PSEUDO

@@ -84,7 +84,7 @@ class MultistepSampler(Sampler):
     """A solver that is a schedule of rules: subclasses decide which rule each step follows."""
 
     def grid_for(self, process: Process) -> TimeGrid:
-        return multistep_grid()
+        return multistep_grid(process)
 
     @abstractmethod
     def schedule_for(self, steps: int, tail: bool) -> RuleSchedule:
@@ -157,7 +157,7 @@ class Unified(MultistepSampler):
 
     def grid_for(self, process: Process) -> TimeGrid:
         kinds = {rule.prediction for rule in self.schedule if isinstance(rule, HistoryRule | SingleStep)}
-        return multistep_grid(0.5 if "x0" in kinds else 0.75)
+        return multistep_grid(process, 0.5 if "x0" in kinds else 0.75)
 
     def claims(self) -> Claims:
         """The order is the least that any of its steps has and the warm-up allows."""
