@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -102,3 +104,37 @@ def test_a_dry_run_takes_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="one process"):
         dry_run(tiny(), tmp_path / "run")
+
+
+PEAK = """
+import sys
+from dinit.pipelines.train import train
+from dinit.training import parse_recipe
+from dinit.training.build import make_data
+from dinit.training.run.memory import estimate_memory
+
+def held(key):
+    (line,) = [line for line in open("/proc/self/status") if line.startswith(key)]
+    return 1024 * int(line.split()[1])
+
+folder, text, *size = sys.argv[1:]
+short = ["training.steps=3", "training.sample_every=0"]
+small, recipe = parse_recipe(text, short), parse_recipe(text, [*short, *size])
+train(small, folder + "/small", progress=False)  # every module is imported
+program = held("VmRSS")
+train(recipe, folder + "/large", progress=False)
+print(estimate_memory(recipe, make_data(recipe)).total, held("VmHWM") - program)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.parametrize(("width", "batch"), [(512, 16), (192, 128)])
+def test_memory_is_the_peak_of_a_run(width: int, batch: int, tmp_path: Path) -> None:
+    """Mostly weights, and mostly activations: within 10 % of what the process takes more, checkpoint included."""
+    size = (f"backbone.hidden_size={width}", f"training.batch_size={batch}")
+    command = [sys.executable, "-c", PEAK, str(tmp_path), RECIPE, *size]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    estimated, measured = map(int, done.stdout.split()[-2:])
+    assert estimated == pytest.approx(measured, rel=0.1)

@@ -28,7 +28,7 @@ class DryRun:
 
     step, checkpoint, grid: seconds each. checkpoint_bytes: of one on disk. disk: free bytes where the run will be.
     seconds: of the whole run. fits: False where the memory or the disk does not suffice; where it is the memory,
-    nothing was run and the seconds are 0.
+    nothing was run and the seconds are 0. program: bytes of the process before the run, None where unknown.
     """
 
     images: int
@@ -41,6 +41,7 @@ class DryRun:
     grid: float = 0.0
     checkpoint_bytes: int = 0
     seconds: float = 0.0
+    program: int | None = None
 
     def lines(self, recipe: Recipe) -> Iterator[str]:
         """The result as text."""
@@ -48,8 +49,10 @@ class DryRun:
         yield f"data: {self.images:,} images, read"
         parts = {"parameters": memory.parameters, "gradients": memory.gradients, "optimiser": memory.optimizer}
         parts |= {"averages": memory.averages, "activations": memory.activations or 0}
-        listed = " + ".join(f"{name} {_bytes(value)}" for name, value in parts.items())
-        yield f"memory: about {_bytes(memory.total)} = {listed}"
+        listed = ", ".join(f"{name} {_bytes(value)}" for name, value in parts.items())
+        yield f"memory: about {_bytes(memory.total)} at the peak of a step ({listed})"
+        if self.program is not None:
+            yield f"memory of the program itself: {_bytes(self.program)}"
         if memory.note:
             yield memory.note
         if self.available is not None:
@@ -75,9 +78,10 @@ def dry_run(recipe: Recipe, out: Path) -> DryRun:
     for index in (0, len(data) - 1):
         data.sample(index, key=0)
     place = next(folder for folder in out.resolve().parents if folder.exists())
+    program = _program()
     memory, available, disk = estimate_memory(recipe, data), _available(), shutil.disk_usage(place).free
     if available is not None and memory.total > available:
-        return DryRun(len(data), memory, available, False, disk)
+        return DryRun(len(data), memory, available, False, disk, program=program)
     with tempfile.TemporaryDirectory(prefix=".dinit-dry-run-", suffix=".tmp", dir=place) as folder:
         run = train(_short(recipe), Path(folder) / "run", progress=False, profile=True)
         parts = json.loads((run.folder / "profile.json").read_text())["parts"]
@@ -89,7 +93,7 @@ def dry_run(recipe: Recipe, out: Path) -> DryRun:
     grids = loop.steps // loop.sample_every + 1 if loop.sample_every else 0
     seconds = loop.steps * step + -(-loop.steps // loop.checkpoint_every) * checkpoint + grids * grid
     fits = (loop.keep + 1) * size <= disk
-    return DryRun(len(data), memory, available, fits, disk, step, checkpoint, grid, size, seconds)
+    return DryRun(len(data), memory, available, fits, disk, step, checkpoint, grid, size, seconds, program)
 
 
 def _short(recipe: Recipe) -> Recipe:
@@ -111,6 +115,15 @@ def _available() -> int | None:
         return None
     (line,) = [line for line in lines if line.startswith("MemAvailable:")]
     return 1024 * int(line.split()[1])
+
+
+def _program() -> int | None:
+    """Resident bytes of this process: its libraries and the data set."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmRSS")), None)
 
 
 def _bytes(count: int) -> str:

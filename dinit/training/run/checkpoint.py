@@ -75,7 +75,12 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    plain = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
+    plain: dict[str, Tensor] = {}
+    storages: set[int] = set()
+    for key, value in tensors.items():
+        own = value.detach().cpu().contiguous()
+        plain[key] = own.clone() if own.untyped_storage().data_ptr() in storages else own  # safetensors shares none
+        storages.add(own.untyped_storage().data_ptr())
     try:
         save_file(plain, path)
         with safe_open(path, "pt") as written:  # ValueErrors of safetensors: the file ends too soon
