@@ -246,3 +246,30 @@ def test_leaving_does_not_wait_for_a_partner_that_does_not_answer(tmp_path: Path
     assert 1.0 <= seconds < 20
     assert len(said) == 1
     assert not joined
+
+
+XL = (
+    "backbone={name: dit, patch_size: 4, hidden_size: 1152, depth: 2, num_heads: 16}",
+    "training={batch_size: 4, checkpoint_every: 2, log_every: 1, keep: 1, sharding: fsdp2}",
+    "ema={decay: 0.9}",
+    "schedule={kind: constant, warmup_steps: 0}",
+)
+
+
+def _train_on(folder: str, steps: int, *overrides: str) -> None:
+    train(parse_recipe(RECIPE, overrides), folder, progress=False, extend=steps)
+
+
+@pytest.mark.slow
+def test_layers_of_the_size_of_dit_xl_are_sharded_saved_resumed_and_exported(tmp_path: Path) -> None:
+    whole = finish(1, tmp_path / "one", *XL, "training.steps=4")
+    folder = finish(2, tmp_path / "two", *XL, "training.steps=2")
+    children = ranks.start(2, _train_on, str(folder), 4, *XL, "training.steps=2")
+    ranks.join(children)
+    assert [child.exitcode for child in children] == [0, 0]
+    torch.testing.assert_close(torch.tensor(losses(folder)), torch.tensor(losses(whole)), rtol=1e-4, atol=0)
+    saved = load_file(folder / "checkpoints" / "step-00000004" / "ema.safetensors")
+    exported = load_file(folder / "pipeline" / "backbone" / "diffusion_pytorch_model.safetensors")
+    assert max(tensor.shape[-1] for tensor in exported.values()) == 6 * 1152
+    assert exported.keys() == saved.keys()
+    assert all(torch.equal(exported[name], tensor) for name, tensor in saved.items())
