@@ -32,7 +32,7 @@ Processes = Annotated[
     ),
 ]
 Full = Annotated[
-    bool, typer.Option("--full", help="All steps, samples and time grids: ten times as long, with tighter bounds.")
+    bool, typer.Option("--full", help="All steps, samples and time grids: many times as long, with tighter bounds.")
 ]
 Quick = Annotated[bool, typer.Option("--quick", help="The default, from before it was one.", hidden=True)]
 
