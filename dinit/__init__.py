@@ -60,6 +60,7 @@ else:
             "dinit.data",
             "dinit.checkpoints",
             "dinit.likelihood",
+            "dinit.inverse",
             "dinit.pipelines",
         ),
     )

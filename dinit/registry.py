@@ -92,6 +92,7 @@ class Registry(Generic[T_co]):
         subfolders: whether the modules of its sub-folders are imported too.
         advise: takes this registry and a name that nothing is registered under, and returns what to write in its
             place, for the message, or None.
+        also: further packages that register entries here, of a higher floor.
     """
 
     registries: ClassVar[list[Registry[Any]]] = []  # all that exist: a name may be one of another kind
@@ -102,9 +103,10 @@ class Registry(Generic[T_co]):
         package: str,
         subfolders: bool = True,
         advise: Callable[[Registry[T_co], str], str | None] | None = None,
+        also: Sequence[str] = (),
     ) -> None:
         self.kind = kind
-        self._package = package
+        self._packages = (package, *also)
         self._walk = pkgutil.walk_packages if subfolders else pkgutil.iter_modules
         self._advise = advise
         self._entries: dict[str, T_co] = {}
@@ -337,9 +339,10 @@ class Registry(Generic[T_co]):
     def _load(self) -> None:
         if self._loaded:
             return
-        package = importlib.import_module(self._package)
-        for module in self._walk(package.__path__, f"{self._package}."):
-            importlib.import_module(module.name)
+        for name in self._packages:
+            package = importlib.import_module(name)
+            for module in self._walk(package.__path__, f"{name}."):
+                importlib.import_module(module.name)
         self._loaded = True
 
 

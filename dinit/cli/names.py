@@ -37,6 +37,8 @@ PLACES = {  # kind -> (module, variable)
     "loss-terms": ("dinit.training.losses.terms", "LOSS_TERMS"),
     "encoders": ("dinit.training.regularizers.encoders", "ENCODERS"),
     "layouts": ("dinit.checkpoints.layouts.base", "LAYOUTS"),
+    "operators": ("dinit.inverse.operators.base", "OPERATORS"),
+    "posterior-samplers": ("dinit.inverse.samplers.base", "POSTERIOR_SAMPLERS"),
 }
 _TYPES = {
     **vars(typing),
@@ -79,7 +81,8 @@ class SourceRegistry(Registry[Any]):
         given = {one.arg: one.value for one in call.keywords}
         subfolders = ast.literal_eval(given["subfolders"]) if "subfolders" in given else True
         advise = self._source.imported(given["advise"]) if "advise" in given else None
-        super().__init__(kind, package, subfolders, advise)
+        also = ast.literal_eval(given["also"]) if "also" in given else ()
+        super().__init__(kind, package, subfolders, advise, also)
         self._files = "**/*.py" if subfolders else "*.py"
         self._unread: set[str] = set()  # entries whose options could not be read
 
@@ -125,8 +128,9 @@ class SourceRegistry(Registry[Any]):
 
     def _texts(self) -> Iterator[str]:
         """Contents of the files that register entries."""
-        room = _folder(".".join(self._package.split(".")[:2]))  # some entries lie next to what else needs them
-        for path in sorted(room.glob(self._files)):
+        # Some entries lie next to what else needs them.
+        rooms = sorted({".".join(package.split(".")[:2]) for package in self._packages})
+        for path in (one for room in rooms for one in sorted(_folder(room).glob(self._files))):
             text = path.read_text(encoding="utf-8")
             if f"@{self._variable}.register(" in text:
                 yield text

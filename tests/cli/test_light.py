@@ -155,7 +155,7 @@ def test_the_source_files_say_what_the_registry_says(kind: str) -> None:
     module, variable = PLACES[kind]
     METRICS.names()  # an extractor lies next to the metric that needs it
     real, read = getattr(importlib.import_module(module), variable), registry_of(kind)
-    assert (read.kind, read._package) == (real.kind, real._package)
+    assert (read.kind, read._packages) == (real.kind, real._packages)
     assert read.names() == real.names()
     # Some tests import what registers further entries, which are not listed, from outside the package.
     assert read._known == {key: found for key, found in real._known.items() if found[0] in real.names()}

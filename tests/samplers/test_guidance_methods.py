@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from dinit.diffusion import Condition, Denoised, Denoiser, RunContext, Scales, WrappedDenoiser
 from dinit.diffusion.continuous import EDM, GVP, VP, LinearFlow
 from dinit.diffusion.discrete import VPDiscrete
+from dinit.inverse import PosteriorGuidance
 from dinit.models.analytic import GaussianDenoiser, MixtureDenoiser
 from dinit.samplers import NoiseSource
 from dinit.samplers.guidance import GUIDANCES, Guidance, apply_guidance
@@ -89,6 +90,7 @@ NEUTRAL = [
     Compose((), how="mixture"),
     DynamicThreshold(limit=math.inf),
     ClipX0(low=-math.inf, high=math.inf),
+    *(GUIDANCES.create(name) for name in GUIDANCES if issubclass(GUIDANCES[name], PosteriorGuidance)),
 ]
 
 

@@ -17,7 +17,9 @@ from dinit.diffusion.denoiser import check_denoiser
 from dinit.registry import Registry
 from dinit.samplers._names import advise_guidance
 
-GUIDANCES: Registry[type[Guidance]] = Registry("guidance", "dinit.samplers.guidance", advise=advise_guidance)
+GUIDANCES: Registry[type[Guidance]] = Registry(
+    "guidance", "dinit.samplers.guidance", advise=advise_guidance, also=("dinit.inverse.guidance",)
+)
 
 DenoiseFunction = Callable[[Tensor, Scales, Condition], Denoised]
 
@@ -35,6 +37,14 @@ class Guidance(ABC):
         Raises:
             ValueError: The denoiser lacks what this guidance needs.
         """
+
+    def rows(self, part: slice) -> Guidance:
+        """The guidance of some images of a batch: itself, unless it holds something of every image.
+
+        Args:
+            part: Which images.
+        """
+        return self
 
 
 class Guided(WrappedDenoiser):

@@ -80,7 +80,7 @@ def gradient_guidance(
         if t.time.ndim == 0 and not low <= t.floats.log_snr <= high:
             return denoiser(x_t, t, cond)
         given = denoiser(x_t, t, cond.null() if unconditional else cond)
-        change = scale * gradient(lambda x: log_ratio(x, _differentiable(t), cond), x_t)
+        change = scale * gradient(lambda x: log_ratio(x, differentiable(t), cond), x_t)
         shifted = shift(given, change.to(x_t.dtype))
         if unconditional and t.time.ndim and (low > -math.inf or high < math.inf):
             given = denoiser(x_t, t, cond)
@@ -89,6 +89,6 @@ def gradient_guidance(
     return Guided(denoiser, guided, required_outputs)
 
 
-def _differentiable(t: Scales) -> Scales:
+def differentiable(t: Scales) -> Scales:
     """Scales that autograd may keep: it refuses those made under inference_mode."""
     return t.map(torch.clone) if t.time.is_inference() else t

@@ -1,0 +1,21 @@
+"""Images that are given: measurements of them, the posterior given one, and editing between classes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dinit.inverse.guidance.base import PosteriorGuidance as PosteriorGuidance
+    from dinit.inverse.guidance.mmps import MMPS as MMPS
+    from dinit.inverse.measurement import Measurement as Measurement
+    from dinit.inverse.operators.base import OPERATORS as OPERATORS
+    from dinit.inverse.operators.base import SVD as SVD
+    from dinit.inverse.operators.base import LinearOperator as LinearOperator
+    from dinit.inverse.operators.base import Operator as Operator
+    from dinit.inverse.operators.matrix import Matrix as Matrix
+    from dinit.inverse.samplers.base import POSTERIOR_SAMPLERS as POSTERIOR_SAMPLERS
+    from dinit.inverse.samplers.base import PosteriorSampler as PosteriorSampler
+else:
+    from dinit._exports import attach
+
+    __getattr__, __dir__, __all__ = attach(__name__, __file__)

@@ -1,0 +1,109 @@
+"""Measurement: an operator, what it gave, and how noisy that is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dinit.arguments import check_arguments, shown
+from dinit.devices import upload
+from dinit.inverse.operators.base import OPERATORS, LinearOperator, Operator, Shape
+
+
+@check_arguments
+@dataclass(frozen=True, eq=False)
+class Measurement:
+    """What is known of images: y = A(x) + noise_std n, with n standard normal.
+
+    Args:
+        operator: A: an Operator, a name with or without options, or a mapping.
+        y: (B, ...), as the operator gives it, a row for every image; a single row is that of all images.
+        noise_std: sigma_y, at least 0, in the units of y.
+
+    Raises:
+        ValueError: y that is no batch of finite numbers; a negative noise_std; an unknown operator.
+    """
+
+    operator: Operator | str | Mapping[str, Any]
+    y: Tensor
+    noise_std: float = 0.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "operator", OPERATORS.create(self.operator))
+        if not isinstance(self.operator, Operator):
+            raise ValueError(f"operator must be an Operator, a name or a mapping, got {shown(self.operator)}")
+        if not self.y.is_floating_point() or self.y.ndim < 2 or not self.y.shape[0]:
+            raise ValueError(
+                f"y must be a batch of measurements (B, ...) of a floating-point dtype, got {shown(self.y)}"
+            )
+        if not self.y.is_meta and not bool(torch.isfinite(self.y).all()):
+            raise ValueError("y has values that are not finite")
+        if self.noise_std < 0:
+            raise ValueError(f"noise_std is a standard deviation, at least 0, got {self.noise_std}")
+
+    @property
+    def a(self) -> Operator:
+        """The operator A."""
+        assert isinstance(self.operator, Operator), "made in __post_init__"
+        return self.operator
+
+    def linear(self, who: str) -> LinearOperator:
+        """The operator, which has to be linear.
+
+        Args:
+            who: Begins the message.
+
+        Raises:
+            ValueError: It is not.
+        """
+        if not isinstance(self.operator, LinearOperator):
+            name = getattr(self.operator, "registry_name", type(self.operator).__name__)
+            raise ValueError(f"{who} needs a linear operator, and {name!r} is not: use dps, which needs none")
+        return self.operator
+
+    def check(self, shape: Shape, batch: int) -> None:
+        """Refusal of images that the measurement does not fit.
+
+        Args:
+            shape: Of one image, (C, H, W).
+            batch: Their number.
+
+        Raises:
+            ValueError: The operator does not act on images of this shape, y is not of the shape that it gives, or
+                y has neither one row nor a row for every image.
+        """
+        expected = self.a.output_shape(tuple(shape))
+        if tuple(self.y.shape[1:]) != tuple(expected):
+            raise ValueError(
+                f"y must have the shape (B, {', '.join(map(str, expected))}), which the operator gives for images "
+                f"of shape {tuple(shape)}; got {tuple(self.y.shape)}"
+            )
+        if batch % len(self.y):
+            raise ValueError(f"y has {len(self.y)} rows for {batch} images: give one row, or one for every image")
+
+    def fitted(self, x: Tensor) -> Measurement:
+        """The measurement with y of x's dtype, on its device and of its number of rows. Errors as `check`.
+
+        Args:
+            x: (B, C, H, W). Of several times as many images as y has rows, as where conditions are evaluated
+                together, every block of that length is of the same images.
+        """
+        self.check(tuple(x.shape[1:]), len(x))
+        y = upload(self.y, x.device, x.dtype)
+        return replace(self, y=y if len(y) == len(x) else y.repeat(len(x) // len(y), *(1,) * (y.ndim - 1)))
+
+    def rows(self, part: slice) -> Measurement:
+        """That of some of the images.
+
+        Args:
+            part: Which.
+        """
+        return self if len(self.y) == 1 else replace(self, y=self.y[part])
+
+    def residual(self, x0: Tensor) -> Tensor:
+        """y - A(x0), of images (B, C, H, W) that y has the rows of."""
+        return self.y - self.a.apply(x0)

@@ -1,0 +1,1 @@
+"""Operators of measurements, a file each kind."""

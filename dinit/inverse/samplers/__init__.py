@@ -1,0 +1,1 @@
+"""Posterior samplers, which own their loop."""
