@@ -1,10 +1,10 @@
-"""Samplers: the contract, the registry, and the one loop that runs all of them."""
+"""Samplers: the contract, the registry, and what a call of any of them checks and chooses; run.py has the loop."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dinit.arguments import shown
-from dinit.diffusion import Condition, Denoised, Denoiser, Process, RunContext, Scales
+from dinit.diffusion import Denoiser, Process, Scales
 from dinit.diffusion.condition import SupportsNormal
 from dinit.diffusion.denoiser import check_denoiser
 from dinit.registry import Registry
@@ -22,88 +22,12 @@ from dinit.samplers.grids.default import default_grid
 from dinit.samplers.grids.times import Times
 from dinit.samplers.noise import NoiseSource
 from dinit.samplers.points import End, GridLike, check_noisy_start, number_of_times, sampling_points
+from dinit.samplers.run import Run, Step, StepDenoiser, StepNoise
 
 if TYPE_CHECKING:
     from dinit.samplers.step_table import Description
 
 SAMPLERS: Registry[type[Sampler]] = Registry("sampler", "dinit.samplers", advise=advise)
-
-
-@dataclass
-class StepDenoiser:
-    """The denoiser of one step, with condition and step number filled in. Called with (x_t, t).
-
-    Attributes:
-        denoiser: What is evaluated.
-        cond: The condition of the run at this step.
-        inner: Scales of the step's inner times, in the order of `Sampler.inner_times`.
-        calls: Evaluations so far.
-        first: What the first of them gave.
-    """
-
-    denoiser: Denoiser
-    cond: Condition
-    inner: tuple[Scales, ...] = ()
-    calls: int = 0
-    first: Denoised | None = None
-
-    def __call__(self, x_t: Tensor, t: Scales) -> Denoised:
-        if (t.single or t.time.ndim == 0) and self.denoiser.known_at(t):
-            return Denoised(x_t, x_t / t.alpha, t)
-        denoised = self.denoiser(x_t, t, self.cond)
-        self.calls += 1
-        self.first = self.first or denoised
-        return denoised
-
-    @property
-    def process(self) -> Process:
-        return self.denoiser.process
-
-    def scales(self, t: Tensor) -> Scales:
-        """The scales of a time between the grid's, a 0-dimensional float64 tensor."""
-        return self.denoiser.process.scales(t)
-
-
-@dataclass(slots=True)
-class StepNoise:
-    """The noise of one step: `noise(j, like)` is the j-th standard normal draw, j < draws_per_step."""
-
-    source: SupportsNormal
-    step: int
-    draws_per_step: int
-
-    def __call__(self, j: int, like: Tensor) -> Tensor:
-        return self.source.normal("step", self.step * self.draws_per_step + j, like)
-
-
-@dataclass(frozen=True)
-class Step:
-    """One step of a trajectory, as `Sampler.iterate` yields it.
-
-    Attributes:
-        index: 0 .. total - 1.
-        total: Sampling steps of the run.
-        t: The time of x_t, in [0, 1].
-        x_t: (B, C, H, W), the state before the step.
-        first: The step's first evaluation.
-        x_s: (B, C, H, W), the state after the step; after the last one, the sample.
-        nfe: Network evaluations per image so far.
-        state: What the solver carries to the next step besides x_s: multistep history, a coupled state.
-    """
-
-    index: int
-    total: int
-    t: float
-    x_t: Tensor
-    first: Denoised
-    x_s: Tensor
-    nfe: int
-    state: Any = None
-
-    @property
-    def x0(self) -> Tensor:
-        """(B, C, H, W), the posterior mean of the step's first evaluation."""
-        return self.first.x0
 
 
 @dataclass(frozen=True)
@@ -222,6 +146,23 @@ class Sampler(ABC):
             points: Scales of every time of the run, in the order of the run.
         """
 
+    def check_outputs(self, denoiser: Denoiser) -> None:
+        """Refusal of a guidance whose outputs besides x0 the steps ignore: it would change images without an error.
+
+        Args:
+            denoiser: What would be sampled from.
+
+        Raises:
+            ValueError: It requires an output that the claims do not list.
+        """
+        required = denoiser.required_outputs
+        if ignored := required - self.claims().supported_outputs:
+            fits = [name for name in SAMPLERS if required <= SAMPLERS.create(name).claims().supported_outputs]
+            raise ValueError(
+                f"this guidance returns {' and '.join(sorted(ignored))}, which {type(self).__name__} ignores; "
+                f"samplers that use it: {', '.join(fits) or 'none'}"
+            )
+
     def inner_times(self, denoiser: Denoiser, t: Scales, s: Scales, total: int) -> Tensor:
         """The times between the grid's at which the steps evaluate the network, of all steps at once.
 
@@ -238,6 +179,24 @@ class Sampler(ABC):
             (N, k) float64: k times for each step.
         """
         return torch.empty(len(t.time), 0, dtype=torch.float64)
+
+    def inner_points(self, denoiser: Denoiser, points: list[Scales], total: int) -> list[tuple[Scales, ...]]:
+        """The scales of `inner_times`, one tuple a step.
+
+        Args:
+            denoiser: What is sampled from.
+            points: Scales of the ends of the N steps, N + 1 of them.
+            total: Sampling steps, N or (with the posterior mean at the end) N + 1.
+        """
+        if len(points) < 2 or type(self).inner_times is Sampler.inner_times:
+            return [()] * (len(points) - 1)
+        inner = self.inner_times(denoiser, Scales.stack(points[:-1]), Scales.stack(points[1:]), total)
+        if inner.numel() == 0:
+            return [()] * (len(points) - 1)
+        rows = denoiser.process.scales(inner.flatten()).unbind()
+        _ = rows[0].floats  # all are read back here, so that the loop does not
+        width = inner.shape[1]
+        return [tuple(rows[i : i + width]) for i in range(0, len(rows), width)]
 
     def init(self, denoiser: Denoiser, points: list[Scales], total: int) -> Any:
         """The state that the first step takes, made before the loop from the times of the whole run.
@@ -377,105 +336,6 @@ SamplerSpec = Sampler | str | Mapping[str, Any]
 """A sampler, or a name or a mapping with options, from which the registry makes one."""
 
 
-@dataclass(frozen=True)
-class Run:
-    """A run before its first step: all that the loop needs, with no schedule left to read.
-
-    Attributes:
-        sampler: Whose steps are taken.
-        denoiser: What is sampled from.
-        points: Scales of every time, in the order of the run.
-        total: Sampling steps: one fewer than points, or as many, where the last is the sampler's `finish`.
-        cond: The condition, with the number of steps and the noise source.
-        noise_source: Of the noise that the steps add.
-        inner: Scales of every step's inner times, one tuple a step.
-        state: What the first step takes.
-    """
-
-    sampler: Sampler
-    denoiser: Denoiser
-    points: list[Scales]
-    total: int
-    cond: Condition
-    noise_source: SupportsNormal
-    inner: list[tuple[Scales, ...]]
-    state: Any
-
-    @classmethod
-    def prepare(
-        cls,
-        sampler: Sampler,
-        denoiser: Denoiser,
-        points: list[Scales],
-        total: int,
-        cond: Condition,
-        noise_source: SupportsNormal,
-        state: Any,
-    ) -> Run:
-        """The run, checked. `state`: None for what the sampler's `init` makes. ValueError where it is refused."""
-        _check_required_outputs(sampler, denoiser)
-        sampler.check(denoiser, points)
-        cond = cond.in_run(RunContext(noise_source=noise_source, steps=total))
-        inner = _inner_points(sampler, denoiser, points, total)
-        state = sampler.init(denoiser, points, total) if state is None else state
-        return cls(sampler, denoiser, points, total, cond, noise_source, inner, state)
-
-    def iterate(self, x: Tensor, denoiser_at: Callable[[int], StepDenoiser] | None = None) -> Iterator[Step]:
-        """Every step from the state x at the first time.
-
-        Args:
-            x: (B, C, H, W).
-            denoiser_at: From a step's index to its denoiser; None for the run's denoiser at that step.
-        """
-        denoiser_at = denoiser_at or self.denoiser_at
-        state, nfe, draws = self.state, 0, self.sampler.claims().draws_per_step
-        for i in range(self.total):
-            denoise = denoiser_at(i)
-            x_s, state = self.advance(i, denoise, x, state, StepNoise(self.noise_source, i, draws))
-            nfe += denoise.calls
-            assert denoise.first is not None, "a step evaluates the denoiser at least once"
-            yield Step(i, self.total, self.points[i].floats.time, x, denoise.first, x_s, nfe, state)
-            x = x_s
-
-    def advance(
-        self, index: int, denoise: StepDenoiser, x: Tensor, state: Any, noise: StepNoise
-    ) -> tuple[Tensor, Any]:
-        """The state after a step, and what the sampler carries on: of its `step`, or after the last time `finish`.
-
-        Args:
-            index: Of the step.
-            denoise: Its denoiser.
-            x: (B, C, H, W), the state before it.
-            state: What the step before it carried on.
-            noise: Its draws.
-        """
-        if index + 1 < len(self.points):
-            return self.sampler.step(denoise, x, self.points[index], self.points[index + 1], state, noise)
-        return self.sampler.finish(denoise, x, self.points[index], state, noise)
-
-    def last_state(self, x: Tensor, denoiser: Denoiser, noise_source: SupportsNormal) -> Tensor:
-        """The end of the run on another denoiser, without the context and the record of each step.
-
-        Args:
-            x: (B, C, H, W), the state at the first time.
-            denoiser: On the run's process, without a condition.
-            noise_source: Of the noise that the steps add.
-        """
-        state, draws = self.state, self.sampler.claims().draws_per_step
-        for i in range(self.total):
-            denoise = StepDenoiser(denoiser, self.cond, self.inner_of(i))
-            x, state = self.advance(i, denoise, x, state, StepNoise(noise_source, i, draws))
-        return x
-
-    def denoiser_at(self, index: int) -> StepDenoiser:
-        """The denoiser of one step."""
-        return StepDenoiser(self.denoiser, self.cond.at_step(index), self.inner_of(index))
-
-    def inner_of(self, index: int) -> tuple[Scales, ...]:
-        """The scales of a step's inner times."""
-        return self.inner[index] if index < len(self.inner) else ()
-
-
 def _check_start(name: str, x: object) -> None:
     """ValueError unless a run can start from x."""
     if not isinstance(x, Tensor):
@@ -485,30 +345,3 @@ def _check_start(name: str, x: object) -> None:
         raise ValueError(f"{name} must be of a floating-point dtype, such as torch.float32, got {x.dtype}")
     if x.ndim == 0 or x.shape[0] == 0:
         raise ValueError(f"{name} must have at least one sample, got shape {tuple(x.shape)}")
-
-
-def _check_required_outputs(sampler: Sampler, denoiser: Denoiser) -> None:
-    """An output besides x0 that the sampler ignores would change the images without an error."""
-    required = denoiser.required_outputs
-    if ignored := required - sampler.claims().supported_outputs:
-        fits = [name for name in SAMPLERS if required <= SAMPLERS.create(name).claims().supported_outputs]
-        raise ValueError(
-            f"this guidance returns {' and '.join(sorted(ignored))}, which {type(sampler).__name__} ignores; "
-            f"samplers that use it: {', '.join(fits) or 'none'}"
-        )
-
-
-def _inner_points(
-    sampler: Sampler, denoiser: Denoiser, points: list[Scales], total: int
-) -> list[tuple[Scales, ...]]:
-    """The scales of every step's inner times, one tuple a step."""
-    if len(points) < 2 or type(sampler).inner_times is Sampler.inner_times:
-        return [()] * (len(points) - 1)
-    t, s = Scales.stack(points[:-1]), Scales.stack(points[1:])
-    inner = sampler.inner_times(denoiser, t, s, total)
-    if inner.numel() == 0:
-        return [()] * (len(points) - 1)
-    rows = denoiser.process.scales(inner.flatten()).unbind()
-    _ = rows[0].floats  # all are read back here, so that the loop does not
-    width = inner.shape[1]
-    return [tuple(rows[i : i + width]) for i in range(0, len(rows), width)]
