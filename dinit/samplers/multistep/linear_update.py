@@ -9,8 +9,9 @@ from torch import Tensor
 
 from dinit.diffusion import Denoised, Scales
 from dinit.diffusion.denoised import weighted
+from dinit.diffusion.process import ScalarScales
 from dinit.samplers.multistep.exponential_weights import DDIM_FORM, ExponentialForm, ddim_weights
-from dinit.samplers.multistep.ode_variables import ODEVariable
+from dinit.samplers.multistep.ode_variables import NOISE_LEVEL, ODEVariable
 
 
 class Evaluation(NamedTuple):
@@ -31,6 +32,19 @@ class Evaluation(NamedTuple):
         if ode not in self.slopes:
             self.slopes[ode] = ode.slope(self.denoised)
         return self.slopes[ode]
+
+    @classmethod
+    def in_float64(cls, denoised: Denoised, state: Tensor) -> Evaluation:
+        """The evaluation of a state that is known in float64, with its slope in sigma / alpha in float64.
+
+        Args:
+            denoised: What the denoiser returned for the state, rounded to the network's dtype.
+            state: The state before rounding.
+        """
+        k = denoised.scales.factors
+        implied = denoised.renoise_eps is None and denoised.clean_eps is None and isinstance(k, ScalarScales)
+        slopes = {NOISE_LEVEL: (state - k.alpha * denoised.x0) / k.sigma} if implied and k.sigma else {}
+        return cls(denoised, state, slopes)
 
 
 class LinearUpdate(NamedTuple):

@@ -19,6 +19,7 @@ from dinit.samplers.grids.base import TimeGrid
 from dinit.samplers.grids.default import multistep_grid
 from dinit.samplers.multistep.exponential_weights import choice
 from dinit.samplers.multistep.linear_update import Evaluation, LinearUpdate, Stages
+from dinit.samplers.multistep.ode_variables import NOISE_LEVEL
 from dinit.samplers.multistep.rules import (
     Corrector,
     Extrapolate,
@@ -28,6 +29,13 @@ from dinit.samplers.multistep.rules import (
     WarmUp,
     rule_from_config,
 )
+
+HUGE_NOISE = 1000.0
+"""Noise level from which on steps in it are computed in float64.
+
+A step from there is a difference of two terms that are larger than the state by as much: (alpha_s / alpha_t) x_t
+and w eps. In float32 their rounding is seen in the images, and so is that of earlier states, which eps repeats.
+"""
 
 
 class StepCoefficients(NamedTuple):
@@ -45,12 +53,35 @@ class StepCoefficients(NamedTuple):
     advance: LinearUpdate
     keep: int
 
+    @property
+    def in_noise_level(self) -> bool:
+        """Whether a prediction of eps is weighed."""
+        updates = (self.correct, self.advance, *(update for _, update in self.stages))
+        return any(update is not None and update.form.ode is NOISE_LEVEL for update in updates)
+
 
 class MultistepState(NamedTuple):
-    """The state of a run: the coefficients of the steps to come, and past evaluations, the newest first."""
+    """The state of a run.
+
+    Attributes:
+        ahead: Coefficients of the steps to come.
+        past: Past evaluations, the newest first.
+        in_float64: Whether states are kept in float64.
+        arrived: Where they are, the end of the last step, as it was returned and in float64.
+    """
 
     ahead: tuple[StepCoefficients, ...]
     past: tuple[Evaluation, ...] = ()
+    in_float64: bool = False
+    arrived: tuple[Tensor, Tensor] | None = None
+
+    def unrounded(self, x_t: Tensor) -> Tensor:
+        """The state x_t in the precision of the steps."""
+        if not self.in_float64 or not isinstance(x_t, Tensor) or x_t.device.type == "mps":  # which has no float64
+            return x_t
+        if self.arrived is not None and self.arrived[0] is x_t:
+            return self.arrived[1]
+        return x_t.double()
 
 
 @dataclass(frozen=True)
@@ -105,23 +136,31 @@ class MultistepSampler(Sampler):
         steps = self.coefficients(denoiser.process, points, total == len(points))
         for at in (at for step in steps for at, _ in step.stages):
             _ = at.floats  # read back here, so that the loop does not
-        return MultistepState(steps)
+        huge = points[0].floats.sigma > HUGE_NOISE * points[0].floats.alpha
+        return MultistepState(steps, in_float64=huge and any(step.in_noise_level for step in steps))
 
     def step(
         self, denoise: StepDenoiser, x_t: Tensor, t: Scales, s: Scales, state: MultistepState, noise: StepNoise
     ) -> tuple[Tensor, MultistepState]:
         now, *ahead = state.ahead
-        d = denoise(x_t, t)
-        past = (Evaluation(d, x_t, {}), *state.past)
+        x = state.unrounded(x_t)
+        rounds = x is not x_t
+
+        def evaluated(x: Tensor, at: Scales) -> Evaluation:
+            if rounds:
+                return Evaluation.in_float64(denoise(x.to(x_t.dtype), at), x)
+            return Evaluation(denoise(x, at), x, {})
+
+        past = (evaluated(x, t), *state.past)
         if now.correct is not None:
             corrected = now.correct.apply(past[now.correct.steps_back].state, past)
             past = (past[0]._replace(state=corrected), *state.past)
         inner: tuple[Evaluation, ...] = ()
         for at, update in now.stages:
-            x = update.apply(past[0].state, (*inner, *past))
-            inner = (Evaluation(denoise(x, at), x, {}), *inner)
-        x_s = now.advance.apply(past[now.advance.steps_back].state, (*inner, *past))
-        return x_s, MultistepState(tuple(ahead), past[: now.keep])
+            inner = (evaluated(update.apply(past[0].state, (*inner, *past)), at), *inner)
+        x = now.advance.apply(past[now.advance.steps_back].state, (*inner, *past))
+        x_s = x.to(x_t.dtype) if rounds else x
+        return x_s, MultistepState(tuple(ahead), past[: now.keep], state.in_float64, (x_s, x))
 
     def nfe(self, steps: int) -> int:
         return 1 + (self.schedule_for(steps - 1, True).evaluations if steps > 1 else 0)
