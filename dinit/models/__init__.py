@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from dinit.models.dimr import DiMR as DiMR
     from dinit.models.dis import DiS as DiS
     from dinit.models.dit import DiT as DiT
+    from dinit.models.gaussian_mixture import GaussianMixture as GaussianMixture
+    from dinit.models.gaussian_mixture import GaussianMixtureDenoiser as GaussianMixtureDenoiser
     from dinit.models.lamamba import LaMamba as LaMamba
     from dinit.models.lightningdit import LightningDiT as LightningDiT
     from dinit.models.lit import LiT as LiT

@@ -12,14 +12,11 @@ import torch
 from torch import Tensor
 
 from dinit.devices import upload
-from dinit.diffusion import Condition, Denoised, Denoiser, Process, Scales
-
-# The log-weight of a component outside the class: below any likelihood ratio that a state far from the class can
-# reach at a low noise level, and unlike -inf it stays finite under the condition noise of CADS.
-_ABSENT = -1e9
+from dinit.diffusion import Condition, Denoised, Process, Scales
+from dinit.models.gaussian_mixture import GaussianMixture, MixtureOfClasses
 
 
-class MixtureDenoiser(Denoiser):
+class MixtureDenoiser(MixtureOfClasses):
     """Exact denoiser for x0 ~ sum_k w_k N(mu_k, diag v_k), where each component k belongs to one class.
 
     The null label stands for the whole mixture. A condition is embedded as component log-weights, (B, K).
@@ -51,24 +48,15 @@ class MixtureDenoiser(Denoiser):
                 f"variances must have the means' shape {tuple(means.shape)}, got {tuple(variances.shape)}"
             )
         weights = torch.ones(components, dtype=torch.float64) if weights is None else weights.double()
-        if component_class is None:
-            component_class = torch.zeros(components, dtype=torch.int64)
-        if weights.shape != (components,) or component_class.shape != (components,):
-            raise ValueError(f"weights and component_class need one entry for each of {components} components")
-        self.process, self.t_min, self.t_max = process, process.t_min, t_max
+        super().__init__(process, components, weights, component_class, t_max)
         self.means, self.variances = means.double(), variances.double()
-        self.weights = weights / weights.sum()
-        self.component_class = component_class
-        self.num_classes = int(component_class.max()) + 1
-        missing = set(range(self.num_classes)) - set(component_class.tolist())
-        if missing:
-            raise ValueError(f"classes {sorted(missing)} have no component")
 
-    def embed(self, labels: Tensor) -> Tensor:
-        classes = upload(self.component_class, labels.device)
-        log_weights = upload(self.weights, labels.device).log().expand(len(labels), -1)
-        member = (classes == labels[:, None]) | (labels[:, None] == self.num_classes)
-        return torch.where(member, log_weights, torch.full_like(log_weights, _ABSENT))
+    @property
+    def mixture(self) -> GaussianMixture:
+        """The law of x0, with its posteriors under linear measurements."""
+        return GaussianMixture.low_rank(
+            self.weights, self.means.flatten(1), self.variances.flatten(1), shape=tuple(self.means.shape[1:])
+        )
 
     def __call__(self, x_t: Tensor, t: Scales | Tensor | float, cond: Condition) -> Denoised:
         k = self.scales(t)
