@@ -9,10 +9,11 @@ if TYPE_CHECKING:
     from dinit.inverse.guidance.mmps import MMPS as MMPS
     from dinit.inverse.measurement import Measurement as Measurement
     from dinit.inverse.operators.base import OPERATORS as OPERATORS
-    from dinit.inverse.operators.base import SVD as SVD
     from dinit.inverse.operators.base import LinearOperator as LinearOperator
     from dinit.inverse.operators.base import Operator as Operator
     from dinit.inverse.operators.matrix import Matrix as Matrix
+    from dinit.inverse.operators.svd import SVD as SVD
+    from dinit.inverse.operators.svd import DenseSVD as DenseSVD
     from dinit.inverse.samplers.base import POSTERIOR_SAMPLERS as POSTERIOR_SAMPLERS
     from dinit.inverse.samplers.base import PosteriorSampler as PosteriorSampler
 else:

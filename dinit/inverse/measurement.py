@@ -60,7 +60,7 @@ class Measurement:
         Raises:
             ValueError: It is not.
         """
-        if not isinstance(self.operator, LinearOperator):
+        if not isinstance(self.operator, LinearOperator) or not self.operator.linear:
             name = getattr(self.operator, "registry_name", type(self.operator).__name__)
             raise ValueError(f"{who} needs a linear operator, and {name!r} is not: use dps, which needs none")
         return self.operator
@@ -86,14 +86,16 @@ class Measurement:
             raise ValueError(f"y has {len(self.y)} rows for {batch} images: give one row, or one for every image")
 
     def fitted(self, x: Tensor) -> Measurement:
-        """The measurement with y of x's dtype, on its device and of its number of rows. Errors as `check`.
+        """The measurement with y in x's dtype, on its device, with x's number of rows, and cleaned by the operator.
+
+        Errors as `check`.
 
         Args:
             x: (B, C, H, W). Of several times as many images as y has rows, as where conditions are evaluated
                 together, every block of that length is of the same images.
         """
         self.check(tuple(x.shape[1:]), len(x))
-        y = upload(self.y, x.device, x.dtype)
+        y = self.a.clean(upload(self.y, x.device, x.dtype))
         return replace(self, y=y if len(y) == len(x) else y.repeat(len(x) // len(y), *(1,) * (y.ndim - 1)))
 
     def rows(self, part: slice) -> Measurement:

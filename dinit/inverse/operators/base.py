@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from dinit.inverse.operators.svd import SVD
 from dinit.registry import Registry
 
 OPERATORS: Registry[type[Operator]] = Registry("operator", "dinit.inverse.operators")
@@ -27,7 +27,7 @@ class Operator(ABC):
         linear: Whether it is linear, and has an adjoint and a pseudo-inverse: a `LinearOperator`.
     """
 
-    linear: ClassVar[bool] = False
+    linear: bool = False
     registry_name: ClassVar[str]
 
     @abstractmethod
@@ -60,11 +60,27 @@ class Operator(ABC):
         """ValueError where the operator does not fit images of this shape, (C, H, W)."""
         self.output_shape(shape)
 
+    def size(self, shape: Shape) -> int:
+        """How many numbers of one image are measured: of `output_shape`, those that are not always 0.
+
+        Args:
+            shape: Of the image, (C, H, W).
+        """
+        return torch.Size(self.output_shape(shape)).numel()
+
+    def clean(self, y: Tensor) -> Tensor:
+        """The measurement with 0 where the operator measures nothing, such as in the hole of a mask.
+
+        Args:
+            y: (B, ...), of the form that `apply` gives.
+        """
+        return y
+
 
 class LinearOperator(Operator):
     """A linear measurement. What a subclass does not give in a quick form follows from its dense matrix."""
 
-    linear: ClassVar[bool] = True
+    linear: bool = True
 
     @abstractmethod
     def adjoint(self, y: Tensor, shape: Shape) -> Tensor:
@@ -83,14 +99,53 @@ class LinearOperator(Operator):
         svd = self.svd(shape)
         return svd.to_image(svd.pseudo_inverse(svd.of_measurement(y)), shape)
 
+    def solve(self, r: Tensor, lam: float | Tensor, shape: Shape) -> Tensor:
+        """The solution v of (A A* + lam I) v = r, exact by the SVD.
+
+        Args:
+            r: (B, ...), of the form that `apply` gives.
+            lam: At least 0: a number, or one a sample, (B,) or (B, 1, ...). Where it is 0, v is the least solution
+                of the smallest residual.
+            shape: Of one image, (C, H, W).
+
+        Returns:
+            (B, ...), as r.
+        """
+        svd = self.svd(shape)
+        lam = lam.reshape(-1, 1) if isinstance(lam, Tensor) else r.new_full((1, 1), lam)
+        seen = svd.of_measurement(r)
+        solved = svd.to_measurement(seen / (svd.values_on(r) ** 2 + lam), r.shape[1:])
+        if len(svd.values) == r[0].numel():
+            return solved
+        rest = (r - svd.to_measurement(seen, r.shape[1:])).flatten(1)
+        positive = lam > 0
+        rest = torch.where(
+            positive, rest / torch.where(positive, lam, torch.ones_like(lam)), torch.zeros_like(rest)
+        )
+        return solved + rest.reshape_as(r)
+
     def svd(self, shape: Shape) -> SVD:
-        """The singular value decomposition A = U S V^T, on the CPU in float64.
+        """The singular value decomposition A = U S V^T, computed once for each shape.
 
         Args:
             shape: Of one image, (C, H, W).
 
         Raises:
             ValueError: The operator does not fit the shape, or the dense matrix would be too large to decompose.
+        """
+        shape = tuple(shape)
+        kept: dict[Shape, SVD] = vars(self).setdefault("_decompositions", {})
+        if shape not in kept:
+            self.check(shape)
+            with torch.inference_mode(False), torch.no_grad():
+                kept[shape] = self.decomposition(shape)
+        return kept[shape]
+
+    def decomposition(self, shape: Shape) -> SVD:
+        """What `svd` keeps. Operators with a quick one override this; here it is that of the dense matrix.
+
+        Args:
+            shape: Of one image that the operator fits, (C, H, W).
         """
         return SVD.of_matrix(self.matrix(shape))
 
@@ -110,43 +165,6 @@ class LinearOperator(Operator):
                 f"dense matrix would have {m} x {n} entries: use a method that needs the adjoint alone, such as "
                 "mmps or dps"
             )
-        return self.apply(torch.eye(n, dtype=torch.float64).reshape(n, *shape)).reshape(n, m).T.contiguous()
-
-
-@dataclass(frozen=True, eq=False)
-class SVD:
-    """A = U S V^T with dense orthogonal factors. Operators with quick transforms override its methods.
-
-    Attributes:
-        values: Singular values in decreasing order, (r,), r = rank of A.
-        u: (m, r).
-        v: (n, n); its first r columns belong to `values`, the rest span the null space.
-    """
-
-    values: Tensor
-    u: Tensor
-    v: Tensor
-
-    @classmethod
-    def of_matrix(cls, matrix: Tensor) -> SVD:
-        """The decomposition of an (m, n) matrix; singular values below 1e-10 of the largest count as 0."""
-        u, values, vh = torch.linalg.svd(matrix.double().cpu(), full_matrices=True)
-        rank = int((values > 1e-10 * values.max()).sum())
-        return cls(values[:rank], u[:, :rank], vh.T.contiguous())
-
-    def of_image(self, x: Tensor) -> Tensor:
-        """V^T x: coefficients of a batch of images, (B, n)."""
-        return x.flatten(1) @ self.v.to(x)
-
-    def to_image(self, coefficients: Tensor, shape: Shape) -> Tensor:
-        """V c: images (B, C, H, W) of coefficients (B, n)."""
-        return (coefficients @ self.v.T.to(coefficients)).reshape(-1, *shape)
-
-    def of_measurement(self, y: Tensor) -> Tensor:
-        """U^T y: coefficients of a batch of measurements, (B, r)."""
-        return y.flatten(1) @ self.u.to(y)
-
-    def pseudo_inverse(self, coefficients: Tensor) -> Tensor:
-        """S+ c: from coefficients of measurements (B, r) to those of images (B, n), 0 in the null space."""
-        known = coefficients / self.values.to(coefficients)
-        return torch.nn.functional.pad(known, (0, self.v.shape[1] - known.shape[1]))
+        with torch.inference_mode(False), torch.no_grad():
+            images = torch.eye(n, dtype=torch.float64).reshape(n, *shape)
+            return self.apply(images).reshape(n, m).T.contiguous()
