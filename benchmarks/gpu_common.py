@@ -57,8 +57,10 @@ class Setting:
 
     @property
     def graph_options(self) -> dict[str, Any]:
-        """Of torch.compile with CUDA graphs."""
-        return {"mode": "reduce-overhead"} if self.cuda and not self.smoke else self.compile_options
+        """Of torch.compile with CUDA graphs; in a smoke run no second tracing of what was traced as compiled."""
+        if self.smoke:
+            return {"disable": True}
+        return {"mode": "reduce-overhead"} if self.cuda else self.compile_options
 
 
 @dataclass(frozen=True)
@@ -164,8 +166,8 @@ def wait(setting: Setting) -> None:
 
 
 def milliseconds(run: Run, setting: Setting, warm_up: int = 3) -> list[float]:
-    """Sorted times of `setting.rounds` calls, each waited for, after `warm_up` others."""
-    for _ in range(warm_up):
+    """Sorted times of `setting.rounds` calls, each waited for, after `warm_up` others (none in a smoke run)."""
+    for _ in range(0 if setting.smoke else warm_up):
         run()
     found = []
     for _ in range(setting.rounds):

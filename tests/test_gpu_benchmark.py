@@ -1,33 +1,32 @@
 """`benchmarks/gpu.py --smoke`: every part of the measurement on a GPU runs on a CPU, on tiny networks."""
 
-import os
+import importlib
 import re
-import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+import torch
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "gpu.py"
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
-def run(out: Path, *given: str) -> str:
-    """The table that the script writes."""
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), "--smoke", "--out", str(out), *given],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        check=False,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return out.read_text(encoding="utf-8")
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The script, in this process: a new one would import torch, its compiler and diffusers a second time."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module("gpu")
 
 
 @pytest.mark.slow
-def test_every_part_runs_and_every_check_holds(tmp_path: Path) -> None:
-    text = run(tmp_path / "gpu.md")
+def test_every_part_runs_and_every_check_holds(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "gpu.md"
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--smoke", "--out", str(out)])
+    script.main()
+    text = out.read_text(encoding="utf-8")
     met = re.search(r"(\d+) of (\d+) checks and targets are met\. It took", text)
     assert met is not None, text
     assert met[1] == met[2]
@@ -43,13 +42,13 @@ def test_every_part_runs_and_every_check_holds(tmp_path: Path) -> None:
     assert "Error" not in text
 
 
-def test_no_gpu_is_an_error_that_names_the_smoke_run(tmp_path: Path) -> None:
-    import torch
-
+def test_no_gpu_is_an_error_that_names_the_smoke_run(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT)], capture_output=True, text=True, cwd=tmp_path, check=False, timeout=120
-    )
-    assert done.returncode == 2
-    assert "--smoke" in done.stderr
+    monkeypatch.setattr(sys, "argv", ["gpu.py"])
+    with pytest.raises(SystemExit) as stopped:
+        script.main()
+    assert stopped.value.code == 2
+    assert "--smoke" in capsys.readouterr().err
