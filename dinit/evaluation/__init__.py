@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from dinit.evaluation.metrics.embedding_distances import Clip as Clip
     from dinit.evaluation.metrics.reconstruction import psnr as psnr
     from dinit.evaluation.metrics.reconstruction import ssim as ssim
+    from dinit.evaluation.posterior_metrics import Calibration as Calibration
+    from dinit.evaluation.posterior_metrics import PosteriorScores as PosteriorScores
+    from dinit.evaluation.posterior_metrics import posterior_calibration as posterior_calibration
+    from dinit.evaluation.posterior_metrics import posterior_scores as posterior_scores
     from dinit.evaluation.protocols import PROTOCOLS as PROTOCOLS
     from dinit.evaluation.protocols import NamedProtocol as NamedProtocol
     from dinit.evaluation.reference import Reference as Reference
