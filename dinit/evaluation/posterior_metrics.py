@@ -59,7 +59,7 @@ class PosteriorScores:
             scores: Of several measurements, at least one.
         """
         names = [field.name for field in fields(PosteriorScores)]
-        return PosteriorScores(*(sum(getattr(one, name) for one in scores) / len(scores) for name in names))
+        return PosteriorScores(**{name: sum(getattr(one, name) for one in scores) / len(scores) for name in names})
 
 
 def posterior_scores(
@@ -82,7 +82,8 @@ def posterior_scores(
     expected = (A @ mean - y.double().flatten()).square().sum() + (A @ covariance @ A.T).trace()
     data_exact = float((expected / len(A)).clamp_min(0).sqrt()) / scale
     if not bool(torch.isfinite(x).all()) or float(x.abs().max()) > DIVERGED:
-        return PosteriorScores(*(float("nan"),) * 9, data_exact, 0.0)
+        unknown = dict.fromkeys([field.name for field in fields(PosteriorScores)], float("nan"))
+        return PosteriorScores(**{**unknown, "data_exact": data_exact, "finite": 0.0})
     generator = torch.Generator().manual_seed(seed)
     exact = posterior.sample(REFERENCE * len(x), generator).flatten(1)
     into = whitening(covariance)
