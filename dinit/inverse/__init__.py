@@ -11,7 +11,20 @@ if TYPE_CHECKING:
     from dinit.inverse.operators.base import OPERATORS as OPERATORS
     from dinit.inverse.operators.base import LinearOperator as LinearOperator
     from dinit.inverse.operators.base import Operator as Operator
+    from dinit.inverse.operators.blur import Blur as Blur
+    from dinit.inverse.operators.codec import Codec as Codec
+    from dinit.inverse.operators.color import ColorRotation as ColorRotation
+    from dinit.inverse.operators.color import Grey as Grey
+    from dinit.inverse.operators.combined import Compose as Compose
+    from dinit.inverse.operators.combined import Stack as Stack
+    from dinit.inverse.operators.downscale import Downscale as Downscale
+    from dinit.inverse.operators.identity import Identity as Identity
+    from dinit.inverse.operators.jpeg import Jpeg as Jpeg
+    from dinit.inverse.operators.mask import Mask as Mask
     from dinit.inverse.operators.matrix import Matrix as Matrix
+    from dinit.inverse.operators.projection import Hadamard as Hadamard
+    from dinit.inverse.operators.projection import RandomProjection as RandomProjection
+    from dinit.inverse.operators.saturate import Saturate as Saturate
     from dinit.inverse.operators.svd import SVD as SVD
     from dinit.inverse.operators.svd import DenseSVD as DenseSVD
     from dinit.inverse.samplers.base import POSTERIOR_SAMPLERS as POSTERIOR_SAMPLERS

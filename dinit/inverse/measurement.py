@@ -95,7 +95,7 @@ class Measurement:
                 together, every block of that length is of the same images.
         """
         self.check(tuple(x.shape[1:]), len(x))
-        y = self.a.clean(upload(self.y, x.device, x.dtype))
+        y = self.a.clean(upload(self.y, x.device, x.dtype), tuple(x.shape[1:]))
         return replace(self, y=y if len(y) == len(x) else y.repeat(len(x) // len(y), *(1,) * (y.ndim - 1)))
 
     def rows(self, part: slice) -> Measurement:

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from dinit.inverse.operators.svd import SVD
+from dinit.inverse.operators.svd import SVD, KroneckerSVD
 from dinit.registry import Registry
 
 OPERATORS: Registry[type[Operator]] = Registry("operator", "dinit.inverse.operators")
@@ -68,11 +68,12 @@ class Operator(ABC):
         """
         return torch.Size(self.output_shape(shape)).numel()
 
-    def clean(self, y: Tensor) -> Tensor:
+    def clean(self, y: Tensor, shape: Shape) -> Tensor:
         """The measurement with 0 where the operator measures nothing, such as in the hole of a mask.
 
         Args:
             y: (B, ...), of the form that `apply` gives.
+            shape: Of one image, (C, H, W).
         """
         return y
 
@@ -142,12 +143,27 @@ class LinearOperator(Operator):
         return kept[shape]
 
     def decomposition(self, shape: Shape) -> SVD:
-        """What `svd` keeps. Operators with a quick one override this; here it is that of the dense matrix.
+        """What `svd` keeps. By default it is that of the factors, or else of the dense matrix.
 
         Args:
             shape: Of one image that the operator fits, (C, H, W).
         """
-        return SVD.of_matrix(self.matrix(shape))
+        factors = self.axis_factors(shape)
+        if factors is None:
+            return SVD.of_matrix(self.matrix(shape))
+        pairs = zip(factors, shape, strict=True)
+        return KroneckerSVD([size if one is None else SVD.of_matrix(one) for one, size in pairs])
+
+    def axis_factors(self, shape: Shape) -> tuple[Tensor | None, ...] | None:
+        """The matrices along the axes of the image that A is the product of, if it is one.
+
+        Args:
+            shape: Of one image that the operator fits, (C, H, W).
+
+        Returns:
+            One (m, size) float64 on the CPU for each axis, None for nothing along it; or None for no product.
+        """
+        return None
 
     def matrix(self, shape: Shape) -> Tensor:
         """The dense matrix of A on flattened images, (m, C H W) float64 on the CPU.
@@ -168,3 +184,18 @@ class LinearOperator(Operator):
         with torch.inference_mode(False), torch.no_grad():
             images = torch.eye(n, dtype=torch.float64).reshape(n, *shape)
             return self.apply(images).reshape(n, m).T.contiguous()
+
+
+def image_shape(operator: Operator, shape: Shape) -> Shape:
+    """The shape as a tuple (C, H, W).
+
+    Args:
+        operator: Acts on images of this shape.
+        shape: Of one image.
+
+    Raises:
+        ValueError: It has not three entries.
+    """
+    if len(shape) != 3:
+        raise ValueError(f"{operator.registry_name} measures images (C, H, W), got the shape {tuple(shape)}")
+    return tuple(shape)
