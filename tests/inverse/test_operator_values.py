@@ -171,14 +171,14 @@ def smooth_image(channels: int, height: int, width: int) -> Tensor:
 @pytest.mark.parametrize(("channels", "subsampling"), [(3, "4:4:4"), (3, "4:2:0"), (1, "4:2:0")])
 @pytest.mark.parametrize("quality", [10, 50, 90])
 def test_jpeg_is_that_of_a_file(channels: int, subsampling: Any, quality: int) -> None:
-    """Within what a file rounds besides: whole numbers of 0 to 255, and chroma that libjpeg interpolates."""
-    x = smooth_image(channels, 20, 27)
+    """Up to what a file rounds as well: planes of whole numbers, by which some coefficients fall elsewhere."""
+    x = smooth_image(channels, 40, 55)
     x = ((x + 1) * 127.5).round() / 127.5 - 1
     jpeg = Jpeg(quality, subsampling)
-    off = (jpeg.apply(x) - jpeg.file(x)).abs() * 127.5
-    change = (jpeg.apply(x) - x).abs().mean() * 127.5
-    assert float(off.mean()) < (2.0 if (subsampling, channels) == ("4:2:0", 3) else 0.6)
-    assert float(off.mean()) < 0.7 * float(change)
+    off = (jpeg.apply(x) - jpeg.file(x)).abs().mean() * 127.5
+    change = (jpeg.file(x) - x).abs().mean() * 127.5
+    assert float(off) < (1.6 if channels == 3 else 0.8)
+    assert float(off) < 0.33 * float(change)
     real = Jpeg(quality, subsampling, rounding="file")
     close(real.apply(x).float(), jpeg.file(x), 1e-6)
 
@@ -311,12 +311,12 @@ def test_wrong_options_and_images(spec: dict[str, Any], shape: tuple[int, ...] |
     with pytest.raises(ValueError, match=message):
         made.check(shape)
     with pytest.raises(ValueError, match=message):
-        made.apply(torch.zeros(1, 1, 1, 1).expand(1, *shape))
+        made.apply(torch.zeros(1).expand(1, *shape))
     if isinstance(made, LinearOperator):
         with pytest.raises(ValueError, match=message):
             made.svd(shape)
         with pytest.raises(ValueError, match=message):
-            made.adjoint(torch.zeros(1, 1, 1, 1).expand(1, *shape), shape)
+            made.adjoint(torch.zeros(1).expand(1, *shape), shape)
         with pytest.raises(ValueError, match=message):
             made.matrix(shape)
 

@@ -126,8 +126,8 @@ class Stack(_Combined):
         )
 
     def adjoint(self, y: Tensor, shape: Shape) -> Tensor:
-        pieces = self.split(y, shape)
-        found = [one.adjoint(piece, shape) for one, piece in zip(self.linear_parts(), pieces, strict=True)]
+        parts, pieces = self.linear_parts(), self.split(y, shape)
+        found = [one.adjoint(piece, shape) for one, piece in zip(parts, pieces, strict=True)]
         return functools.reduce(torch.add, found)
 
     def split(self, y: Tensor, shape: Shape) -> list[Tensor]:

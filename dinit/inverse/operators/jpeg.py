@@ -93,7 +93,7 @@ class Jpeg(Operator):
             luma, chroma = planes[:, :1] - 128, planes[:, 1:]
             luma, chroma = self._quantised(luma, 0), avg_pool2d(chroma, 2) if halved else chroma
             chroma = self._quantised(chroma, 1)
-            chroma = interpolate(chroma, scale_factor=2.0, mode="nearest") if halved else chroma
+            chroma = interpolate(chroma, scale_factor=2.0, mode="bilinear") if halved else chroma
             back = constant(self, "back", lambda: torch.linalg.inv(_luma_and_chroma()), x.device, x.dtype)
             x = torch.einsum("ij,bjhw->bihw", back, torch.cat([luma + 128, chroma], dim=1))
         return x[:, :, :height, :width].clamp(0, 255) / 127.5 - 1
