@@ -79,7 +79,7 @@ class UnknownName(KeyError, ValueError):
 class Registry(Generic[T_co]):
     """Mapping from public names to classes (or functions).
 
-    A name is found whatever its case and its `-`, `_`, spaces and other punctuation, with `++` for `pp`: 'DDIM',
+    A name is found whatever its case and its `-`, `_`, spaces and other punctuation, with `+` for `p`: 'DDIM',
     'dpmpp_2m' and 'DPM++ 2M' are 'ddim', 'dpmpp-2m' and 'dpmpp-2m'. So are an entry's aliases, its class name, and,
     in `create`, its class name with one of its `presets`: 'DiT-XL/2'.
 
@@ -348,7 +348,7 @@ class Registry(Generic[T_co]):
 
 def _key(name: str) -> str:
     """What is left of a name without case and punctuation: 'DPM++ 2M' and 'dpmpp-2m' are both 'dpmpp2m'."""
-    return re.sub(r"[^a-z0-9]", "", name.lower().replace("++", "pp"))
+    return re.sub(r"[^a-z0-9]", "", name.lower().replace("+", "p"))
 
 
 def _matches(name: str, pattern: str) -> bool:

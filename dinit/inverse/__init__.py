@@ -6,7 +6,13 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from dinit.inverse.guidance.base import PosteriorGuidance as PosteriorGuidance
+    from dinit.inverse.guidance.ddnm import DDNM as DDNM
+    from dinit.inverse.guidance.ddnm import DDNMPlus as DDNMPlus
+    from dinit.inverse.guidance.diffpir import DiffPIR as DiffPIR
+    from dinit.inverse.guidance.dps import DPS as DPS
     from dinit.inverse.guidance.mmps import MMPS as MMPS
+    from dinit.inverse.guidance.pigdm import PiGDM as PiGDM
+    from dinit.inverse.guidance.tmpd import TMPD as TMPD
     from dinit.inverse.measurement import Measurement as Measurement
     from dinit.inverse.operators.base import OPERATORS as OPERATORS
     from dinit.inverse.operators.base import LinearOperator as LinearOperator

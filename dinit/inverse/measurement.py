@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -96,7 +96,7 @@ class Measurement:
         """
         self.check(tuple(x.shape[1:]), len(x))
         y = self.a.clean(upload(self.y, x.device, x.dtype), tuple(x.shape[1:]))
-        return replace(self, y=y if len(y) == len(x) else y.repeat(len(x) // len(y), *(1,) * (y.ndim - 1)))
+        return self._of(y if len(y) == len(x) else y.repeat(len(x) // len(y), *(1,) * (y.ndim - 1)))
 
     def rows(self, part: slice) -> Measurement:
         """That of some of the images.
@@ -104,7 +104,13 @@ class Measurement:
         Args:
             part: Which.
         """
-        return self if len(self.y) == 1 else replace(self, y=self.y[part])
+        return self if len(self.y) == 1 else self._of(self.y[part])
+
+    def _of(self, y: Tensor) -> Measurement:
+        """The measurement with another y, which is not checked: on a device that would be a read-back."""
+        other = object.__new__(Measurement)
+        other.__dict__.update(self.__dict__, y=y)
+        return other
 
     def residual(self, x0: Tensor) -> Tensor:
         """y - A(x0), of images (B, C, H, W) that y has the rows of."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,12 +10,13 @@ import pytest
 import torch
 from held import Place, on_both
 from meta import META, meta_device
-from small import small_denoiser, small_noise
+from small import SHAPE, small_denoiser, small_noise
 from torch import Tensor
 
 from dinit.diffusion import Denoiser, Process, RunContext
 from dinit.diffusion.continuous import EDM, VP, LinearFlow
 from dinit.diffusion.discrete import VPDiscrete
+from dinit.inverse import Matrix, Measurement, PosteriorGuidance
 from dinit.samplers.base import SAMPLERS, Sampler
 from dinit.samplers.guidance import apply_guidance
 from dinit.samplers.guidance.base import GUIDANCES
@@ -51,12 +53,21 @@ OTHERS: list[dict[str, Any]] = [
     {"name": "classifier", "form": "mean", "low": -2.0, "unconditional": True},
     {"name": "compose", "how": "mixture"},
     {"name": "autoguidance", "low": -2.0},
+    *({"name": name, "measured": True} for name in GUIDANCES if issubclass(GUIDANCES[name], PosteriorGuidance)),
 ]
+
+
+def measurement() -> Measurement:
+    """On the host, as a user has it."""
+    matrix = torch.randn(6, math.prod(SHAPE), generator=torch.Generator().manual_seed(3))
+    return Measurement(Matrix(matrix), torch.ones(2, 6), noise_std=0.1)
 
 
 def guided(spec: dict[str, Any], denoiser: Denoiser, inside: bool) -> Denoiser:
     """The denoiser with the guidance, in CFG too."""
     companions = COMPANIONS.get(spec["name"], lambda _: {})(denoiser)
+    if spec.get("measured"):
+        spec, companions = {"name": spec["name"]}, {"measurement": measurement()}
     return apply_guidance(denoiser, [GUIDANCES.create({**spec, **companions}), *([CFG(2.0)] if inside else [])])
 
 

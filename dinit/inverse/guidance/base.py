@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 
-from dinit.diffusion import Condition, Denoised, Denoiser, Scales
+from dinit.diffusion import Condition, Denoised, Denoiser, Process, Scales
+from dinit.diffusion.process import expand
 from dinit.inverse.measurement import Measurement
 from dinit.samplers.guidance.base import Guidance, Guided
 from dinit.samplers.guidance.gradient import differentiable
+
+# Above the first noise level (a flow or a zero-terminal-SNR schedule at t = 1) nothing is left of the Jacobian, and
+# the network is evaluated at the second instead. What x_t then adds to x0 is taken off to first order, which leaves
+# an error of the order of 1e-4.
+_NOISIEST, _EVALUATED = 1e3, 1e2
 
 
 @dataclass(frozen=True)
@@ -34,9 +40,12 @@ class PosteriorGuidance(Guidance):
         measurement = self.measurement
         if self.linear_only:
             measurement.linear(type(self).__name__)
+        owner = object()
 
         def guided(x_t: Tensor, t: Scales, cond: Condition) -> Denoised:
-            return self.posterior(denoiser, x_t, t, cond, measurement.fitted(x_t))
+            key = (owner, x_t.shape, x_t.dtype, x_t.device)
+            fitted = cond.run.states.get(key, lambda: measurement.fitted(x_t))  # once a run
+            return self.posterior(denoiser, x_t, t, cond, fitted)
 
         return Guided(denoiser, guided)
 
@@ -58,13 +67,55 @@ class PosteriorGuidance(Guidance):
         """
 
 
+@dataclass(frozen=True)
+class Linearised:
+    """A prediction and the products of vectors with its Jacobian J = d E[x0 | x_t] / d x_t.
+
+    For an exact denoiser J is symmetric and alpha / sigma^2 times the covariance of x0 given x_t.
+
+    Attributes:
+        denoised: The prediction, for the time that it was wanted at.
+        vjp: v -> J^T v, from (B, C, H, W) to (B, C, H, W). Each product costs a backward pass.
+        scales: Those at which the Jacobian was taken, broadcastable to x_t, alpha > 0.
+    """
+
+    denoised: Denoised
+    vjp: Callable[[Tensor], Tensor]
+    scales: Scales
+
+    def covariance(self, v: Tensor) -> Tensor:
+        """Cov[x0 | x_t] v by Tweedie's second-order formula, sigma^2 / alpha J^T v, (B, C, H, W)."""
+        return self.scales.sigma**2 / self.scales.alpha * self.vjp(v)
+
+    def shifted(self, change: Tensor) -> Denoised:
+        """The prediction with `change` (B, C, H, W) added to its x0."""
+        return replace(self.denoised, x0=self.denoised.x0 + change)
+
+
+def linearise(denoiser: Denoiser, x_t: Tensor, t: Scales, cond: Condition) -> Linearised:
+    """The prediction with its Jacobian, where almost no signal is left that of a slightly cleaner time.
+
+    Args:
+        denoiser: No sample of it depends on another.
+        x_t: (B, C, H, W).
+        t: One time, or one a sample.
+        cond: The condition of the batch.
+    """
+    x, at, blank = _with_signal(denoiser.process, x_t, t)
+    denoised, vjp = predict_with_vjp(denoiser, x, at, cond)
+    x0, k = denoised.x0, at.like(x_t)
+    if blank is not None:
+        x0 = torch.where(blank, x0 - vjp((x - k.alpha * x0).detach()), x0)
+    return Linearised(replace(denoised, x_t=x_t, x0=x0, scales=t.like(x_t)), vjp, k)
+
+
 def predict_with_vjp(
     denoiser: Denoiser, x_t: Tensor, t: Scales, cond: Condition
 ) -> tuple[Denoised, Callable[[Tensor], Tensor]]:
     """The prediction, and products with its Jacobian J = d E[x0 | x_t] / d x_t from the left: v -> J^T v.
 
-    For an exact denoiser J is symmetric and alpha / sigma^2 times the covariance of x0 given x_t. It works inside
-    torch.no_grad and inference_mode. Each product costs a backward pass.
+    It works inside torch.no_grad and inference_mode. Where the caller differentiates x_t itself, the results can be
+    differentiated; else they have no gradients. Each product costs a backward pass.
 
     Args:
         denoiser: No sample of it depends on another.
@@ -73,15 +124,39 @@ def predict_with_vjp(
         cond: The condition of the batch.
 
     Returns:
-        The prediction, without gradients, and the function from (B, C, H, W) to (B, C, H, W).
+        The prediction, and the function from (B, C, H, W) to (B, C, H, W).
     """
+    attached = torch.is_grad_enabled() and x_t.requires_grad
     with torch.inference_mode(False), torch.enable_grad():
-        x = x_t.detach().clone().requires_grad_()
-        denoised = denoiser(x, differentiable(t), cond)
+        x = x_t if attached else x_t.detach().clone().requires_grad_()
+        denoised = denoiser(x, differentiable(t), _kept(cond))
         x0 = denoised.x0
 
     def vjp(v: Tensor) -> Tensor:
-        with torch.inference_mode(False):
-            return torch.autograd.grad(x0, x, v.clone() if v.is_inference() else v, retain_graph=True)[0]
+        with torch.inference_mode(False), torch.enable_grad():
+            v = v.clone() if v.is_inference() else v
+            return torch.autograd.grad(x0, x, v, retain_graph=True, create_graph=attached)[0]
 
-    return replace(denoised, x_t=x_t, x0=x0.detach()), vjp
+    return replace(denoised, x_t=x_t, x0=x0 if attached else x0.detach()), vjp
+
+
+def _kept(cond: Condition) -> Condition:
+    """The condition with tensors that autograd may keep: it refuses those made under inference_mode."""
+    values = {f.name: getattr(cond, f.name) for f in fields(cond)}
+    made = {name: v.clone() for name, v in values.items() if isinstance(v, Tensor) and v.is_inference()}
+    return replace(cond, **made) if made else cond
+
+
+def _with_signal(process: Process, x_t: Tensor, t: Scales) -> tuple[Tensor, Scales, Tensor | None]:
+    """The state and the times to evaluate at, and for which rows they differ from those given; None for no row."""
+    if t.single and t.floats.sigma <= _NOISIEST * t.floats.alpha:
+        return x_t, t, None
+    at = process.scales(process.time_of_noise_level(torch.tensor(_EVALUATED, dtype=torch.float64)))
+    if t.single:
+        return x_t * (at.floats.sigma / t.floats.sigma), at, torch.ones((), dtype=torch.bool)
+    blank, known = t.sigma > _NOISIEST * t.alpha, at.floats
+    values = (known.time, known.alpha, known.sigma, known.d_alpha, known.d_sigma)
+    given = (t.time, t.alpha, t.sigma, t.d_alpha, t.d_sigma)
+    mixed = Scales(*(torch.where(blank, value, one) for value, one in zip(values, given, strict=True)))
+    ratio = torch.where(blank, mixed.sigma / t.sigma, torch.ones_like(t.sigma))
+    return x_t * expand(ratio, x_t), mixed, expand(blank, x_t) > 0

@@ -1,0 +1,41 @@
+"""Tweedie moment-projected diffusions. Boys et al. 2024."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dinit.diffusion import Condition, Denoised, Denoiser, Scales
+from dinit.inverse.guidance.base import PosteriorGuidance, linearise
+from dinit.inverse.measurement import Measurement
+from dinit.samplers.guidance.base import GUIDANCES
+
+
+@GUIDANCES.register("tmpd")
+@dataclass(frozen=True)
+class TMPD(PosteriorGuidance):
+    """The score of y under a Gaussian whose covariance A C A* + sigma_y^2 I is replaced by its row sums.
+
+    C is sigma^2 / alpha times the denoiser's Jacobian; the row sums take one vector-Jacobian product, and the score
+    another. Exact on data N(m, v I) where A A* is diagonal. Negative sums, which no variance has, count as 0.
+    Boys et al. 2024. Source: arXiv:2310.06721.
+
+    Args:
+        measurement: What the images are known by; None is neutral.
+
+    Raises:
+        ValueError: From `wrap`, an operator that is not linear.
+    """
+
+    def posterior(
+        self, denoiser: Denoiser, x_t: Tensor, t: Scales, cond: Condition, measurement: Measurement
+    ) -> Denoised:
+        operator, shape = measurement.linear("tmpd"), tuple(x_t.shape[1:])
+        prior = linearise(denoiser, x_t, t, cond)
+        residual = measurement.residual(prior.denoised.x0)
+        ones = operator.adjoint(torch.ones_like(residual), shape)
+        sums = operator.apply(prior.covariance(ones)).clamp(min=0) + measurement.noise_std**2
+        scaled = torch.where(sums > 0, residual / torch.where(sums > 0, sums, 1.0), 0.0)
+        return prior.shifted(prior.covariance(operator.adjoint(scaled, shape)))
