@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import operator
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -18,8 +17,14 @@ from torch import Tensor
 from dinit.arguments import shown
 from dinit.checkpoints.interop.scheduler_sampler import SchedulerSampler, sampler_from_diffusers
 from dinit.compat import is_light
+from dinit.inverse.measurement import Measurement
+from dinit.inverse.samplers.base import POSTERIOR_SAMPLERS, PosteriorSampler
+from dinit.pipelines.given import Given
 from dinit.pipelines.index_checks import kinds_of
 from dinit.pipelines.labels import Generators, Labels, Seeds, whole_number
+from dinit.pipelines.method import MethodLike
+from dinit.pipelines.pictures import ImageLike, PictureLike
+from dinit.pipelines.plain import from_spec, to_spec
 from dinit.registry import Registry
 from dinit.samplers import GRIDS, SAMPLERS, Sampler, TimeGrid
 from dinit.samplers.grids.times import Times
@@ -77,6 +82,11 @@ class CallOptions(SamplingOptions, total=False):
     start_index: int
     class_labels: Labels
     generator: Generators | None
+    image: ImageLike | None
+    strength: float | None
+    mask: PictureLike | None
+    measurement: Measurement | None
+    method: MethodLike | None
 
 
 @dataclass(frozen=True)
@@ -92,6 +102,8 @@ class Call:
         guidance: Applied in order, the last is the outermost.
         batch_size: Images in one network evaluation at most, at least 1; images do not depend on it.
         end: Of the trajectory; see `Sampler.iterate`.
+        given: An image to start from, a mask, a measurement; None for nothing. Of a measurement here, each
+            posterior guidance and the posterior sampler without one of its own are given the rows of its batch.
 
     Raises:
         ValueError: No labels; another number of keys than labels; another end.
@@ -105,6 +117,7 @@ class Call:
     guidance: tuple[Guidance, ...]
     batch_size: int
     end: End = _USUAL_END
+    given: Given | None = None
 
     def __post_init__(self) -> None:
         check_end(self.end)
@@ -116,8 +129,23 @@ class Call:
     def batches(self) -> list[Call]:
         """The same call, cut into calls of at most batch_size images each."""
         starts = range(0, len(self.labels), self.batch_size)
-        cuts = [slice(start, start + self.batch_size) for start in starts]
-        return [dataclasses.replace(self, labels=self.labels[c], keys=self.keys[c]) for c in cuts]
+        return [self.rows(slice(start, start + self.batch_size)) for start in starts]
+
+    def rows(self, part: slice) -> Call:
+        """The call of some of the images.
+
+        Args:
+            part: Which.
+        """
+        sampler = self.sampler.rows(part) if isinstance(self.sampler, PosteriorSampler) else self.sampler
+        return dataclasses.replace(
+            self,
+            labels=self.labels[part],
+            keys=self.keys[part],
+            sampler=sampler,
+            guidance=tuple(one.rows(part) for one in self.guidance),
+            given=None if self.given is None else self.given.rows(part),
+        )
 
     def to_config(self) -> dict[str, Any]:
         """Plain values, for JSON. `Call.from_config` makes the call again."""
@@ -130,14 +158,16 @@ class Call:
             "guidance": to_spec(self.guidance),
             "batch_size": self.batch_size,
             **({} if self.end == _USUAL_END else {"end": self.end}),
+            **({} if self.given is None else self.given.to_config()),
         }
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> Call:
+    def from_config(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None) -> Call:
         """The call that `to_config` wrote.
 
         Args:
             config: Plain values, with the keys of `to_config`.
+            tensors: Of `Given.tensors`, for a call that was given an image, a mask or a measurement.
 
         Returns:
             The call, with its sampler, grid and guidance made from the registries.
@@ -155,6 +185,7 @@ class Call:
                 guidance=make_guidance(config["guidance"]),
                 batch_size=whole_number("batch_size", config["batch_size"]),
                 end=config.get("end", _USUAL_END),
+                given=Given.from_config(config, tensors or {}),
             )
         except (LookupError, TypeError) as error:
             raise ValueError(f"this record of a call is damaged: {error}") from error
@@ -178,52 +209,11 @@ def _check_fields(part: Any) -> None:
             raise ValueError(f"this record of a call is damaged: {field.name} of {name!r} is {value!r}")
 
 
-def to_spec(value: object) -> Any:
-    """Plain values for a registered object, and for what it is made of.
-
-    A registered dataclass becomes {"name": ..., **fields}, from which `from_spec` and its registry's `create` make
-    it again; a dataclass of numbers and strings inside it becomes a mapping of its fields. Infinity, which JSON
-    does not have, becomes "inf". Any other value becomes its repr, which no registry accepts: such a call is
-    recorded, but cannot be replayed.
-    """
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    if isinstance(value, Mapping):
-        return {str(key): to_spec(entry) for key, entry in value.items()}
-    if isinstance(value, Sequence):
-        return [to_spec(entry) for entry in value]
-    name = getattr(value, "registry_name", None)
-    if dataclasses.is_dataclass(value) and name is not None:
-        fields = {f.name: to_spec(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
-        return {"name": name, **fields}
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.init}
-        if all(map(_is_plain, fields.values())):  # a part of a sampler: a solver's rule, a restart interval
-            return to_spec(fields)
-    return repr(value)
-
-
-def _is_plain(value: object) -> bool:
-    """Whether the value is a number, a string, None, or a sequence of such."""
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return all(map(_is_plain, value))
-    return value is None or isinstance(value, (bool, int, float, str))
-
-
-def from_spec(spec: object) -> Any:
-    """What a registry's `create` takes, from the plain values of `to_spec`; any other object as it is."""
-    if isinstance(spec, Mapping):
-        return {key: from_spec(value) for key, value in spec.items()}
-    if isinstance(spec, list):
-        return [from_spec(value) for value in spec]
-    return float(spec) if isinstance(spec, str) and spec in ("inf", "-inf", "nan") else spec
-
-
 def _recorded_sampler(config: Mapping[str, Any]) -> Sampler:
     """The sampler of a record. One without an end wrote a last_step that had no effect down."""
     spec = config["sampler"]
+    if isinstance(spec, Mapping) and spec.get("name") in POSTERIOR_SAMPLERS:
+        return _create(POSTERIOR_SAMPLERS, Sampler, spec)
     if "end" not in config and isinstance(spec, Mapping) and spec.get("name") == "flow-sde":
         spec = {key: value for key, value in spec.items() if key != "last_step"}
     return without_idle_options(spec)[0]
@@ -255,10 +245,10 @@ def make_sampler(spec: SamplerLike, eta: float | None = None) -> Sampler:
         made = f"{spec.__name__}.from_config(pipe.scheduler.config)"
         raise ValueError(f"a sampler is an object, got the class {spec.__name__}: make one, {made}")
     sampler = sampler_from_diffusers(spec) if isinstance(spec, SchedulerMixin) else _create(SAMPLERS, Sampler, spec)
-    return sampler if eta is None else _with_eta(sampler, eta)
+    return sampler if eta is None else with_eta(sampler, eta)
 
 
-def _with_eta(sampler: Sampler, eta: float) -> Sampler:
+def with_eta(sampler: Sampler, eta: float) -> Sampler:
     """The sampler with another eta, its share of the noise of the reverse process."""
     if isinstance(sampler, SchedulerSampler):
         return dataclasses.replace(sampler, options={**sampler.options, "eta": eta})

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any, Literal, Unpack, cast, overload
+from typing import Any, Literal, Unpack, overload
 
 import torch
 
-from dinit.checkpoints.interop.scheduler_sampler import SchedulerSampler
 from dinit.diffusion import (
     PARAMETERIZATIONS,
     PROCESSES,
@@ -17,6 +15,7 @@ from dinit.diffusion import (
     Parameterization,
     Process,
 )
+from dinit.inverse.measurement import Measurement
 from dinit.models.codec import (
     AutoencoderKLCodec,
     Codec,
@@ -27,33 +26,26 @@ from dinit.pipelines.advice import CALL, unknown_keywords
 from dinit.pipelines.attributes import Attributes
 from dinit.pipelines.call import (
     DEFAULT,
-    DEFAULT_BATCH,
-    Call,
     CallOptions,
     Default,
     GridLike,
     GuidanceLike,
     SamplerLike,
-    guidance_at_scale,
-    make_grid,
-    make_guidance,
-    make_sampler,
     to_spec,
 )
 from dinit.pipelines.callbacks import Callback, Trajectory
 from dinit.pipelines.defaults import CallDefaults, check_defaults
 from dinit.pipelines.diffusers_methods import DiffusersMethods
-from dinit.pipelines.labels import Generators, Labels, Seeds, make_keys, resolve_labels, whole_number
+from dinit.pipelines.labels import Generators, Labels, Seeds, resolve_labels
 from dinit.pipelines.loading import LoadOptions
+from dinit.pipelines.method import MethodLike
 from dinit.pipelines.opening import OpeningMethods
 from dinit.pipelines.outputs.sheets import OutputType
 from dinit.pipelines.parts import check_parts, made
+from dinit.pipelines.pictures import ImageLike, PictureLike
+from dinit.pipelines.preparing import PreparingMethods
 from dinit.pipelines.running import Generated, RunningMethods, with_null
 from dinit.pipelines.saving import SavingMethods
-from dinit.samplers import Sampler
-from dinit.samplers.guidance import Guidance, apply_guidance
-from dinit.samplers.guidance.clip import ClipX0
-from dinit.samplers.guidance.threshold import DynamicThreshold
 from dinit.samplers.points import End
 
 __all__ = ["Generated", "LoadOptions", "OutputOptions", "Pipeline", "Trajectory"]
@@ -66,7 +58,9 @@ class OutputOptions(CallOptions, total=False):
     callback_on_step_end: Callback | None
 
 
-class Pipeline(CallDefaults, Attributes, SavingMethods, DiffusersMethods, OpeningMethods, RunningMethods):
+class Pipeline(
+    CallDefaults, Attributes, SavingMethods, DiffusersMethods, OpeningMethods, PreparingMethods, RunningMethods
+):
     """Generates images: any sampler, any guidance, on one trained network.
 
     Saved, it is a diffusers folder: model_index.json with all of the plain values, backbone/, and vae/ where
@@ -212,77 +206,6 @@ class Pipeline(CallDefaults, Attributes, SavingMethods, DiffusersMethods, Openin
         resolved = resolve_labels(labels, None, denoiser.num_classes, self.class_names)
         return denoiser.given(with_null(resolved, denoiser.num_classes))
 
-    def prepare(self, labels: Labels = None, **options: Unpack[CallOptions]) -> Call:
-        """The validated `Call` that `__call__` would run, with every default filled in.
-
-        Args:
-            labels: as `__call__` takes them.
-            options: as `__call__` takes them, but for output_type, callback_on_step_end and return_dict.
-
-        Raises:
-            ValueError: anything that cannot run, as far as it shows without a network.
-        """
-        if unknown := [name for name in options if name not in CallOptions.__annotations__]:
-            raise unknown_keywords("a pipeline's call", unknown, ("labels", *CallOptions.__annotations__), CALL)
-        given = cast(dict[str, Any], options)
-        labels = _either("labels", labels, "class_labels", given.get("class_labels"))
-        steps = _either("steps", given.get("steps"), "num_inference_steps", given.get("num_inference_steps"))
-        count, batch_size = given.get("num_images"), given.get("batch_size")
-        if batch_size is not None:
-            batch_size = whole_number("batch_size", batch_size)
-        if labels is None and count is None:
-            count = batch_size  # as in DDPMPipeline and DDIMPipeline
-        resolved = resolve_labels(labels, count, self.num_classes, self.class_names)
-        spec = given.get("sampler")
-        if spec is None and "sampler" not in self._defaults:
-            raise ValueError("give a sampler; this pipeline has no default")
-        sampler = make_sampler(self._defaults["sampler"] if spec is None else spec, given.get("eta"))
-        placed = given.get("grid")
-        if placed is None:
-            placed = sampler.own_grid or self._defaults.get("grid")
-        if steps is None:
-            grid = make_grid(sampler.grid_for(self.process) if placed is None else placed)
-            steps = grid.length or self._defaults.get("steps")
-        if steps is None:
-            raise ValueError("give the number of steps; this pipeline has no default")
-        steps = whole_number("steps", steps)
-        end = self._end(sampler, given.get("end"))
-        evaluations = steps - (end == "state")
-        if placed is None:
-            placed = sampler.grid_for_run(self.process, evaluations)
-        sampler = sampler.chosen(evaluations)
-        return Call(
-            labels=resolved,
-            keys=make_keys(
-                given.get("seed", 0), len(resolved), given.get("start_index", 0), given.get("generator")
-            ),
-            sampler=sampler,
-            steps=steps,
-            grid=make_grid(placed),
-            guidance=self._guidance(sampler, given.get("guidance", DEFAULT), given.get("guidance_scale")),
-            batch_size=DEFAULT_BATCH if batch_size is None else batch_size,
-            end=end,
-        )
-
-    def _end(self, sampler: Sampler, given: Any) -> End:
-        end = self.end if given is None else given
-        return sampler.end_for(self.process) if end is None else end
-
-    def check(self, call: Call) -> None:
-        """ValueError where the call cannot run on this pipeline; the network is not evaluated."""
-        one = replace(call, labels=call.labels[:1], keys=call.keys[:1])
-        self._iterate(apply_guidance(self.denoiser(), call.guidance), one)  # an iterator that is not begun
-
-    def _guidance(self, sampler: Sampler, spec: Any, scale: float | None) -> tuple[Guidance, ...]:
-        default = self.guidance
-        if isinstance(sampler, SchedulerSampler) and sampler.clips:  # by its config, as diffusers does
-            default = tuple(one for one in default if not isinstance(one, ClipX0 | DynamicThreshold))
-        if scale is None:
-            return default if spec is DEFAULT else make_guidance(spec)
-        if spec is not DEFAULT:
-            raise ValueError("guidance and guidance_scale both set the guidance; give one of them")
-        return guidance_at_scale(default, scale)
-
     @overload
     def __call__(
         self, labels: Labels = None, *, return_dict: Literal[True] = True, **options: Unpack[OutputOptions]
@@ -314,6 +237,11 @@ class Pipeline(CallDefaults, Attributes, SavingMethods, DiffusersMethods, Openin
         num_inference_steps: int | None = None,
         generator: Generators | None = None,
         eta: float | None = None,
+        image: ImageLike | None = None,
+        strength: float | None = None,
+        mask: PictureLike | None = None,
+        measurement: Measurement | None = None,
+        method: MethodLike | None = None,
         **foreign: Any,
     ) -> Generated | tuple[Any]:
         """Images of the given classes.
@@ -354,6 +282,17 @@ class Pipeline(CallDefaults, Attributes, SavingMethods, DiffusersMethods, Openin
                 of a whole number, which is the seed of all images, or of its one image. The same state gives the
                 same images, though not those of diffusers.
             eta: of a sampler that has it (ddim, ancestral, ...), in place of its own.
+            image: start from it, as SDEdit does: one for all labels, or one a label. A file or PIL image is made
+                upright, and its central square scaled to the pipeline's size; a tensor (B, C, H, W) in [-1, 1] or
+                an array (B, H, W, C) of bytes or in [0, 1] must have it.
+            strength: the last int(steps * strength) steps are taken, from alpha image + sigma noise. 0 returns the
+                image. None is 0.8, and with a mask 1, from noise alone.
+            mask: repaint the image where it is white, as in diffusers; the rest keeps its values. A file, PIL
+                image, array or tensor of the image's size.
+            measurement: of the images, y = A(x) + noise_std n in [-1, 1]: `dinit.inverse.Measurement`.
+            method: how mask or measurement is used: a posterior guidance, which becomes the outermost, or a
+                posterior sampler, in which `sampler` is the solver where it has one. None is 'mmps'; 'dps' for an
+                operator that is not linear, as all are on latents.
             *positional: refused; only labels go without a keyword.
             **foreign: refused, with the name of each in dinit.
 
@@ -381,6 +320,11 @@ class Pipeline(CallDefaults, Attributes, SavingMethods, DiffusersMethods, Openin
             num_inference_steps=num_inference_steps,
             generator=generator,
             eta=eta,
+            image=image,
+            strength=strength,
+            mask=mask,
+            measurement=measurement,
+            method=method,
         )
         generated = self.run(call, output_type, callback_on_step_end)
         return generated if return_dict else (generated.images,)
@@ -388,10 +332,3 @@ class Pipeline(CallDefaults, Attributes, SavingMethods, DiffusersMethods, Openin
 
 KEYWORDS = ("labels", *OutputOptions.__annotations__, "return_dict")
 """Names of the keywords of a pipeline's call."""
-
-
-def _either(name: str, value: Any, other: str, given: Any) -> Any:
-    """The one of two spellings of an argument that is given. ValueError where both are."""
-    if value is not None and given is not None:
-        raise ValueError(f"{name} and {other} are the same; give one of them")
-    return given if value is None else value

@@ -11,15 +11,19 @@ import torch
 from torch import Tensor
 
 from dinit.compat import is_light
+from dinit.devices import upload
 from dinit.diffusion import Denoiser
-from dinit.models.codec import Codec
+from dinit.models.codec import Codec, IdentityCodec
 from dinit.pipelines.call import Call
 from dinit.pipelines.callbacks import Callback, StepCallback, step_callback
+from dinit.pipelines.given import Given, repainted
 from dinit.pipelines.labels import Labels
+from dinit.pipelines.method import warn_of_range, with_measurement
 from dinit.pipelines.outputs.sheets import OUTPUT_TYPES, OutputType, convert
 from dinit.registry import suggest
 from dinit.samplers import NoiseSource, Step
 from dinit.samplers.guidance import apply_guidance
+from dinit.samplers.points import sampling_times
 
 if TYPE_CHECKING or not is_light():
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
@@ -65,10 +69,13 @@ class RunningMethods(DiffusionPipeline):
             raise ValueError(f"unknown output type {output_type!r}{suggest(str(output_type), list(OUTPUT_TYPES))}")
         on_step_end: StepCallback | None = step_callback(callback_on_step_end, cast("Pipeline", self))
         codec = None if output_type == "latent" else self.codec
-        denoiser = apply_guidance(self.denoiser(), call.guidance)
+        denoiser = self.denoiser()
         batches = call.batches()
+        steps = call.steps if call.given is None else call.given.steps(call.steps)
+        if not steps:
+            return self._unchanged(call, output_type)
         last: list[Step] = []
-        with _evaluating(self.backbone), self.progress_bar(total=len(batches) * call.steps) as bar:  # pyright: ignore
+        with _evaluating(self.backbone), self.progress_bar(total=len(batches) * steps) as bar:  # pyright: ignore
             for batch in batches:
                 step = None
                 for step in self._iterate(denoiser, batch):
@@ -78,10 +85,30 @@ class RunningMethods(DiffusionPipeline):
                         on_step_end(step)
                 assert step is not None, "a trajectory has at least one step"
                 last.append(step)
+            nfe = last[0].nfe
+            latents = [self._kept(step.x_s, batch) for step, batch in zip(last, batches, strict=True)]
             if codec is None:
-                return Generated(torch.cat([step.x_s for step in last]), call, last[0].nfe)
-            images = torch.cat([codec.decode(step.x_s) for step in last])
-        return Generated(convert(images, output_type), call, last[0].nfe)
+                return Generated(torch.cat(latents), call, nfe)
+            images = torch.cat([codec.decode(one) for one in latents])
+            if call.given is not None:
+                images = repainted(images, call.given)
+                warn_of_range(images, call)
+        return Generated(convert(images, output_type), call, nfe)
+
+    def _unchanged(self, call: Call, output_type: OutputType) -> Generated:
+        """The result of a strength of 0: the image as it was given."""
+        image = None if call.given is None else call.given.image
+        assert image is not None, "a strength is that of an image"
+        images = upload(image.expand(len(call.labels), -1, -1, -1), self._execution_device)
+        if output_type == "latent":
+            return Generated(self.codec.encode(images), call, 0)
+        return Generated(convert(images, output_type), call, 0)
+
+    def _kept(self, x: Tensor, batch: Call) -> Tensor:
+        """The end of a run in pixels with what a mask keeps in its place."""
+        if batch.given is None or batch.given.mask is None or not isinstance(self.codec, IdentityCodec):
+            return x
+        return repainted(x, batch.given, self.codec.encode)
 
     @torch.no_grad()
     def iterate(self, call: Call) -> Iterator[Step]:
@@ -96,7 +123,7 @@ class RunningMethods(DiffusionPipeline):
         Raises:
             ValueError: anything that cannot run, at the first step.
         """
-        denoiser = apply_guidance(self.denoiser(), call.guidance)
+        denoiser = self.denoiser()
         for batch in call.batches():
             steps = self._iterate(denoiser, batch)
             while True:
@@ -111,16 +138,29 @@ class RunningMethods(DiffusionPipeline):
         size, device = self.backbone.image_size, self._execution_device
         like = torch.empty(len(batch.keys), self.backbone.in_channels, size, size, device=device)
         noise = source.normal("initial", 0, like)
-        labels = with_null(batch.labels, self.backbone.num_classes)
-        return batch.sampler.iterate(
-            denoiser,
+        sampler, guidance, given = batch.sampler, batch.guidance, batch.given
+        start: dict[str, Any] = {"steps": batch.steps, "grid": batch.grid}
+        if given is not None:
+            known = given.measured(self.codec, tuple(like.shape[1:]))
+            sampler, guidance = with_measurement(sampler, known), [with_measurement(one, known) for one in guidance]
+            if given.starts_from_image:
+                start = self._noisy_image(denoiser, batch, given, noise)
+        return sampler.iterate(
+            apply_guidance(denoiser, guidance),
             noise,
-            batch.steps,
-            grid=batch.grid,
-            labels=labels,
+            **start,
+            labels=with_null(batch.labels, self.backbone.num_classes),
             noise_source=source,
             end=batch.end,
         )
+
+    def _noisy_image(self, denoiser: Denoiser, batch: Call, given: Given, noise: Tensor) -> dict[str, Any]:
+        """The last times of the grid, and the image with the first one's noise. SDEdit, Meng et al. 2022."""
+        assert given.image is not None, "see Given.starts_from_image"
+        times = sampling_times(denoiser, batch.steps, batch.grid)[-given.steps(batch.steps) :]
+        k = denoiser.process.scales(times[0])
+        encoded = self.codec.encode(upload(given.image, noise.device, noise.dtype))
+        return {"steps": None, "grid": times, "initial_state": k.alpha * encoded + k.sigma * noise}
 
 
 def with_null(labels: Sequence[int | None], num_classes: int) -> Tensor:
