@@ -11,11 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-OptionKind = Literal["text", "text or null", "texts", "value"]
+OptionKind = Literal["text", "text or null", "texts", "numbers", "value"]
 
 Names = Annotated[Sequence[str | int], "names"]
 """Names of classes, which may be whole numbers; on a command line each is taken as it is typed."""
 
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)")
 _OPTION = re.compile(r",\s*([A-Za-z_][\w-]*)\s*=")
 
 
@@ -25,7 +26,8 @@ def parse_spec(
     """'cfg:scale=4,interval=[0.1,0.9]' -> {'name': 'cfg', 'scale': 4, 'interval': [0.1, 0.9]}.
 
     Values are read as in YAML. An option that is a text, such as a path, is taken as it is typed, with its commas
-    and brackets, up to the next ',OPTION='; quotes around it are removed.
+    and brackets, up to the next ',OPTION='; quotes around it are removed. One that is a list of numbers may lack
+    its brackets: mask:box=2,2,6,6.
 
     Args:
         text: NAME or NAME:KEY=VALUE,KEY=VALUE.
@@ -43,7 +45,7 @@ def parse_spec(
     known = kinds or {}
     if colon and not options.strip():
         raise ValueError(f"no KEY=VALUE follows the colon of {text!r}; did you mean {name.strip()}?")
-    for part in (*_split(options, known), *more):
+    for part in (*_bracketed(_split(options, known), known), *more):
         key, equals, value = part.partition("=")
         key = _key(key)
         if not equals or not key:
@@ -83,6 +85,8 @@ def _kind(hint: Any) -> OptionKind:
     if len(members) != 1:
         return "value"
     several = typing.get_origin(members[0]) in (list, tuple, Sequence)
+    if several and all(one in (int, float, ...) for one in typing.get_args(members[0])):
+        return "numbers"
     return "texts" if members[0] == Names or (several and typing.get_args(members[0])[0] is str) else "value"
 
 
@@ -92,8 +96,9 @@ def parse_value(text: str, kind: OptionKind = "value") -> Any:
     Args:
         text: As it was typed.
         kind: 'value' is a number, true, false, null, a list or a word, as YAML reads it; 1e-3, inf and -inf are
-            numbers too, and 010 is a word. 'text' is the text itself, without quotes around it; 'texts' a list
-            whose entries are texts. Nothing at all is None, and so is null, but for a 'text'.
+            numbers too, and 010 is a word. 'numbers', a list of them, reads as 'value' does. 'text' is the text
+            itself, without quotes around it; 'texts' a list whose entries are texts. Nothing at all is None, and
+            so is null, but for a 'text'.
 
     Raises:
         ValueError: Text that YAML cannot read.
@@ -135,6 +140,19 @@ def _split(text: str, kinds: Mapping[str, OptionKind]) -> list[str]:
             parts.append("")  # a comma at the end
         text = text[end + 1 :]
     return parts
+
+
+def _bracketed(parts: Sequence[str], kinds: Mapping[str, OptionKind]) -> list[str]:
+    """The brackets of lists of numbers that lack them: 'box=2', '3', 'seed=1' -> 'box=[2,3]', 'seed=1'."""
+    joined: list[list[str]] = []
+    for part in parts:
+        key, _, value = (joined[-1][0] if joined else "").partition("=")
+        numbers = kinds.get(_key(key)) == "numbers" and _NUMBER.fullmatch(value.strip())
+        if numbers and _NUMBER.fullmatch(part):
+            joined[-1].append(part)
+        else:
+            joined.append([part])
+    return [one[0] if len(one) == 1 else ",".join(one).replace("=", "=[", 1) + "]" for one in joined]
 
 
 def _end_of_text(text: str, kinds: Mapping[str, OptionKind]) -> int | None:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from dinit.inverse.guidance.pigdm import PiGDM as PiGDM
     from dinit.inverse.guidance.tmpd import TMPD as TMPD
     from dinit.inverse.measurement import Measurement as Measurement
+    from dinit.inverse.noise import estimate_noise as estimate_noise
     from dinit.inverse.operators.base import OPERATORS as OPERATORS
     from dinit.inverse.operators.base import LinearOperator as LinearOperator
     from dinit.inverse.operators.base import Operator as Operator

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from dinit.arguments import check_arguments, shown
 from dinit.devices import upload
+from dinit.inverse.noise import estimate_noise
 from dinit.inverse.operators.base import OPERATORS, LinearOperator, Operator, Shape
+from dinit.inverse.operators.mask import Mask
 
 
 @check_arguments
@@ -31,6 +33,19 @@ class Measurement:
     operator: Operator | str | Mapping[str, Any]
     y: Tensor
     noise_std: float = 0.0
+
+    @classmethod
+    def with_estimated_noise(cls, operator: Operator | str | Mapping[str, Any], y: Tensor) -> Measurement:
+        """The measurement with the noise that `estimate_noise` finds in y, an image, where the operator measures.
+
+        Args:
+            operator: As of the class.
+            y: (B, C, H, W).
+        """
+        made = cls(operator, y)
+        # Only a mask has places where it measures nothing, and its measurement has the image's shape.
+        seen = made.a.clean(torch.ones_like(y[:1]), tuple(y.shape[1:])) if isinstance(made.a, Mask) else None
+        return replace(made, noise_std=estimate_noise(y, seen))
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "operator", OPERATORS.create(self.operator))

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from operator_rows import some
 from PIL import Image
 from scipy import ndimage
 from torch import Tensor, nn
@@ -32,11 +33,6 @@ from dinit.inverse import (
 from dinit.pipelines.call import from_spec, to_spec
 
 COLOR = (3, 8, 12)
-
-
-def some(*shape: int, seed: int = 0) -> Tensor:
-    """Standard normal numbers in float64."""
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def close(one: Tensor, other: Tensor, tolerance: float = 1e-12) -> None:
@@ -339,3 +335,13 @@ def test_large_images_have_a_quick_decomposition(spec: str) -> None:
     shape = (3, 128, 128)
     svd, y = made.svd(shape), made.apply(x)
     close(svd.to_measurement(svd.of_image(x)[:, : len(svd.values)] * svd.values, y.shape[1:]), y, 1e-10)
+
+
+def test_lists_of_numbers_need_no_brackets_on_a_command_line() -> None:
+    assert OPERATORS.parse("mask:box=2,2,6,6") == {"name": "mask", "box": [2, 2, 6, 6]}
+    assert OPERATORS.parse("mask:box = 2, 2, 6, 6") == OPERATORS.parse("mask:box=[2,2,6,6]")
+    assert OPERATORS.parse("grey:weights=.5,-1,+2.") == {"name": "grey", "weights": [0.5, -1, 2.0]}
+    assert OPERATORS.parse("mask:box=[1,2],seed=3") == {"name": "mask", "box": [1, 2], "seed": 3}
+    for text in ("mask:box=2,x", "mask:box=2,,3", "mask:box=2,3,", "blur:std=1,2", "mask:random=0.5,3", "mask:2,2"):
+        with pytest.raises(ValueError, match="options read KEY=VALUE"):
+            OPERATORS.parse(text)

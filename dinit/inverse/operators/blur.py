@@ -128,7 +128,7 @@ class Blur(LinearOperator):
         sides = (x.shape[-2], x.shape[-1])
         dtype = torch.complex128 if x.dtype == torch.float64 else torch.complex64
         response = constant(self, ("spectrum", *sides), lambda: spectrum(self.weights(), *sides), x.device, dtype)
-        half = (response.conj() if conjugate else response)[:, : sides[1] // 2 + 1]
+        half = (response.conj_physical() if conjugate else response)[:, : sides[1] // 2 + 1]
         work = x if x.dtype == torch.float64 else x.float()
         return torch.fft.irfft2(torch.fft.rfft2(work) * half, s=sides).to(x.dtype)
 
@@ -156,7 +156,7 @@ class SpectrumSVD(TransformSVD):
         return self.analyse(coefficients)
 
     def analyse_measurement(self, y: Tensor) -> Tensor:
-        turned = torch.fft.fft2(y.reshape(-1, *self.shape), norm="ortho") * self._phase(y).conj()
+        turned = torch.fft.fft2(y.reshape(-1, *self.shape), norm="ortho") * self._phase(y).conj_physical()
         return (turned.real - turned.imag).flatten(1)
 
     def synthesise_measurement(self, coefficients: Tensor) -> Tensor:

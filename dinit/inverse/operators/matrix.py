@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from dinit.arguments import shown
-from dinit.devices import upload
 from dinit.inverse.operators.base import OPERATORS, LinearOperator, Shape
+from dinit.inverse.operators.svd import constant
 
 
 @OPERATORS.register("matrix")
@@ -41,11 +41,11 @@ class Matrix(LinearOperator):
 
     def apply(self, x: Tensor) -> Tensor:
         self.check(tuple(x.shape[1:]))
-        return x.flatten(1) @ upload(self.A, x.device, x.dtype).T
+        return x.flatten(1) @ constant(self, "A", lambda: self.A, x.device, x.dtype).T
 
     def adjoint(self, y: Tensor, shape: Shape) -> Tensor:
         self.check(shape)
-        return (y @ upload(self.A, y.device, y.dtype)).reshape(-1, *shape)
+        return (y @ constant(self, "A", lambda: self.A, y.device, y.dtype)).reshape(-1, *shape)
 
     def matrix(self, shape: Shape) -> Tensor:
         self.check(shape)

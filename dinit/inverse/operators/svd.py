@@ -47,7 +47,7 @@ class SVD(ABC):
     """A = U S V^T with orthonormal columns. Its methods are differentiable, on the device of what they are given.
 
     Attributes:
-        values: Singular values in decreasing order, (r,) float64 on the CPU, r = rank of A.
+        values: Singular values in decreasing order, up to rounding, (r,) float64 on the CPU, r = rank of A.
         pixels: n = C H W.
     """
 
@@ -129,7 +129,9 @@ class TransformSVD(SVD):
     """
 
     def __init__(self, values: Tensor, places: Tensor, pixels: int) -> None:
-        order = torch.argsort(values, descending=True, stable=True)
+        # Equal values, such as those of the two waves of a frequency, stay in their places whatever their rounding.
+        steps = (values / values.max() * 1e9).round()
+        order = torch.argsort(steps, descending=True, stable=True)
         seen = order[values[order] > SMALLEST * values.max()]
         self.values, self.pixels = values[seen].double(), pixels
         unseen = torch.ones(pixels, dtype=torch.bool)
