@@ -45,7 +45,7 @@ class Measurement:
         made = cls(operator, y)
         # Only a mask has places where it measures nothing, and its measurement has the image's shape.
         seen = made.a.clean(torch.ones_like(y[:1]), tuple(y.shape[1:])) if isinstance(made.a, Mask) else None
-        return replace(made, noise_std=estimate_noise(y, seen))
+        return cls(made.a, y, estimate_noise(y, seen))
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "operator", OPERATORS.create(self.operator))
