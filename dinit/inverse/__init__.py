@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from dinit.inverse.guidance.dps import DPS as DPS
     from dinit.inverse.guidance.mmps import MMPS as MMPS
     from dinit.inverse.guidance.pigdm import PiGDM as PiGDM
+    from dinit.inverse.guidance.stsl import STSL as STSL
     from dinit.inverse.guidance.tmpd import TMPD as TMPD
     from dinit.inverse.measurement import Measurement as Measurement
     from dinit.inverse.noise import estimate_noise as estimate_noise

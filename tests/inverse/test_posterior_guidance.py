@@ -161,7 +161,8 @@ class ClosedForm(Denoiser):
         if self.name == "ddnm+":
             share = torch.tensor([min(1.0, s * float(one) / (a * noise)) for one in values], dtype=F64)
             return r @ u @ torch.diag(share / values) @ vh
-        length = r.norm(dim=1, keepdim=True)  # dps
+        trace = self.options.get("eta", 0.0) * N * variance
+        length = (r.square().sum(1, keepdim=True) + trace).sqrt()  # dps, stsl
         time = self.process.time_of_noise_level(torch.tensor(s / a, dtype=F64))
         slope = float(self.process.diffusion_squared(time))
         return self.options["zeta"] * steps * variance / slope * (r @ A) / length
@@ -175,6 +176,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "ddnm+": {},
     "diffpir": {"lam": 2.0},
     "dps": {"zeta": 0.3},
+    "stsl": {"zeta": 0.3, "eta": 0.5},
 }
 
 
@@ -326,21 +328,27 @@ def test_a_guided_prediction_can_be_differentiated() -> None:
     assert torch.allclose(predicted(nested, x, k), predicted(both.denoiser(VP()), x, k), atol=1e-8)
 
 
-def test_dps_takes_any_differentiable_operator() -> None:
-    """x^2: the gradient of |y - x0^2| by finite differences."""
-    law, k = isotropic(0.7), VP().scales(0.4)
+@pytest.mark.parametrize("name", ["dps", "stsl"])
+def test_gradients_of_any_differentiable_operator(name: str) -> None:
+    """x^2, of a mixture, whose covariance depends on x_t: against finite differences of the loss."""
+    law, k = gaussian(), VP().scales(0.4)
+    means = torch.cat([law.means, law.means + 1.0])
+    mixture = GaussianMixture(torch.ones(2), means, law.covariances.expand(2, -1, -1), SHAPE)
+    denoiser, eta, h = mixture.denoiser(VP()), 0.5 if name == "stsl" else 0.0, 1e-5
     seen, x = Measurement(Square(), randn(4, 3, *SHAPE), noise_std=0.1), state(k)
-    free = predicted(law.denoiser(VP()), x, k)
-    change = predicted(guided("dps", seen, law.denoiser(VP()), steps=50), x, k) - free
-    slope, h = torch.zeros_like(x), 1e-6
-    for i in range(N):
-        step = torch.zeros(N, dtype=F64)
-        step[i] = h
-        ends = [predicted(law.denoiser(VP()), x + sign * step.reshape(SHAPE), k) for sign in (1, -1)]
-        lengths = [(seen.y - end**2).flatten(1).norm(dim=1) for end in ends]
-        slope.flatten(1)[:, i] = (lengths[0] - lengths[1]) / (2 * h)
+    signs = torch.randn(1, *SHAPE, generator=torch.Generator().manual_seed(0)).double().sign()
+
+    def loss(at: Tensor) -> Tensor:
+        x0, near = predicted(denoiser, at, k), predicted(denoiser, at + 0.1 * k.sigma * signs, k)
+        trace = k.sigma / (0.1 * k.alpha) * (signs * (near - x0)).flatten(1).sum(1)
+        return ((seen.y - x0**2).flatten(1).square().sum(1) + eta * trace).sqrt()
+
+    options = {"eta": eta, "steps": 50} if name == "stsl" else {"steps": 50}
+    found = predicted(guided(name, seen, denoiser, **options), x, k) - predicted(denoiser, x, k)
+    steps = h * torch.eye(N, dtype=F64).reshape(N, *SHAPE)
+    slope = torch.stack([(loss(x + one) - loss(x - one)) / (2 * h) for one in steps], dim=1).reshape(x.shape)
     gain = 50 * k.sigma**2 / (k.alpha * VP().diffusion_squared(0.4))
-    assert torch.allclose(change, -gain * slope, rtol=1e-5, atol=1e-7)
+    assert torch.allclose(found, -gain * slope, rtol=1e-5, atol=1e-6)
 
 
 def test_dps_under_ancestral_steps_is_the_published_step() -> None:
@@ -392,6 +400,8 @@ def test_refused_before_the_network(name: str) -> None:
         ({"name": "mmps", "iterations": 0}, "iterations"),
         ({"name": "dps", "zeta": -1.0}, "zeta"),
         ({"name": "dps", "steps": 0}, "steps"),
+        ({"name": "stsl", "eta": -1.0}, "eta"),
+        ({"name": "stsl", "steps": 0}, "steps"),
         ({"name": "pigdm", "data_std": 0.0}, "data_std"),
         ({"name": "pigdm", "steps": 0}, "steps"),
         ({"name": "diffpir", "lam": 0.0}, "lam"),

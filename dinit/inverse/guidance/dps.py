@@ -55,17 +55,20 @@ class DPS(PosteriorGuidance):
     ) -> Denoised:
         prior = linearise(denoiser, x_t, t, cond)
         steps = self.steps or cond.run.steps or denoiser.process.num_steps
-        change = prior.vjp(distance_gradient(measurement, prior.denoised.x0))
+        change = prior.vjp(distance_gradient(measurement, prior.denoised.x0)[0])
         return prior.shifted(-self.zeta * steps * step_to_x0(prior.scales) * change)
 
 
-def distance_gradient(measurement: Measurement, x0: Tensor, spread: Tensor | float = 0.0) -> Tensor:
-    """The gradient at x0 of sqrt(|y - A(x0)|^2 + spread) of each image, (B, C, H, W); 0 where it is 0.
+def distance_gradient(measurement: Measurement, x0: Tensor, spread: Tensor | float = 0.0) -> tuple[Tensor, Tensor]:
+    """sqrt(|y - A(x0)|^2 + spread) of each image: its gradient by x0, 0 where it is 0, and its value.
 
     Args:
         measurement: With a row for each image.
         x0: (B, C, H, W).
-        spread: At least 0, a number or (B, 1, ...).
+        spread: At least 0, a number or (B, 1, ...), a constant.
+
+    Returns:
+        (B, C, H, W), and (B, 1, ...).
     """
     attached = torch.is_grad_enabled() and x0.requires_grad
     with torch.inference_mode(False), torch.enable_grad():
@@ -73,10 +76,10 @@ def distance_gradient(measurement: Measurement, x0: Tensor, spread: Tensor | flo
         residual = measurement.residual(point)
         square = residual.square().sum(non_batch_dims(residual)).reshape(-1, *(1,) * (x0.ndim - 1))
         slope = torch.autograd.grad(square.sum(), point, create_graph=attached)[0]
-    length = (square if attached else square.detach()) + spread
-    return torch.where(
-        length > 0, slope / (2 * torch.where(length > 0, length, torch.ones_like(length)).sqrt()), 0.0
-    )
+    total = (square if attached else square.detach()) + spread
+    length = torch.where(total > 0, total, torch.ones_like(total)).sqrt()
+    zero = torch.zeros_like(length)
+    return torch.where(total > 0, slope / (2 * length), zero), torch.where(total > 0, length, zero)
 
 
 def step_to_x0(k: Scales) -> Tensor:
