@@ -67,7 +67,15 @@ class SVD(ABC):
 
     @abstractmethod
     def to_image(self, coefficients: Tensor, shape: Sequence[int]) -> Tensor:
-        """V c: images (B, *shape) of coefficients (B, n)."""
+        """V c: the images of coefficients.
+
+        Args:
+            coefficients: (B, n).
+            shape: Of one image, (C, H, W).
+
+        Returns:
+            (B, C, H, W).
+        """
 
     @abstractmethod
     def of_measurement(self, y: Tensor) -> Tensor:
@@ -75,10 +83,22 @@ class SVD(ABC):
 
     @abstractmethod
     def to_measurement(self, coefficients: Tensor, shape: Sequence[int]) -> Tensor:
-        """U c: measurements (B, *shape) of coefficients (B, r)."""
+        """U c: the measurements of coefficients.
+
+        Args:
+            coefficients: (B, r).
+            shape: Of one measurement.
+
+        Returns:
+            (B, *shape).
+        """
 
     def values_on(self, like: Tensor) -> Tensor:
-        """The singular values (r,) on the device and in the dtype of a tensor, without a wait for the device."""
+        """The singular values (r,), without a wait for the device.
+
+        Args:
+            like: A tensor of the device and the dtype.
+        """
         return constant(self, "values", lambda: self.values, like.device, like.dtype)
 
     def pseudo_inverse(self, coefficients: Tensor) -> Tensor:
