@@ -179,6 +179,17 @@ def test_jpeg_is_that_of_a_file(channels: int, subsampling: Any, quality: int) -
     close(real.apply(x).float(), jpeg.file(x), 1e-6)
 
 
+def test_jpeg_of_one_grey() -> None:
+    """A closed form: its only coefficient is 8 times the grey over the table's first entry, 16 at quality 50."""
+    steps = torch.linspace(-6, 6, 40, dtype=torch.float64)
+    x = ((2 * steps + 128) / 127.5 - 1).reshape(-1, 1, 1, 1).expand(-1, 1, 8, 8)
+    rest = steps - steps.round()
+    for rounding, kept in (("straight-through", 0 * rest), ("smooth", rest**3)):
+        found = (Jpeg(50, rounding=rounding).apply(x) + 1) * 127.5  # type: ignore[arg-type]
+        close(found[:, 0, 3, 3], 2 * (steps.round() + kept) + 128, 1e-10)
+        close(found, found[:, :, :1, :1].expand_as(found), 1e-10)
+
+
 def test_gradients() -> None:
     """By finite differences of the smooth rounding; of the identity by the others."""
     x = smooth_image(3, 16, 16) * 0.7

@@ -14,7 +14,7 @@ from dinit.inverse.operators.base import OPERATORS, Operator, Shape
 class Saturate(Operator):
     """The image times a gain, clipped; y has the shape of the image. It has no derivative where it is clipped.
 
-    Chung et al. 2023 (DPS) restore images of high dynamic range from it, with a gain of 2.
+    Zhang et al. 2024 (DAPS) restore images of high dynamic range from it, with a gain of 2.
 
     Args:
         gain: Not 0.
