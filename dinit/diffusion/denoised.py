@@ -34,12 +34,16 @@ class OutputFactors(NamedTuple):
 
 
 def weighted(a: float, x: Tensor, b: float, y: Tensor) -> Tensor:
-    """a x + b y, a new tensor."""
+    """a x + b y; x or y itself where that is the sum."""
     if a == 0 or b == 0:
-        return b * y if a == 0 else a * x
+        factor, only = (b, y) if a == 0 else (a, x)
+        return only if factor == 1 else factor * only
     if not isinstance(x, Tensor):  # plain numbers of a rehearsal
         return a * x + b * y
-    return torch.add(x if a == 1 else a * x, y, alpha=b)
+    return torch.add(x if abs(a - 1) < _ROUNDING else a * x, y, alpha=b)
+
+
+_ROUNDING = 1e-15  # what float64 leaves of a factor that is 1
 
 
 @dataclass(frozen=True)
@@ -109,16 +113,39 @@ class Denoised:
             x0: Factor on the posterior mean.
             eps: Factor on the posterior mean of the noise.
         """
-        k: Any = self.scales.factors
-        direct = self.renoise_eps is None and self.clean_eps is None and isinstance(k, ScalarScales)
-        if eps and not direct:
+        if eps and not self._single:
             return weighted(1.0, weighted(x_t, self.x_t, x0, self.x0), eps, self.eps)
+        of_x_t, of_other, other = self._in_two(x_t, x0, eps)
+        return weighted(of_x_t, self.x_t, of_other, other)
+
+    def added_to(self, x: Tensor, x0: float, eps: float) -> Tensor:
+        """x plus x0 times the posterior mean and eps times that of the noise, (B, C, H, W).
+
+        Args:
+            x: (B, C, H, W).
+            x0: Factor on the posterior mean.
+            eps: Factor on the posterior mean of the noise.
+        """
+        if eps and not self._single:
+            return weighted(1.0, weighted(1.0, x, x0, self.x0), eps, self.eps)
+        of_x_t, of_other, other = self._in_two(0.0, x0, eps)
+        return weighted(1.0, weighted(1.0, x, of_x_t, self.x_t), of_other, other)
+
+    @property
+    def _single(self) -> bool:
+        """Whether x_t and x0 at a single time tell eps."""
+        return self.renoise_eps is None and self.clean_eps is None and self.scales.single
+
+    def _in_two(self, x_t: float, x0: float, eps: float) -> tuple[float, float, Tensor]:
+        """The factor on x_t and that on another tensor, in a combination; and that tensor, the output or x0."""
         if "x0" not in self.__dict__:
             output, of = self.__dict__["_raw"]
-            return weighted(x_t + x0 * of.a + eps * of.c, self.x_t, x0 * of.b + eps * of.e, output)
-        if eps and k.sigma:
-            x_t, x0 = x_t + eps / k.sigma, x0 - eps * k.alpha / k.sigma
-        return weighted(x_t, self.x_t, x0, self.x0)
+            return x_t + x0 * of.a + eps * of.c, x0 * of.b + eps * of.e, output
+        if eps:
+            k = self.scales.floats
+            if k.sigma:
+                return x_t + eps / k.sigma, x0 - eps * k.alpha / k.sigma, self.x0
+        return x_t, x0, self.x0
 
     @classmethod
     def of_output(cls, x_t: Tensor, output: Tensor, factors: OutputFactors, scales: Scales) -> Denoised:

@@ -245,12 +245,13 @@ class BackboneDenoiser(Denoiser):
         scales = self.scales(t)
         pre: Preconditioning | OutputFactors
         if scales.single:  # numbers: no copy to the device, no synchronisation
-            pre = OutputFactors(*scales.numbers(self, self._factors))
+            pre = scales.numbers(self, self._factors, OutputFactors._make)
             label = torch.full((1,), pre.noise_label, device=x_t.device)
         else:
             pre = precondition(self.process, self.parameterization, scales).like(x_t)
             label = time_input(pre.noise_label, x_t)
-        x_in = _as(x_t * pre.input_scale, getattr(self.backbone, "dtype", x_t.dtype))
+        scaled = x_t if isinstance(pre, OutputFactors) and pre.input_scale == 1 else x_t * pre.input_scale
+        x_in = _as(scaled, getattr(self.backbone, "dtype", x_t.dtype))
         output, fraction = split_variance(_as(self.call_backbone(x_in, label, cond), x_t.dtype), x_t.shape[1])
         if isinstance(pre, OutputFactors) and fraction is None and scales.floats.sigma > 0:
             return Denoised.of_output(x_t, output, pre, scales)

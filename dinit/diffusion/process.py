@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, NamedTuple, TypeVar, overload
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -88,22 +89,32 @@ class Scales:
         """Whether this is a single time on the CPU, whose numbers wait for no device."""
         return "floats" in self.__dict__ or (self.time.ndim == 0 and self.time.is_cpu)
 
-    def numbers(self, key: object, function: Callable[[Scales], Sequence[Tensor]]) -> Sequence[float]:
+    def numbers(
+        self,
+        key: object,
+        function: Callable[[Scales], Sequence[Tensor]],
+        kind: Callable[[Sequence[float]], Result] = tuple,
+    ) -> Result:
         """Functions of a single time as Python numbers, computed once for all times of the run together.
 
         Args:
             key: Identifies the function: its result is kept under it, with the scales.
             function: From the scales of times to tensors of their shape.
+            kind: What the numbers of one time become.
 
         Returns:
-            As many numbers as the function gives tensors.
+            As many numbers as the function gives tensors, as `kind` makes them.
         """
         together, index = self._together
-        if key not in together.rows:
-            together.rows[key] = list(zip(*(v.tolist() for v in function(together.scales)), strict=True))
-        return together.rows[key][index]
+        rows = together.rows.get(key)
+        if rows is None:
+            numbers = zip(*(v.tolist() for v in function(together.scales)), strict=True)
+            rows = together.rows[key] = [*map(kind, numbers)]
+        return rows[index]
 
-    def paired(self, other: Scales, key: object, function: Callable[[Scales, Scales], Sequence[Result]]) -> Result:
+    def pairs(
+        self, other: Scales, key: object, function: Callable[[Scales, Scales], Sequence[Result]]
+    ) -> tuple[Sequence[Result], int]:
         """A function of two single times, computed once for all pairs of their runs' times as far apart.
 
         Args:
@@ -112,16 +123,55 @@ class Scales:
             function: From the scales of N first and N second times to N results.
 
         Returns:
-            The result for this pair.
+            The results for all pairs, and the place of this pair among them.
         """
         (mine, i), (theirs, j) = self._together, other._together
         place, first = (key, id(theirs), j - i), max(0, i - j)
-        if place not in mine.rows:
+        known = mine.rows.get(place)
+        if known is None:
             count = min(len(mine.scales.time) - first, len(theirs.scales.time) - first - j + i)
             starts = mine.scales.map(lambda v: v[first : first + count])
             ends = theirs.scales.map(lambda v: v[first + j - i : first + j - i + count])
-            mine.rows[place] = (theirs, function(starts, ends))  # theirs is kept, as its id is in the key
-        return mine.rows[place][1][i - first]
+            # theirs is kept, as its id is in the key
+            known = mine.rows[place] = (theirs, function(starts, ends))
+        return known[1], i - first
+
+    def aligned(
+        self, others: Sequence[Scales], key: object, function: Callable[[int, int], Sequence[Result]]
+    ) -> Result:
+        """A function of this time and others, computed at once for all steps whose times stand alike in the run.
+
+        Args:
+            others: The other times.
+            key: Identifies the function: its results are kept under it, with the scales.
+            function: From the first and one past the last place of this time, relative to its own, to the results.
+
+        Returns:
+            The result for these times.
+        """
+        mine, i = self._together
+        places = [k._together for k in others]
+        name = (key, *((id(theirs), j - i) for theirs, j in places))
+        known = mine.rows.get(name)
+        if known is None:
+            low = -min(i, *(j for _, j in places))
+            high = min(len(mine.scales.time) - i, *(len(theirs.scales.time) - j for theirs, j in places))
+            known = mine.rows[name] = ([theirs for theirs, _ in places], function(low, high), i + low)
+        return known[1][i - known[2]]
+
+    def nearby(self, low: int, high: int, key: object, number: Callable[[ScalarScales], float]) -> Any:
+        """A number of each time of the run from `low` to `high` (not included) of them from this one: (N,) float64.
+
+        Args:
+            low: Of the first, at most 0.
+            high: Of the last, and one more.
+            key: Identifies the number: it is kept under it, with the scales.
+            number: From the scales of a time as numbers.
+        """
+        together, i = self._together
+        if key not in together.rows:
+            together.rows[key] = np.array([*map(number, together.floats)])
+        return together.rows[key][i + low : i + high]
 
     @cached_property
     def _together(self) -> tuple[_Together, int]:
@@ -146,7 +196,7 @@ class Scales:
             points: N single times; consecutive times of one run need no copy.
         """
         (together, first), count = points[0]._together, len(points)
-        if all(k._together == (together, first + i) for i, k in enumerate(points)):
+        if all(k._together[0] is together and k._together[1] == i for i, k in enumerate(points, first)):
             return together.scales.map(lambda v: v[first : first + count])
         columns = zip(*((k.time, k.alpha, k.sigma, k.d_alpha, k.d_sigma) for k in points), strict=True)
         return Scales(*(torch.stack(column) for column in columns))
@@ -158,9 +208,9 @@ class Scales:
             rows = zip(self.time, self.alpha, self.sigma, self.d_alpha, self.d_sigma, strict=True)
             return [Scales(*row) for row in rows]
         found = []
-        for index, numbers in enumerate(zip(*(v.tolist() for v in _fields_of_floats(self)), strict=True)):
+        for index, floats in enumerate(together.floats):
             one = object.__new__(Scales)  # without its tensors, which few look at: `__getattr__` makes them
-            one.__dict__.update(_together=(together, index), floats=ScalarScales._make(numbers))
+            one.__dict__.update(_together=(together, index), floats=floats)
             found.append(one)
         return found
 
@@ -181,6 +231,11 @@ class _Together:
 
     scales: Scales
     rows: dict[object, Any]
+
+    @cached_property
+    def floats(self) -> list[ScalarScales]:
+        """The numbers of each time."""
+        return [*map(ScalarScales._make, zip(*(v.tolist() for v in _fields_of_floats(self.scales)), strict=True))]
 
 
 def _fields_of_floats(k: Scales) -> tuple[Tensor, ...]:
@@ -228,6 +283,11 @@ class Process(ABC):
     def noise_label(self, k: Scales) -> Tensor:
         """The time input of this process's networks at the scales k, by the convention of the publication."""
         return 1000 * k.time
+
+    @cached_property
+    def ends(self) -> tuple[ScalarScales, ScalarScales]:
+        """The scales at t = 0 and at t = 1."""
+        return self.scales(0.0).floats, self.scales(1.0).floats
 
     @property
     def t_min(self) -> float:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import warnings
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -44,7 +46,7 @@ def sampling_points(
     times = sampling_times(denoiser, steps, grid)
     if end == "clean" and float(times[-1]) > 0:
         times = torch.cat([times, times.new_zeros(1)])
-    if end == "clean" and float(denoiser.process.scales(0.0).sigma) > 0:
+    if end == "clean" and denoiser.process.ends[0].sigma > 0:
         raise ValueError(
             f"end = 'clean' steps to sigma = 0 at t = 0, and {denoiser.process} has noise there: use "
             "'posterior-mean', or 'state' for x at the last time"
@@ -52,8 +54,9 @@ def sampling_points(
     if end == "state" and len(times) < 2:
         raise ValueError("end = 'state' takes a step between two times at least, got one time")
     points = denoiser.process.scales(times).unbind()
-    floats = [k.floats for k in points]  # the last reading of a schedule back to Python: the loop does none
-    if end == "posterior-mean" and len(points) > 1 and floats[-1].sigma == 0:
+    for k in points:
+        _ = k.floats  # the last reading of a schedule back to Python: the loop does none
+    if end == "posterior-mean" and len(points) > 1 and points[-1].floats.sigma == 0:
         points = points[:-1]
     if end == "posterior-mean":
         _warn_of_noisy_end(points)
@@ -88,10 +91,11 @@ def sampling_times(denoiser: Denoiser, steps: int | None, grid: GridLike | None)
             raise ValueError("give the number of steps, or a grid of times")
         steps = checked_steps(steps)
         times = chosen.times(denoiser.process, steps, denoiser.t_min, denoiser.t_max)
-    if times.ndim != 1 or len(times) == 0 or not bool((times.diff() < 0).all()):
-        raise ValueError(f"a grid needs decreasing times, got {times.tolist()}")
-    if float(times[-1]) < 0 or float(times[0]) > denoiser.t_max:
-        raise ValueError(f"times must lie in [0, {denoiser.t_max}], got {times.tolist()}")
+    values = times.tolist()
+    if times.ndim != 1 or not values or not all(later < t for t, later in pairwise(values)):
+        raise ValueError(f"a grid needs decreasing times, got {values}")
+    if values[-1] < 0 or values[0] > denoiser.t_max:
+        raise ValueError(f"times must lie in [0, {denoiser.t_max}], got {values}")
     return times
 
 
@@ -131,9 +135,9 @@ def checked_steps(steps: object) -> int:
 
 def check_noisy_start(first: Scales) -> None:
     """ValueError where noise would start a run at a time of mostly image: a bad picture, and no error."""
-    if float(first.noise_level) < 1:
+    if first.floats.sigma < first.floats.alpha:
         raise ValueError(
-            f"a run from pure noise cannot start at t = {float(first.time):.3g}, where x_t is more image than "
+            f"a run from pure noise cannot start at t = {first.floats.time:.3g}, where x_t is more image than "
             "noise: pass the state there as initial_state=, or a grid that starts near t = 1"
         )
 
@@ -146,11 +150,12 @@ def _warn_of_noisy_end(points: list[Scales]) -> None:
     """Warns where no time, or one of ten and more, has less noise than signal: a flat picture, and no error."""
     if len(points) < 5:
         return
-    late = points[-1] if len(points) < 10 else points[-2]
-    if float(late.noise_level) > 1:
+    late = points[-1].floats if len(points) < 10 else points[-2].floats
+    if late.sigma > late.alpha:
+        level = late.sigma / late.alpha if late.alpha else math.inf
         warnings.warn(
-            f"near the end of {len(points)} times, at t = {float(late.time):.3g}, there is still "
-            f"{float(late.noise_level):.3g} times as much noise as signal: images will be flat. Take more steps, "
+            f"near the end of {len(points)} times, at t = {late.time:.3g}, there is still "
+            f"{level:.3g} times as much noise as signal: images will be flat. Take more steps, "
             'or a grid that spreads them over the noise points, such as grid="karras"',
             NoisyEndWarning,
             stacklevel=4,

@@ -86,8 +86,8 @@ def test_numbers_of_a_run_are_those_of_each_time(name: str) -> None:
         return (s.log_snr - t.log_snr).tolist()
 
     for i, j in ((0, 1), (2, 3), (0, 2), (1, 3), (3, 1)):
-        found = together[i].paired(together[j], "rise", rise)
-        assert found == alone[i].paired(alone[j], "rise", rise) == float(alone[j].log_snr - alone[i].log_snr)
+        (found, place), (one, _) = (k[i].pairs(k[j], "rise", rise) for k in (together, alone))
+        assert found[place] == one[0] == float(alone[j].log_snr - alone[i].log_snr)
     assert process.scales(TIMES.reshape(2, 2)).unbind()[1].sigma.tolist() == [k.floats.sigma for k in alone[2:]]
     for points in (together[1:3], together[::-1], [together[0], together[2]], alone):
         assert torch.equal(Scales.stack(points).sigma, torch.stack([k.sigma for k in points]))

@@ -29,7 +29,7 @@ def noise_level_grid(process: Process) -> TimeGrid:
     Where the noise level starts finite and huge (20,000 on the cosine chain), even steps in t leave nearly all of
     it to the first; where it is infinite, these solvers take that step along the straight path.
     """
-    first = float(process.scales(1.0).alpha)
+    first = process.ends[1].alpha
     return LogSNR() if 0.0 < first < 1.0 else default_grid(process)
 
 
@@ -51,7 +51,7 @@ def multistep_grid(process: Process, shift: float = 0.5, usual: Usual = default_
 
 def spans_decades(process: Process) -> bool:
     """Whether alpha is constant (VE, EDM), so that sigma alone makes the noise."""
-    return float(process.scales(1.0).alpha) == 1.0
+    return process.ends[1].alpha == 1.0
 
 
 def own_last_step(process: Process) -> End:
@@ -60,4 +60,4 @@ def own_last_step(process: Process) -> End:
     The ODE is regular there in these variables: a solver of high order keeps its order over that step, which the
     posterior mean, a step of first order, does not.
     """
-    return "clean" if float(process.scales(0.0).sigma) == 0 else "posterior-mean"
+    return "clean" if process.ends[0].sigma == 0 else "posterior-mean"

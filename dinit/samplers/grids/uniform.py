@@ -36,7 +36,7 @@ class Uniform(TimeGrid):
             if self.last >= t_max:
                 raise ValueError(f"last = {self.last}, the grid's last time, must be below t_max = {t_max}")
             return line(t_max, self.last, steps)
-        if float(process.scales(0.0).sigma) > 0:
+        if process.ends[0].sigma > 0:
             return line(t_max, t_min, steps)
         return t_max * (1 - torch.arange(steps, dtype=torch.float64) / steps)
 

@@ -66,10 +66,11 @@ class LinearUpdate(NamedTuple):
 
     def apply(self, state: Tensor, past: Sequence[Evaluation]) -> Tensor:
         """x, (B, C, H, W), from a state and the evaluations so far, the newest first."""
-        x, factor = state, self.state_weight
+        x, factor, ode = state, self.state_weight, self.form.ode
         for j, w in zip(self.evaluations, self.weights, strict=True):
-            x, factor = weighted(factor, x, w, past[j].slope(self.form.ode)), 1.0
-        return x
+            if w:
+                x, factor = weighted(factor, x, w, past[j].slope(ode)), 1.0
+        return x if factor == 1 else factor * x
 
 
 Stages = tuple[tuple[Scales, LinearUpdate], ...]

@@ -18,7 +18,7 @@ infinite (VP at t = 0).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -84,10 +84,36 @@ class ODEVariable(TimeVariable):
 
     def euler(self, d: Denoised, s: Scales) -> Tensor:
         """The state at s by Euler's step from d."""
-        x0, eps = self.factors(d.scales.floats)
-        scale = self.scale_at(s)
-        h = scale * (self.at(s) - self.at(d.scales))
-        return d.combination(scale / self.scale_at(d.scales), h * x0, h * eps)
+        k, end = d.scales.floats, s.floats
+        x0, eps = self.factors(k)
+        scale = self.scale_number(end)
+        h = scale * (self.number(end) - self.number(k))
+        return d.combination(scale / self.scale_number(k), h * x0, h * eps)
+
+    def along(self, stages: Sequence[Denoised], weights: Sequence[float], s: Scales) -> Tensor:
+        """The state at s from the first stage's, by weighted slopes of all stages, in few passes over memory.
+
+        Args:
+            stages: Evaluations of the step, that at its start first.
+            weights: Of their slopes, as fractions of the step to s.
+            s: Where the step ends.
+
+        Returns:
+            (B, C, H, W).
+        """
+        t, end = stages[0].scales.floats, s.floats
+        scale = self.scale_number(end)
+        h = scale * (self.number(end) - self.number(t))
+        x: Tensor | None = None
+        for d, weight in zip(stages, weights, strict=True):
+            if x is None:
+                x0, eps = self.factors(t)
+                x = d.combination(scale / self.scale_number(t), weight * h * x0, weight * h * eps)
+            elif weight:
+                x0, eps = self.factors(d.scales.floats)
+                x = d.added_to(x, weight * h * x0, weight * h * eps)
+        assert x is not None, "a step has a stage at its start"
+        return x
 
     scale_number: Callable[[ScalarScales], float] = field(repr=False)
 

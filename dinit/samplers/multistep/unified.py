@@ -142,7 +142,7 @@ class MultistepSampler(Sampler):
     def step(
         self, denoise: StepDenoiser, x_t: Tensor, t: Scales, s: Scales, state: MultistepState, noise: StepNoise
     ) -> tuple[Tensor, MultistepState]:
-        now, *ahead = state.ahead
+        now = state.ahead[0]
         x = state.unrounded(x_t)
         rounds = x is not x_t
 
@@ -160,7 +160,7 @@ class MultistepSampler(Sampler):
             inner = (evaluated(update.apply(past[0].state, (*inner, *past)), at), *inner)
         x = now.advance.apply(past[now.advance.steps_back].state, (*inner, *past))
         x_s = x.to(x_t.dtype) if rounds else x
-        return x_s, MultistepState(tuple(ahead), past[: now.keep], state.in_float64, (x_s, x))
+        return x_s, MultistepState(state.ahead[1:], past[: now.keep], state.in_float64, (x_s, x))
 
     def nfe(self, steps: int) -> int:
         return 1 + (self.schedule_for(steps - 1, True).evaluations if steps > 1 else 0)

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from dinit.diffusion import Denoiser, Process, Scales
-from dinit.diffusion.denoised import weighted
 from dinit.samplers.base import SAMPLERS, Claims, Sampler, StepDenoiser, StepNoise
 from dinit.samplers.grids.base import TimeGrid
 from dinit.samplers.grids.default import noise_level_grid
@@ -112,11 +111,6 @@ class Churned(Sampler):
         return self._move(denoise, x_t, t, s, tuple(nodes)), None
 
 
-def _euler(ode: ODEVariable, x_t: Tensor, slope: Tensor, t: Scales, s: Scales) -> Tensor:
-    scale = ode.scale_at(s)
-    return weighted(scale / ode.scale_at(t), x_t, scale * (ode.at(s) - ode.at(t)), slope)
-
-
 @SAMPLERS.register("edm-euler", aliases=("k-euler",), special_case_of="ddim")
 @dataclass(frozen=True)
 class EDMEuler(Churned):
@@ -183,9 +177,9 @@ class EDMHeun(Churned):
         if s.floats.sigma == 0:
             return ode.euler(d, s)
         (node,) = nodes
-        corrector = ode.slope(denoise(ode.euler(d, node), node))
+        corrector = denoise(ode.euler(d, node), node)
         weight = 1 / (2 * self.alpha)
-        return _euler(ode, x_t, weighted(1 - weight, ode.slope(d), weight, corrector), t, s)
+        return ode.along([d, corrector], [1 - weight, weight], s)
 
 
 @SAMPLERS.register("dpm-2", aliases=("k-dpm-2",), special_case_of="dpm-solver-2")
@@ -221,7 +215,7 @@ class DPM2(Churned):
         if s.floats.sigma == 0:
             return ode.euler(d, s)
         (middle,) = nodes
-        return _euler(ode, x_t, ode.slope(denoise(ode.euler(d, middle), middle)), t, s)
+        return ode.along([d, denoise(ode.euler(d, middle), middle)], [0.0, 1.0], s)
 
 
 def _in_noise_level(start: Scales, s: Scales, time: Callable[[ODEVariable], Tensor]) -> Tensor:

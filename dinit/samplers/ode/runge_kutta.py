@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from dinit.diffusion import Denoiser, Scales
-from dinit.diffusion.denoised import weighted
 from dinit.registry import suggest
 from dinit.samplers.base import SAMPLERS, Claims, Sampler, StepDenoiser, StepNoise
 from dinit.samplers.multistep.ode_variables import TIME, ODEVariable
@@ -54,27 +53,10 @@ def runge_kutta_step(
     d = denoise(x_t, t)
     if not tableau.stages:
         return ode.euler(d, s)
-    ahead = ode.euler(d, inner[0]) if tableau.stages[0] == (tableau.nodes[0],) else None
-    y = x_t / ode.scale_at(t)
-    h = ode.at(s) - ode.at(t)
-    slopes = [ode.slope(d)]
-    for row, k in zip(tableau.stages, inner, strict=True):
-        x = ahead if ahead is not None and len(slopes) == 1 else _moved(ode, y, h, row, slopes, k)
-        slopes.append(ode.slope(denoise(x, k)))
-    return _moved(ode, y, h, tableau.weights, slopes, s)
-
-
-def _moved(
-    ode: ODEVariable, y: Tensor, h: float, weights: Sequence[float], slopes: Sequence[Tensor], k: Scales
-) -> Tensor:
-    """The state at k, scale (y + h times the weighted slopes)."""
-    scale = ode.scale_at(k)
-    x = y
-    factor = scale
-    for weight, slope in zip(weights, slopes, strict=True):
-        if weight:
-            x, factor = weighted(factor, x, scale * h * weight, slope), 1.0
-    return x
+    stages = [d]
+    for row, node, k in zip(tableau.stages, tableau.nodes, inner, strict=True):
+        stages.append(denoise(ode.along(stages, [weight / node for weight in row], k), k))
+    return ode.along(stages, tableau.weights, s)
 
 
 def combined(weights: Sequence[float], slopes: Sequence[Tensor]) -> Tensor:

@@ -94,7 +94,7 @@ class Ancestral(Sampler):
             x_s = d.combination(0.0, s.floats.alpha, down)
         else:
             x_s = self._second_order(denoise, d, t.floats, s.floats, down)
-        if self.stochastic and up > 0:
+        if up > 0:
             x_s = weighted(1.0, x_s, self.s_noise * up, noise(0, x_t))
         return x_s, None
 

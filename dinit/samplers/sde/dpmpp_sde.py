@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dinit.diffusion import Denoiser, Scales
+from dinit.diffusion.denoised import weighted
 from dinit.samplers.base import SAMPLERS, Claims, Sampler, StepDenoiser, StepNoise
 from dinit.samplers.sde.ancestral import ancestral_split, check_noise
 from dinit.samplers.sde.exponential import linear_part, moments
@@ -71,8 +72,8 @@ class DPMppSDE(Sampler):
         """x at s, from x at t and a posterior mean that is the same all along the step."""
         down, up = ancestral_split(t.floats, s.floats, self.eta)
         keep = down / t.floats.sigma
-        x_s = keep * x_t + (s.floats.alpha - keep * t.floats.alpha) * x0
-        return x_s + self.s_noise * up * noise(draw, x_t) if self.stochastic else x_s
+        x_s = weighted(keep, x_t, s.floats.alpha - keep * t.floats.alpha, x0)
+        return weighted(1.0, x_s, self.s_noise * up, noise(draw, x_t)) if self.eta > 0 else x_s
 
 
 @SAMPLERS.register("dpmpp-2m-sde", aliases=("sde-dpm-solver++", "sde-dpm-solver++(2m)", "k-dpmpp-2m-sde"))
@@ -130,14 +131,14 @@ class DPMpp2MSDE(Sampler):
         x0 = denoise(x_t, t).x0
         half_log_snr = t.floats.log_snr / 2
         linear = linear_part(t.floats, s.floats, self.eta)
-        x_s = linear.keep * x_t + linear.gain * x0
+        x_s = weighted(linear.keep, x_t, linear.gain, x0)
         history = state or ()
         if self.order == 2 and history and s.floats.sigma > 0:
             x0_before, before = history[0]
             weight = linear.gain / 2 if self.variant == "midpoint" else linear.alpha_s * moments(linear.decay, 2)[1]
-            x_s = x_s + weight * linear.h / (half_log_snr - before) * (x0 - x0_before)
-        if self.stochastic:
-            x_s = x_s + self.s_noise * linear.std * noise(0, x_t)
+            x_s = weighted(1.0, x_s, weight * linear.h / (half_log_snr - before), x0 - x0_before)
+        if self.eta > 0:
+            x_s = weighted(1.0, x_s, self.s_noise * linear.std, noise(0, x_t))
         return x_s, remember(x0, half_log_snr, history, 1)
 
     def check(self, denoiser: Denoiser, points: list[Scales]) -> None:
@@ -157,9 +158,10 @@ class DPMpp2MSDE(Sampler):
         if self.order == 2 and history and b.sigma > 0:
             eps_before, before = history[0]
             slope = eps + (b.log_snr - a.log_snr) / (a.log_snr - 2 * before) / 2 * (eps - eps_before)
-        x_s = b.alpha / a.alpha * x_t - (1 + self.eta) * b.alpha * (u_t - u_s) * slope
-        if self.stochastic:
-            x_s = x_s + self.s_noise * b.alpha * math.sqrt(self.eta * (u_t**2 - u_s**2)) * noise(0, x_t)
+        x_s = weighted(b.alpha / a.alpha, x_t, -(1 + self.eta) * b.alpha * (u_t - u_s), slope)
+        if self.eta > 0:
+            std = b.alpha * math.sqrt(self.eta * (u_t**2 - u_s**2))
+            x_s = weighted(1.0, x_s, self.s_noise * std, noise(0, x_t))
         return x_s, remember(eps, a.log_snr / 2, history, 1)
 
 
@@ -216,25 +218,32 @@ class DPMpp3MSDE(Sampler):
         x0 = denoise(x_t, t).x0
         half_log_snr = t.floats.log_snr / 2
         linear = linear_part(t.floats, s.floats, self.eta)
-        x_s = linear.keep * x_t + linear.gain * x0
+        x_s = weighted(linear.keep, x_t, linear.gain, x0)
         history = state or ()
         if history and s.floats.sigma > 0:
-            x_s = x_s + linear.alpha_s * self._bend(x0, half_log_snr, history, linear.h, linear.decay)
-        if self.stochastic:
-            x_s = x_s + self.s_noise * linear.std * noise(0, x_t)
+            for weight, mean in self._bend(x0, half_log_snr, history, linear.h, linear.decay):
+                x_s = weighted(1.0, x_s, linear.alpha_s * weight, mean)
+        if self.eta > 0:
+            x_s = weighted(1.0, x_s, self.s_noise * linear.std, noise(0, x_t))
         return x_s, remember(x0, half_log_snr, history, 2)
 
-    def _bend(self, x0: Tensor, at: float, history: History, h: float, decay: float) -> Tensor:
-        """What the change of x0 along the step adds, in Newton's form with theta = (lambda - lambda_t) / h."""
+    def _bend(
+        self, x0: Tensor, at: float, history: History, h: float, decay: float
+    ) -> tuple[tuple[float, Tensor], ...]:
+        """What the change of x0 along the step adds, in Newton's form with theta = (lambda - lambda_t) / h.
+
+        Returns:
+            Weights and differences of x0 whose sum it is.
+        """
         _, m1, m2 = moments(decay, 3)
         (x0_1, at_1), *older = history
-        slope = h / (at - at_1) * (x0 - x0_1)
+        slope, rise = h / (at - at_1), x0 - x0_1
         if not older or h > self.max_step_ratio * (at - at_1):
-            return m1 * slope
+            return ((m1 * slope, rise),)
         x0_2, at_2 = older[0]
-        second = h / (at - at_2) * (slope - h / (at_1 - at_2) * (x0_1 - x0_2))
         half = 0.5 if self.curvature == "published" else 1.0
-        return m1 * (slope + (at - at_1) / h * second) + half * m2 * second
+        second = h / (at - at_2) * (m1 * (at - at_1) / h + half * m2)
+        return ((m1 + second) * slope, rise), (-second * h / (at_1 - at_2), x0_1 - x0_2)
 
 
 def remember(x0: Tensor, half_log_snr: float, history: History, length: int) -> History:

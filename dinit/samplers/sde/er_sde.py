@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from dinit.diffusion import Scales
+from dinit.diffusion.denoised import weighted
 from dinit.registry import suggest
 from dinit.samplers.base import SAMPLERS, Claims, Sampler, StepDenoiser, StepNoise
 from dinit.samplers.idle import refuse_idle
@@ -81,20 +82,20 @@ class ERSDE(Sampler):
         a, b = t.floats, s.floats
         if a.alpha == 0 or b.sigma == 0:  # the limit: r = u_s / u_t for 'ode', 0 for the SDEs
             keep = b.sigma / a.sigma if self.noise_scale == "ode" else 0.0
-            x_s = keep * x_t + b.alpha * x0
-            return self._noisy(x_s, b.sigma if self.stochastic else 0.0, noise, x_t), ()
+            x_s = weighted(keep, x_t, b.alpha, x0)
+            return self._noisy(x_s, b.sigma, noise, x_t), ()
         u_t, u_s = a.sigma / a.alpha, b.sigma / b.alpha
         log_phi = LOG_PHI[self.noise_scale]
         r = math.exp(log_phi(math.log(u_s)) - log_phi(math.log(u_t)))
-        x_s = b.alpha / a.alpha * r * x_t + b.alpha * (1 - r) * x0
+        x_s = weighted(b.alpha / a.alpha * r, x_t, b.alpha * (1 - r), x0)
         history = ((x0, u_t), *(state or ()))[: self.order]
         if len(history) > 1:
-            x_s = x_s + b.alpha * self._bend(history, u_s)
+            x_s = weighted(1.0, x_s, b.alpha, self._bend(history, u_s))
         std = b.sigma * math.sqrt(max(0.0, 1 - (r * u_t / u_s) ** 2))
         return self._noisy(x_s, std, noise, x_t), history
 
     def _noisy(self, x: Tensor, std: float, noise: StepNoise, like: Tensor) -> Tensor:
-        return x + self.s_noise * std * noise(0, like) if self.stochastic else x
+        return x if self.noise_scale == "ode" else weighted(1.0, x, self.s_noise * std, noise(0, like))
 
     def _bend(self, history: History, u_s: float) -> Tensor:
         """What the change of x0 along the step adds to y: Newton's divided differences times their integrals."""

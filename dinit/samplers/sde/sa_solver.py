@@ -9,6 +9,7 @@ from typing import Literal
 from torch import Tensor
 
 from dinit.diffusion import Scales
+from dinit.diffusion.denoised import weighted
 from dinit.samplers.base import SAMPLERS, Claims, Sampler, StepDenoiser, StepNoise
 from dinit.samplers.sde.exponential import Linear, lagrange_weights, linear_part, moments
 
@@ -91,16 +92,16 @@ class SASolver(Sampler):
         before = state.nodes if state else ()
         if state and self.corrector_order and before:
             nodes = (node, *before)[: self.corrector_order]
-            x_t = state.start + self._integral(nodes, before[0][1], state.linear)
+            x_t = self._moved(state.start, nodes, before[0][1], state.linear)
         nodes = (node, *before) if t.floats.alpha > 0 else ()
         linear = linear_part(t.floats, s.floats, self._eta(t.floats.log_snr))
         start = linear.keep * x_t
         if linear.std > 0:
-            start = start + linear.std * noise(0, x_t)
+            start = weighted(1.0, start, linear.std, noise(0, x_t))
         if nodes and s.floats.sigma > 0:
-            x_s = start + self._integral(nodes[: self.predictor_order], node[1], linear)
+            x_s = self._moved(start, nodes[: self.predictor_order], node[1], linear)
         else:
-            x_s = start + linear.gain * node[0]
+            x_s = weighted(1.0, start, linear.gain, node[0])
         kept = max(self.predictor_order, self.corrector_order) - 1
         return x_s, History(nodes[: max(kept, 1)], start, linear)
 
@@ -108,13 +109,12 @@ class SASolver(Sampler):
         """Variance of the SDE's noise over that of the reverse-time SDE."""
         return self.tau**2 if self.low <= log_snr <= self.high else 0.0
 
-    def _integral(self, nodes: tuple[Node, ...], start: float, linear: Linear) -> Tensor:
-        """alpha_s times the integral of the polynomial through the nodes; start is half the log-SNR at t."""
+    def _moved(self, x: Tensor, nodes: tuple[Node, ...], start: float, linear: Linear) -> Tensor:
+        """x plus alpha_s times the integral of the polynomial through the nodes; start is half the log-SNR at t."""
         of_powers = moments(linear.decay, len(nodes))
         if self.weights == "published" and len(nodes) == 2:
             of_powers[1] = linear.decay / 2
         weights = lagrange_weights([(at - start) / linear.h for _, at in nodes], of_powers)
-        total = weights[0] * nodes[0][0]
-        for weight, (x0, _) in zip(weights[1:], nodes[1:], strict=True):
-            total = total + weight * x0
-        return linear.alpha_s * total
+        for weight, (x0, _) in zip(weights, nodes, strict=True):
+            x = weighted(1.0, x, linear.alpha_s * weight, x0)
+        return x
