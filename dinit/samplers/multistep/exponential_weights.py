@@ -16,8 +16,9 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,7 +34,6 @@ from dinit.samplers.multistep.ode_variables import (
     TimeVariable,
 )
 
-Result = TypeVar("Result")
 Prediction = Literal["eps", "x0", "v", "velocity", "path-velocity"]
 Variable = Literal["own", "log-snr", "t"]
 Variant = Literal["exact", "midpoint", "bh1", "taylor", "pseudo"]
@@ -109,7 +109,8 @@ class ExponentialForm:
         def of_all(starts: Scales, ends: Scales) -> list[Scales]:
             return process.scales(self.along.between(process, starts, ends, fraction)).unbind()
 
-        return self._paired(t, s, ("between", fraction), of_all)
+        found, place = self._pairs(t, s, ("between", fraction), of_all)
+        return found[place]
 
     def interpolate(self, process: Process, t: Scales, s: Scales, fractions: Tensor) -> Tensor:
         """u where the polynomial's variable has gone fractions (n,) of the way from t to s: (..., n)."""
@@ -121,11 +122,29 @@ class ExponentialForm:
             return self.ode.value(process.scales(at))
         return self.ode.at_half_log_snr(process, self.along.half_log_snr(at))
 
+    def numbers(self, k: Scales) -> tuple[float, float, float]:
+        """The polynomial's variable, u and rho at a single time."""
+        return self.along.at(k), self.ode.at(k), self.ode.scale_at(k)
+
+    def numbers_nearby(self, k: Scales, low: int, high: int) -> tuple[Any, Any, Any]:
+        """`numbers` of the times of the run from `low` to `high` of them from k, an array each."""
+        along, ode = self.along, self.ode
+        return (
+            k.nearby(low, high, (along, "at"), along.number),
+            k.nearby(low, high, (ode, "at"), ode.number),
+            k.nearby(low, high, (ode, "scale"), ode.scale_number),
+        )
+
     def moments(self, process: Process, t: Scales, s: Scales) -> Sequence[float]:
         """∫ tau^k du over the step for k = 1 to 4, where tau runs from 0 to 1 in the polynomial's variable.
 
         By parts, (u_s - u_t) - k ∫ tau^(k-1) (u - u_t) dtau, which needs no derivative of the path.
         """
+        found, place = self.all_moments(process, t, s)
+        return found[place]
+
+    def all_moments(self, process: Process, t: Scales, s: Scales) -> tuple[Sequence[Any], int]:
+        """`moments` of all steps of the run, None for one of infinite length, and the place of this step."""
 
         def of_all(starts: Scales, ends: Scales) -> list[list[float]]:
             fractions, mass = gauss_legendre(NODES)
@@ -134,11 +153,11 @@ class ExponentialForm:
             way = self.interpolate(process, starts, ends, fractions) - u_t
             return (u_s - u_t - way @ (mass[:, None] * fractions[:, None] ** (k - 1)) * k).tolist()
 
-        return self._paired(t, s, "moments", of_all)
+        return self._pairs(t, s, "moments", of_all)
 
-    def _paired(
-        self, t: Scales, s: Scales, key: object, of_all: Callable[[Scales, Scales], Sequence[Result]]
-    ) -> Result:
+    def _pairs(
+        self, t: Scales, s: Scales, key: object, of_all: Callable[[Scales, Scales], Sequence[Any]]
+    ) -> tuple[Sequence[Any], int]:
         """of_all for t and s, computed for all steps of the run at once but those of infinite length."""
 
         def where_finite(starts: Scales, ends: Scales) -> list[Any]:
@@ -146,7 +165,7 @@ class ExponentialForm:
             found = iter(of_all(starts.map(lambda v: v[finite]), ends.map(lambda v: v[finite])))
             return [next(found) if known else None for known in finite.tolist()]
 
-        return t.paired(s, (self, key), where_finite)
+        return t.pairs(s, (self, key), where_finite)
 
 
 @cache
@@ -186,7 +205,8 @@ def weights(
     s: Scales,
     nodes: Sequence[Scales],
     variant: Variant = "exact",
-    differences: Sequence[float] = (),
+    differences: tuple[float, ...] = (),
+    repeated: bool = False,
 ) -> tuple[float, list[float]]:
     """Weights of a step, (gain, w): x_s = gain x_t + sum_j w_j F_j, exact for polynomials F through the nodes.
 
@@ -203,36 +223,72 @@ def weights(
             'pseudo': Adams-Bashforth's fractions of the whole integral, whatever the steps (PNDM).
         differences: Factors on the terms of Newton's form of the polynomial, from the first divided difference on;
             1 where none is given.
+        repeated: Whether most steps of the run have their nodes at the same distances from t: they are then all
+            computed at once, with the same numbers.
 
     Returns:
         The factor rho_s / rho_t on x_t, and one weight for each node.
     """
-    place = form.along.number
-    start, end = place(t.floats), place(s.floats)
-    rho_t, rho_s = form.ode.scale_at(t), form.ode.scale_at(s)
+    count = 1 if variant == "pseudo" or form.along is form.ode else len(nodes)
+    times = (t, s, *nodes)
+    if not repeated:
+        of_powers = form.moments(process, t, s)[: count - 1] if count > 1 else ()
+        return _weights(form, [form.numbers(k) for k in times], of_powers, variant, differences)
+
+    def of_all(low: int, high: int) -> list[tuple[float, list[float]]]:
+        of_powers: Sequence[Any] = ()
+        if count > 1:
+            rows, place = form.all_moments(process, t, s)
+            unknown = [math.nan] * (count - 1)  # infinite steps, which take another form
+            known = [unknown if row is None else row[: count - 1] for row in rows[place + low : place + high]]
+            of_powers = np.array(known).T
+        with np.errstate(all="ignore"):
+            gain, found = _weights(
+                form, [form.numbers_nearby(k, low, high) for k in times], of_powers, variant, differences
+            )
+        return [*zip(gain.tolist(), np.stack(found, axis=-1).tolist(), strict=True)]
+
+    return t.aligned((s, *nodes), (form, variant, differences), of_all)
+
+
+def _weights(
+    form: ExponentialForm,
+    times: Sequence[tuple[Any, Any, Any]],
+    of_powers: Sequence[Any],
+    variant: Variant,
+    differences: Sequence[float],
+) -> tuple[Any, list[Any]]:
+    """`weights` from plain numbers of one step, or from arrays of many.
+
+    Args:
+        form: As of `weights`.
+        times: `ExponentialForm.numbers` of t, s and the nodes.
+        of_powers: ∫ tau^k du for k from 1, where u is not the polynomial's variable.
+        variant: As of `weights`.
+        differences: As of `weights`.
+    """
+    (start, u_t, rho_t), (end, u_s, rho_s), *nodes = times
+    count, whole = len(nodes), u_s - u_t
     if variant == "pseudo":
-        (whole,) = _moments(form, process, t, s, 1)
-        return rho_s / rho_t, [rho_s * whole * part for part in ADAMS_BASHFORTH[len(nodes) - 1]]
-    moments = _moments(form, process, t, s, len(nodes))
-    if len(nodes) == 2 and variant in ("midpoint", "taylor"):
+        return rho_s / rho_t, [rho_s * whole * part for part in ADAMS_BASHFORTH[count - 1]]
+    moments = [whole, *of_powers] if form.along is not form.ode else [whole / (k + 1) for k in range(count)]
+    if count == 2 and variant in ("midpoint", "taylor"):
         moments[1] = moments[0] / 2
-    if len(nodes) == 2 and variant == "bh1" and form.along is LOG_SNR:
-        h = s.floats.log_snr / 2 - t.floats.log_snr / 2
-        u_s = form.ode.at(s)
-        moments[1] = (u_s if form.ode is SIGNAL_LEVEL else -u_s) * h / 2
+    if count == 2 and variant == "bh1" and form.along is LOG_SNR:
+        moments[1] = (u_s if form.ode is SIGNAL_LEVEL else -u_s) * (end - start) / 2
     if variant == "taylor":
         moments = [m / math.factorial(k) if k > 1 else m for k, m in enumerate(moments)]
-    places = [(place(k.floats) - start) / (end - start) for k in nodes]
+    places = [(place - start) / (end - start) for place, _, _ in nodes]
     solved = _through(places, moments)
-    for count, factor in enumerate(differences[: len(nodes) - 1], start=1):
-        # Newton's form: the term of the count-th difference is what the count-th node more adds to the integral.
-        with_it, without = (_through(places[:n], moments) for n in (count + 1, count))
+    for term, factor in enumerate(differences[: count - 1], start=1):
+        # Newton's form: the term of the n-th difference is what the n-th node more adds to the integral.
+        with_it, without = (_through(places[:n], moments) for n in (term + 1, term))
         for k, w in enumerate(with_it):
-            solved[k] += (factor - 1) * (w - (without[k] if k < count else 0.0))
+            solved[k] = solved[k] + (factor - 1) * (w - (without[k] if k < term else 0.0))
     return rho_s / rho_t, [rho_s * w for w in solved]
 
 
-def _through(places: Sequence[float], moments: Sequence[float]) -> list[float]:
+def _through(places: Sequence[Any], moments: Sequence[Any]) -> list[Any]:
     """Weights of the values at the places in the integral of the polynomial through them, from powers' moments.
 
     Solves sum_j places[j]^k w_j = moments[k] in plain numbers, as tensors this small cost more to make. Björck &
@@ -242,12 +298,12 @@ def _through(places: Sequence[float], moments: Sequence[float]) -> list[float]:
     last = len(x) - 1
     for k in range(last):
         for i in range(last, k, -1):
-            w[i] -= x[k] * w[i - 1]
+            w[i] = w[i] - x[k] * w[i - 1]
     for k in range(last - 1, -1, -1):
         for i in range(k + 1, last + 1):
-            w[i] /= x[i] - x[i - k - 1]
+            w[i] = w[i] / (x[i] - x[i - k - 1])
         for i in range(k, last):
-            w[i] -= w[i + 1]
+            w[i] = w[i] - w[i + 1]
     return w
 
 
@@ -255,14 +311,6 @@ def ddim_weights(t: Scales, s: Scales) -> tuple[float, list[float]]:
     """(gain, [w]) of DDIM's step on the posterior mean. Song et al. 2021 (DDIM)."""
     k, l = t.floats, s.floats
     return l.sigma / k.sigma, [l.alpha - k.alpha / k.sigma * l.sigma]
-
-
-def _moments(form: ExponentialForm, process: Process, t: Scales, s: Scales, count: int) -> list[float]:
-    """∫ tau^k du over the step for k < count, where tau runs from 0 to 1 in the polynomial's variable."""
-    length = form.ode.at(s) - form.ode.at(t)
-    if count == 1 or form.along is form.ode:  # u is the polynomial's variable itself
-        return [length / (k + 1) for k in range(count)]
-    return [length, *form.moments(process, t, s)[: count - 1]]
 
 
 @cache

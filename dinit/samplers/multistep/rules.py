@@ -56,6 +56,7 @@ class Corrector:
 
 
 _AT_START = Corrector(start_only=True)
+FEW = 12  # times of a run, for which the weights of all steps at once cost more than one by one
 
 
 @dataclass(frozen=True)
@@ -153,18 +154,18 @@ class SingleStep(Rule):
         known = [t]
         for fraction in self.stages:
             at = form.between(process, t, s, fraction)
-            stages = (*stages, (at, _from_two(form, process, at, known, "exact")))
+            stages = (*stages, (at, _from_two(form, process, at, known, "exact", len(points) > FEW)))
             known.append(at)
-        return StepUpdates(stages, _from_two(form, process, s, known, self.variant))
+        return StepUpdates(stages, _from_two(form, process, s, known, self.variant, len(points) > FEW))
 
 
 def _from_two(
-    form: ExponentialForm, process: Process, s: Scales, known: list[Scales], variant: Variant
+    form: ExponentialForm, process: Process, s: Scales, known: list[Scales], variant: Variant, repeated: bool
 ) -> LinearUpdate:
     """The update to s from the first of the known evaluations, t, with that evaluation and the last one."""
     t, count = known[0], len(known)
     nodes, taken = ([known[-1], t], (0, count - 1)) if count > 1 else ([t], (0,))
-    return LinearUpdate(form, *weights(form, process, t, s, nodes, variant), 0, taken)
+    return LinearUpdate(form, *weights(form, process, t, s, nodes, variant, repeated=repeated), 0, taken)
 
 
 @dataclass(frozen=True)
@@ -203,9 +204,9 @@ class HistoryRule(Rule):
 
     @abstractmethod
     def weights(
-        self, form: ExponentialForm, process: Process, t: Scales, s: Scales, nodes: Sequence[Scales]
+        self, form: ExponentialForm, process: Process, t: Scales, s: Scales, nodes: Sequence[Scales], repeated: bool
     ) -> tuple[float, list[float]]:
-        """The weight of the state at t and those of F at the nodes, the newest first."""
+        """The weight of the state at t and those of F at the nodes, the newest first; see `weights`."""
 
     def updates(self, process: Process, points: Sequence[Scales], i: int, warm_up: WarmUp) -> StepUpdates:
         t, s = points[i], points[i + 1]
@@ -220,6 +221,7 @@ class HistoryRule(Rule):
         longer = (
             len(nodes) > 2 and self.max_step_ratio < math.inf and _step_ratio(form, s, nodes) > self.max_step_ratio
         )
+        repeated = not starting and not longer and len(points) > FEW
         if longer:
             nodes, taken = nodes[:2], taken[:2]
         if longer or back:
@@ -227,21 +229,21 @@ class HistoryRule(Rule):
         if form is None:
             advance = ddim_update(start, s, back)
         else:
-            advance = LinearUpdate(form, *self.weights(form, process, start, s, nodes), back, taken)
+            advance = LinearUpdate(form, *self.weights(form, process, start, s, nodes, repeated), back, taken)
         corrector = self.corrector or _AT_START
         wanted = (starting and warm_up != "lower-order") or not corrector.start_only
         if not wanted or s.floats.sigma == 0:
             return StepUpdates((), advance)
-        return StepUpdates((), advance, self._correction(process, t, s, nodes, corrector.variant))
+        return StepUpdates((), advance, self._correction(process, t, s, nodes, corrector.variant, repeated))
 
     def _correction(
-        self, process: Process, t: Scales, s: Scales, nodes: list[Scales], variant: Variant
+        self, process: Process, t: Scales, s: Scales, nodes: list[Scales], variant: Variant, repeated: bool
     ) -> LinearUpdate:
         """The step from t to s again, once F is known at s as well: evaluation 0 is that at s."""
         known = (s, *nodes)
         form = form_at(self.prediction, self.variable, t, s, known)
         assert form is not None, "corrected steps end at sigma > 0"
-        gain, w = weights(form, process, t, s, known, variant)
+        gain, w = weights(form, process, t, s, known, variant, repeated=repeated)
         return LinearUpdate(form, gain, w, 1, tuple(range(len(known))))
 
 
@@ -297,9 +299,9 @@ class Extrapolate(HistoryRule):
         return min(order, 2) if self.variant == "taylor" else order
 
     def weights(
-        self, form: ExponentialForm, process: Process, t: Scales, s: Scales, nodes: Sequence[Scales]
+        self, form: ExponentialForm, process: Process, t: Scales, s: Scales, nodes: Sequence[Scales], repeated: bool
     ) -> tuple[float, list[float]]:
-        return weights(form, process, t, s, nodes, self.variant, self.difference_weights)
+        return weights(form, process, t, s, nodes, self.variant, self.difference_weights, repeated)
 
 
 @dataclass(frozen=True)
@@ -328,9 +330,9 @@ class Pseudo(HistoryRule):
         return min(self.order, 2)
 
     def weights(
-        self, form: ExponentialForm, process: Process, t: Scales, s: Scales, nodes: Sequence[Scales]
+        self, form: ExponentialForm, process: Process, t: Scales, s: Scales, nodes: Sequence[Scales], repeated: bool
     ) -> tuple[float, list[float]]:
-        return weights(form, process, t, s, nodes, "pseudo")
+        return weights(form, process, t, s, nodes, "pseudo", repeated=repeated)
 
 
 RULES: dict[str, type[Rule]] = {rule.registry_name: rule for rule in (Extrapolate, SingleStep, Pseudo)}

@@ -75,5 +75,6 @@ class UniPC(MultistepSampler):
         return Extrapolate(self.prediction, self.order, corrector=corrector, variant=variant)
 
     def schedule_for(self, steps: int, tail: bool) -> RuleSchedule:
-        rules: list[Rule] = [self.rule(i not in self.uncorrected) for i in range(steps)]
+        plain, corrected = self.rule(False), self.rule()
+        rules: list[Rule] = [plain if i in self.uncorrected else corrected for i in range(steps)]
         return RuleSchedule(lower_at_the_end(rules, tail) if self.lower_order_final else rules, self.warm_up)
