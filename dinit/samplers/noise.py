@@ -7,9 +7,12 @@ of the images or the number of processes.
 from __future__ import annotations
 
 import hashlib
+import os
 import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -24,7 +27,7 @@ class NoiseSource:
     """Standard normal draws for a batch, a function of each image's key.
 
     Draws are made in float32 on the CPU, whatever dtype and device they are for, so that an image does not depend
-    on either.
+    on either; PyTorch's number of threads share a large one.
 
     Args:
         keys: One (seed, image index) an image.
@@ -80,9 +83,29 @@ class NoiseSource:
                 f"this noise source has {len(self.keys)} keys, for as many images; got {like.shape[0]}"
             )
         draws = np.empty(tuple(like.shape), np.float32)
-        for (seed, index), row in zip(self.keys, draws, strict=True):
-            _at_key(f"{seed}/{index}/{stream}/{number}").standard_normal(dtype=np.float32, out=row)
+        threads = min(torch.get_num_threads(), len(draws)) if draws.size >= _LARGE else 1
+        ends = [len(draws) * k // threads for k in range(threads + 1)]
+
+        def fill(first: int, end: int) -> None:
+            for (seed, index), row in zip(self.keys[first:end], draws[first:end], strict=True):
+                _at_key(f"{seed}/{index}/{stream}/{number}").standard_normal(dtype=np.float32, out=row)
+
+        others = [_pool(threads - 1).submit(fill, *part) for part in pairwise(ends[1:])]  # NumPy frees the GIL
+        fill(0, ends[1])
+        for one in others:
+            one.result()
         return upload(torch.from_numpy(draws), like.device, like.dtype)
+
+
+_LARGE = 1 << 16  # numbers of a draw, over half a millisecond of them, which threads share
+_pools: dict[int, ThreadPoolExecutor] = {}
+# A fork has none of its parent's threads: a pool would wait for them for ever.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pools.clear)
+
+
+def _pool(workers: int) -> ThreadPoolExecutor:
+    return _pools.setdefault(workers, ThreadPoolExecutor(workers, "dinit-noise"))  # without threads before its use
 
 
 class _Generators(threading.local):

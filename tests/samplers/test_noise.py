@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from collections.abc import Iterator
+
+import numpy as np
 import pytest
 import torch
 
-from dinit.samplers import NoiseSource, RecordedNoise
+from dinit.samplers import NoiseSource, RecordedNoise, noise
 
 LIKE = torch.empty(4, 1, 8, 8)
 
@@ -41,6 +46,32 @@ def test_standard_normal() -> None:
 def test_dtype_changes_nothing_but_the_dtype() -> None:
     source = NoiseSource.from_seed(1, 4)
     assert torch.equal(source.normal("step", 0, LIKE.double()).float(), source.normal("step", 0, LIKE))
+
+
+@pytest.fixture
+def three_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.usefixtures("three_threads")
+def test_threads_share_a_large_draw() -> None:
+    """5 images of 2^14 numbers: together above the limit, alone below it. A fork, which has no threads, too."""
+    like = torch.empty(5, 1, 128, 128)
+    alone = torch.cat([NoiseSource(((3, i),)).normal("step", 7, like[:1]) for i in range(5)])
+    assert torch.equal(NoiseSource.from_seed(3, 5).normal("step", 7, like), alone)
+    assert noise._pools
+    child = os.fork()
+    if not child:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(10)  # ends a child that waits for threads; PyTorch's own operations would, here
+        drawn = NoiseSource.from_seed(3, 5).normal("step", 7, like).numpy()
+        os._exit(0 if np.array_equal(drawn, alone.numpy()) else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_refusals() -> None:
