@@ -50,7 +50,10 @@ class Nothing:
 
 @dataclass(frozen=True)
 class Case:
-    """A method: our sampler, and what peers call it. diffusers: class and options; kdiffusion, azula: names."""
+    """A method: our sampler, and what peers call it. diffusers: class and options; kdiffusion, azula: names.
+
+    steps: Of ours; half of the peer's, where the peer counts evaluations and we steps of two.
+    """
 
     sampler: str
     options: dict[str, Any] = field(default_factory=dict)
@@ -58,6 +61,7 @@ class Case:
     kdiffusion: str = ""
     azula: tuple[str, dict[str, Any]] | None = None
     process: str = "vp-discrete"
+    steps: int = STEPS
 
 
 def multistep(**options: Any) -> tuple[str, dict[str, Any]]:
@@ -82,7 +86,16 @@ CASES = (
     Case("lms", diffusers=("LMSDiscreteScheduler", {}), kdiffusion="lms"),
     Case("dpmpp-2m", diffusers=multistep(), kdiffusion="dpmpp_2m"),
     Case("dpmpp-3m", diffusers=multistep(solver_order=3)),
-    Case("dpm-solver-2", diffusers=("DPMSolverSinglestepScheduler", {"algorithm_type": "dpmsolver++"})),
+    Case(
+        "dpm-solver-2",
+        diffusers=("DPMSolverSinglestepScheduler", {"algorithm_type": "dpmsolver++"}),
+        steps=STEPS // 2 + 1,
+    ),
+    Case(
+        "dpmpp-2s",
+        diffusers=("DPMSolverSinglestepScheduler", {"algorithm_type": "dpmsolver++"}),
+        steps=STEPS // 2 + 1,
+    ),
     Case("unipc", diffusers=("UniPCMultistepScheduler", {})),
     Case("deis", diffusers=("DEISMultistepScheduler", {"solver_order": 3})),
     Case("ipndm", diffusers=("IPNDMScheduler", {})),
@@ -108,10 +121,10 @@ def denoiser(process: str) -> BackboneDenoiser:
     )
 
 
-def ours(case: Case, noise: Tensor, steps: int = STEPS) -> Loop:
-    """A run of our sampler, made for each run from its name."""
-    model = denoiser(case.process)
-    return lambda: SAMPLERS.create({"name": case.sampler, **case.options}).sample(model, noise, steps)
+def ours(case: Case, noise: Tensor) -> Loop:
+    """A run of our sampler."""
+    model, sampler = denoiser(case.process), SAMPLERS.create({"name": case.sampler, **case.options})
+    return lambda: sampler.sample(model, noise, case.steps)
 
 
 def in_diffusers(name: str, options: dict[str, Any], noise: Tensor) -> Loop:
