@@ -166,6 +166,19 @@ class Denoised:
         d.__dict__.update(x_t=x_t, scales=scales, _raw=(output if output.is_cpu else output.clone(), factors))
         return d
 
+    @classmethod
+    def of_mean(cls, x_t: Tensor, x0: Tensor, scales: Scales) -> Denoised:
+        """As the constructor, in half the time.
+
+        Args:
+            x_t: The noisy batch, (B, C, H, W).
+            x0: The posterior mean, (B, C, H, W).
+            scales: Those of the batch's time or times.
+        """
+        d = object.__new__(cls)
+        d.__dict__.update(x_t=x_t, x0=x0, scales=scales)
+        return d
+
     def __getattr__(self, name: str) -> Any:
         if name != "x0" or "_raw" not in self.__dict__:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")

@@ -138,7 +138,7 @@ class Scales:
 
     def aligned(
         self, others: Sequence[Scales], key: object, function: Callable[[int, int], Sequence[Result]]
-    ) -> Result:
+    ) -> tuple[Sequence[Result], int]:
         """A function of this time and others, computed at once for all steps whose times stand alike in the run.
 
         Args:
@@ -147,7 +147,7 @@ class Scales:
             function: From the first and one past the last place of this time, relative to its own, to the results.
 
         Returns:
-            The result for these times.
+            The results for all steps, and the place of this one among them.
         """
         mine, i = self._together
         places = [k._together for k in others]
@@ -157,7 +157,7 @@ class Scales:
             low = -min(i, *(j for _, j in places))
             high = min(len(mine.scales.time) - i, *(len(theirs.scales.time) - j for theirs, j in places))
             known = mine.rows[name] = ([theirs for theirs, _ in places], function(low, high), i + low)
-        return known[1][i - known[2]]
+        return known[1], i - known[2]
 
     def nearby(self, low: int, high: int, key: object, number: Callable[[ScalarScales], float]) -> Any:
         """A number of each time of the run from `low` to `high` (not included) of them from this one: (N,) float64.

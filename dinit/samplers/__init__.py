@@ -52,8 +52,8 @@ if TYPE_CHECKING:
     from dinit.samplers.multistep.rules import Corrector as Corrector
     from dinit.samplers.multistep.rules import Extrapolate as Extrapolate
     from dinit.samplers.multistep.rules import Pseudo as Pseudo
-    from dinit.samplers.multistep.rules import Rule as Rule
-    from dinit.samplers.multistep.rules import SingleStep as SingleStep
+    from dinit.samplers.multistep.single_step import Rule as Rule
+    from dinit.samplers.multistep.single_step import SingleStep as SingleStep
     from dinit.samplers.multistep.unified import Unified as Unified
     from dinit.samplers.multistep.unipc import UniPC as UniPC
     from dinit.samplers.noise import NoiseSource as NoiseSource

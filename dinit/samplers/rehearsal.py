@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # `Sampler.iterate` imports this module
     from dinit.samplers.base import Run, Sampler
 
 DATA_STD = 0.3  # of images in [-1, 1], about
+_VARIANCE = DATA_STD**2
 TOLERANCE = 0.15  # of the standard deviation, relative
 FEWEST, MOST = 18, 250  # times of a run: with fewer no first-order solver is exact, with more nearly all are
 DIVERGED = 5.0  # times the standard deviation: so far off are few steps only where they diverge
@@ -40,10 +41,10 @@ class _Gaussian(Denoiser):
         return torch.zeros(len(labels), 1)
 
     def __call__(self, x_t: Tensor, t: Scales | Tensor | float, cond: Condition) -> Denoised:
-        scales = t if isinstance(t, Scales) else self.process.scales(t)
-        scales = scales.like(x_t)
+        scales = self.scales(t).like(x_t)
         k: Any = scales.factors
-        return Denoised(x_t, k.alpha * DATA_STD**2 / (k.alpha**2 * DATA_STD**2 + k.sigma**2) * x_t, scales)
+        gain = k.alpha * _VARIANCE / (k.alpha * k.alpha * _VARIANCE + k.sigma * k.sigma)
+        return Denoised.of_mean(x_t, gain * x_t, scales)
 
 
 def warn_of_spread(run: Run, end: End, create: Callable[[str], Sampler], own_state: bool = True) -> None:

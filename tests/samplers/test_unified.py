@@ -21,9 +21,18 @@ from dinit.samplers.multistep.deis import DEIS
 from dinit.samplers.multistep.dpm_solver import DPMpp2S, DPMpp3M, DPMSolver1, DPMSolver2, DPMSolver3
 from dinit.samplers.multistep.dpmpp import DPMpp2M
 from dinit.samplers.multistep.exponential_weights import ExponentialForm, exponential_form, gauss_legendre, weights
+from dinit.samplers.multistep.linear_update import StepUpdates
 from dinit.samplers.multistep.lms import LMS
 from dinit.samplers.multistep.pndm import IPNDM, PNDM
-from dinit.samplers.multistep.rules import Corrector, Extrapolate, Pseudo, SingleStep, WarmUp, lower_at_the_end
+from dinit.samplers.multistep.rules import (
+    Corrector,
+    Extrapolate,
+    Pseudo,
+    Rule,
+    SingleStep,
+    WarmUp,
+    lower_at_the_end,
+)
 from dinit.samplers.multistep.unified import MultistepSampler, Unified
 from dinit.samplers.multistep.unipc import UniPC
 from dinit.samplers.ode.ddim import DDIM
@@ -317,3 +326,38 @@ def test_a_schedule_survives_its_config() -> None:
         json.dumps(sampler.to_config())
     )
     assert make_sampler(json.loads(json.dumps(to_spec(sampler)))) == sampler  # as the record of a call has it
+
+
+def numbers(step: StepUpdates) -> list[object]:
+    """All that a step does, as plain values."""
+    updates = [
+        *(update for _, update in step.stages),
+        step.advance,
+        *([step.correction] if step.correction else []),
+    ]
+    return [[at.floats for at, _ in step.stages], *((u.form, *u[1:]) for u in updates)]
+
+
+@pytest.mark.parametrize("process", ["vp-discrete", "flow", "edm", "ve"])
+@pytest.mark.parametrize(
+    "rule",
+    [
+        SingleStep("eps", (1 / 3, 2 / 3)),
+        SingleStep("v", (0.5, 1.0), variable="t", variant="midpoint"),
+        Extrapolate("x0", 4, corrector=Corrector("bh1")),
+        Extrapolate("eps", 3, variable="t", max_step_ratio=0.95, difference_weights=(1.1, 0.9)),
+        Extrapolate("path-velocity", 2, variable="own", corrector=Corrector()),
+        Extrapolate("x0", 2, start_steps_back=2),
+        Extrapolate("x0", 3, variant="taylor"),
+        Pseudo("eps", 4, corrector=Corrector()),
+    ],
+    ids=str,
+)
+def test_coefficients_at_once_are_those_one_by_one(rule: Rule, process: str) -> None:
+    """To the last bit, from alpha = 0 on and to sigma = 0, with the irregular steps between."""
+    path = PROCESSES.create(process)
+    times = torch.linspace(1, 0, 26, dtype=torch.float64) ** 1.5
+    points, again = path.scales(times).unbind(), path.scales(times).unbind()
+    at_once = rule.all_updates(path, points, range(25), "corrected")
+    one_by_one = [rule.updates(path, again, i, "corrected") for i in range(25)]
+    assert [*map(numbers, at_once)] == [*map(numbers, one_by_one)]

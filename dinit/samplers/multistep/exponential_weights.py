@@ -105,12 +105,16 @@ class ExponentialForm:
         """The time at which the polynomial's variable has gone `fraction` of the way from t to s."""
         if fraction == 1:
             return s
+        found, place = self.all_between(process, t, s, fraction)
+        return found[place]
+
+    def all_between(self, process: Process, t: Scales, s: Scales, fraction: float) -> tuple[Sequence[Scales], int]:
+        """`between` of all steps of the run, None for one of infinite length, and the place of this step."""
 
         def of_all(starts: Scales, ends: Scales) -> list[Scales]:
             return process.scales(self.along.between(process, starts, ends, fraction)).unbind()
 
-        found, place = self._pairs(t, s, ("between", fraction), of_all)
-        return found[place]
+        return self._pairs(t, s, ("between", fraction), of_all)
 
     def interpolate(self, process: Process, t: Scales, s: Scales, fractions: Tensor) -> Tensor:
         """u where the polynomial's variable has gone fractions (n,) of the way from t to s: (..., n)."""
@@ -205,8 +209,7 @@ def weights(
     s: Scales,
     nodes: Sequence[Scales],
     variant: Variant = "exact",
-    differences: tuple[float, ...] = (),
-    repeated: bool = False,
+    differences: Sequence[float] = (),
 ) -> tuple[float, list[float]]:
     """Weights of a step, (gain, w): x_s = gain x_t + sum_j w_j F_j, exact for polynomials F through the nodes.
 
@@ -223,20 +226,44 @@ def weights(
             'pseudo': Adams-Bashforth's fractions of the whole integral, whatever the steps (PNDM).
         differences: Factors on the terms of Newton's form of the polynomial, from the first divided difference on;
             1 where none is given.
-        repeated: Whether most steps of the run have their nodes at the same distances from t: they are then all
-            computed at once, with the same numbers.
 
     Returns:
         The factor rho_s / rho_t on x_t, and one weight for each node.
     """
     count = 1 if variant == "pseudo" or form.along is form.ode else len(nodes)
+    of_powers = form.moments(process, t, s)[: count - 1] if count > 1 else ()
+    return _weights(form, [form.numbers(k) for k in (t, s, *nodes)], of_powers, variant, differences)
+
+
+def all_weights(
+    form: ExponentialForm,
+    process: Process,
+    t: Scales,
+    s: Scales,
+    nodes: Sequence[Scales],
+    variant: Variant = "exact",
+    differences: Sequence[float] = (),
+) -> tuple[Sequence[tuple[float, list[float]]], int]:
+    """`weights` of all steps of the run whose nodes stand alike, the same numbers, computed at once.
+
+    Args:
+        form: F, rho, u and the variable of the polynomial.
+        process: The noise process.
+        t: Start of one of the steps.
+        s: Its end.
+        nodes: Where F is known, the newest first.
+        variant: As of `weights`.
+        differences: As of `weights`.
+
+    Returns:
+        The weights of consecutive steps, without a meaning where a step is infinite in this form; and the place of
+        this step among them.
+    """
+    count = 1 if variant == "pseudo" or form.along is form.ode else len(nodes)
     times = (t, s, *nodes)
-    if not repeated:
-        of_powers = form.moments(process, t, s)[: count - 1] if count > 1 else ()
-        return _weights(form, [form.numbers(k) for k in times], of_powers, variant, differences)
 
     def of_all(low: int, high: int) -> list[tuple[float, list[float]]]:
-        of_powers: Sequence[Any] = ()
+        of_powers: Any = ()
         if count > 1:
             rows, place = form.all_moments(process, t, s)
             unknown = [math.nan] * (count - 1)  # infinite steps, which take another form
@@ -248,7 +275,7 @@ def weights(
             )
         return [*zip(gain.tolist(), np.stack(found, axis=-1).tolist(), strict=True)]
 
-    return t.aligned((s, *nodes), (form, variant, differences), of_all)
+    return t.aligned((s, *nodes), (form, variant, tuple(differences)), of_all)
 
 
 def _weights(

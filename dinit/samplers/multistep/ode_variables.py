@@ -76,10 +76,10 @@ class ODEVariable(TimeVariable):
 
     def slope(self, d: Denoised) -> Tensor:
         """dy/du of a Denoised, (B, C, H, W)."""
-        k = d.scales.factors
-        x0, eps = self.factors(k)
         if self is SIGNAL_LEVEL or self is NOISE_LEVEL:
             return d.x0 if self is SIGNAL_LEVEL else d.eps
+        k = d.scales.factors
+        x0, eps = self.factors(k)
         return d.combination(0.0, x0, eps) if isinstance(k, ScalarScales) else x0 * d.x0 + eps * d.eps
 
     def euler(self, d: Denoised, s: Scales) -> Tensor:

@@ -9,32 +9,26 @@ et al. 2023). Rules of one run may differ; unified.py makes samplers of them.
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import KW_ONLY, asdict, dataclass, replace
-from typing import Any, ClassVar, Literal
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass, replace
+from typing import ClassVar, Literal
 
 from dinit.diffusion import Process, Scales
-from dinit.registry import suggest
 from dinit.samplers.multistep.exponential_weights import (
     ExponentialForm,
     Prediction,
     Variable,
     Variant,
+    all_weights,
     check_order,
     choice,
+    exponential_form,
     form_at,
     weights,
 )
-from dinit.samplers.multistep.linear_update import LinearUpdate, Stages, StepUpdates, ddim_update
-
-WarmUp = Literal["lower-order", "corrected", "single-step"]
-"""How the first steps of a run, which lack evaluations, are taken.
-
-'lower-order': with the evaluations that there are; the run then has order 2 at most. 'corrected': each of them is
-then taken again with the evaluation at its end, at no cost; order 3 at most. 'single-step': as 'corrected', but the
-first step is one of three evaluations (Lu et al. 2022, DPM-Solver-3); order 4 at most.
-"""
+from dinit.samplers.multistep.linear_update import LinearUpdate, StepUpdates, ddim_update
+from dinit.samplers.multistep.single_step import FEW, Rule, SingleStep, WarmUp
 
 
 @dataclass(frozen=True)
@@ -56,116 +50,6 @@ class Corrector:
 
 
 _AT_START = Corrector(start_only=True)
-FEW = 12  # times of a run, for which the weights of all steps at once cost more than one by one
-
-
-@dataclass(frozen=True)
-class Rule(ABC):
-    """Coefficients of one step: the base of `Extrapolate`, `SingleStep` and `Pseudo`."""
-
-    registry_name: ClassVar[str]  # of the rule in a record
-
-    @property
-    def history(self) -> int:
-        """The number of past evaluations that a step uses."""
-        return 1
-
-    @property
-    def inner_evaluations(self) -> int:
-        """Network evaluations of a step besides the one at its start."""
-        return 0
-
-    @abstractmethod
-    def claimed_order(self, warm_up: WarmUp) -> int:
-        """The order of a run that follows this rule throughout.
-
-        Args:
-            warm_up: How the first steps, which lack evaluations, are taken.
-
-        Returns:
-            The order of convergence.
-        """
-
-    @abstractmethod
-    def updates(self, process: Process, points: Sequence[Scales], i: int, warm_up: WarmUp) -> StepUpdates:
-        """The coefficients of the step from points[i] to points[i + 1].
-
-        Args:
-            process: The noise process of the run.
-            points: The scales at the ends of all steps, N + 1 of them.
-            i: Number of the step, 0 .. N - 1.
-            warm_up: How the first steps, which lack evaluations, are taken.
-
-        Returns:
-            Inner stages, if any, and the update to points[i + 1].
-        """
-
-    def to_config(self) -> dict[str, Any]:
-        """Plain values, without infinities, that `rule_from_config` reads."""
-        values = {k: None if v == math.inf else v for k, v in asdict(self).items()}
-        return {"name": self.registry_name, **values}
-
-
-@dataclass(frozen=True)
-class SingleStep(Rule):
-    """A step without history: inner evaluations at fractions of it. Lu et al. 2022 (DPM-Solver), Algorithms 1, 2.
-
-    Each stage and the end use the evaluation at t and the newest one. One stage gives order 2 at any fraction; two
-    give order 3 at (1/3, 2/3).
-
-    Args:
-        prediction: The network's output that is extrapolated.
-        stages: Fractions of the step in (0, 1], one or two.
-        variable: What the fractions and the polynomial are taken in.
-        variant: What stands in place of the last exact integral: see `exponential_weights.weights`.
-
-    Raises:
-        ValueError: An option out of range.
-    """
-
-    registry_name = "single-step"
-
-    prediction: Prediction
-    stages: tuple[float, ...]
-    _: KW_ONLY
-    variable: Variable = "log-snr"
-    variant: Literal["exact", "midpoint", "bh1", "taylor"] = "exact"
-
-    def __post_init__(self) -> None:
-        choice("rule", prediction=(self.prediction, Prediction), variable=(self.variable, Variable))
-        choice("rule", variant=(self.variant, Literal["exact", "midpoint", "bh1", "taylor"]))
-        object.__setattr__(self, "stages", tuple(self.stages))
-        if not 1 <= len(self.stages) <= 2 or not all(0 < fraction <= 1 for fraction in self.stages):
-            raise ValueError(f"rule: stages must be one or two fractions in (0, 1], got {self.stages!r}")
-
-    @property
-    def inner_evaluations(self) -> int:
-        return len(self.stages)
-
-    def claimed_order(self, warm_up: WarmUp) -> int:
-        return 3 if self.stages == (1 / 3, 2 / 3) and self.variant == "exact" else 2
-
-    def updates(self, process: Process, points: Sequence[Scales], i: int, warm_up: WarmUp) -> StepUpdates:
-        t, s = points[i], points[i + 1]
-        form = form_at(self.prediction, self.variable, t, s, (t,))
-        if form is None:  # only DDIM's step is finite at sigma_s = 0
-            return StepUpdates((), ddim_update(t, s))
-        stages: Stages = ()
-        known = [t]
-        for fraction in self.stages:
-            at = form.between(process, t, s, fraction)
-            stages = (*stages, (at, _from_two(form, process, at, known, "exact", len(points) > FEW)))
-            known.append(at)
-        return StepUpdates(stages, _from_two(form, process, s, known, self.variant, len(points) > FEW))
-
-
-def _from_two(
-    form: ExponentialForm, process: Process, s: Scales, known: list[Scales], variant: Variant, repeated: bool
-) -> LinearUpdate:
-    """The update to s from the first of the known evaluations, t, with that evaluation and the last one."""
-    t, count = known[0], len(known)
-    nodes, taken = ([known[-1], t], (0, count - 1)) if count > 1 else ([t], (0,))
-    return LinearUpdate(form, *weights(form, process, t, s, nodes, variant, repeated=repeated), 0, taken)
 
 
 @dataclass(frozen=True)
@@ -204,9 +88,15 @@ class HistoryRule(Rule):
 
     @abstractmethod
     def weights(
-        self, form: ExponentialForm, process: Process, t: Scales, s: Scales, nodes: Sequence[Scales], repeated: bool
+        self, form: ExponentialForm, process: Process, t: Scales, s: Scales, nodes: Sequence[Scales]
     ) -> tuple[float, list[float]]:
-        """The weight of the state at t and those of F at the nodes, the newest first; see `weights`."""
+        """The weight of the state at t and those of F at the nodes, the newest first."""
+
+    @abstractmethod
+    def all_weights(
+        self, form: ExponentialForm, process: Process, t: Scales, s: Scales, nodes: Sequence[Scales]
+    ) -> tuple[Sequence[tuple[float, list[float]]], int]:
+        """`weights` of all steps that stand alike in the run, and the place of this one among them."""
 
     def updates(self, process: Process, points: Sequence[Scales], i: int, warm_up: WarmUp) -> StepUpdates:
         t, s = points[i], points[i + 1]
@@ -221,7 +111,6 @@ class HistoryRule(Rule):
         longer = (
             len(nodes) > 2 and self.max_step_ratio < math.inf and _step_ratio(form, s, nodes) > self.max_step_ratio
         )
-        repeated = not starting and not longer and len(points) > FEW
         if longer:
             nodes, taken = nodes[:2], taken[:2]
         if longer or back:
@@ -229,21 +118,51 @@ class HistoryRule(Rule):
         if form is None:
             advance = ddim_update(start, s, back)
         else:
-            advance = LinearUpdate(form, *self.weights(form, process, start, s, nodes, repeated), back, taken)
+            advance = LinearUpdate(form, *self.weights(form, process, start, s, nodes), back, taken)
         corrector = self.corrector or _AT_START
         wanted = (starting and warm_up != "lower-order") or not corrector.start_only
         if not wanted or s.floats.sigma == 0:
             return StepUpdates((), advance)
-        return StepUpdates((), advance, self._correction(process, t, s, nodes, corrector.variant, repeated))
+        return StepUpdates((), advance, self._correction(process, t, s, nodes, corrector.variant))
+
+    def all_updates(
+        self, process: Process, points: Sequence[Scales], steps: range, warm_up: WarmUp
+    ) -> list[StepUpdates]:
+        form = exponential_form(self.prediction, self.variable)
+        regular = [i for i in steps if self._is_regular(form, points, i)]
+        if len(regular) < FEW:
+            return super().all_updates(process, points, steps, warm_up)
+        first = regular[0]
+        t, s, nodes = points[first], points[first + 1], [points[first - j] for j in range(self.order)]
+        rows, at = self.all_weights(form, process, t, s, nodes)
+        taken, with_end = tuple(range(self.order)), tuple(range(self.order + 1))
+        found = {i: LinearUpdate(form, *rows[at + i - first], 0, taken) for i in regular}
+        corrected: dict[int, LinearUpdate] = {}
+        if self.corrector is not None and not self.corrector.start_only:
+            rows, at = all_weights(form, process, t, s, [s, *nodes], self.corrector.variant)
+            corrected = {i: LinearUpdate(form, *rows[at + i - first], 1, with_end) for i in regular}
+        return [
+            StepUpdates((), found[i], corrected.get(i)) if i in found else self.updates(process, points, i, warm_up)
+            for i in steps
+        ]
+
+    def _is_regular(self, form: ExponentialForm, points: Sequence[Scales], i: int) -> bool:
+        """Whether the step has all its evaluations and its usual form."""
+        last = i + 1 - self.order  # the oldest evaluation
+        if self.start_steps_back or last < 0 or not points[last].floats.alpha or not points[i + 1].floats.sigma:
+            return False
+        if self.order < 3 or self.max_step_ratio == math.inf:
+            return True
+        return _step_ratio(form, points[i + 1], (points[i], points[i - 1])) <= self.max_step_ratio
 
     def _correction(
-        self, process: Process, t: Scales, s: Scales, nodes: list[Scales], variant: Variant, repeated: bool
+        self, process: Process, t: Scales, s: Scales, nodes: list[Scales], variant: Variant
     ) -> LinearUpdate:
         """The step from t to s again, once F is known at s as well: evaluation 0 is that at s."""
         known = (s, *nodes)
         form = form_at(self.prediction, self.variable, t, s, known)
         assert form is not None, "corrected steps end at sigma > 0"
-        gain, w = weights(form, process, t, s, known, variant, repeated=repeated)
+        gain, w = weights(form, process, t, s, known, variant)
         return LinearUpdate(form, gain, w, 1, tuple(range(len(known))))
 
 
@@ -299,9 +218,14 @@ class Extrapolate(HistoryRule):
         return min(order, 2) if self.variant == "taylor" else order
 
     def weights(
-        self, form: ExponentialForm, process: Process, t: Scales, s: Scales, nodes: Sequence[Scales], repeated: bool
+        self, form: ExponentialForm, process: Process, t: Scales, s: Scales, nodes: Sequence[Scales]
     ) -> tuple[float, list[float]]:
-        return weights(form, process, t, s, nodes, self.variant, self.difference_weights, repeated)
+        return weights(form, process, t, s, nodes, self.variant, self.difference_weights)
+
+    def all_weights(
+        self, form: ExponentialForm, process: Process, t: Scales, s: Scales, nodes: Sequence[Scales]
+    ) -> tuple[Sequence[tuple[float, list[float]]], int]:
+        return all_weights(form, process, t, s, nodes, self.variant, self.difference_weights)
 
 
 @dataclass(frozen=True)
@@ -330,12 +254,14 @@ class Pseudo(HistoryRule):
         return min(self.order, 2)
 
     def weights(
-        self, form: ExponentialForm, process: Process, t: Scales, s: Scales, nodes: Sequence[Scales], repeated: bool
+        self, form: ExponentialForm, process: Process, t: Scales, s: Scales, nodes: Sequence[Scales]
     ) -> tuple[float, list[float]]:
-        return weights(form, process, t, s, nodes, "pseudo", repeated=repeated)
+        return weights(form, process, t, s, nodes, "pseudo")
 
-
-RULES: dict[str, type[Rule]] = {rule.registry_name: rule for rule in (Extrapolate, SingleStep, Pseudo)}
+    def all_weights(
+        self, form: ExponentialForm, process: Process, t: Scales, s: Scales, nodes: Sequence[Scales]
+    ) -> tuple[Sequence[tuple[float, list[float]]], int]:
+        return all_weights(form, process, t, s, nodes, "pseudo")
 
 
 def lower_at_the_end(rules: Sequence[Rule], tail: bool, to: int = 1) -> list[Rule]:
@@ -354,60 +280,3 @@ def lower_at_the_end(rules: Sequence[Rule], tail: bool, to: int = 1) -> list[Rul
         replace(rule, order=min(rule.order, order)) if isinstance(rule, HistoryRule) else rule
         for rule, order in zip(rules, least, strict=True)
     ]
-
-
-def rule_from_config(config: Mapping[str, Any]) -> Rule:
-    """A rule from a mapping of its fields and its 'name': 'extrapolate', 'single-step' or 'pseudo'.
-
-    A mapping without a name has the flat fields of files written before rules had types: prediction, order,
-    corrector, variable, variant, corrector_variant, span, stages, reach, differences.
-
-    Args:
-        config: The mapping, as `Rule.to_config` writes it.
-
-    Raises:
-        ValueError: An unknown name or field, or a value out of its range.
-    """
-    given = dict(config) if "name" in config else _from_flat(dict(config))
-    name = given.pop("name")
-    if name not in RULES:
-        raise ValueError(f"unknown rule {name!r}{suggest(str(name), list(RULES))}")
-    if given.get("max_step_ratio", 0) in (None, "inf"):  # JSON has no infinity
-        given["max_step_ratio"] = math.inf
-    if isinstance(corrector := given.get("corrector"), Mapping):
-        given["corrector"] = Corrector(**{key: value for key, value in corrector.items() if key != "name"})
-    return _made(RULES[name], given)
-
-
-def _made(kind: type[Rule], given: Mapping[str, Any]) -> Rule:
-    try:
-        return kind(**given)
-    except TypeError as error:  # a field that it does not have, or a value of a wrong type
-        raise ValueError(f"rule {kind.registry_name!r} cannot be made of {dict(given)!r}: {error}") from error
-
-
-def _from_flat(old: dict[str, Any]) -> dict[str, Any]:
-    known = (
-        "prediction", "order", "corrector", "variable", "variant", "corrector_variant", "span", "stages", "reach",
-        "differences",
-    )  # fmt: skip
-    if unknown := [key for key in old if key not in known]:
-        raise ValueError(
-            f"a rule without a 'name' has no field {unknown[0]!r}{suggest(unknown[0], list(known))}; rules "
-            f"of today have a name: {', '.join(RULES)}"
-        )
-    of_all = {key: old[key] for key in ("prediction", "variable") if key in old}
-    variant = old.get("variant", "exact")
-    if old.get("stages"):
-        return {"name": "single-step", "prediction": "x0", "stages": old["stages"], "variant": variant, **of_all}
-    corrector = Corrector(old.get("corrector_variant", "exact"), start_only=not old.get("corrector", True))
-    rest = {
-        "order": old.get("order", 3),
-        "corrector": None if corrector == Corrector(start_only=True) else corrector,
-        "start_steps_back": old.get("span", 1) - 1,
-        "max_step_ratio": old.get("reach", math.inf) or math.inf,  # None in files of `SolverSearch`
-        **of_all,
-    }
-    if variant == "pseudo":
-        return {"name": "pseudo", **rest}
-    return {"name": "extrapolate", "variant": variant, "difference_weights": old.get("differences", ()), **rest}

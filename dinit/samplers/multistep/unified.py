@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -18,8 +19,9 @@ from dinit.samplers.base import SAMPLERS, Claims, Sampler, StepDenoiser, StepNoi
 from dinit.samplers.grids.base import TimeGrid
 from dinit.samplers.grids.default import multistep_grid
 from dinit.samplers.multistep.exponential_weights import choice
-from dinit.samplers.multistep.linear_update import Evaluation, LinearUpdate, Stages
+from dinit.samplers.multistep.linear_update import Evaluation, LinearUpdate, Stages, StepUpdates
 from dinit.samplers.multistep.ode_variables import NOISE_LEVEL
+from dinit.samplers.multistep.rule_files import rule_from_config
 from dinit.samplers.multistep.rules import (
     Corrector,
     Extrapolate,
@@ -27,7 +29,6 @@ from dinit.samplers.multistep.rules import (
     Rule,
     SingleStep,
     WarmUp,
-    rule_from_config,
 )
 
 HUGE_NOISE = 1000.0
@@ -93,13 +94,16 @@ class RuleSchedule:
 
     def coefficients(self, process: Process, points: Sequence[Scales]) -> tuple[StepCoefficients, ...]:
         """All coefficients of a run over the points, one more than there are rules."""
-        steps, correct = [], None
-        keep = max(rule.history for rule in self.rules)
-        for i, rule in enumerate(self.rules):
-            stages, advance, correction = rule.updates(process, points, i, self.warm_up)
-            steps.append(StepCoefficients(correct, stages, advance, keep))
-            correct = correction
-        return tuple(steps)
+        updates: list[StepUpdates] = []
+        for rule, alike in groupby(self.rules):
+            here = range(len(updates), len(updates) + len([*alike]))
+            updates += rule.all_updates(process, points, here, self.warm_up)
+        corrections = [None, *(correction for _, _, correction in updates)]
+        keep = max(rule.history for rule, _ in groupby(self.rules))
+        return tuple(
+            StepCoefficients(correct, stages, advance, keep)
+            for correct, (stages, advance, _) in zip(corrections, updates, strict=False)
+        )
 
     @property
     def evaluations(self) -> int:

@@ -30,7 +30,8 @@ from dinit.samplers.grids.times import Times
 from dinit.samplers.grids.uniform import Uniform
 from dinit.samplers.multistep.adams import ExponentialAB
 from dinit.samplers.multistep.exponential_weights import Prediction, Variable
-from dinit.samplers.multistep.rules import Corrector, Extrapolate, rule_from_config
+from dinit.samplers.multistep.rule_files import rule_from_config
+from dinit.samplers.multistep.rules import Corrector, Extrapolate
 from dinit.samplers.multistep.unified import Unified
 from dinit.samplers.search.fit import fit
 
