@@ -239,16 +239,20 @@ def test_adaptive_steps_of_pigdm() -> None:
     assert torch.allclose(moved - free, published, rtol=5e-3)
 
 
-def test_negative_row_sums_of_tmpd_are_no_variances() -> None:
-    """Of two pixels that are nearly opposite, one measured with a factor of 3."""
+def test_row_sums_of_tmpd_that_are_no_variances() -> None:
+    """Of two nearly opposite pixels, one measured with a factor of 3, the other's row sum is negative: no part."""
     cov = torch.eye(N, dtype=F64)
     cov[0, 1] = cov[1, 0] = -0.99
     law = GaussianMixture(torch.ones(1), torch.zeros(1, N), cov[None], SHAPE)
     matrix = torch.zeros(2, N, dtype=F64)
     matrix[0, 0], matrix[1, 1] = 1.0, 3.0
-    seen = Measurement(Matrix(matrix), torch.tensor([[0.5, 0.0]], dtype=F64))
-    found = predicted(guided("tmpd", seen, law.denoiser(VP())), torch.zeros(2, *SHAPE, dtype=F64), 0.9)
-    assert found.abs().max() < 10
+    x, k, changes = torch.zeros(1, *SHAPE, dtype=F64), VP().scales(0.9), []
+    for y in ([[0.5, 2.0]], [[-7.0, 2.0]]):
+        seen = Measurement(Matrix(matrix), torch.tensor(y, dtype=F64))
+        changes.append(predicted(guided("tmpd", seen, law.denoiser(VP())), x, k))
+    assert torch.equal(*changes)
+    variance = 9 - 2.97  # the row sum of the other one, at a time without information
+    assert float(changes[0].flatten()[1]) == pytest.approx(3 * 2 / variance, rel=1e-2)
 
 
 # --- contract ----------------------------------------------------------------------------------------------------

@@ -19,8 +19,9 @@ class TMPD(PosteriorGuidance):
     """The score of y under a Gaussian whose covariance A C A* + sigma_y^2 I is replaced by its row sums.
 
     C is sigma^2 / alpha times the denoiser's Jacobian; the row sums take one vector-Jacobian product, and the score
-    another. Exact on data N(m, v I) where A A* is diagonal. Negative sums, which no variance has, count as 0.
-    Boys et al. 2024. Source: arXiv:2310.06721.
+    another. Exact on data N(m, v I) where A A* is diagonal. A number of y whose row sum is not positive, as no
+    variance is, has no part in the score: with such sums the published rule diverges (on the open problem's random
+    projection). Boys et al. 2024. Source: arXiv:2310.06721.
 
     Args:
         measurement: What the images are known by; None is neutral.
@@ -36,6 +37,7 @@ class TMPD(PosteriorGuidance):
         prior = linearise(denoiser, x_t, t, cond)
         residual = measurement.residual(prior.denoised.x0)
         ones = operator.adjoint(torch.ones_like(residual), shape)
-        sums = operator.apply(prior.covariance(ones)).clamp(min=0) + measurement.noise_std**2
-        scaled = torch.where(sums > 0, residual / torch.where(sums > 0, sums, 1.0), 0.0)
+        sums = operator.apply(prior.covariance(ones))
+        total = torch.where(sums > 0, sums, torch.ones_like(sums)) + measurement.noise_std**2
+        scaled = torch.where(sums > 0, residual / total, torch.zeros_like(residual))
         return prior.shifted(prior.covariance(operator.adjoint(scaled, shape)))
