@@ -1,7 +1,8 @@
 """Speed of the state-space backbones on a CPU: scans by PyTorch's operators and by numba's loops, and two floors.
 
 Every row times its sides in turns, A B A B …, so that what else the machine does falls on all alike; figures are
-medians. `products` is the network's matrix products by themselves, on tensors of their shapes; `memory` is the
+medians, and of the process's time on its cores where there is one thread (`pairs.py`). `products` is the network's
+matrix products by themselves, on tensors of their shapes; `memory` is the
 bytes of the inputs and outputs of products and scans over the rate of a large copy. Errors are those of the output
 in float32, relative to its largest number in float64.
 Run: python benchmarks/state_space.py [--before CHECKOUT] [--out benchmarks/results/state_space_cpu.md]
@@ -24,6 +25,7 @@ from typing import Any
 
 import torch
 from backbones import MATCHED, cpu_name, ours, randomized
+from pairs import ratio
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -149,13 +151,16 @@ class Before:
             env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
 
-    def __call__(self) -> None:
+    def milliseconds(self) -> float:
+        """Of one call, by that process's clock."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write("run\n")
         self.process.stdin.flush()
-        if not self.process.stdout.readline():
+        line = self.process.stdout.readline()
+        if not line:
             raise RuntimeError("the process with the older dinit has ended")
+        return float(line)
 
     def close(self) -> None:
         assert self.process.stdin is not None
@@ -165,23 +170,32 @@ class Before:
 
 def serve(name: str, train: bool) -> None:
     """Runs the call once for every line that arrives."""
-    run = call(network(name), train)
+    timed = clocked(call(network(name), train))
     for _ in sys.stdin:
+        print(timed(), flush=True)
+
+
+def clocked(run: Run) -> Callable[[], float]:
+    """Milliseconds of a call: of the process with one thread, of the clock with several."""
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+
+    def timed() -> float:
+        start = clock()
         run()
-        print("done", flush=True)
+        return 1e3 * (clock() - start)
+
+    return timed
 
 
-def medians(runs: dict[str, Run], rounds: int) -> dict[str, float]:
-    """Milliseconds of each, in turns after one call."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
+def in_turns(runs: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """Milliseconds of each in every round, after one call."""
     for run in runs.values():
         run()
-    for _ in range(rounds):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            times[name].append(1e3 * (time.perf_counter() - start))
-    return {name: statistics.median(values) for name, values in times.items()}
+    found: dict[str, list[float]] = {name: [] for name in runs}
+    for turn in range(rounds):
+        for name in list(runs) if turn % 2 == 0 else reversed(list(runs)):
+            found[name].append(runs[name]())
+    return found
 
 
 def errors(model: nn.Module) -> tuple[float, float]:
@@ -200,19 +214,21 @@ def rows(args: argparse.Namespace) -> Any:
             model = network(name)
             run = call(model, train)
             runs = {"dit": call(dit, train), "torch": within(False, run), "numba": within(True, run)}
-            old = Before(args.before, name, train) if args.before else None
-            runs |= {"before": old} if old else {}
             moved = 0
             if not train:
                 runs["products"], moved = floors(runs["numba"])
-            measured = medians(runs, 3 if train else args.rounds)
+            timed = {key: clocked(one) for key, one in runs.items()}
+            old = Before(args.before, name, train) if args.before else None
+            timed |= {"before": old.milliseconds} if old else {}
+            turns = in_turns(timed, 3 if train else args.rounds)
+            measured = {key: statistics.median(values) for key, values in turns.items()}
             if old:
                 old.close()
             wrong = ("", "") if train else tuple(f"{x:.1e}" for x in errors(model))
             memory = "" if train else f"{1e3 * moved / rate:.0f}"
             cells = [f"{measured[key]:.0f}" if key in measured else "" for key in ("before", "torch", "numba")]
             products = "" if train else f"{measured['products']:.0f}"
-            times = f"{measured['before'] / measured['numba']:.2f}" if old else ""
+            times = str(ratio(turns["before"], turns["numba"])) if old else ""
             against_dit = f"{measured['dit'] / measured['numba']:.2f}"
             what = f"{type(model).__name__}, {'training step' if train else 'forward'}"
             yield [what, *cells, times, products, memory, against_dit, *wrong]
@@ -230,8 +246,9 @@ def report(table: list[list[str]], args: argparse.Namespace) -> str:
             f"# State-space backbones on {torch.get_num_threads()} threads of {cpu_name()}",
             "",
             f"`python benchmarks/state_space.py`, torch {torch.__version__}: batch {BATCH}, float32, eager,",
-            f"about 33 million parameters each, 32x32x4. Medians of {args.rounds} rounds in turns (training: 3).",
-            "`before`: the code before numba's loops. Errors: against float64.",
+            f"about 33 million parameters each, 32x32x4. Medians of {args.rounds} rounds in turns (training: 3),",
+            "with one thread of the process's time; ratios with their quartiles. `before`: the code before numba's",
+            "loops. Errors: against float64.",
             "`products` and `memory` are floors: the matrix products alone, and bytes over the rate of a copy.",
             "",
             *("| " + " | ".join(line) + " |" for line in lines),

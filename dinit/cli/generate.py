@@ -11,6 +11,7 @@ import typer
 
 from dinit.cli.checks import check_default_sampler, classes_of
 from dinit.cli.console import console
+from dinit.cli.generate_dry_run import show_dry_run, torch_device_of
 from dinit.cli.generate_set import ClassOrder, Group, LabelsFrom, Pack, generate_into_folder, is_set_folder
 from dinit.cli.labels import ImageOptions, KnownClasses
 from dinit.cli.options import (
@@ -83,6 +84,10 @@ LatentsOut = Annotated[
         "Default: none.",
     ),
 ]
+DryRunFlag = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Print what the call will make and need; nothing is generated or written."),
+]
 
 
 def generate(
@@ -110,6 +115,7 @@ def generate(
     class_order: ClassOrder = "balanced",
     group: Group = None,
     pack: Pack = True,
+    dry_run: DryRunFlag = False,
 ) -> None:
     """Generate images: a labelled contact sheet, single PNGs, an animation, latents, or a large set.
 
@@ -141,7 +147,7 @@ def generate(
                 "a set of images has no --out-dir, --trajectory, --latents or --overwrite; leave them out"
             )
         _check_images(name, images, is_set=True)
-        generate_into_folder(opening, out, images, flags, group, pack)
+        generate_into_folder(opening, out, images, flags, group, pack, dry_run)
         return
     ignored = {
         "--labels-from": labels_from,
@@ -156,9 +162,14 @@ def generate(
         out = Path("samples.png")
     files = Files(out, out_dir, trajectory, latents)
     files.check(overwrite)
+    device, opening = torch_device_of(opening, dry_run)
     pipe = opening.open(to_generate=True)
     options = flags.options(pipe.defaults.get("sampler"))
-    _make(pipe, pipe.prepare(images.of_call(pipe), seed=seed, **options), files)
+    call = pipe.prepare(images.of_call(pipe), seed=seed, **options)
+    if dry_run:
+        show_dry_run(pipe, call, files.wanted, device, files.names)
+    else:
+        _make(pipe, call, files)
 
 
 def _check_images(name: str, images: ImageOptions, is_set: bool) -> None:
@@ -180,6 +191,21 @@ class Files:
     def has_images(self) -> bool:
         """Whether any of them needs the decoder."""
         return not (self.out is self.out_dir is self.trajectory is None)
+
+    @property
+    def names(self) -> list[str]:
+        """The paths of those that are written."""
+        return [str(path) for path in (self.latents, self.out, self.out_dir, self.trajectory) if path is not None]
+
+    @property
+    def wanted(self) -> dict[str, bool]:
+        """What becomes of the images, for a dry run."""
+        return {
+            "pictures": self.has_images,
+            "sheet": self.out is not None,
+            "animation": self.trajectory is not None,
+            "latents": self.latents is not None,
+        }
 
     def check(self, overwrite: bool) -> None:
         """Whether they can be written.
@@ -246,5 +272,4 @@ def _save(pipe: Pipeline, codec: Codec | None, generated: Generated, frames: lis
         save_folder(files.out_dir, pipe, generated)
     if files.trajectory is not None:
         save_animation(files.trajectory, pipe, generated.call, frames, generated.nfe)
-    chosen = (files.latents, files.out, files.out_dir, files.trajectory)
-    return [str(path) for path in chosen if path is not None]
+    return files.names

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dinit.cli.console import console
+from dinit.cli.generate_dry_run import show, torch_device_of
 from dinit.cli.labels import ImageOptions
 from dinit.cli.options import CallFlags, Opening
 from dinit.progress import Progress
@@ -55,7 +56,13 @@ def is_set_folder(out: Path | None) -> bool:
 
 
 def generate_into_folder(
-    opening: Opening, out: Path, images: ImageOptions, flags: CallFlags, group: int | None, make_pack: bool
+    opening: Opening,
+    out: Path,
+    images: ImageOptions,
+    flags: CallFlags,
+    group: int | None,
+    make_pack: bool,
+    dry_run: bool = False,
 ) -> None:
     """Generates a set and reports it. Exit code 128 + the signal's number for a set that was stopped.
 
@@ -66,11 +73,15 @@ def generate_into_folder(
         flags: the call.
         group: images that the network evaluates together; None is the usual number.
         make_pack: whether to write the .npz of all images.
+        dry_run: whether only what would be made is printed.
     """
     from dinit.pipelines.launch import launched_processes
     from dinit.pipelines.outputs.set_files import present
     from dinit.pipelines.outputs.sets import GROUP, generate_set
 
+    if dry_run:
+        _show_dry_run(opening, out, images, flags, group or GROUP, make_pack)
+        return
     with launched_processes() as state:
         if opening.device == "auto" and state.num_processes > 1:
             opening = replace(opening, device=str(state.device))
@@ -93,6 +104,27 @@ def generate_into_folder(
         _report(made, stopped=bool(caught))
     if caught:
         raise typer.Exit(128 + caught[0])
+
+
+def _show_dry_run(
+    opening: Opening, out: Path, images: ImageOptions, flags: CallFlags, group: int, make_pack: bool
+) -> None:
+    """Prints what a set would take: its groups are made one after another, each with `group` images."""
+    from dinit.pipelines.outputs.dry_run import dry_run
+    from dinit.pipelines.outputs.sets import check_set, first_group
+
+    device, opening = torch_device_of(opening, dry_run=True)
+    pipe = opening.open()
+    options = flags.options(pipe.defaults.get("sampler"))
+    call = pipe.prepare(images.of_set(pipe, flags.seed), seed=flags.seed, **options)
+    there = check_set(pipe, call, out, group)
+    count = len(call.labels)
+    files = [f"{count - there:,} PNGs and manifest.json in {out}", *(["a .npz of all"] if make_pack else [])]
+    found = dry_run(pipe, first_group(call, group), device=device, files=files, opened=True)
+    classes = len({label for label in call.labels if label is not None})
+    show(replace(found, images=count, classes=classes, batches=-(-count // group)))
+    if there:
+        console.print(f"{there:,} of the images are there already")
 
 
 def _report(made: MadeSet, stopped: bool) -> None:

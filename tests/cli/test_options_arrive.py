@@ -239,7 +239,7 @@ OPTIONS: dict[str, dict[str, tuple[list[str], dict[str, Any]]]] = {
     },
 }
 # Options that choose which function is called, and positional arguments of BASES; commands that only print.
-CHOOSING = {("train", "dry_run"), ("evaluate", "during_training")}
+CHOOSING = {("train", "dry_run"), ("generate", "dry_run"), ("evaluate", "during_training")}
 PRINTING = {
     "info": "tests/cli/test_commands.py reads what it prints",
     "list": "the same",

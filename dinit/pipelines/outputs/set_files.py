@@ -63,6 +63,27 @@ def begin(folder: Path, spec: Mapping[str, Any], versions: Mapping[str, str], pi
     ImageSetError, with the differences, for a folder of another set, or for a folder of other files. Only the
     process that owns the folder may call this: it removes incomplete files of killed runs.
     """
+    before = check_folder(folder, spec, may_clean=True)
+    if before is not None:
+        older = [f"{k} {v} (now {versions.get(k)})" for k, v in before["versions"].items() if versions.get(k) != v]
+        tail = "; images may differ from those in the last bit"
+        return [f"the set was begun with {', '.join(older)}{tail}"] if older else []
+    folder.mkdir(parents=True, exist_ok=True)
+    write_manifest(folder, spec, versions, {"complete": False, "pipeline": pipeline})
+    return []
+
+
+def check_folder(folder: Path, spec: Mapping[str, Any], may_clean: bool = False) -> dict[str, Any] | None:
+    """The manifest of a folder that contains this set; None for one that is empty or not there.
+
+    Args:
+        folder: of the set.
+        spec: what decides its images.
+        may_clean: removes incomplete files of killed runs.
+
+    Raises:
+        ImageSetError: a folder of another set, with the differences, or of other files.
+    """
     if (folder / FILE).exists():
         before = read_json(folder / FILE)
         if before.get("kind") != "set":
@@ -74,16 +95,14 @@ def begin(folder: Path, spec: Mapping[str, Any], versions: Mapping[str, str], pi
                 f"{folder} holds a set made by another call; nothing was written. Give another folder, or the same "
                 f"call:\n{shown}"
             )
+        if may_clean:
+            _clean(folder)
+        return before
+    if may_clean:
         _clean(folder)
-        older = [f"{k} {v} (now {versions.get(k)})" for k, v in before["versions"].items() if versions.get(k) != v]
-        tail = "; images may differ from those in the last bit"
-        return [f"the set was begun with {', '.join(older)}{tail}"] if older else []
-    _clean(folder)
     if folder.exists() and any(path.name != LOCK for path in folder.iterdir()):
         raise ImageSetError(f"{folder} is not empty and holds no set of dinit; nothing was written. Give another")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_manifest(folder, spec, versions, {"complete": False, "pipeline": pipeline})
-    return []
+    return None
 
 
 def write_manifest(

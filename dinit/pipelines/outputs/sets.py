@@ -31,7 +31,15 @@ from dinit.pipelines.labels import whole_number
 from dinit.pipelines.launch import launched_processes
 from dinit.pipelines.loading import read_json
 from dinit.pipelines.outputs.manifest import FILE, pipeline_name, provenance, versions
-from dinit.pipelines.outputs.set_files import begin, image_path, pack, png_bytes, present, write_manifest
+from dinit.pipelines.outputs.set_files import (
+    begin,
+    check_folder,
+    image_path,
+    pack,
+    png_bytes,
+    present,
+    write_manifest,
+)
 from dinit.pipelines.outputs.sheets import to_pil
 
 Class = TypeVar("Class", int, str)
@@ -121,6 +129,28 @@ def generate_set(
             facts = {"complete": True, "pipeline": pipeline_name(pipe), "pack": packed.name if packed else None}
             write_manifest(folder, spec, versions(), facts)
         return MadeSet(folder, len(call.labels), made, complete, packed, tuple(notes))
+
+
+def check_set(pipe: Pipeline, call: Call, folder: str | Path, group: int = GROUP) -> int:
+    """Whether `generate_set` would begin or go on; writes nothing.
+
+    Args:
+        pipe: as generate_set.
+        call: as generate_set.
+        folder: as generate_set.
+        group: as generate_set.
+
+    Returns:
+        How many of the images are there.
+
+    Raises:
+        ValueError: a call that cannot run.
+        ImageSetError: the folder holds another set, or other files.
+    """
+    folder, group = user_path(folder), whole_number("group", group)
+    pipe.check(call)
+    check_folder(folder, _as_begun(folder, _spec_of(pipe, call, group)))
+    return len(present(folder, len(call.labels)))
 
 
 def _broadcast(
@@ -219,14 +249,27 @@ def _make(
 
 def group_pictures(pipe: Pipeline, call: Call, indices: range, group: int) -> list[Image.Image]:
     """The images at `indices`, of one group; a group that is not full is made up by repeating its last image."""
+    return to_pil(pipe.run(_group(call, indices, group), "raw").images[: len(indices)])
+
+
+def first_group(call: Call, group: int) -> Call:
+    """The call of the first images of a set, as many as the network evaluates together.
+
+    Args:
+        call: of the whole set.
+        group: how many these are.
+    """
+    return _group(call, range(min(group, len(call.labels))), group)
+
+
+def _group(call: Call, indices: range, group: int) -> Call:
     rows = [min(indices.start + k, indices.stop - 1) for k in range(group)]
-    part = dataclasses.replace(
+    return dataclasses.replace(
         call,
         labels=tuple(call.labels[k] for k in rows),
         keys=tuple(call.keys[k] for k in rows),
         batch_size=group,
     )
-    return to_pil(pipe.run(part, "raw").images[: len(indices)])
 
 
 def _write(folder: Path, index: int, picture: Image.Image, call: Call, digest: str) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from dinit.memory import available, in_units, resident
 from dinit.pipelines.train import train
 from dinit.training.build import make_data
 from dinit.training.recipe.model import Recipe
@@ -49,18 +50,18 @@ class DryRun:
         yield f"data: {self.images:,} images, read"
         parts = {"parameters": memory.parameters, "gradients": memory.gradients, "optimiser": memory.optimizer}
         parts |= {"averages": memory.averages, "activations": memory.activations or 0}
-        listed = ", ".join(f"{name} {_bytes(value)}" for name, value in parts.items())
-        yield f"memory: about {_bytes(memory.total)} at the peak of a step ({listed})"
+        listed = ", ".join(f"{name} {in_units(value)}" for name, value in parts.items())
+        yield f"memory: about {in_units(memory.total)} at the peak of a step ({listed})"
         if self.program is not None:
-            yield f"memory of the program itself: {_bytes(self.program)}"
+            yield f"memory of the program itself: {in_units(self.program)}"
         if memory.note:
             yield memory.note
         if self.available is not None:
-            yield f"available: {_bytes(self.available)}"
+            yield f"available: {in_units(self.available)}"
         if self.step:
             yield f"a step of {loop.batch_size} images: {1000 * self.step:.1f} ms"
-            yield f"a checkpoint: {_bytes(self.checkpoint_bytes)}, {self.checkpoint:.2f} s"
-            yield f"disk: {_bytes((loop.keep + 1) * self.checkpoint_bytes)} needed, {_bytes(self.disk)} free"
+            yield f"a checkpoint: {in_units(self.checkpoint_bytes)}, {self.checkpoint:.2f} s"
+            yield f"disk: {in_units((loop.keep + 1) * self.checkpoint_bytes)} needed, {in_units(self.disk)} free"
             yield f"a grid of previews: {self.grid:.2f} s"
             yield f"the run of {loop.steps:,} steps: about {_duration(self.seconds)}"
         if not self.fits:
@@ -78,10 +79,10 @@ def dry_run(recipe: Recipe, out: Path) -> DryRun:
     for index in (0, len(data) - 1):
         data.sample(index, key=0)
     place = next(folder for folder in out.resolve().parents if folder.exists())
-    program = _program()
-    memory, available, disk = estimate_memory(recipe, data), _available(), shutil.disk_usage(place).free
-    if available is not None and memory.total > available:
-        return DryRun(len(data), memory, available, False, disk, program=program)
+    program = resident()
+    memory, free, disk = estimate_memory(recipe, data), _available(), shutil.disk_usage(place).free
+    if free is not None and memory.total > free:
+        return DryRun(len(data), memory, free, False, disk, program=program)
     with tempfile.TemporaryDirectory(prefix=".dinit-dry-run-", suffix=".tmp", dir=place) as folder:
         run = train(_short(recipe), Path(folder) / "run", progress=False, profile=True)
         parts = json.loads((run.folder / "profile.json").read_text())["parts"]
@@ -93,7 +94,7 @@ def dry_run(recipe: Recipe, out: Path) -> DryRun:
     grids = loop.steps // loop.sample_every + 1 if loop.sample_every else 0
     seconds = loop.steps * step + -(-loop.steps // loop.checkpoint_every) * checkpoint + grids * grid
     fits = (loop.keep + 1) * size <= disk
-    return DryRun(len(data), memory, available, fits, disk, step, checkpoint, grid, size, seconds, program)
+    return DryRun(len(data), memory, free, fits, disk, step, checkpoint, grid, size, seconds, program)
 
 
 def _short(recipe: Recipe) -> Recipe:
@@ -107,30 +108,7 @@ def _short(recipe: Recipe) -> Recipe:
 
 def _available() -> int | None:
     """Free bytes of the device."""
-    if torch.cuda.is_available():
-        return torch.cuda.mem_get_info()[0]
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    (line,) = [line for line in lines if line.startswith("MemAvailable:")]
-    return 1024 * int(line.split()[1])
-
-
-def _program() -> int | None:
-    """Resident bytes of this process: its libraries and the data set."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return None
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmRSS")), None)
-
-
-def _bytes(count: int) -> str:
-    for unit, size in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count} B"
+    return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else available()
 
 
 def _duration(seconds: float) -> str:
