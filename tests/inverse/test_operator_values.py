@@ -356,3 +356,10 @@ def test_lists_of_numbers_need_no_brackets_on_a_command_line() -> None:
     for text in ("mask:box=2,x", "mask:box=2,,3", "mask:box=2,3,", "blur:std=1,2", "mask:random=0.5,3", "mask:2,2"):
         with pytest.raises(ValueError, match="options read KEY=VALUE"):
             OPERATORS.parse(text)
+
+
+def test_saturate() -> None:
+    x = torch.tensor([-0.9, -0.2, 0.0, 0.3, 0.6]).reshape(1, 1, 1, 5)
+    assert torch.equal(Saturate().apply(x).flatten(), torch.tensor([-1.0, -0.4, 0.0, 0.6, 1.0]))
+    found = Saturate(-3.0, low=-0.5, high=2.0).apply(x).flatten()
+    close(found, torch.tensor([2.0, 0.6, 0.0, -0.5, -0.5]), 1e-6)
