@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -28,3 +30,31 @@ def test_blocks_are_used_again_without_page_faults() -> None:
     _, kept, after = out.stdout.split()
     assert kept == "True"
     assert int(after) < 20  # of 81,920 pages; a block that is mapped again faults at every one, or at 8 huge ones
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's malloc")
+@pytest.mark.parametrize(
+    ("arguments", "given", "seen"),
+    [
+        (("-m", "dinit", "generate", "--help"), None, ["None", "glibc.malloc.tcache_count=0"]),
+        (("-m", "dinit.cli", "generate", "--help"), "glibc.malloc.check=0", ["glibc.malloc.check=0"]),
+        (("-m", "dinit", "list", "--help"), None, ["None"]),
+        (("-c", "import sys; from dinit.cli import main; main()", "generate", "--help"), None, ["None"]),
+    ],
+)
+def test_the_command_generates_without_the_cache_of_small_blocks(
+    arguments: tuple[str, ...], given: str | None, seen: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os\nwith open(os.environ['STARTS'], 'a') as file:\n"
+        "    file.write(str(os.environ.get('GLIBC_TUNABLES')) + '\\n')\n"
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "GLIBC_TUNABLES"}
+    environment |= {"STARTS": str(tmp_path / "starts")} | ({} if given is None else {"GLIBC_TUNABLES": given})
+    environment["PYTHONPATH"] = os.pathsep.join([str(tmp_path), *sys.path])
+    done = subprocess.run(
+        [sys.executable, *arguments], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Usage" in done.stdout
+    assert (tmp_path / "starts").read_text().split() == seen

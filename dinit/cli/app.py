@@ -32,7 +32,7 @@ from dinit.cli.train import train
 from dinit.cli.verify import verify
 from dinit.compat import run_alone
 from dinit.files import user_path
-from dinit.memory import keep_freed_memory
+from dinit.memory import keep_freed_memory, restart_without_cache
 from dinit.progress import shown
 
 app = typer.Typer(
@@ -120,6 +120,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     fault of ours and keeps its traceback.
     """
     if arguments is None:
+        if sys.argv[1:2] == ["generate"]:
+            restart_without_cache()
         run_alone()
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     keep_freed_memory()

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -152,3 +156,61 @@ def test_a_dry_run_takes_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     pipe = pipeline()
     with pytest.raises(ValueError, match="one process"):
         dry_run(pipe, pipe.prepare([0]))
+
+
+PEAK = """
+import os, subprocess, sys
+process = subprocess.Popen([sys.executable, "-m", "dinit", "generate", *sys.argv[1:]], stdout=subprocess.DEVNULL)
+_, status, used = os.wait4(process.pid, 0)
+print(1024 * used.ru_maxrss, status)
+"""
+
+
+def peak_of(folder: Path, name: str, *options: str) -> int:
+    """Bytes that `dinit generate` takes at its peak, started from a small process, whose size it would inherit."""
+    out = ("--out", str(folder / f"{name}.png"))
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK, str(folder / name), *options, *out],
+        capture_output=True,
+        env=outside(),
+        timeout=240,
+    )
+    peak, status = map(int, done.stdout.split())
+    assert status == 0, done.stderr
+    return peak
+
+
+def outside() -> dict[str, str]:
+    """The environment of a command that is started by hand."""
+    return {key: value for key, value in os.environ.items() if key != "GLIBC_TUNABLES"}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the peak as Linux counts it")
+@pytest.mark.parametrize(
+    ("name", "size", "guidance"),
+    [
+        ("dit", {"hidden_size": 384, "depth": 2, "num_heads": 6}, "none"),
+        ("unet", {"channels": 64, "attention_resolutions": (8,)}, "2"),
+    ],
+)
+def test_memory_is_the_peak_of_the_command(name: str, size: dict[str, Any], guidance: str, tmp_path: Path) -> None:
+    """Within 10 % of what the process takes more than with a network of next to nothing."""
+    for folder, options in (("small", {} if name == "dit" else {"attention_resolutions": (8,)}), ("large", size)):
+        network = BACKBONES[name].preset("tiny", image_size=16, in_channels=3, num_classes=3, **options)
+        Pipeline(network, {"name": "vp"}, {"name": "epsilon"}).save_pretrained(tmp_path / folder)
+    call = ("--sampler", "ddim", "--steps", "2", "--guidance", guidance)
+    program = peak_of(tmp_path, "small", *call, "--labels", "1")
+    labels = ("--labels", ",".join("0" * 64))
+    done = subprocess.run(
+        [sys.executable, "-m", "dinit", "generate", str(tmp_path / "large"), *call, *labels, "--dry-run"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=outside(),
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    number, unit = re.findall(r"memory: about ([\d.]+) (MiB|GiB)", done.stdout)[0]
+    estimated = float(number) * (1 << {"MiB": 20, "GiB": 30}[unit])
+    assert estimated == pytest.approx(peak_of(tmp_path, "large", *call, *labels) - program, rel=0.1)

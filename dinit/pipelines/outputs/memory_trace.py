@@ -21,6 +21,7 @@ from dinit.memory import heap_size
 
 _FRAGMENTS = 0.1  # of all, where the allocator is not measured: what it cannot fill
 _NEAR = 0.8  # of the peak; below it the allocator need not be measured
+_HOLES = [1 << k for k in range(25, 14, -1)]  # 32 MiB to 32 KiB
 
 Block = tuple[int, int]  # number and bytes
 
@@ -115,9 +116,10 @@ class Trace(TorchDispatchMode):
         On a CPU with glibc they are made once more, untouched, and its malloc's growth is measured: what it cannot
         fill is up to a third.
         """
-        before = heap_size() if device.type == "cpu" else None
-        if before is None:
+        if device.type != "cpu" or heap_size() is None:
             return round((1 + _FRAGMENTS) * self.peak)
+        plugs = _plugs()
+        before = heap_size() or 0
         made: dict[int, Tensor] = {}
         now, most = 0, before
         for number, size in self.events:
@@ -130,7 +132,22 @@ class Trace(TorchDispatchMode):
                 made.pop(-number, None)
                 now -= size
         made.clear()
+        plugs.clear()
         return max(most - before, 0)
+
+
+def _plugs() -> list[Tensor]:
+    """Blocks in all larger holes of the heap, which the trace has left there and a run does not find."""
+    plugs: list[Tensor] = []
+    for size in _HOLES:
+        held = heap_size() or 0
+        while True:
+            plug = torch.empty(size, dtype=torch.uint8)
+            if (heap_size() or 0) > held:
+                break
+            plugs.append(plug)
+        del plug
+    return plugs
 
 
 def _record(fakes: Fakes, method: str, args: Sequence[Tensor]) -> tuple[list[Block], int, Tensor]:
