@@ -44,6 +44,7 @@ train(recipe, sys.argv[1] + "/large", progress=False)
 print(program, estimate_memory(recipe, make_data(recipe)).total, held("VmHWM") - program)
 """
 DIT = {"name": "dit", "image_size": 32, "in_channels": 3, "num_classes": 10, "patch_size": 2, "num_heads": 6}
+WIDE = {**DIT, "image_size": 16, "hidden_size": 512, "num_heads": 8, "depth": 12}
 UNET = {"name": "unet", "image_size": 32, "in_channels": 3, "num_classes": 10, "channels": 64}
 LATENT = {"name": "dit", "image_size": 16, "in_channels": 4, "num_classes": 10, "patch_size": 2, "num_heads": 6}
 CALLS: tuple[tuple[str, Mapping[str, Any], bool, int, float | None], ...] = (
