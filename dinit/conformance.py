@@ -137,8 +137,8 @@ def verify(
     paths = [PROCESSES.resolve(name)[0] for name in (PROCESSES.names() if processes is None else processes)]
     pairs = [(sampler, path, quick) for sampler in made for path in paths]
     checks: list[Check] = []
-    with _mapped(workers) as mapped:
-        for done, found in enumerate(mapped(_check_pair_of_names, pairs), start=1):
+    with mapped(workers) as mapping:
+        for done, found in enumerate(mapping(_check_pair_of_names, pairs), start=1):
             checks += found
             if progress is not None:
                 progress(done, len(pairs))
@@ -146,8 +146,12 @@ def verify(
 
 
 @contextmanager
-def _mapped(workers: int) -> Iterator[Callable[..., Iterator[list[Check]]]]:
-    """`map`, by several processes of one thread each where workers is more than one."""
+def mapped(workers: int) -> Iterator[Callable[..., Iterator[Any]]]:
+    """`map`, by several processes of one thread each where workers is more than one.
+
+    Args:
+        workers: At least 1; with more than one each imports dinit itself.
+    """
     if workers == 1:
         yield map
         return

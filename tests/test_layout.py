@@ -35,7 +35,7 @@ FLOORS = (
     {"models", "samplers"},
     {"checkpoints", "data", "inverse", "likelihood", "reuse"},
     {"conformance", "evaluation"},
-    {"training"},
+    {"posterior_conformance", "training"},
     {"pipelines"},
     {"_listing", "app"},
     {"cli"},

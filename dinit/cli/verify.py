@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -34,18 +35,51 @@ Processes = Annotated[
 Full = Annotated[
     bool, typer.Option("--full", help="All steps, samples and time grids: many times as long, with tighter bounds.")
 ]
+Posterior = Annotated[
+    bool,
+    typer.Option(
+        "--posterior",
+        help="Compare every posterior method with the exact posterior of Gaussian mixtures, by operator and noise.",
+    ),
+]
+Methods = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--method",
+        metavar="NAME",
+        help="With --posterior, this method only, as mmps:iterations=16. Can be repeated. Default: all.",
+    ),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option("--out", metavar="FILE", help="With --posterior, write the table as Markdown. Default: no file."),
+]
 Quick = Annotated[bool, typer.Option("--quick", help="The default, from before it was one.", hidden=True)]
 
 
-def verify(sampler: Samplers = None, process: Processes = None, full: Full = False, quick: Quick = False) -> None:
+def verify(
+    sampler: Samplers = None,
+    process: Processes = None,
+    posterior: Posterior = False,
+    method: Methods = None,
+    full: Full = False,
+    quick: Quick = False,
+    out: Out = None,
+) -> None:
     """Check every sampler against closed forms on this machine: order, error, distribution.
 
     The quick check uses fewer steps, samples and time grids than --full. All cores are used. Exit code 1 where a
     check failed.
 
+    With --posterior the table shows how far the samples of every posterior method are from the exact posterior:
+    bias, variance, weights of modes, sliced Wasserstein distance, calibration. --sampler names those that the
+    guidances run under (default: auto and ddpm), --process the noise (default: edm). Exit code 1 where the exact
+    posterior's own denoiser under auto does not give the posterior.
+
     Examples:
         dinit verify
         dinit verify --sampler ddim --sampler heun --process flow --full
+        dinit verify --posterior --method mmps --method dps --out table.md
     """
     if quick:
         if full:
@@ -55,6 +89,11 @@ def verify(sampler: Samplers = None, process: Processes = None, full: Full = Fal
         check_entry("samplers", name)
     for name in process or ():
         check_entry("processes", name)
+    if posterior:
+        _verify_posterior(sampler, process, method, full, out)
+        return
+    if method or out:
+        raise ValueError("--method and --out belong to --posterior")
     from dinit.conformance import verify as run
 
     with Progress("verify", None, "pairs of sampler and process", speed=None) as progress:
@@ -72,6 +111,35 @@ def verify(sampler: Samplers = None, process: Processes = None, full: Full = Fal
     console.print(
         f"{report.count('pass')} of {len(report.checks)} checks passed{refused}, {report.count('FAIL')} failed: "
         f"{pairs} pair{'' if pairs == 1 else 's'} of sampler and process",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if not report.passed:
+        raise typer.Exit(1)
+
+
+def _verify_posterior(
+    sampler: list[str] | None, process: list[str] | None, method: list[str] | None, full: bool, out: Path | None
+) -> None:
+    from dinit.posterior_conformance import verify_posterior
+
+    with Progress("verify", None, "methods by operator and noise", speed=None) as progress:
+        report = verify_posterior(
+            method or None,
+            sampler or None,
+            process or None,
+            not full,
+            _cores(),
+            lambda done, total: progress.update(done, total=total),
+        )
+    console.print(report.table())
+    if out is not None:
+        out.write_text(report.markdown() + "\n", encoding="utf-8")
+    diverged = sum(one.note.startswith("diverged") for one in report.outcomes)
+    refused = sum(one.note.startswith("refused") for one in report.outcomes)
+    console.print(
+        f"{len(report.outcomes)} runs, {diverged} diverged, {refused} refused with a reason, "
+        f"{len(report.failures())} of the exact posterior's denoiser failed",
         highlight=False,
         soft_wrap=True,
     )
