@@ -37,6 +37,13 @@ if TYPE_CHECKING:
     from dinit.inverse.operators.svd import DenseSVD as DenseSVD
     from dinit.inverse.samplers.base import POSTERIOR_SAMPLERS as POSTERIOR_SAMPLERS
     from dinit.inverse.samplers.base import PosteriorSampler as PosteriorSampler
+    from dinit.inverse.samplers.daps import DAPS as DAPS
+    from dinit.inverse.samplers.ddrm import DDRM as DDRM
+    from dinit.inverse.samplers.mcmc import MCMC as MCMC
+    from dinit.inverse.samplers.red_diff import REDDiff as REDDiff
+    from dinit.inverse.samplers.replacement import RePaint as RePaint
+    from dinit.inverse.samplers.replacement import Replace as Replace
+    from dinit.inverse.samplers.tds import TDS as TDS
 else:
     from dinit._exports import attach
 

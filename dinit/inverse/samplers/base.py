@@ -1,14 +1,16 @@
-"""Posterior samplers: methods of restoration that own their loop. The contract and the registry."""
+"""Posterior samplers: methods of restoration that own their loop. The contract, the registry, what they share."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
+from torch import Tensor
+
 from dinit.diffusion import Denoiser, Scales
 from dinit.inverse.measurement import Measurement
 from dinit.registry import Registry
-from dinit.samplers.base import Sampler
+from dinit.samplers.base import Sampler, StepNoise
 
 POSTERIOR_SAMPLERS: Registry[type[PosteriorSampler]] = Registry("posterior sampler", "dinit.inverse.samplers")
 
@@ -36,3 +38,18 @@ class PosteriorSampler(Sampler):
             part: Which.
         """
         return self if self.measurement is None else replace(self, measurement=self.measurement.rows(part))
+
+    def fitted(self, x: Tensor) -> Measurement | None:
+        """The measurement with a row for each of x, (B, C, H, W); see `Measurement.fitted`."""
+        return None if self.measurement is None else self.measurement.fitted(x)
+
+
+@dataclass(frozen=True, slots=True)
+class LaterDraws:
+    """The draws of a step from the number `first` on, as the noise of a step within it."""
+
+    noise: StepNoise
+    first: int
+
+    def __call__(self, j: int, like: Tensor) -> Tensor:
+        return self.noise(self.first + j, like)
