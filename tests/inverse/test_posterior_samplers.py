@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from dinit.diffusion import PROCESSES, Denoiser
-from dinit.inverse import OPERATORS, POSTERIOR_SAMPLERS, Measurement, PosteriorSampler
+from dinit.inverse import DAPS, DDRM, OPERATORS, POSTERIOR_SAMPLERS, Measurement, PosteriorSampler
+from dinit.inverse.samplers.replacement import overwrite
 from dinit.models import GaussianMixture
 from dinit.samplers import DDIM, DDPM, NoiseSource
+from dinit.samplers.base import StepNoise
 
 SHAPE = (1, 2, 2)
 PROCESS_NAMES = ["vp", "edm", "flow"]
@@ -258,3 +260,32 @@ def test_replacement_by_ddpm_is_ddpm_where_nothing_is_known() -> None:
     first = next(iter(mine.iterate(denoiser, x, 10)))
     plain = next(iter(DDPM().iterate(denoiser, x, 10)))
     assert torch.equal(first.x_s, plain.x_s)
+
+
+@pytest.mark.parametrize("noise_std", [0.0, 0.3])
+def test_known_coefficients_of_a_state_have_its_noise(noise_std: float) -> None:
+    """Their law is that of alpha x0 + sigma z for the measured x0, with the noise of y in it, not on top of it."""
+    k = PROCESSES.create("vp").scales(0.5)
+    truth, count = torch.tensor([0.9, -0.4], dtype=torch.float64), 4000
+    y = truth + noise_std * noise(count)[:, 0, 0]
+    seen = Measurement(OPERATORS.create("matrix", A=HALF), y, noise_std)
+    z = NoiseSource.from_seed(1, count).normal("step", 0, noise(count))
+    alpha, sigma = k.floats.alpha, k.floats.sigma
+    start = sigma * NoiseSource.from_seed(2, count).normal("step", 0, noise(count))
+    for known in (overwrite(noise(count), k, seen, z), DDRM._start(start, k, seen)):
+        pixels = known[:, 0, 0]
+        assert torch.allclose(pixels.mean(0), alpha * truth, rtol=0, atol=4 * sigma / math.sqrt(count))
+        assert torch.allclose(pixels.std(0), torch.full((2,), sigma, dtype=torch.float64), rtol=0.05)
+
+
+def test_langevin_steps_of_daps_sample_a_gaussian() -> None:
+    k = PROCESSES.create("vp").scales(0.4)
+    seen = Measurement(OPERATORS.create("identity"), torch.full((1, *SHAPE), 0.5, dtype=torch.float64), 0.4)
+    estimate, count = torch.full((4000, *SHAPE), -0.2, dtype=torch.float64), 4000
+    source = NoiseSource.from_seed(3, count)
+    made = DAPS(langevin_steps=60)
+    drawn = made._langevin(estimate, k, seen.fitted(estimate), StepNoise(source, 0, 61))
+    prior, of_y = (k.floats.alpha / k.floats.sigma) ** 2, 1 / 0.16
+    variance = 1 / (prior + of_y)
+    assert float(drawn.mean()) == pytest.approx(variance * (-0.2 * prior + 0.5 * of_y), abs=0.01)
+    assert 1 < float(drawn.var()) / variance < 1.15  # steps of a tenth of the largest widen it by up to a ninth
