@@ -9,16 +9,30 @@ import socket
 import time
 from collections.abc import Callable, Iterable
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 
 LIMIT = 200.0  # seconds for processes to end by themselves
 STARTED: list[BaseProcess] = []  # all that tests have started: conftest.py ends what is left of them
 
+ROOT = Path(__file__).parents[2]
+# What a run imports at its first use: in each child, that takes longer than sixty steps of a tiny network.
+_LATER = [
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for package in ("data", "models", "samplers")
+    for path in sorted((ROOT / "dinit" / package).rglob("[a-z]*.py"))
+    if "triton" not in path.name
+]
 _PRELOAD = [
     "dinit.pipelines.train",
     "dinit.pipelines.outputs.sets",
     "dinit.pipelines.weights.encode",
     "dinit.training.recipe.checks",
+    "dinit.training.run.page",
+    "matplotlib.backends.backend_svg",
+    "matplotlib.figure",
+    "sklearn.datasets",
+    *_LATER,
 ]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import multiprocessing
 import os
 import random
 import shutil
@@ -112,14 +111,10 @@ def _train_in_child(folder: str) -> None:
 
 def killed_run(folder: Path, kills: int, seed: int) -> None:
     """Starts a run again and again, killing it `kills` times at random moments; the last one finishes."""
-    # Children are forked from a server that has imported everything, so that each starts within moments.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["dinit.pipelines.train", "dinit.training.recipe.checks"])
     chance = random.Random(seed)
     for attempt in range(kills + 1):
-        child = context.Process(target=_train_in_child, args=(str(folder),))
         reached = len(losses(folder)) if (folder / "losses.jsonl").exists() else 0
-        child.start()
+        (child,) = ranks.start(1, _train_in_child, str(folder))
         if attempt == kills:
             ranks.join([child])
             assert child.exitcode == 0
