@@ -14,6 +14,7 @@ from dinit.training.run.health import append_line
 from dinit.training.run.page import html_page
 from dinit.training.run.record import RunRecord
 
+pytestmark = pytest.mark.usefixtures("own_charts")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 

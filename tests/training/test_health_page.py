@@ -19,6 +19,7 @@ from dinit.training.run.charts import MOST, Line, chart, smoothed, thinned
 from dinit.training.run.health import BINS, append_line
 from dinit.training.run.page import HealthPage, write_page
 
+pytestmark = pytest.mark.usefixtures("own_charts")
 EVIL = '<script>alert("1")</script>&'
 OUTSIDE = re.compile(r"(?:src|href|url\()\s*=?\s*[\"']?\s*(?:https?:)?//", re.IGNORECASE)
 
