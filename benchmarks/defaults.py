@@ -1,8 +1,9 @@
 """What a solver does with nothing but the number of steps given: the table that decides default grids and ends.
 
-`python benchmarks/defaults.py` measures exact mixtures, `python benchmarks/defaults.py --networks digits-dit` a
-shipped network; the numbers of both are kept in results/defaults.json, from which results/defaults.md is written.
-`--problems FILE` takes the mixtures of a file, as benchmarks/solvers.py does.
+`python benchmarks/defaults.py` measures exact mixtures, and then `python benchmarks/defaults.py --networks` shipped
+networks (8 minutes on one core), their solvers on the grids that are best on mixtures among them. The numbers of
+both are kept in results/defaults.json, from which results/defaults.md is written. `--problems FILE` takes the
+mixtures of a file, as benchmarks/solvers.py does.
 """
 
 from __future__ import annotations
@@ -11,19 +12,25 @@ import argparse
 import json
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import peers_azula
 import peers_diffusers
 import peers_kdiffusion
 import torch
+from defaults_tables import best_of_one_grid, page
 from solvers_problems import PATHS, Problem, exact_end, given_problem, start_of
 from torch import Tensor
 
 from dinit import Pipeline
+from dinit.data import DATASETS
 from dinit.diffusion import Denoiser
+from dinit.diffusion.continuous import EDM, LinearFlow
+from dinit.evaluation.features.digits_classifier import load_classifier
+from dinit.evaluation.metrics.frechet import frechet_distance
+from dinit.evaluation.metrics.gaussian import Gaussian, gaussian_of
 from dinit.models.analytic import MixtureDenoiser
 from dinit.samplers import GRIDS, SAMPLERS, Sampler, TimeGrid
 from dinit.samplers.grids.shifted import Shifted
@@ -37,8 +44,9 @@ EVEN = ("uniform", "quadratic", "log-snr", "karras")
 PRIOR = {"smooth": (21, 0.04, 0.08, 0.4), "sharp": (22, 0.0145, 0.08, 0.55)}  # seed, variances from .. up, means
 PEERS = (peers_azula, peers_kdiffusion, peers_diffusers)
 RESULTS = Path(__file__).parent / "results"
-REFERENCE_STEPS, IMAGES = 250, 8
-SCALES = {"fashion-28": 2.0, "glyphs-32": 4.0}
+NETWORKS, NFES_OF_NETWORKS = ("digits-dico", "digits-dit", "digits-unet"), (5, 10, 20, 50)
+REFERENCE_STEPS, CHECK_STEPS, IMAGES, OF_FID, SCALE = 1000, 500, 10, 500, 1.5
+FID_GUIDED = ("auto", "ab", "deis", "dpmpp-2m", "unipc")
 
 
 def problems(file: Path | None) -> Iterator[Problem]:
@@ -129,57 +137,86 @@ def on_mixture(problem: Problem) -> dict[str, Any]:
     return found
 
 
-def on_network(name: str) -> dict[str, Any]:
-    """Distance to 250 steps, unguided and guided: every solver as it comes, and one solver of each kind by grid."""
+def on_network(name: str, mixtures: dict[str, Any]) -> dict[str, Any]:
+    """Distance to 1,000 steps and FID of multistep solvers: as they come, and on their best grid on mixtures.
+
+    Args:
+        name: A shipped pipeline of digits.
+        mixtures: What was measured on mixtures, with the best grid of every solver on a path like the network's.
+    """
     pipe = Pipeline.from_pretrained(name)
-    plain = pipe.denoiser([i % (pipe.num_classes or 1) for i in range(IMAGES)] if pipe.num_classes else None)
-    backbone = pipe.backbone.eval()
-    noise = torch.randn(
-        IMAGES,
-        backbone.in_channels,
-        backbone.image_size,
-        backbone.image_size,
-        generator=torch.Generator().manual_seed(3),
-    )
-    found: dict[str, Any] = {}
-    for label, model in (("unguided", plain), ("guided", CFG(SCALES.get(name, 1.5)).wrap(plain))):
-        exact = SAMPLERS.create("auto").sample(model, noise, REFERENCE_STEPS)
-        check = SAMPLERS.create("unipc").sample(model, noise, REFERENCE_STEPS)
-        print(f"{name}, {label}: the references differ by {rms(check, exact):.4f}", flush=True)
-        found[label] = {"check": rms(check, exact), "nfe": {}}
-        for nfe in (5, 10, 20):
-            own = {
-                one: rms(ended(model, noise, sampler, nfe), exact)
-                for one, sampler in solvers().items()
-                if SAMPLERS.special_case_of(one) is None
-            }
-            placed = {
-                one: {
-                    f"{title}, {end}": rms(ended(model, noise, SAMPLERS.create(one), nfe, made, end), exact)
-                    for title, made in grids().items()
-                    for end in (("posterior-mean", "clean") if one == "auto" else ("posterior-mean",))
-                }
-                for one in ("auto", "dpmpp-2m", "unipc")
-            }
-            found[label]["nfe"][str(nfe)] = {"own": own, "placed": placed}
-            print(name, label, nfe, {n: f"{e:.4f}" for n, e in own.items()}, flush=True)
+    path = {LinearFlow: "flow_linear", EDM: "edm80"}.get(type(pipe.process), "vp_linear")
+    places = {one: best_of_one_grid(mixtures, path, one)[0] for one in of_networks() if one != "auto"}
+    real = DATASETS.create({"name": "digits", "split": "test"})
+    reference = features(torch.stack([torch.as_tensor(real[i][0]).float() for i in range(len(real))]))
+    found: dict[str, Any] = {"best": places}
+    for label, scale in (("unguided", 0.0), ("guided", SCALE)):
+        model, start = network(pipe, IMAGES, scale)
+        exact = SAMPLERS.create("auto").sample(model, start, REFERENCE_STEPS)
+        check = rms(SAMPLERS.create("unipc").sample(model, start, CHECK_STEPS), exact)
+        found[label] = {"check": check, "distance": {}, "fid": {}}
+        for nfe in NFES_OF_NETWORKS:
+            runs = ends(model, start, nfe, of_networks(), places)
+            found[label]["distance"][str(nfe)] = {key: rms(end, exact) for key, end in runs.items()}
+            print(name, label, nfe, found[label]["distance"][str(nfe)], flush=True)
+        model, start = network(pipe, OF_FID, scale)
+        for nfe in (10,) if scale else (10, 20):
+            runs = ends(model, start, nfe, FID_GUIDED if scale else of_networks(), places)
+            fids = {key: math.inf if end is None else fid(end, reference) for key, end in runs.items()}
+            found[label]["fid"][str(nfe)] = fids
+            print(name, label, nfe, "FID", fids, flush=True)
     return found
+
+
+def of_networks() -> list[str]:
+    """Multistep solvers of one evaluation a step that are not special cases of another one."""
+    known = {name: one for name, one in multistep().items() if SAMPLERS.special_case_of(name) is None}
+    return [name for name, one in known.items() if one.claims().nfe_per_step == 1]
+
+
+def network(pipe: Pipeline, count: int, scale: float) -> tuple[Denoiser, Tensor]:
+    """The denoiser of labels 0 to 9 over and over, guided where scale is above 0, and the noise to start from."""
+    plain = pipe.denoiser([i % 10 for i in range(count)])
+    start = torch.randn(count, 1, 8, 8, generator=torch.Generator().manual_seed(3))
+    return CFG(scale).wrap(plain) if scale else plain, start
+
+
+def ends(
+    model: Denoiser, start: Tensor, nfe: int, names: Iterable[str], places: Mapping[str, str]
+) -> dict[str, Tensor | None]:
+    """Where the solvers lead, by name, and with " best" after it on the grid and with the end of places."""
+    found = {}
+    for name in names:
+        found[name] = ended(model, start, SAMPLERS.create(name), nfe)
+        if name in places:
+            label, end = places[name].split(", ")
+            found[f"{name} best"] = ended(model, start, SAMPLERS.create(name), nfe, grids()[label], cast(End, end))
+    return found
+
+
+def features(images: Tensor) -> Gaussian:
+    """Mean and covariance of the features of digits (N, 1, 8, 8) in [-1, 1]."""
+    network = load_classifier()
+    return gaussian_of(torch.cat([network.features(part) for part in images.clamp(-1, 1).split(250)]).numpy())
+
+
+def fid(images: Tensor, reference: Gaussian) -> float:
+    return frechet_distance(features(images), reference)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--problems", type=Path, help="file of mixtures")
-    parser.add_argument("--networks", nargs="+", default=[], metavar="PIPELINE")
+    parser.add_argument("--networks", nargs="*", metavar="PIPELINE", help="of digits; without names all of them")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
     warnings.simplefilter("ignore")
-    from defaults_tables import page  # tables need no torch
-
     kept = RESULTS / "defaults.json"
     found = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {"mixtures": {}, "networks": {}}
-    if arguments.networks:
-        found["networks"] |= {name: on_network(name) for name in arguments.networks}
+    if arguments.networks is not None:
+        for name in arguments.networks or NETWORKS:
+            found["networks"][name] = on_network(name, found["mixtures"])
     else:
         found["mixtures"] = {problem.name: on_mixture(problem) for problem in problems(arguments.problems)}
     kept.write_text(json.dumps(rounded(found), indent=1) + "\n", encoding="utf-8")

@@ -8,7 +8,7 @@ from typing import Any
 JUDGED = ("8", "10", "15", "20")
 HEAD = """# What a solver does with nothing but the number of steps given
 
-`python benchmarks/defaults.py` (mixtures) and `python benchmarks/defaults.py --networks NAME` write this page from
+`python benchmarks/defaults.py` (mixtures) and `python benchmarks/defaults.py --networks` write this page from
 `defaults.json`. The mixtures have exact denoisers and exact ends: five Gaussians in 32 dimensions, smooth
 (standard deviations from 0.2 up) and sharp (from 0.12 up), 64 starts. Errors are RMS. A peer's is the least of all
 solvers and grids of azula, k-diffusion and diffusers that can be the best by benchmarks/results/solvers.md, tuned
@@ -42,7 +42,7 @@ def page(found: dict[str, Any]) -> str:
             placed(mixtures),
         ]
     for name, run in found["networks"].items():
-        parts += [f"## {name}: RMS distance to 250 steps", network(run)]
+        parts += [f"## {name}: RMS distance to 1,000 steps by number of evaluations, and FID of 500", network(run)]
     return "\n\n".join(parts).replace("\n\n\n", "\n\n") + "\n"
 
 
@@ -83,40 +83,48 @@ def placed(mixtures: dict[str, Any]) -> str:
     for name in next(iter(mixtures.values()))["8"]["placed"]:
         cells = []
         for path in paths:
-            runs = [one for problem, one in mixtures.items() if problem.endswith(path)]
-            cases = [(one[nfe]["own"][name], one[nfe]["placed"][name]) for one in runs for nfe in JUDGED]
-            cases = [(of_default, of_all) for of_default, of_all in cases if any(of_all.values())]
-            least = [min(map(finite, of_all.values())) for _, of_all in cases]
-            worst = max((finite(d) / one for (d, _), one in zip(cases, least, strict=True)), default=math.inf)
-            of_one = {
-                label: max(finite(of_all[label]) / one for (_, of_all), one in zip(cases, least, strict=True))
-                for label in (cases[0][1] if cases else {})
-            }
-            choice = min(of_one, key=lambda label: of_one[label]) if of_one else ""
-            cells += [ratio(worst), f"{ratio(of_one[choice])} {choice}" if choice else ""]
+            cases = cases_of(mixtures, path, name)
+            worst = max((of_default / least_of(of_all) for of_default, of_all in cases), default=math.inf)
+            label, of_one = best_of_one_grid(mixtures, path, name)
+            cells += [ratio(worst), f"{ratio(of_one)} {label}" if label else ""]
         rows.append([name, *cells])
     return table(["solver", *(head for path in paths for head in (path, "best of one grid"))], rows)
 
 
+def cases_of(mixtures: dict[str, Any], path: str, solver: str) -> list[tuple[float, dict[str, float | None]]]:
+    """(error as it comes, errors by grid and end) at every judged number of evaluations on mixtures of a path."""
+    runs = [one for problem, one in mixtures.items() if problem.endswith(path)]
+    cases = [(finite(one[nfe]["own"][solver]), one[nfe]["placed"][solver]) for one in runs for nfe in JUDGED]
+    return [(of_default, of_all) for of_default, of_all in cases if any(of_all.values())]
+
+
+def least_of(errors: dict[str, float | None]) -> float:
+    return min(map(finite, errors.values()))
+
+
+def best_of_one_grid(mixtures: dict[str, Any], path: str, solver: str) -> tuple[str, float]:
+    """The grid and end whose greatest error over the least of all is least, and that ratio; '' where none runs."""
+    cases = cases_of(mixtures, path, solver)
+    worst = {
+        label: max(finite(of_all[label]) / least_of(of_all) for _, of_all in cases)
+        for label in (cases[0][1] if cases else {})
+    }
+    return min(worst.items(), key=lambda found: found[1]) if worst else ("", math.inf)
+
+
 def network(run: dict[str, Any]) -> str:
-    parts = []
-    for label, measured in run.items():
-        nfes = list(measured["nfe"])
-        names = measured["nfe"][nfes[0]]["own"]
-        rows = [
-            [name, *(str(measured["nfe"][nfe]["own"][name] or "") for nfe in nfes)]
-            for name in names
-            if any(measured["nfe"][nfe]["own"][name] for nfe in nfes)
-        ]
-        for name in measured["nfe"][nfes[0]]["placed"]:
-            cells = []
-            for nfe in nfes:
-                ends = measured["nfe"][nfe]["placed"][name]
-                least = min(ends, key=lambda one: finite(ends[one]))
-                cells.append(f"{ends[least]} {least}")
-            rows.append([f"{name}, best grid", *cells])
-        parts += [
-            f"{label} (references differ by {measured['check']}):",
-            table(["solver, as it comes", *nfes], rows),
-        ]
-    return "\n\n".join(parts)
+    """A row for every solver as it comes and one on its best grid on mixtures; columns by number of evaluations."""
+    columns = [
+        (f"{guidance}{title} {nfe}", run[guidance][kind][nfe])
+        for guidance in ("unguided", "guided")
+        for kind, title in (("distance", ""), ("fid", " FID"))
+        for nfe in run[guidance][kind]
+    ]
+    rows = []
+    for key in columns[0][1]:
+        name, _, kind = key.partition(" ")
+        cells = [str(at.get(key) or "") for _, at in columns]
+        rows.append([name if not kind else "", run["best"][name] if kind else "as it comes", *cells])
+    checks = " and ".join(f"{run[label]['check']} {label}" for label in ("unguided", "guided"))
+    note = f"1,000 steps of `auto` and 500 of `unipc` differ by {checks}."
+    return f"{note}\n\n{table(['solver', 'grid, end', *(head for head, _ in columns)], rows)}"
