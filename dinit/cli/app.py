@@ -27,6 +27,7 @@ from dinit.cli.info import info
 from dinit.cli.listing import list_registries
 from dinit.cli.recipe import recipe
 from dinit.cli.replay import replay
+from dinit.cli.restore import restore
 from dinit.cli.stats import stats
 from dinit.cli.train import train
 from dinit.cli.verify import verify
@@ -67,6 +68,7 @@ def _checked(command: Callable[..., Any]) -> Callable[..., Any]:
 _NAMES: dict[Callable[..., Any], str] = {list_registries: "list", app_page: "app"}
 for _command in (
     generate,
+    restore,
     recipe,
     encode,
     train,

@@ -198,17 +198,22 @@ class Given:
 
 
 def repainted(x: Tensor, given: Given, encode: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-    """What a mask keeps of its image, in the place of the generated.
+    """What a mask keeps of its image, or shows of a measurement without noise, in the place of the generated.
 
     Args:
         x: (B, C, H, W), of a run.
         given: Of the same images.
         encode: From images to the range of x; None where it is theirs.
     """
-    if given.mask is None or given.image is None:
+    known = given.measurement
+    if given.mask is not None and given.image is not None:
+        hidden, image = given.mask, given.image
+    elif known is not None and known.noise_std == 0 and isinstance(known.a, Mask):
+        hidden, image = ~known.a.known(tuple(known.y.shape[1:])), known.y
+    else:
         return x
-    image = upload(given.image, x.device, x.dtype)
-    return torch.where(upload(given.mask, x.device), x, image if encode is None else encode(image))
+    image = upload(image, x.device, x.dtype)
+    return torch.where(upload(hidden, x.device), x, image if encode is None else encode(image))
 
 
 @dataclass(frozen=True, eq=False)

@@ -99,7 +99,7 @@ class PreparingMethods:
             count = batch_size  # as in DDPMPipeline and DDIMPipeline
         resolved = resolve_labels(labels, count, self.num_classes, self.class_names)
         if restored is not None:
-            restored.check(len(resolved), self._decoded_shape)
+            restored.check(len(resolved), self.decoded_shape)
         sampler = self._sampler(given.get("sampler"), given.get("eta"), method)
         placed = given.get("grid")
         if placed is None:
@@ -152,7 +152,8 @@ class PreparingMethods:
         return guidance_at_scale(default, scale)
 
     @property
-    def _decoded_shape(self) -> tuple[int, int, int]:
+    def decoded_shape(self) -> tuple[int, int, int]:
+        """Shape of one image, (C, H, W). ValueError where an autoencoder is needed and not there."""
         side = self.backbone.image_size * self.codec.downscale
         return (self.codec.image_channels, side, side)
 
@@ -178,7 +179,7 @@ class PreparingMethods:
             raise ValueError(f"strength must be a number in [0, 1], got {shown(strength)}")
         if strength is None:
             strength = STRENGTH if image is not None and mask is None else 1.0
-        channels, height, width = self._decoded_shape
+        channels, height, width = self.decoded_shape
         return Given(
             None if image is None else read_pictures(image, height, width, channels),
             float(strength),

@@ -106,7 +106,7 @@ class RunningMethods(DiffusionPipeline):
 
     def _kept(self, x: Tensor, batch: Call) -> Tensor:
         """The end of a run in pixels with what a mask keeps in its place."""
-        if batch.given is None or batch.given.mask is None or not isinstance(self.codec, IdentityCodec):
+        if batch.given is None or not isinstance(self.codec, IdentityCodec):
             return x
         return repainted(x, batch.given, self.codec.encode)
 

@@ -28,7 +28,13 @@ for line in json.load(sys.stdin):
 json.dump(said, sys.stdout)
 """
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # pyright: ignore[reportAttributeAccessIssue]
-NEEDED = {"encode": ("a/b", "--data", "digits", "--out", "x"), "list": (), "verify": (), "app": ()}
+NEEDED = {
+    "encode": ("a/b", "--data", "digits", "--out", "x"),
+    "restore": ("digits-dico", "x.png", "--operator", "identity"),
+    "list": (),
+    "verify": (),
+    "app": (),
+}
 
 
 def _slip(option: str) -> str:

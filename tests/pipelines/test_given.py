@@ -165,6 +165,11 @@ def test_a_mask_keeps_what_is_black_and_changes_what_is_white(pipe: Any, image: 
         assert not bool(same[:, MASK == 1].any())
         latent = raw(one, [3, 1], image=image, output_type="latent", **options)
         assert torch.allclose(latent, one.codec.encode(done), atol=1e-6)
+        known = Measurement({"name": "mask", "hidden": MASK}, image * (1 - MASK))
+        again = raw(one, [3, 1], measurement=known, method=_Consistent(), steps=3)
+        assert torch.equal(again, done)
+        known = replace(known, noise_std=0.1)
+        assert not torch.equal(raw(one, [3, 1], measurement=known, method=_Consistent(), steps=3), done)
     half = raw(pipe, 3, image=image, mask=MASK, strength=0.4)
     assert bool((half == image)[..., MASK == 0].all())
 

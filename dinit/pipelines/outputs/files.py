@@ -17,6 +17,7 @@ from torch import Tensor
 from dinit.files import write_atomically
 from dinit.pipelines.call import Call
 from dinit.pipelines.generate import Generated, Pipeline
+from dinit.pipelines.outputs.inputs import write_inputs
 from dinit.pipelines.outputs.manifest import FILE, KEY, Manifest, describe
 from dinit.pipelines.outputs.sheets import Layout, animation_bytes, draw_sheet, lay_out, to_pil
 from dinit.targets import ANIMATIONS
@@ -40,11 +41,25 @@ def caption(pipe: Pipeline, call: Call, nfe: int | None = None) -> str:
         "" if nfe is None else f"{nfe} NFE",
         f"grid {brief(call.grid)}",
         " + ".join(map(brief, call.guidance)) or "no guidance",
+        *_of_given(call),
         "" if call.end == "posterior-mean" else f"end {call.end}",
         f"seed {seeds[0]}" if len(seeds) == 1 else f"{len(seeds)} seeds",
         str(pipe.backbone.dtype).removeprefix("torch."),
     ]
     return ", ".join(part for part in parts if part)
+
+
+def _of_given(call: Call) -> list[str]:
+    """What a call was given besides labels, for a caption."""
+    given = call.given
+    if given is None:
+        return []
+    parts = [] if not given.starts_from_image else [f"image with strength {given.strength:g}"]
+    if given.mask is not None:
+        parts.append("a mask")
+    if given.measurement is not None:
+        parts.append(f"{brief(given.measurement.a)} with noise {given.measurement.noise_std:g}")
+    return parts
 
 
 def sheet_layout(pipe: Pipeline, call: Call, side: int, nfe: int | None = None) -> Layout:
@@ -64,7 +79,9 @@ def save_sheet(path: Path, pipe: Pipeline, generated: Generated) -> None:
         "texts": texts,
     }
     manifest = describe(pipe, generated).with_picture(picture)
-    _write(path, png_bytes(draw_sheet(generated.images, layout), manifest))
+    write_file(path, png_bytes(draw_sheet(generated.images, layout), manifest))
+    if generated.call.given is not None:
+        write_inputs(path, generated.call.given.tensors())
 
 
 def save_folder(folder: Path, pipe: Pipeline, generated: Generated) -> None:
@@ -75,14 +92,18 @@ def save_folder(folder: Path, pipe: Pipeline, generated: Generated) -> None:
     """
     whole = describe(pipe, generated)
     files, pictures = [], to_pil(generated.images)
+    inputs = {} if generated.call.given is None else generated.call.given.tensors()
     for batch in generated.call.batches():
         own = batch.to_config()
+        inputs |= {} if batch.given is None else batch.given.tensors()
         for index in range(len(batch.labels)):
             files.append(f"{len(files):06d}.png")
             manifest = whole.with_picture({"kind": "single", "index": index}, call=own)
-            _write(folder / files[-1], png_bytes(pictures[len(files) - 1], manifest))
+            write_file(folder / files[-1], png_bytes(pictures[len(files) - 1], manifest))
     content = whole.with_picture({"kind": "folder", "files": files}).to_json()
-    _write(folder / FILE, content.encode())
+    if inputs:
+        write_inputs(folder, inputs)
+    write_file(folder / FILE, content.encode())
 
 
 def save_animation(
@@ -95,7 +116,7 @@ def save_animation(
     with torch.no_grad():
         decoded = [pipe.codec.decode(frame) for frame in frames]
     layout = sheet_layout(pipe, call, decoded[0].shape[-1], nfe)
-    _write(path, animation_bytes([draw_sheet(frame, layout) for frame in decoded], kind))
+    write_file(path, animation_bytes([draw_sheet(frame, layout) for frame in decoded], kind))
 
 
 def png_bytes(picture: Image.Image, manifest: Manifest) -> bytes:
@@ -107,7 +128,8 @@ def png_bytes(picture: Image.Image, manifest: Manifest) -> bytes:
     return buffer.getvalue()
 
 
-def _write(path: Path, content: bytes) -> None:
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file, and its folder where there is none."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, content)
 
@@ -125,7 +147,7 @@ def brief(part: Any) -> str:
     options = []
     for field in dataclasses.fields(part):
         value = getattr(part, field.name)
-        if not field.init or not field.repr:
+        if not field.init or not field.repr or isinstance(value, Tensor):
             continue
         if isinstance(value, int | float) and not isinstance(value, bool):
             if math.isfinite(value):

@@ -9,14 +9,18 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from dinit.files import user_path
 from dinit.pipelines.call import Call
 from dinit.pipelines.generate import Generated, Pipeline
 from dinit.pipelines.outputs.files import sheet_layout
+from dinit.pipelines.outputs.inputs import read_inputs
 from dinit.pipelines.outputs.manifest import Manifest, provenance, read_manifest, versions
 from dinit.pipelines.outputs.replay_set import mismatches, read_set, remake, set_folder
+from dinit.pipelines.outputs.restoration import restoration_layout, restoration_tiles
 from dinit.pipelines.outputs.sheets import draw_sheet, to_pil, to_tiles
+from dinit.pipelines.plain import from_spec
 
 Pairs = Iterable[tuple[str, Image.Image, Image.Image]]  # name, picture in the file, picture made again
 
@@ -52,7 +56,7 @@ def replay(path: str | Path, pipe: Pipeline | str | None = None, tolerance: int 
     manifest = read_manifest(path)
     pipe = _opened(pipe or manifest.pipeline, manifest.device, manifest.dtype)
     try:
-        call = Call.from_config(manifest.call)
+        call = Call.from_config(manifest.call, _inputs(path, manifest))
     except ValueError as error:
         raise ValueError(f"the manifest of {path} cannot be used: {error}") from error
     return compare(path, manifest, pipe, pipe.run(call, "raw"), tolerance)
@@ -118,15 +122,22 @@ def _opened(pipe: Pipeline | str, device: str, dtype_name: str) -> Pipeline:
     return pipe
 
 
+def _inputs(path: Path, manifest: Manifest) -> dict[str, Tensor]:
+    """What the call was given, of the files next to the picture."""
+    place = path.parent if manifest.picture.get("kind") == "single" and not path.is_dir() else path
+    record = {"call": manifest.call, "truth": manifest.picture.get("truth")}
+    return read_inputs(place.parent if place.suffix == ".json" else place, record)
+
+
 def _pairs(
     path: Path, manifest: Manifest, pipe: Pipeline, generated: Generated
 ) -> Iterator[tuple[str, Image.Image, Image.Image]]:
     """(name, picture in the file, picture made again), one by one."""
     picture = manifest.picture
     try:
-        if picture["kind"] == "sheet":
+        if picture["kind"] in ("sheet", "restoration"):
             with Image.open(path) as sheet:
-                yield from _sheet_pairs(sheet, manifest, pipe, generated)
+                yield from _sheet_pairs(path, sheet, manifest, pipe, generated)
         elif picture["kind"] == "single":
             with Image.open(path) as file:
                 yield path.name, file, to_pil(generated.images)[picture["index"]]
@@ -142,18 +153,23 @@ def _pairs(
 
 
 def _sheet_pairs(
-    sheet: Image.Image, manifest: Manifest, pipe: Pipeline, generated: Generated
+    path: Path, sheet: Image.Image, manifest: Manifest, pipe: Pipeline, generated: Generated
 ) -> Iterator[tuple[str, Image.Image, Image.Image]]:
     """The pictures on the sheet, then the whole sheet if this Pillow draws letters as that one did.
 
     Its title spells options by their names; where the same call is written down otherwise today, because a name has
     changed, an option was added or the title has other words, the letters are not compared.
     """
-    tiles = to_tiles(generated.images, manifest.picture["scale"])
+    images, layout = generated.images, None
+    if manifest.picture["kind"] == "restoration":
+        truth = from_spec(manifest.picture["truth"], _inputs(path, manifest))
+        images, names = restoration_tiles(generated, truth)
+        layout = restoration_layout(pipe, generated, names)
+    tiles = to_tiles(images, manifest.picture["scale"])
     for index, ((x, y), tile) in enumerate(zip(manifest.picture["cells"], tiles, strict=True)):
         yield f"picture {index}", sheet.crop((x, y, x + tile.width, y + tile.height)), tile
-    layout = sheet_layout(pipe, generated.call, generated.images.shape[-1], generated.nfe)
+    layout = layout or sheet_layout(pipe, generated.call, images.shape[-1], generated.nfe)
     same_words = [list(text) for text in layout.texts] == manifest.picture.get("texts")
     same_names = generated.call.to_config() == manifest.call
     if same_words and same_names and manifest.versions.get("pillow") == versions()["pillow"]:
-        yield "the sheet with its labels", sheet, draw_sheet(generated.images, layout)
+        yield "the sheet with its labels", sheet, draw_sheet(images, layout)

@@ -1,0 +1,116 @@
+"""`dinit restore`: what it writes and prints, what `replay` and `info` find, and every mistake."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from dinit.cli import main
+from dinit.models.base import BACKBONES
+from dinit.pipelines.generate import Pipeline
+from dinit.pipelines.outputs.manifest import read_manifest
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
+    torch.manual_seed(0)
+    network = BACKBONES["dit"].preset("tiny")
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    names = [f"digit {k}" for k in range(10)]
+    defaults = {"sampler": "ddim", "steps": 2}
+    pipe = Pipeline(network, {"name": "vp"}, {"name": "v"}, class_names=names, defaults=defaults)
+    path = tmp_path_factory.mktemp("pipelines") / "tiny"
+    pipe.save_pretrained(path)
+    return str(path)
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_with_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    levels = np.random.default_rng(1).integers(0, 256, (8, 8), dtype=np.uint8)
+    Image.fromarray(levels).save("whole.png")
+    Image.fromarray(levels[::2, ::2]).save("small.png")
+
+
+def run(*arguments: str) -> int:
+    """The exit code of `dinit ...`."""
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    return int(stopped.value.code or 0)
+
+
+MASK = ("--operator", "mask:box=2,2,6,6")
+
+
+def test_restore_writes_a_sheet_that_replays(tiny: str, capsys: pytest.CaptureFixture[str]) -> None:
+    line = ("--class", "3", "--num-images", "2", "--method", "ddnm", "--steps", "3", "--truth", "whole.png")
+    assert run("restore", tiny, "whole.png", *MASK, *line, "--trajectory", "steps.gif") == 0
+    said = capsys.readouterr().out
+    for part in (
+        "distance of A(x) from y: 0 (noise 0)",
+        "PSNR: ",
+        "SSIM: ",
+        "rank of the truth: ",
+        "of 3",
+        "2 restorations in",
+    ):
+        assert part in said, part
+    made = read_manifest(Path("restored.png"))
+    assert made.call["labels"] == [3, 3]
+    assert made.call["measurement"]["operator"]["box"] == [2, 2, 6, 6]
+    assert made.call["guidance"][-1]["name"] == "ddnm"
+    assert Path("restored.input.png").is_file()
+    assert Path("steps.gif").read_bytes()[:4] == b"GIF8"
+    assert run("replay", "restored.png") == 0
+    assert run("info", "restored.png") == 0
+    assert "mask" in capsys.readouterr().out
+    assert run("restore", tiny, "whole.png", *MASK, "--out", "restored.png") == 2  # it is there already
+    Path("restored.input.png").unlink()
+    Path("restored.input.safetensors").unlink()
+    assert run("replay", "restored.png") == 2
+
+
+def test_a_small_picture_is_the_measurement_and_a_whole_one_is_measured(tiny: str, capsys) -> None:
+    down = ("--operator", "downscale:factor=2", "--num-images", "1", "--method", "ddnm")
+    assert run("restore", tiny, "small.png", *down, "--out", "one.png") == 0
+    assert "PSNR" not in capsys.readouterr().out
+    assert run("restore", tiny, "whole.png", *down, "--out", "two.png", "--noise", "0.1", "--seed", "4") == 0
+    assert "PSNR" in capsys.readouterr().out
+    assert run("restore", tiny, "whole.png", *down, "--input", "measurement", "--out", "three.png") == 2
+    assert "4 x 4" in capsys.readouterr().err
+
+
+WRONG = {
+    "unknown operator 'msk'": ("whole.png", "--operator", "msk"),
+    "bx": ("whole.png", "--operator", "mask:bx=2,2,6,6"),
+    "does not fit in 8 x 8": ("whole.png", "--operator", "mask:box=2,2,9,9"),
+    "--noise must be": ("whole.png", *MASK, "--noise", "-1"),
+    "unknown method 'mmsp'": ("whole.png", *MASK, "--method", "mmsp"),
+    "iteration": ("whole.png", *MASK, "--method", "mmps:iteration=3"),
+    "'cfg' does not take a measurement": ("whole.png", *MASK, "--method", "cfg:scale=3"),
+    "unknown input 'picture'": ("whole.png", *MASK, "--input", "picture"),
+    "there is no picture": ("nothing.png", *MASK),
+    "there is no picture other.png": ("whole.png", *MASK, "--truth", "other.png"),
+    "class": ("whole.png", *MASK, "--class", "12"),
+    "must end in .png": ("whole.png", *MASK, "--out", "made.jpg"),
+    "needs a linear operator": ("whole.png", "--operator", "jpeg:quality=30", "--method", "mmps"),
+    "at least 1": ("whole.png", *MASK, "--num-images", "0"),
+    "a picture": ("text.png", *MASK),
+}
+
+
+@pytest.mark.parametrize(("message", "line"), WRONG.items(), ids=WRONG)
+def test_mistakes_end_in_a_message_and_write_nothing(
+    tiny: str, message: str, line: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("text.png").write_text("a text")
+    assert run("restore", tiny, *line) == 2
+    said = " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert message in said
+    assert not Path("restored.png").exists()
