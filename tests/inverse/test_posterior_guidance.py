@@ -11,7 +11,7 @@ from torch import Tensor
 from dinit.diffusion import PROCESSES, Condition, Denoised, Denoiser, Scales
 from dinit.diffusion.continuous import EDM, VP, LinearFlow
 from dinit.inverse import OPERATORS, Matrix, Measurement, PosteriorGuidance
-from dinit.inverse.operators.base import Operator
+from dinit.inverse.operators.base import LinearOperator, Operator
 from dinit.models.gaussian_mixture import GaussianMixture
 from dinit.samplers import SAMPLERS
 from dinit.samplers.guidance.base import GUIDANCES, Guided, apply_guidance
@@ -415,6 +415,39 @@ def test_refused_before_the_network(name: str) -> None:
 def test_bad_options(spec: dict[str, Any], part: str) -> None:
     with pytest.raises(ValueError, match=part):
         GUIDANCES.create(spec)
+
+
+@pytest.mark.parametrize("name", POSTERIOR)
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"name": "mask", "random": 0.5},
+        {"name": "downscale", "factor": 2},
+        {"name": "blur", "std": 0.7},
+        {"name": "grey"},
+        {"name": "random-projection", "rows": 7},
+    ],
+    ids=lambda spec: spec["name"],
+)
+def test_operators_are_their_matrices(spec: dict[str, Any], name: str) -> None:
+    """By quick transforms or in dense form, a prediction is the same; of a mask with any values in its hole."""
+    shape = (3, 4, 4)
+    operator = OPERATORS.create(spec)
+    assert isinstance(operator, LinearOperator)
+    dense, n = Matrix(operator.matrix(shape)), 48
+    factor = 0.3 * randn(0, n, n)
+    covariance = factor @ factor.T + 0.05 * torch.eye(n)
+    law = GaussianMixture(torch.ones(1), 0.3 * randn(1, 1, n), covariance[None], shape)
+    y, x, k = operator.apply(randn(2, 2, *shape)), randn(3, 2, *shape), VP().scales(0.4)
+    seen = Measurement(operator, y + (9.0 if spec["name"] == "mask" else 0.0) * hole(operator, y), noise_std=0.1)
+    found = predicted(guided(name, seen, law.denoiser(VP())), x, k)
+    expected = guided(name, Measurement(dense, y.flatten(1), noise_std=0.1), law.denoiser(VP()))
+    assert torch.allclose(found, predicted(expected, x, k), atol=1e-8)
+
+
+def hole(operator: Operator, y: Tensor) -> Tensor:
+    """1 where nothing is measured."""
+    return torch.ones_like(y) - operator.clean(torch.ones_like(y), tuple(y.shape[1:]))
 
 
 def test_operators_by_name() -> None:
