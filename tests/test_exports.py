@@ -36,6 +36,7 @@ COMPLETE = {
     "dinit.diffusion.PROCESSES": ("dinit.diffusion",),
     "dinit.evaluation.EXTRACTORS": ("dinit.evaluation",),
     "dinit.evaluation.METRICS": (),  # functions, called by name alone
+    "dinit.inverse.EDITING_METHODS": ("dinit.inverse",),
     "dinit.inverse.OPERATORS": ("dinit.inverse",),
     "dinit.inverse.POSTERIOR_SAMPLERS": ("dinit.inverse",),
     "dinit.models.BACKBONES": ("dinit", "dinit.models"),

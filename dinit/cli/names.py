@@ -38,6 +38,7 @@ PLACES = {  # kind -> (module, variable)
     "encoders": ("dinit.training.regularizers.encoders", "ENCODERS"),
     "layouts": ("dinit.checkpoints.layouts.base", "LAYOUTS"),
     "operators": ("dinit.inverse.operators.base", "OPERATORS"),
+    "editing-methods": ("dinit.inverse.editing.base", "EDITING_METHODS"),
     "posterior-samplers": ("dinit.inverse.samplers.base", "POSTERIOR_SAMPLERS"),
 }
 _TYPES = {

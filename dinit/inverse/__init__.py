@@ -5,6 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from dinit.inverse.editing.base import EDITING_METHODS as EDITING_METHODS
+    from dinit.inverse.editing.base import Edited as Edited
+    from dinit.inverse.editing.base import EditingMethod as EditingMethod
+    from dinit.inverse.editing.base import EditingTask as EditingTask
+    from dinit.inverse.editing.embeddings import ConditionEmbedding as ConditionEmbedding
+    from dinit.inverse.editing.embeddings import NullEmbedding as NullEmbedding
+    from dinit.inverse.editing.inversions import BDIAEdit as BDIAEdit
+    from dinit.inverse.editing.inversions import DDIMEdit as DDIMEdit
+    from dinit.inverse.editing.inversions import DirectInversion as DirectInversion
+    from dinit.inverse.editing.inversions import EDICTEdit as EDICTEdit
+    from dinit.inverse.editing.inversions import SPDInv as SPDInv
+    from dinit.inverse.editing.without_inversion import InfEdit as InfEdit
+    from dinit.inverse.editing.without_inversion import SDEdit as SDEdit
     from dinit.inverse.guidance.base import PosteriorGuidance as PosteriorGuidance
     from dinit.inverse.guidance.ddnm import DDNM as DDNM
     from dinit.inverse.guidance.ddnm import DDNMPlus as DDNMPlus

@@ -1,0 +1,1 @@
+"""Editing of a given image from one class to another."""
