@@ -53,8 +53,8 @@ def edited(name: str, denoiser: Denoiser, steps: int, **options: Any) -> Any:
     return made.edit(denoiser, IMAGES, SOURCE, TARGET, steps, **options)
 
 
-# The largest deviation from the image that optimal transport moves to: what was measured at 60 steps on the worst of
-# the three processes, times 1.3. The others are not maps of the ODE: one adds noise, two fit and guide.
+# The largest deviation from the image that optimal transport moves to: what was measured at 60 steps on the worst
+# of the three processes, times 1.3. The others are no maps of the ODE: one adds noise, two fit and guide.
 TRANSPORT = {"ddim": 0.2, "edict": 0.06, "bdia": 0.15, "direct": 0.08, "spdinv": 0.08, "infedit": 1e-12}
 
 
