@@ -36,6 +36,7 @@ from dinit.pipelines.call import (
 from dinit.pipelines.callbacks import Callback, Trajectory
 from dinit.pipelines.defaults import CallDefaults, check_defaults
 from dinit.pipelines.diffusers_methods import DiffusersMethods
+from dinit.pipelines.editing import EditingCalls
 from dinit.pipelines.labels import Generators, Labels, Seeds, resolve_labels
 from dinit.pipelines.loading import LoadOptions
 from dinit.pipelines.method import MethodLike
@@ -59,7 +60,14 @@ class OutputOptions(CallOptions, total=False):
 
 
 class Pipeline(
-    CallDefaults, Attributes, SavingMethods, DiffusersMethods, OpeningMethods, PreparingMethods, RunningMethods
+    EditingCalls,
+    CallDefaults,
+    Attributes,
+    SavingMethods,
+    DiffusersMethods,
+    OpeningMethods,
+    PreparingMethods,
+    RunningMethods,
 ):
     """Generates images: any sampler, any guidance, on one trained network.
 

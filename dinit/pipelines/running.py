@@ -75,7 +75,7 @@ class RunningMethods(DiffusionPipeline):
         if not steps:
             return self._unchanged(call, output_type)
         last: list[Step] = []
-        with _evaluating(self.backbone), self.progress_bar(total=len(batches) * steps) as bar:  # pyright: ignore
+        with evaluating(self.backbone), self.progress_bar(total=len(batches) * steps) as bar:  # pyright: ignore
             for batch in batches:
                 step = None
                 for step in self._iterate(denoiser, batch):
@@ -127,7 +127,7 @@ class RunningMethods(DiffusionPipeline):
         for batch in call.batches():
             steps = self._iterate(denoiser, batch)
             while True:
-                with _evaluating(self.backbone):
+                with evaluating(self.backbone):
                     step = next(steps, None)
                 if step is None:
                     break
@@ -168,7 +168,7 @@ def with_null(labels: Sequence[int | None], num_classes: int) -> Tensor:
 
 
 @contextmanager
-def _evaluating(backbone: torch.nn.Module) -> Iterator[None]:
+def evaluating(backbone: torch.nn.Module) -> Iterator[None]:
     """Evaluation mode for the while: dropout would make noise that no seed controls."""
     was = backbone.training
     backbone.eval()
