@@ -207,3 +207,28 @@ def test_null_embeddings_need_a_null_class() -> None:
 def test_options_out_of_range(spec: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         EDITING_METHODS.create(spec)
+
+
+def test_a_pipeline_edits_pictures_by_class_name() -> None:
+    from PIL import Image
+
+    from dinit import Pipeline
+
+    pipe = Pipeline.from_pretrained("digits-dico")
+    (three,) = pipe([3], steps=4, output_type="pil").images
+    found = pipe.edit([three, three], source=3, target=[8, 9], method="direct", steps=4, batch_size=1)
+    assert [type(image) for image in found.images] == [Image.Image] * 2
+    assert found.nfe == 9
+    given = torch.tensor(list(three.getdata()), dtype=torch.int16)
+    again = torch.tensor(list(found.reconstructions[0].getdata()), dtype=torch.int16)
+    assert int((again - given).abs().max()) <= 1, "direct inversion makes the image again"
+    together = pipe.edit([three, three], source=3, target=[8, 9], method="direct", steps=4)
+    assert list(together.images[1].getdata()) == list(found.images[1].getdata())
+    with pytest.raises(ValueError, match="source needs one class for all images, or one for each of 1"):
+        pipe.edit(three, source=[3, 4], target=8)
+    with pytest.raises(ValueError, match="unknown editing method 'direkt'; did you mean 'direct'"):
+        pipe.edit(three, source=3, target=8, method="direkt")
+    with pytest.raises(ValueError, match="unknown output type 'pill'"):
+        pipe.edit(three, source=3, target=8, output_type="pill")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="12"):
+        pipe.edit(three, source=3, target=12)
