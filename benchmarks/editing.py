@@ -31,12 +31,15 @@ STEPS = {
     "null-embedding": 16,
     "condition-embedding": 16,
 }
-OPTIONS = {
+OPTIONS: dict[str, dict[str, int]] = {
     "spdinv": {"iterations": 5},
     "null-embedding": {"iterations": 3},
     "condition-embedding": {"iterations": 4},
 }
-HEAD = "method, steps, evaluations, reads as target, same font, hue (degrees), rotation (degrees), scale, reconstruction"
+HEAD = (
+    "method, steps, evaluations, reads as target, same font, hue (degrees), rotation (degrees), scale, "
+    "reconstruction"
+)
 
 
 def angle(one: np.ndarray, other: np.ndarray) -> np.ndarray:
@@ -48,7 +51,7 @@ def angle(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 def given(count: int) -> tuple[Tensor, list[int], list[int]]:
     """Glyphs of the test split, in [-1, 1], their letters, and the letters that they are to be."""
     data = Glyphs("test", count=count, seed=1)
-    images = torch.stack([data[i].image if hasattr(data[i], "image") else data[i][0] for i in range(count)])
+    images = torch.stack([data[i][0] for i in range(count)])
     source = [int(data.factors(i).label) for i in range(count)]
     target = [(label + 7) % len(data.class_names) for label in source]
     return images, source, target

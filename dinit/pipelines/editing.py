@@ -113,7 +113,7 @@ class EditingCalls(DiffusionPipeline):
         side, channels = self.backbone.image_size * self.codec.downscale, self.codec.image_channels
         pictures = read_pictures(image, side, side, channels)
         count, batch_size = len(pictures), whole_number("batch_size", batch_size)
-        classes = [self._classes(name, given, count) for name, given in (("source", source), ("target", target))]
+        classes = self._classes("source", source, count), self._classes("target", target, count)
         keys = make_keys(seed, count, 0)
         guided = self.guidance if guidance is DEFAULT else make_guidance(guidance)
         placed = None if grid is None else make_grid(grid)
@@ -126,7 +126,8 @@ class EditingCalls(DiffusionPipeline):
                 edited = made.edit(
                     self.denoiser(),
                     x[part],
-                    *(labels[part] for labels in classes),
+                    classes[0][part],
+                    classes[1][part],
                     whole_number("steps", steps),
                     grid=placed,
                     guidance=guided,
