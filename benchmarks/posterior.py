@@ -139,7 +139,7 @@ def table(results: list[Result], problem: str, score: str) -> list[str]:
 
 
 def recorded(path: Path, noise: float, evaluations: int) -> dict[tuple[str, str], tuple[float, str]]:
-    """The best peer of each case in a table peers.csv beside the problem; empty where there is none."""
+    """The best peer of each case in a table peers.csv in the folder of the problem; empty where there is none."""
     table = path.parent / "peers.csv"
     found: dict[tuple[str, str], tuple[float, str]] = {}
     if table.exists():
