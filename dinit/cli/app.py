@@ -18,6 +18,7 @@ from dinit.cli.combine import combine
 from dinit.cli.command import Command, Group, help_and_examples
 from dinit.cli.console import errors, show_error, show_warnings
 from dinit.cli.convert import convert
+from dinit.cli.edit import edit
 from dinit.cli.ema import ema
 from dinit.cli.encode import encode
 from dinit.cli.evaluate import evaluate
@@ -69,6 +70,7 @@ _NAMES: dict[Callable[..., Any], str] = {list_registries: "list", app_page: "app
 for _command in (
     generate,
     restore,
+    edit,
     recipe,
     encode,
     train,

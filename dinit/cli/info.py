@@ -57,9 +57,9 @@ def _picture(path: Path) -> None:
 
     manifest = asdict(read_manifest(path))
     call = manifest.pop("call")
-    labels, seeds = call.pop("labels"), call.pop("seeds")
+    lists = {key: _short(call.pop(key)) for key in ("labels", "source", "target", "seeds") if key in call}
     manifest["picture"] = manifest["picture"].get("kind")
-    rows = {**manifest, **call, "labels": _short(labels), "seeds": _short(seeds)}
+    rows = {**manifest, **call, **lists}
     console.print(_table(str(path), rows))
 
 

@@ -18,10 +18,10 @@ from dinit.pipelines.call import DEFAULT, DEFAULT_BATCH, Default, GuidanceLike, 
 from dinit.pipelines.labels import Label, Labels, make_keys, resolve_labels, whole_number
 from dinit.pipelines.outputs.sheets import OUTPUT_TYPES, OutputType, convert
 from dinit.pipelines.pictures import ImageLike, read_pictures
-from dinit.pipelines.plain import from_spec
+from dinit.pipelines.plain import from_spec, to_spec
 from dinit.pipelines.running import evaluating
 from dinit.registry import suggest
-from dinit.samplers import NoiseSource
+from dinit.samplers import NoiseSource, TimeGrid
 from dinit.samplers.guidance import Guidance
 from dinit.samplers.points import GridLike
 
@@ -36,6 +36,77 @@ DEFAULT_EDITING_STEPS = 50
 EditingMethodLike = EditingMethod | str | Mapping[str, Any]
 
 
+@dataclass(frozen=True, eq=False)
+class EditCall:
+    """Everything that decides the images of an edit, besides the pipeline.
+
+    Args:
+        image: (B, C, H, W) in [-1, 1].
+        source: class of each image.
+        target: class that each is to have.
+        keys: (seed, image index), one an image.
+        method: that edits.
+        steps: of the sampling run, at least 2.
+        grid: where they fall; None for the method's own.
+        guidance: of the edited image, the last outermost.
+        batch_size: images in one network evaluation at most.
+    """
+
+    image: Tensor
+    source: tuple[int, ...]
+    target: tuple[int, ...]
+    keys: tuple[tuple[int, int], ...]
+    method: EditingMethod
+    steps: int
+    grid: TimeGrid | None
+    guidance: tuple[Guidance, ...]
+    batch_size: int
+
+    def to_config(self, tensors: dict[str, Tensor] | None = None) -> dict[str, Any]:
+        """Plain values, for JSON, with a digest for the image.
+
+        Args:
+            tensors: takes the image by its digest.
+        """
+        return {
+            "edit": to_spec(self.method),
+            "image": to_spec(self.image, {} if tensors is None else tensors),
+            "source": list(self.source),
+            "target": list(self.target),
+            "seeds": [list(key) for key in self.keys],
+            "steps": self.steps,
+            "grid": to_spec(self.grid),
+            "guidance": to_spec(self.guidance),
+            "batch_size": self.batch_size,
+        }
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> EditCall:
+        """The call that `to_config` wrote.
+
+        Args:
+            config: plain values.
+            tensors: the image by its digest.
+
+        Raises:
+            ValueError: a value that is missing or of a wrong type.
+        """
+        try:
+            return cls(
+                image=from_spec(config["image"], tensors),
+                source=tuple(map(int, config["source"])),
+                target=tuple(map(int, config["target"])),
+                keys=tuple((int(seed), int(index)) for seed, index in config["seeds"]),
+                method=EDITING_METHODS.create(from_spec(config["edit"])),
+                steps=whole_number("steps", config["steps"]),
+                grid=None if config["grid"] is None else make_grid(config["grid"]),
+                guidance=make_guidance(config["guidance"]),
+                batch_size=whole_number("batch_size", config["batch_size"]),
+            )
+        except (LookupError, TypeError) as error:
+            raise ValueError(f"this record of an edit is damaged: {error}") from error
+
+
 @dataclass
 class EditedImages(ImagePipelineOutput):
     """The result of `Pipeline.edit`.
@@ -44,13 +115,13 @@ class EditedImages(ImagePipelineOutput):
         images: the edited images, in the form of output_type: a list of PIL images, an array or a tensor.
         reconstructions: the given images as the method makes them again of the source class, in the same form.
             Where they differ from those given, the edit loses what it should keep.
-        method: that made them.
+        call: what made them, with every default filled in.
         nfe: network evaluations an image.
     """
 
     images: Any
     reconstructions: Any
-    method: EditingMethod
+    call: EditCall
     nfe: int
 
 
@@ -72,7 +143,6 @@ class EditingCalls(DiffusionPipeline):
 
         def denoiser(self, labels: Labels = None) -> Denoiser: ...
 
-    @torch.no_grad()
     def edit(
         self,
         image: ImageLike,
@@ -105,48 +175,86 @@ class EditingCalls(DiffusionPipeline):
         Raises:
             ValueError: anything that cannot run, before the first evaluation of the network.
         """
-        if output_type not in OUTPUT_TYPES:
-            raise ValueError(f"unknown output type {output_type!r}{suggest(str(output_type), list(OUTPUT_TYPES))}")
+        call = self.prepare_edit(
+            image,
+            source=source,
+            target=target,
+            method=method,
+            steps=steps,
+            grid=grid,
+            guidance=guidance,
+            seed=seed,
+            batch_size=batch_size,
+        )
+        return self.run_edit(call, output_type)
+
+    def prepare_edit(
+        self,
+        image: ImageLike,
+        *,
+        source: Label | Sequence[Label],
+        target: Label | Sequence[Label],
+        method: EditingMethodLike = DEFAULT_EDITING_METHOD,
+        steps: int = DEFAULT_EDITING_STEPS,
+        grid: GridLike | None = None,
+        guidance: GuidanceLike | Sequence[GuidanceLike] | Default | None = DEFAULT,
+        seed: int | Sequence[int] = 0,
+        batch_size: int = DEFAULT_BATCH,
+    ) -> EditCall:
+        """The validated `EditCall` that `edit` would run. Arguments and errors as `edit`."""
         made = EDITING_METHODS.create(from_spec(method))
         if not isinstance(made, EditingMethod):
             raise ValueError(f"method must be an editing method, a name or a mapping, got {method!r}")
         side, channels = self.backbone.image_size * self.codec.downscale, self.codec.image_channels
         pictures = read_pictures(image, side, side, channels)
-        count, batch_size = len(pictures), whole_number("batch_size", batch_size)
-        classes = self._classes("source", source, count), self._classes("target", target, count)
-        keys = make_keys(seed, count, 0)
-        guided = self.guidance if guidance is DEFAULT else make_guidance(guidance)
-        placed = None if grid is None else make_grid(grid)
-        x = self.codec.encode(upload(pictures, self._execution_device))
+        count = len(pictures)
+        return EditCall(
+            pictures,
+            self._classes("source", source, count),
+            self._classes("target", target, count),
+            make_keys(seed, count, 0),
+            made,
+            whole_number("steps", steps),
+            None if grid is None else make_grid(grid),
+            self.guidance if guidance is DEFAULT else make_guidance(guidance),
+            whole_number("batch_size", batch_size),
+        )
+
+    @torch.no_grad()
+    def run_edit(self, call: EditCall, output_type: OutputType = "pil") -> EditedImages:
+        """Runs a call of `prepare_edit`. Arguments as `edit`."""
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(f"unknown output type {output_type!r}{suggest(str(output_type), list(OUTPUT_TYPES))}")
+        x = self.codec.encode(upload(call.image, self._execution_device, self.backbone.dtype))
         found: list[tuple[Tensor, Tensor]] = []
         nfe = 0
         with evaluating(self.backbone):
-            for start in range(0, count, batch_size):
-                part = slice(start, start + batch_size)
-                edited = made.edit(
+            for start in range(0, len(x), call.batch_size):
+                part = slice(start, start + call.batch_size)
+                edited = call.method.edit(
                     self.denoiser(),
                     x[part],
-                    classes[0][part],
-                    classes[1][part],
-                    whole_number("steps", steps),
-                    grid=placed,
-                    guidance=guided,
-                    noise_source=NoiseSource(keys[part]),
+                    call.source[part],
+                    call.target[part],
+                    call.steps,
+                    grid=call.grid,
+                    guidance=call.guidance,
+                    noise_source=NoiseSource(call.keys[part]),
                 )
                 found.append((edited.x, edited.reconstruction))
                 nfe = edited.nfe
         images, reconstructions = (torch.cat(one) for one in zip(*found, strict=True))
         if output_type != "latent":
             images, reconstructions = self.codec.decode(images), self.codec.decode(reconstructions)
-        return EditedImages(_shown(images, output_type), _shown(reconstructions, output_type), made, nfe)
+        return EditedImages(_shown(images, output_type), _shown(reconstructions, output_type), call, nfe)
 
-    def _classes(self, name: str, given: Any, count: int) -> list[int]:
+    def _classes(self, name: str, given: Any, count: int) -> tuple[int, ...]:
         """Class numbers of `count` images."""
         several = isinstance(given, Sequence) and not isinstance(given, str)
         found = resolve_labels(given, None if several else count, self.num_classes, self.class_names)
         if len(found) != count or None in found:
             raise ValueError(f"{name} needs one class for all images, or one for each of {count}; got {given!r}")
-        return [label for label in found if label is not None]
+        return tuple(label for label in found if label is not None)
 
 
 def _shown(images: Tensor, output_type: OutputType) -> Any:

@@ -30,6 +30,7 @@ json.dump(said, sys.stdout)
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # pyright: ignore[reportAttributeAccessIssue]
 NEEDED = {
     "encode": ("a/b", "--data", "digits", "--out", "x"),
+    "edit": ("digits-dico", "x.png", "--from", "3", "--to", "8"),
     "restore": ("digits-dico", "x.png", "--operator", "identity"),
     "list": (),
     "verify": (),

@@ -22,6 +22,7 @@ from dinit.contents import RECORDED, unfit
 from dinit.files import user_path
 from dinit.models.codec import AutoencoderKLCodec
 from dinit.pipelines.call import to_spec
+from dinit.pipelines.editing import EditedImages
 from dinit.pipelines.generate import Generated, Pipeline
 from dinit.pipelines.loading import read_json, shipped
 
@@ -83,8 +84,8 @@ def _reader() -> TypeAdapter[Manifest]:
     return TypeAdapter(Manifest)
 
 
-def describe(pipe: Pipeline, generated: Generated) -> Manifest:
-    """The manifest of what a pipeline just generated."""
+def describe(pipe: Pipeline, generated: Generated | EditedImages) -> Manifest:
+    """The manifest of what a pipeline just generated or edited."""
     return Manifest(
         pipeline=pipeline_name(pipe),
         device=pipe.device.type,

@@ -13,7 +13,9 @@ from torch import Tensor
 
 from dinit.files import user_path
 from dinit.pipelines.call import Call
+from dinit.pipelines.editing import EditCall
 from dinit.pipelines.generate import Generated, Pipeline
+from dinit.pipelines.outputs.edits import edit_pairs
 from dinit.pipelines.outputs.files import sheet_layout
 from dinit.pipelines.outputs.inputs import read_inputs
 from dinit.pipelines.outputs.manifest import Manifest, provenance, read_manifest, versions
@@ -56,10 +58,21 @@ def replay(path: str | Path, pipe: Pipeline | str | None = None, tolerance: int 
     manifest = read_manifest(path)
     pipe = _opened(pipe or manifest.pipeline, manifest.device, manifest.dtype)
     try:
+        if manifest.picture.get("kind") == "edit":
+            return _replay_edit(path, manifest, pipe, tolerance)
         call = Call.from_config(manifest.call, _inputs(path, manifest))
     except ValueError as error:
         raise ValueError(f"the manifest of {path} cannot be used: {error}") from error
     return compare(path, manifest, pipe, pipe.run(call, "raw"), tolerance)
+
+
+def _replay_edit(path: Path, manifest: Manifest, pipe: Pipeline, tolerance: int) -> Replay:
+    """The replay of a sheet of edits. ValueError where its record cannot be used."""
+    edited = pipe.run_edit(EditCall.from_config(manifest.call, _inputs(path, manifest)), "raw")
+    found = {**provenance(pipe), "nfe": edited.nfe}
+    differing = [name for name in found if found[name] != getattr(manifest, name)]
+    with Image.open(path) as sheet:
+        return _judge(edit_pairs(sheet, manifest.picture, edited), differing, manifest.versions, tolerance)
 
 
 def compare(path: Path, manifest: Manifest, pipe: Pipeline, generated: Generated, tolerance: int = 0) -> Replay:

@@ -1,0 +1,108 @@
+"""`dinit edit`."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dinit.cli.checks import check_entry, check_there, classes_of
+from dinit.cli.completion import entries
+from dinit.cli.console import console
+from dinit.cli.options import (
+    BatchSize,
+    CallFlags,
+    Device,
+    Dtype,
+    Grid,
+    GuidanceOption,
+    Name,
+    Opening,
+    Overwrite,
+    Seed,
+)
+from dinit.data.class_names import class_number
+
+_WHAT = "Edit"
+
+Picture = Annotated[Path, typer.Argument(metavar="IMAGE", help="The image to edit.", show_default=False)]
+FromOption = Annotated[
+    str,
+    typer.Option("--from", help="Number or name of its class.", rich_help_panel=_WHAT, show_default=False),
+]
+ToOption = Annotated[
+    str,
+    typer.Option(
+        "--to", help="Number or name of the class that it is to have.", rich_help_panel=_WHAT, show_default=False
+    ),
+]
+MethodOption = Annotated[
+    str,
+    typer.Option(
+        "--method",
+        metavar="NAME[:KEY=VALUE,…]",
+        autocompletion=entries("editing-methods"),
+        help="The editing method; `dinit list editing-methods` has them.",
+        rich_help_panel=_WHAT,
+    ),
+]
+StepsOption = Annotated[int, typer.Option(min=2, help="Sampling steps.")]
+Out = Annotated[Path, typer.Option(help="Sheet of the image and its edit, .png.")]
+
+
+def edit(
+    name: Name,
+    image: Picture,
+    from_: FromOption,
+    to: ToOption,
+    method: MethodOption = "direct",
+    steps: StepsOption = 50,
+    grid: Grid = None,
+    guidance: GuidanceOption = None,
+    seed: Seed = 0,
+    batch_size: BatchSize = None,
+    device: Device = "auto",
+    dtype: Dtype = "float32",
+    out: Out = Path("edited.png"),
+    overwrite: Overwrite = False,
+) -> None:
+    """Edit an image from one class to another and keep the rest of it.
+
+    The sheet has the image, as the method makes it again of its own class, as edited, and the difference. It
+    records the call, and `dinit replay` makes it again from the image, which is kept as FILE.input.png next to it.
+
+    Examples:
+        dinit edit glyphs-32 letter.png --from K --to R
+        dinit edit digits-dico three.png --from 3 --to 8 --method infedit
+    """
+    opening = Opening(name, device, dtype)
+    flags = CallFlags(None, (), steps, grid, guidance or (), seed, batch_size, None)
+    flags.check()
+    opening.check()
+    check_entry("editing-methods", method)
+    check_there(image, "picture")
+    known = classes_of(name)
+    if known is not None:
+        class_number(from_, *known)
+        class_number(to, *known)
+    from dinit.targets import check_target
+
+    check_target(out, overwrite, ("png",))
+    pipe = opening.open(to_generate=True)
+    from dinit.pipelines.outputs.edits import save_edit
+
+    given: dict[str, Any] = {
+        key: value
+        for key, value in flags.options(pipe.defaults.get("sampler")).items()
+        if key in ("grid", "guidance", "batch_size") and value is not None
+    }
+    call = pipe.prepare_edit(image, source=from_, target=to, method=method, steps=steps, seed=seed, **given)
+    start = time.perf_counter()
+    edited = pipe.run_edit(call, "raw")
+    seconds = time.perf_counter() - start
+    save_edit(out, pipe, edited)
+    error = float((edited.reconstructions.cpu() - call.image).square().mean().sqrt())
+    console.print(f"  made again of its own class with a root mean square error of {error:.3g}", highlight=False)
+    console.print(f"{edited.nfe} NFE in {seconds:.1f} s → {out}", markup=False, highlight=False)
