@@ -30,6 +30,7 @@ from torch import Tensor
 from dinit.cli.options import CallFlags
 from dinit.diffusion import PARAMETERIZATIONS, PROCESSES, BackboneDenoiser, Denoised, WrappedDenoiser
 from dinit.diffusion.continuous import EDM, VE, VP, LinearFlow
+from dinit.inverse import PosteriorGuidance
 from dinit.models.analytic import MixtureDenoiser
 from dinit.pipelines.call import Call, to_spec
 from dinit.pipelines.generate import Pipeline
@@ -413,7 +414,12 @@ KINDS = {
         "grid",
         needs={"times": {"values": (0.9, 0.4, 0.2)}, "searched": {"path": "other.json"}},
     ),
-    "guidance": Kind(entries(GUIDANCES), guided, "guidance"),
+    # Guidance by a measurement does nothing without one; tests/inverse has what its options do.
+    "guidance": Kind(
+        {name: one for name, one in entries(GUIDANCES).items() if not issubclass(one, PosteriorGuidance)},
+        guided,
+        "guidance",
+    ),
     "guidance schedule": Kind(entries(SCHEDULES), guided, "guidance", lambda made: CFG(3.0, schedule=made)),
     "process": Kind(entries(PROCESSES), of_process, "process"),
     "parameterization": Kind(entries(PARAMETERIZATIONS), of_parameterization, "parameterization"),

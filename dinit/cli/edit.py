@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -24,6 +24,10 @@ from dinit.cli.options import (
     Seed,
 )
 from dinit.data.class_names import class_number
+
+if TYPE_CHECKING:
+    from dinit.pipelines.editing import EditCall
+    from dinit.pipelines.generate import Pipeline
 
 _WHAT = "Edit"
 
@@ -91,14 +95,19 @@ def edit(
 
     check_target(out, overwrite, ("png",))
     pipe = opening.open(to_generate=True)
-    from dinit.pipelines.outputs.edits import save_edit
-
     given: dict[str, Any] = {
         key: value
         for key, value in flags.options(pipe.defaults.get("sampler")).items()
         if key in ("grid", "guidance", "batch_size") and value is not None
     }
     call = pipe.prepare_edit(image, source=from_, target=to, method=method, steps=steps, seed=seed, **given)
+    _make(pipe, call, out)
+
+
+def _make(pipe: Pipeline, call: EditCall, out: Path) -> None:
+    """Run the call, write the sheet, and report what the method loses."""
+    from dinit.pipelines.outputs.edits import save_edit
+
     start = time.perf_counter()
     edited = pipe.run_edit(call, "raw")
     seconds = time.perf_counter() - start

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -130,7 +130,6 @@ class EditingCalls(DiffusionPipeline):
 
     if TYPE_CHECKING:
         backbone: Any
-        guidance: tuple[Guidance, ...]
 
         @property
         def codec(self) -> Codec: ...
@@ -216,7 +215,7 @@ class EditingCalls(DiffusionPipeline):
             made,
             whole_number("steps", steps),
             None if grid is None else make_grid(grid),
-            self.guidance if guidance is DEFAULT else make_guidance(guidance),
+            cast(Any, self).guidance if guidance is DEFAULT else make_guidance(guidance),
             whole_number("batch_size", batch_size),
         )
 

@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from dinit.samplers.base import SAMPLERS as SAMPLERS
     from dinit.samplers.base import Claims as Claims
     from dinit.samplers.base import Sampler as Sampler
-    from dinit.samplers.base import Step as Step
     from dinit.samplers.comparison import Comparison as Comparison
     from dinit.samplers.comparison import compare as compare
     from dinit.samplers.grids.base import GRIDS as GRIDS
@@ -74,6 +73,7 @@ if TYPE_CHECKING:
     from dinit.samplers.ode.runge_kutta import RK4 as RK4
     from dinit.samplers.ode.runge_kutta import Heun3 as Heun3
     from dinit.samplers.ode.runge_kutta import Midpoint as Midpoint
+    from dinit.samplers.run import Step as Step
     from dinit.samplers.sde.ancestral import Ancestral as Ancestral
     from dinit.samplers.sde.ddpm import DDPM as DDPM
     from dinit.samplers.sde.dpmpp_sde import DPMpp2MSDE as DPMpp2MSDE

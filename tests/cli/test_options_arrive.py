@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 import typer
+from PIL import Image
+from torch import Tensor
 
 import dinit
 from dinit.app.running import names_to_offer
@@ -48,6 +50,9 @@ BASES: dict[str, tuple[str, tuple[str, ...]]] = {
     "export": ("dinit.pipelines.weights.export:export", ("export", "some", "--format", "dit", "--to", "new")),
     "replay": ("dinit.pipelines.outputs.replay:replay", ("replay", "picture.png")),
     "verify": ("dinit.conformance:verify", ("verify",)),
+    "verify posterior": ("dinit.posterior_conformance:verify_posterior", ("verify", "--posterior")),
+    "restore": ("dinit.cli.restore:_make", ("restore", "some", "levels.png", "--operator", "identity")),
+    "edit": ("dinit.cli.edit:_make", ("edit", "some", "levels.png", "--from", "3", "--to", "8")),
     "app": ("dinit.app.serving:serve", ("app", "some", "--no-browser")),
     "generate": ("dinit.cli.generate:_make", GENERATE),
     "generate set": ("dinit.pipelines.outputs.sets:generate_set", SET),
@@ -194,6 +199,37 @@ OPTIONS: dict[str, dict[str, tuple[list[str], dict[str, Any]]]] = {
         "full": (["--full"], {"quick": False}),
         "quick": (["--quick"], {"quick": True}),  # the default
     },
+    "verify posterior": {
+        "sampler": (["--sampler", "ddim", "--sampler", "heun"], {"samplers": ["ddim", "heun"]}),
+        "process": (["--process", "vp"], {"processes": ["vp"]}),
+        "method": (["--method", "dps", "--method", "mmps"], {"methods": ["dps", "mmps"]}),
+        "full": (["--full"], {"quick": False}),
+    },
+    "restore": {
+        **CALL,
+        "name": (["other"], {"opened": ("other", "auto", "float32")}),
+        "image": (["other-levels.png"], {"measurement": ("identity", 0.0, 1.0)}),
+        "operator": (["--operator", "mask:box=0,0,1,8"], {"measurement": ("mask", 0.0, -0.875)}),
+        "noise": (["--noise", "0.25"], {"measurement": ("identity", 0.25, -1.0)}),
+        "input_": (["--input", "image"], {"truth": -1.0}),
+        "method": (["--method", "dps:zeta=2"], {"method": "dps:zeta=2"}),
+        "class_": (["--class", "3"], {"labels": "3"}),
+        "num_images": (["--num-images", "2"], {"num_images": 2}),
+        "truth": (["--truth", "other-levels.png"], {"truth": 1.0}),
+        "out": (["--out", "a.png"], {"out": Path("a.png")}),
+        "trajectory": (["--trajectory", "a.gif"], {"trajectory": Path("a.gif")}),
+        "overwrite": (["--out", "there.png", "--overwrite"], {"out": Path("there.png")}),  # refused without
+    },
+    "edit": {
+        **{name: row for name, row in CALL.items() if name not in ("sampler", "sampler_option", "end")},
+        "name": (["other"], {"opened": ("other", "auto", "float32")}),
+        "image": (["other-levels.png"], {"labels": Path("other-levels.png")}),
+        "from_": (["--from", "4"], {"source": "4"}),
+        "to": (["--to", "d9"], {"target": "d9"}),
+        "method": (["--method", "sdedit:strength=0.5"], {"method": "sdedit:strength=0.5"}),
+        "out": (["--out", "a.png"], {"out": Path("a.png")}),
+        "overwrite": (["--out", "there.png", "--overwrite"], {"out": Path("there.png")}),  # refused without
+    },
     "generate": {
         **CALL,
         "name": (["other"], {"opened": ("other", "auto", "float32")}),
@@ -238,8 +274,14 @@ OPTIONS: dict[str, dict[str, tuple[list[str], dict[str, Any]]]] = {
         "during_training": (["--during-training"], {}),  # what makes the command one of this kind
     },
 }
-# Options that choose which function is called, and positional arguments of BASES; commands that only print.
-CHOOSING = {("train", "dry_run"), ("generate", "dry_run"), ("evaluate", "during_training")}
+# Options that choose which function is called, or are used after it; commands that only print.
+CHOOSING = {
+    ("verify", "posterior"),
+    ("verify", "out"),
+    ("train", "dry_run"),
+    ("generate", "dry_run"),
+    ("evaluate", "during_training"),
+}
 PRINTING = {
     "info": "tests/cli/test_commands.py reads what it prints",
     "list": "the same",
@@ -263,12 +305,18 @@ class Stub:
     defaults = {"sampler": {"name": "ddim", "clip": 3}}  # noqa: RUF012
     class_names = tuple(f"d{k}" for k in range(10))
     num_classes = 10
+    decoded_shape = (1, 8, 8)
 
     def __init__(self, opened: tuple[str, str, str]) -> None:
         self.opened = opened
 
     def prepare(self, labels: Any, **options: Any) -> Prepared:
+        if (seen := options.get("measurement")) is not None:
+            level = seen.y.mean().item() if not seen.noise_std else round(seen.y.mean().item())
+            options["measurement"] = (seen.operator.registry_name, seen.noise_std, level)
         return Prepared(labels=labels, **options)
+
+    prepare_edit = prepare
 
 
 def flat(value: Any, prefix: str) -> dict[str, Any]:
@@ -280,6 +328,8 @@ def flat(value: Any, prefix: str) -> dict[str, Any]:
         return {key: one for name, part in parts.items() for key, one in flat(part, f"{prefix}.{name}").items()}
     if isinstance(value, Stub):
         return {"opened": value.opened}
+    if isinstance(value, Tensor):
+        return {prefix: value.mean().item()}
     return {prefix: value}
 
 
@@ -300,6 +350,8 @@ def called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dic
     Path("labels.txt").write_text("4\n2\n")
     for name in ("there.npz", "there.png", "there.json", "pictures.npz", "others.npz", "ref.npz"):
         Path(name).touch()
+    for name, level in (("levels.png", 0), ("other-levels.png", 255)):
+        Image.new("L", (8, 8), level).save(name)
     for name in ("a.pt", "b.pt"):
         Path(name).touch()
     for name in ("picture.png", "b.png"):
@@ -368,7 +420,7 @@ def test_an_option_changes_what_it_says_and_nothing_else(
         PLAIN[base] = called(place, list(command))
     changed, plain = list(command), PLAIN[base]
     if not more[0].startswith("-") and option != "overrides":
-        changed[1] = more[0]  # in place of the positional argument
+        changed[1 + (option == "image")] = more[0]  # in place of the positional argument
     elif more[0] in command and len(more) == 2:
         changed[command.index(more[0]) + 1] = more[1]
     else:
