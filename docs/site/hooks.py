@@ -35,6 +35,7 @@ PACKAGES = (
     "dinit.data",
     "dinit.evaluation",
     "dinit.likelihood",
+    "dinit.inverse",
     "dinit.checkpoints",
 )
 _CODE = re.compile(r"(^```.*?^```|`[^`\n]+`)", re.MULTILINE | re.DOTALL)
