@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from dinit.diffusion import PROCESSES, Denoiser
-from dinit.inverse import DAPS, DDRM, OPERATORS, POSTERIOR_SAMPLERS, Measurement, PosteriorSampler
+from dinit.inverse import DAPS, DDRM, OPERATORS, POSTERIOR_SAMPLERS, TDS, Measurement, PosteriorSampler
 from dinit.inverse.samplers.replacement import overwrite
 from dinit.models import GaussianMixture
 from dinit.samplers import DDIM, DDPM, NoiseSource
-from dinit.samplers.base import StepNoise
+from dinit.samplers.base import StepDenoiser, StepNoise
 
 SHAPE = (1, 2, 2)
 PROCESS_NAMES = ["vp", "edm", "flow"]
@@ -289,3 +289,16 @@ def test_langevin_steps_of_daps_sample_a_gaussian() -> None:
     variance = 1 / (prior + of_y)
     assert float(drawn.mean()) == pytest.approx(variance * (-0.2 * prior + 0.5 * of_y), abs=0.01)
     assert 1 < float(drawn.var()) / variance < 1.15  # steps of a tenth of the largest widen it by up to a ninth
+
+
+def test_particles_of_an_image_begin_apart() -> None:
+    """The first at the given state, the others at noise of their own."""
+    denoiser, start = correlated().denoiser(PROCESSES.create("vp")), noise(3)
+    step = StepDenoiser(denoiser, denoiser.condition(None, 3))
+    k = PROCESSES.create("vp").scales(1.0)
+    begun = TDS(particles=400)._begin(step, start, k, StepNoise(NoiseSource.from_seed(4, 3), 0, 2))
+    particles = begun.x.reshape(400, 3, -1)
+    assert torch.equal(particles[0], start.flatten(1))
+    assert torch.allclose(particles.std(0), torch.full((3, 4), k.floats.sigma, dtype=torch.float64), rtol=0.15)
+    assert float((particles[1] - particles[2]).abs().min()) > 0
+    assert begun.cond.batch == 1200

@@ -30,19 +30,9 @@ def _fit(start: Tensor, iterations: int, lr: float, step: Callable[[Tensor], Ten
     return fitted.detach()
 
 
-class _Fitted(EditingMethod):
-    """What the two methods share."""
-
-    iterations: int
-    lr: float
-
-    def check(self, task: EditingTask) -> None:
-        check_null_class(task.denoiser, type(self).__name__, "another method, such as ddim")
-
-
 @EDITING_METHODS.register("null-embedding")
 @dataclass(frozen=True)
-class NullEmbedding(_Fitted):
+class NullEmbedding(EditingMethod):
     """Null-text inversion: the embedding of the null class is fitted at every step. Mokady et al. 2023.
 
     CFG at `scale` under the source class leaves the states of DDIM's inversion; at every step the embedding of the
@@ -70,6 +60,9 @@ class NullEmbedding(_Fitted):
                 f"scale must be above 1, iterations at least 1 and lr above 0, got {self.scale}, "
                 f"{self.iterations} and {self.lr}"
             )
+
+    def check(self, task: EditingTask) -> None:
+        check_null_class(task.denoiser, type(self).__name__, "another method, such as ddim")
 
     def run(self, task: EditingTask) -> Edited:
         points = task.points()
@@ -101,7 +94,7 @@ class NullEmbedding(_Fitted):
 
 @EDITING_METHODS.register("condition-embedding")
 @dataclass(frozen=True)
-class ConditionEmbedding(_Fitted):
+class ConditionEmbedding(EditingMethod):
     """Prompt tuning inversion: the embedding of the class is fitted to the image at every step. Dong et al. 2023.
 
     The embedding of the source class is fitted so that DDIM comes back to the states of its inversion; the edit
@@ -128,9 +121,6 @@ class ConditionEmbedding(_Fitted):
                 f"keep must be in [0, 1], iterations at least 1 and lr above 0, got {self.keep}, {self.iterations} "
                 f"and {self.lr}"
             )
-
-    def check(self, task: EditingTask) -> None:
-        """Any network with classes has an embedding of them."""
 
     def run(self, task: EditingTask) -> Edited:
         points = task.points()

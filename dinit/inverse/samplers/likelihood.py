@@ -7,7 +7,6 @@ from torch import Tensor
 
 from dinit.inverse.measurement import Measurement
 from dinit.inverse.operators.base import LinearOperator
-from dinit.samplers.guidance.base import non_batch_dims
 from dinit.samplers.guidance.gradient import gradient
 
 
@@ -62,8 +61,3 @@ def squared_norm(x0: Tensor, measurement: Measurement, iterations: int = 20) -> 
 def sum_squares(values: Tensor) -> Tensor:
     """||v||^2 of every row, (B,)."""
     return values.square().flatten(1).sum(1)
-
-
-def per_image(values: Tensor, x: Tensor) -> Tensor:
-    """(B,) in the form that broadcasts against x, (B, ...)."""
-    return values.reshape(-1, *(1,) * len(non_batch_dims(x)))
