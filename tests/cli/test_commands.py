@@ -8,32 +8,15 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
-from torch import nn
 
 from dinit.cli import main
 from dinit.cli.listing import KINDS
 from dinit.cli.options import CallFlags
 from dinit.models.base import BACKBONES
-from dinit.pipelines.generate import Pipeline
 from dinit.pipelines.outputs.manifest import read_manifest
 from dinit.samplers import SAMPLERS
 from dinit.specs import parse_spec
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
-    torch.manual_seed(0)
-    network = BACKBONES["dit"].preset("tiny")
-    for parameter in network.parameters():
-        nn.init.normal_(parameter, std=0.1)
-    names = [f"digit {k}" for k in range(10)]
-    defaults = {"sampler": "ddim", "steps": 2}
-    pipe = Pipeline(network, {"name": "vp"}, {"name": "v"}, class_names=names, defaults=defaults)
-    path = tmp_path_factory.mktemp("pipelines") / "tiny"
-    pipe.save_pretrained(path)
-    return str(path)
 
 
 @pytest.fixture(autouse=True)

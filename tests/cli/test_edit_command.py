@@ -8,27 +8,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import nn
 
 from dinit.cli import main
 from dinit.inverse import EDITING_METHODS
-from dinit.models.base import BACKBONES
 from dinit.pipelines.editing import EditCall
 from dinit.pipelines.generate import Pipeline
 from dinit.pipelines.outputs.manifest import read_manifest
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
-    torch.manual_seed(0)
-    network = BACKBONES["dit"].preset("tiny")
-    for parameter in network.parameters():
-        nn.init.normal_(parameter, std=0.1)
-    names = [f"digit {k}" for k in range(10)]
-    pipe = Pipeline(network, {"name": "vp"}, {"name": "v"}, class_names=names, defaults={"sampler": "ddim"})
-    path = tmp_path_factory.mktemp("pipelines") / "tiny"
-    pipe.save_pretrained(path)
-    return str(path)
 
 
 @pytest.fixture(autouse=True)
