@@ -122,8 +122,14 @@ class Page:
         controls = self.controls
         quiet: dict[str, Any] = {"show_progress": "hidden"}
         filled = [*controls.outputs, self.status]
-        self.blocks.load(self.on_pipeline, controls.pipeline, filled, **quiet)
-        controls.pipeline.input(self.on_pipeline, controls.pipeline, filled, **quiet)
+        # `input` comes twice for one click, and its second answer would undo what the visitor chose after the first
+        gr.on(
+            [self.blocks.load, controls.pipeline.change],
+            self.on_pipeline,
+            [controls.pipeline, controls.holds],
+            filled,
+            **quiet,
+        )
         controls.dice.click(lambda: random.randrange(2**31), None, controls.seed, **quiet)
         controls.no_classes.click(list, None, controls.classes, **quiet)
         controls.all_classes.click(self.on_all_classes, controls.pipeline, controls.classes, **quiet)
@@ -149,9 +155,11 @@ class Page:
 
     # --- events --------------------------------------------------------------------------------------------------
 
-    def on_pipeline(self, name: str) -> list[Any]:
-        """The pipeline's own settings in all controls."""
+    def on_pipeline(self, name: str, holds: str) -> list[Any]:
+        """The pipeline's own settings in all controls, unless they hold settings of this pipeline already."""
         try:
+            if name == holds:
+                return [*[gr.skip()] * len(self.controls.outputs), gr.skip()]
             pipe = self.pipelines.open(name)
             return [*self.controls.show(default_request(pipe, name), pipe), ""]
         except Exception as error:

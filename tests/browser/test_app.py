@@ -89,6 +89,10 @@ class Visitor:
         field.fill(value)
         field.press("Tab")
 
+    def events(self) -> int:
+        """How many events the page has sent to the server."""
+        return sum("queue/join" in url for url in self.requests)
+
     def generate(self) -> list[str]:
         """Click, wait for the end, and return the pictures on the page."""
         before = self.run()
@@ -132,8 +136,10 @@ def test_a_visit(browser: Any, address: str, tmp_path: Path, monkeypatch: pytest
     visitor = Visitor(browser, address)
     page = visitor.page
 
+    before = visitor.events()
     visitor.choose("Pipeline", "digits-dico")
     page.wait_for_function("document.querySelector('.facts').innerText.includes('vp-discrete')")
+    assert visitor.events() == before + 1  # a second answer would undo what is chosen now
     page.locator("#no-classes").click()
     page.wait_for_function("document.querySelector('#controls .token') === null")
     visitor.choose("Classes (none: unconditional)", "3")
