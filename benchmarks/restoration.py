@@ -152,9 +152,9 @@ def write(found: Found, order: list[Task]) -> None:
         "given, by the shipped classifier. `distance`: root mean square of A(x) - y over the noise, median over "
         "samples; samples of p(x | y) are near 1. `rank`: of the truth among samples and itself by distance from "
         f"the mean of the others, mean over images; for samples of p(x | y) {(one.samples + 2) / 2:g}, and "
-        f"{one.samples + 1} where the truth is always the farthest. `largest`: absolute value; data are in [-1, 1]. "
-        "NFE and VJPs: evaluations of the network and backward passes through it for an image, counted; with CFG "
-        "both conditions count. Seconds of one core for an image.",
+        f"{one.samples + 1} where the truth is always the farthest. `largest`: absolute value; data are in [-1, "
+        "1]. NFE and VJPs: evaluations of the network and backward passes through it for an image, counted; with "
+        "CFG both conditions count. Seconds of one core for an image.",
         "",
     ]
     for pipeline, problems in OPERATORS_OF.items():
@@ -169,7 +169,7 @@ def main() -> None:
     for name in ("pipeline", "problem", "guidance", "method"):
         parser.add_argument(f"--{name}", default="", help=f"{name}s that begin so (default all)")
     parser.add_argument("--truths", type=int, default=16)
-    parser.add_argument("--samples", type=int, default=4, help="of each truth")
+    parser.add_argument("--samples", type=int, default=3, help="of each truth")
     parser.add_argument("--again", action="store_true", help="run the chosen part though it was run before")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     options = parser.parse_args()

@@ -45,7 +45,7 @@ OPERATORS_OF: dict[str, dict[str, str]] = {
 TRUTH, ENLARGED, NOTHING = "truth", "measurement", "no measurement"
 REFERENCES = (TRUTH, ENLARGED, NOTHING)
 # Beyond the defaults: what the paper of a method runs it under, where the pipeline's own sampler is another.
-FURTHER = ("dps under ddpm, 100 steps", "pigdm under ddpm, 100 steps", "tmpd under ddpm, 100 steps")
+FURTHER = ("dps under ddpm, 100 steps", "pigdm under ddpm, 50 steps", "tmpd under ddpm, 50 steps")
 # Steps that keep a method of many evaluations a step near 160 of them.
 STEPS = {"mcmc": 8}
 # Images at once: a gradient through all their particles takes longer where it does not fit the cache.
@@ -196,7 +196,7 @@ def measured(task: Task) -> Entry:
         options |= {"sampler": sampler, "steps": int(steps)}
     elif name in STEPS:
         options["steps"] = STEPS[name]
-    batch = BATCH.get(name, 32)
+    batch = BATCH.get(name, 16)
     with Counted().watching(pipe.backbone) as counted, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of what diverged: the table has it
         began = time.process_time()
