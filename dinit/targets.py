@@ -20,7 +20,7 @@ def check_target(path: Path, overwrite: bool, suffixes: Sequence[str] = ()) -> N
         raise IsADirectoryError(f"{path} is a folder, a file name is needed")
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} is there already; choose another name, or allow it with --overwrite")
-    _check_writable(path.parent)
+    check_writable(path.parent)
 
 
 def check_folder_target(folder: Path, overwrite: bool) -> None:
@@ -29,7 +29,7 @@ def check_folder_target(folder: Path, overwrite: bool) -> None:
         raise NotADirectoryError(f"{folder} is a file, a folder is needed")
     if folder.is_dir() and any(folder.iterdir()) and not overwrite:
         raise FileExistsError(f"{folder} is not empty; choose another folder, or allow it with --overwrite")
-    _check_writable(folder)
+    check_writable(folder)
 
 
 def check_pipeline_target(folder: Path, overwrite: bool) -> None:
@@ -39,8 +39,12 @@ def check_pipeline_target(folder: Path, overwrite: bool) -> None:
         raise FileExistsError(f"{folder} holds other files than a pipeline, these are not replaced; choose another")
 
 
-def _check_writable(folder: Path) -> None:
-    """Makes and drops a temporary file in the folder, or in the nearest folder above that exists."""
+def check_writable(folder: Path) -> None:
+    """OSError where nothing can be written to a folder, or to the nearest one above it that exists.
+
+    Args:
+        folder: made by what writes to it.
+    """
     nearest = next(parent for parent in (folder, *folder.resolve().parents) if parent.exists())
     try:
         with tempfile.TemporaryFile(dir=nearest):

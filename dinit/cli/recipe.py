@@ -18,6 +18,7 @@ from dinit.cli.console import console, errors
 from dinit.cli.names import registry_of
 from dinit.cli.options import Overwrite
 from dinit.specs import parse_spec
+from dinit.targets import check_writable
 from dinit.training.recipe.rules import check_minutes, check_size
 
 if TYPE_CHECKING:
@@ -153,6 +154,7 @@ def _target(out: Path | None, name: str, overwrite: bool) -> Path:
         raise ValueError(f"--out must end in .yaml, got {target}")
     if target.exists() and not overwrite:
         raise ValueError(f"{target} exists; take another --out, or --overwrite it")
+    check_writable(target.parent)
     return target
 
 

@@ -12,7 +12,9 @@ from dinit._deprecate import warn_once
 from dinit.cli.checks import check_entry
 from dinit.cli.completion import entries
 from dinit.cli.console import console
+from dinit.files import write_atomically
 from dinit.progress import Progress
+from dinit.targets import check_target
 
 Samplers = Annotated[
     list[str] | None,
@@ -90,6 +92,8 @@ def verify(
     for name in process or ():
         check_entry("processes", name)
     if posterior:
+        if out is not None:
+            check_target(out, overwrite=True)
         _verify_posterior(sampler, process, method, full, out)
         return
     if method or out:
@@ -134,7 +138,8 @@ def _verify_posterior(
         )
     console.print(report.table())
     if out is not None:
-        out.write_text(report.markdown() + "\n", encoding="utf-8")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(out, (report.markdown() + "\n").encode())
     diverged = sum(one.note.startswith("diverged") for one in report.outcomes)
     refused = sum(one.note.startswith("refused") for one in report.outcomes)
     console.print(

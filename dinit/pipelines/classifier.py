@@ -30,6 +30,7 @@ from dinit.evaluation.features.image_classifier import LARGEST, SMALLEST, ImageC
 from dinit.evaluation.features.trained_classifier import KIND, OF_USER
 from dinit.files import user_path
 from dinit.pipelines.loading import locate, shipped
+from dinit.targets import check_writable
 from dinit.training.recipe.file import load_recipe
 
 RECIPE = "recipe.yaml"
@@ -138,8 +139,9 @@ def usual_size(sides: Counter[int]) -> int:
 
 
 def check_folder(folder: Path, overwrite: bool) -> None:
-    """FileExistsError where a classifier cannot be written to a folder: only another one gives way."""
+    """FileExistsError where a folder has other files than a classifier; OSError where it cannot be written."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        check_writable(folder)
         return
     if not is_classifier(folder):
         raise FileExistsError(f"{folder} holds other files than a classifier; choose another folder by --out")

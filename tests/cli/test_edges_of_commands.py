@@ -117,3 +117,34 @@ def test_a_set_that_is_stopped_ends_with_its_signal(
     assert asked == [False, True]
     assert [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)] == before
     assert "the same call makes what is missing in set" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("target", "arguments"),
+    [
+        ("dinit.posterior_conformance.verify_posterior", ("verify", "--posterior", "--out", "plain/x.md")),
+        ("dinit.pipelines.classifier.train_image_classifier", ("classifier", "digits", "--out", "plain/x")),
+        ("dinit.pipelines.runs.combine.search", ("combine", "run", "--to", "plain/x")),
+        ("dinit.pipelines.runs.posthoc.average_of_width", ("ema", "run", "--sigma-rel", "0.1", "--to", "plain/x")),
+        ("dinit.data.survey.survey", ("recipe", "digits", "--out", "plain/x.yaml")),
+    ],
+)
+def test_a_result_that_cannot_be_written_is_found_before_the_work(
+    target: str, arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("plain").touch()
+    Path("run").mkdir()
+    monkeypatch.setattr(target, raises(AssertionError("it began")))
+    assert code(*arguments) == 2
+    said = " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert "plain" in said
+    assert "cannot be written: Not a directory" in said
+
+
+def test_the_table_of_verify_makes_its_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    report = SimpleNamespace(
+        outcomes=(), passed=True, table=lambda: "", markdown=lambda: "# a table", failures=list
+    )
+    monkeypatch.setattr("dinit.posterior_conformance.verify_posterior", gives(report))
+    assert code("verify", "--posterior", "--out", "new/folder/x.md") == 0
+    assert Path("new/folder/x.md").read_text() == "# a table\n"

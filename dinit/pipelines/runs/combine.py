@@ -14,6 +14,7 @@ from dinit.cards import CARD
 from dinit.files import user_path, whole_folder
 from dinit.pipelines.generate import Pipeline
 from dinit.pipelines.hub import trained_card
+from dinit.targets import check_writable
 from dinit.training import randomness
 from dinit.training.averaging.combination import Found, Search, combine, saved_weights, search
 from dinit.training.build import make_data, make_objective
@@ -42,6 +43,7 @@ def combine_run(
     run, to = user_path(run), user_path(to)
     if to.exists():
         raise FileExistsError(f"{to} is there already; choose another folder, or remove it")
+    check_writable(to.parent)
     if num_samples < 1:
         raise ValueError(f"num_samples must be at least 1, got {num_samples}")
     check_run(run)

@@ -11,6 +11,7 @@ from dinit.cards import CARD
 from dinit.files import user_path, whole_folder
 from dinit.pipelines.generate import Pipeline
 from dinit.pipelines.hub import trained_card
+from dinit.targets import check_writable
 from dinit.training.averaging.snapshots import average_of_width
 from dinit.training.run.folder import check_run, read_recipe
 
@@ -25,6 +26,7 @@ def pipeline_of_width(run: str | Path, sigma_rel: float, to: str | Path, step: i
     run, to = user_path(run), user_path(to)
     if to.exists():
         raise FileExistsError(f"{to} is there already; choose another folder, or remove it")
+    check_writable(to.parent)
     check_run(run)
     averages, last = average_of_width(run / "ema", sigma_rel, step)
     pipeline = Pipeline.from_pretrained(run / "pipeline")
