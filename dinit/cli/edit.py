@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dinit.cli.checks import check_entry, check_there, classes_of
+from dinit.cli.checks import check_entry, classes_of
 from dinit.cli.completion import entries
 from dinit.cli.console import console
+from dinit.cli.given import check_picture
 from dinit.cli.options import (
     BatchSize,
     CallFlags,
@@ -86,7 +87,7 @@ def edit(
     flags.check()
     opening.check()
     check_entry("editing-methods", method)
-    check_there(image, "picture")
+    check_picture(image)
     known = classes_of(name)
     if known is not None:
         class_number(from_, *known)

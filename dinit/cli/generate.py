@@ -13,6 +13,7 @@ from dinit.cli.checks import check_default_sampler, classes_of
 from dinit.cli.console import console
 from dinit.cli.generate_dry_run import show_dry_run, torch_device_of
 from dinit.cli.generate_set import ClassOrder, Group, LabelsFrom, Pack, generate_into_folder, is_set_folder
+from dinit.cli.given import ImageOption, ImageToStartFrom, MaskOption, StrengthOption
 from dinit.cli.labels import ImageOptions, KnownClasses
 from dinit.cli.options import (
     BatchSize,
@@ -31,6 +32,7 @@ from dinit.cli.options import (
     Steps,
 )
 from dinit.progress import Progress
+from dinit.targets import check_writable
 
 if TYPE_CHECKING:
     from dinit.models.codec import Codec
@@ -96,6 +98,9 @@ def generate(
     per_class: PerClass = 10,
     labels: Labels = None,
     num_images: NumImages = None,
+    image: ImageOption = None,
+    strength: StrengthOption = None,
+    mask: MaskOption = None,
     sampler: SamplerOption = None,
     sampler_option: SamplerOptions = None,
     steps: Steps = None,
@@ -128,6 +133,7 @@ def generate(
     Examples:
         dinit generate digits-dico --classes 3,1,4 --per-class 8 --out sheet.png
         dinit generate glyphs-32 --sampler dpmpp-2m --steps 10 --guidance cfg:scale=2
+        dinit generate digits-dico --classes 8 --image three.png --strength 0.6
         dinit generate glyphs-32 --num-images 10000 --out samples/
     """
     opening = Opening(name, device, dtype)
@@ -135,6 +141,8 @@ def generate(
     flags = CallFlags(sampler, sampler_option or (), steps, grid, guidance or (), seed, batch_size, end)
     flags.check()
     opening.check()
+    start = ImageToStartFrom(image, strength, mask)
+    start.check()
     if sampler is None and sampler_option:
         check_default_sampler(name, sampler_option)
     if out is not None and out.is_file() and not out.suffix:
@@ -142,10 +150,11 @@ def generate(
             f"{out} is a file; a set needs a folder, and a contact sheet a name like {out}.png"
         )
     if out is not None and is_set_folder(out):
-        if out_dir or trajectory or latents or overwrite:
+        if out_dir or trajectory or latents or overwrite or image:
             raise ValueError(
-                "a set of images has no --out-dir, --trajectory, --latents or --overwrite; leave them out"
+                "a set of images has no --out-dir, --trajectory, --latents, --image or --overwrite; leave them out"
             )
+        check_writable(out)
         _check_images(name, images, is_set=True)
         generate_into_folder(opening, out, images, flags, group, pack, dry_run)
         return
@@ -164,7 +173,7 @@ def generate(
     files.check(overwrite)
     device, opening = torch_device_of(opening, dry_run)
     pipe = opening.open(to_generate=True)
-    options = flags.options(pipe.defaults.get("sampler"))
+    options: dict[str, Any] = {**flags.options(pipe.defaults.get("sampler")), **start.options()}
     call = pipe.prepare(images.of_call(pipe), seed=seed, **options)
     if dry_run:
         show_dry_run(pipe, call, files.wanted, device, files.names)

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from dinit.cli.checks import check_entry, check_there, check_word, classes_of
+from dinit.cli.checks import check_entry, check_word, classes_of
 from dinit.cli.completion import entries, words
 from dinit.cli.console import console
+from dinit.cli.given import check_picture
 from dinit.cli.names import registry_of
 from dinit.cli.options import (
     BatchSize,
@@ -142,9 +143,9 @@ def restore(
     check_entry("operators", operator)
     _check_method(method)
     check_word("input", input_, INPUTS)
-    check_there(image, "picture")
+    check_picture(image)
     if truth is not None:
-        check_there(truth, "picture")
+        check_picture(truth)
     _check_class(name, class_)
     _check_files(out, trajectory, overwrite)
     pipe = opening.open(to_generate=True)

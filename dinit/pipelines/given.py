@@ -12,6 +12,7 @@ from torch import Tensor
 from dinit.devices import upload
 from dinit.inverse.measurement import Measurement
 from dinit.inverse.operators.base import Operator, Shape
+from dinit.inverse.operators.combined import Compose, Stack
 from dinit.inverse.operators.mask import Mask
 from dinit.models.codec import Codec, IdentityCodec
 from dinit.pipelines.plain import from_spec, to_spec
@@ -28,7 +29,8 @@ class Given:
         image: (1 or B, C, H, W) in [-1, 1]; None for none.
         strength: Share of the steps that are taken from `image`, in [0, 1].
         mask: (1, 1, H, W) bool, true where `image` is repainted; the rest is kept.
-        measurement: Of the decoded images, [-1, 1]; None for none.
+        measurement: Of the decoded images, [-1, 1]; None for none. What its operator has read from files is kept
+            in place of their names.
 
     Raises:
         ValueError: A strength outside [0, 1].
@@ -43,6 +45,9 @@ class Given:
     def __post_init__(self) -> None:
         if not 0 <= self.strength <= 1:
             raise ValueError(f"strength is the share of the steps that are taken, in [0, 1]; got {self.strength}")
+        known = self.measurement
+        if known is not None and (contained := _without_files(known.a)) is not known.a:
+            object.__setattr__(self, "measurement", replace(known, operator=contained))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Given) and self.to_config() == other.to_config()
@@ -195,6 +200,16 @@ class Given:
         if "measurement" in found:
             found["measurement"] = Measurement(**found["measurement"])
         return cls(**found)
+
+
+def _without_files(operator: Operator) -> Operator:
+    """The operator with what it has read from files in place of their names, so that a record has all of it."""
+    if isinstance(operator, Mask):
+        return operator.without_file()
+    if isinstance(operator, Compose | Stack):
+        parts = tuple(_without_files(one) for one in operator.parts)
+        return operator if parts == operator.parts else replace(operator, operators=parts)
+    return operator
 
 
 def repainted(x: Tensor, given: Given, encode: Callable[[Tensor], Tensor] | None = None) -> Tensor:

@@ -237,6 +237,15 @@ OPTIONS: dict[str, dict[str, tuple[list[str], dict[str, Any]]]] = {
         "per_class": (["--per-class", "8"], {"labels": EIGHTY}),
         "labels": (["--labels", "3,1,4"], {"labels": ["3", "1", "4"]}),
         "num_images": (["--num-images", "2"], {"labels": [None, None]}),
+        "image": (["--image", "levels.png"], {"image": Path("levels.png")}),
+        "strength": (
+            ["--image", "levels.png", "--strength", "0.5"],
+            {"image": Path("levels.png"), "strength": 0.5},
+        ),
+        "mask": (
+            ["--image", "levels.png", "--mask", "other-levels.png"],
+            {"image": Path("levels.png"), "mask": Path("other-levels.png")},
+        ),
         "out": (["--out", "a.png"], {"files.out": Path("a.png")}),
         "out_dir": (["--out-dir", "singles"], {"files.out_dir": Path("singles"), "files.out": None}),
         "trajectory": (["--trajectory", "a.gif"], {"files.trajectory": Path("a.gif")}),

@@ -68,6 +68,23 @@ def test_a_small_picture_is_the_measurement_and_a_whole_one_is_measured(tiny: st
     assert "4 x 4" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("operator", ["mask:image=hole.png", "stack:operators=[{name: mask, image: hole.png}]"])
+def test_a_mask_of_a_file_replays_where_the_file_is_another_or_gone(tiny: str, operator: str) -> None:
+    levels = np.zeros((8, 8), dtype=np.uint8)
+    levels[2:6, 1:5] = 255
+    Image.fromarray(levels).save("hole.png")
+    line = ("--operator", operator, "--num-images", "1", "--method", "ddnm", "--input", "image")
+    assert run("restore", tiny, "whole.png", *line) == 0
+    made = read_manifest(Path("restored.png")).call["measurement"]["operator"]
+    mask = made.get("operators", [made])[0]
+    assert mask["image"] is None
+    assert mask["hidden"]["shape"] == [8, 8]
+    Image.fromarray(255 - levels).save("hole.png")
+    assert run("replay", "restored.png") == 0
+    Path("hole.png").unlink()
+    assert run("replay", "restored.png") == 0
+
+
 WRONG = {
     "unknown operator 'msk'": ("whole.png", "--operator", "msk"),
     "bx": ("whole.png", "--operator", "mask:bx=2,2,6,6"),

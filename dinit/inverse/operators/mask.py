@@ -56,6 +56,10 @@ class Mask(LinearOperator):
         if self.image is not None:
             object.__setattr__(self, "_picture", _white(self.image))
 
+    def without_file(self) -> Mask:
+        """The same mask with the picture itself in place of its file's name, which may be of another one later."""
+        return self if self.image is None else Mask(hidden=vars(self)["_picture"])
+
     def known(self, shape: Shape) -> Tensor:
         """Where the image is seen.
 

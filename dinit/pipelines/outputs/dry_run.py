@@ -15,16 +15,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dinit.diffusion import BackboneDenoiser
+from dinit.diffusion import BackboneDenoiser, Denoiser
 from dinit.memory import available, in_units, resident
 from dinit.models.codec import Codec, IdentityCodec
 from dinit.pipelines.call import Call
 from dinit.pipelines.callbacks import Trajectory
 from dinit.pipelines.generate import Pipeline
+from dinit.pipelines.method import with_measurement
 from dinit.pipelines.outputs.files import caption, sheet_layout
 from dinit.pipelines.outputs.memory_trace import Fakes, Trace, size_of, tensors_of, touch
 from dinit.pipelines.running import with_null
-from dinit.samplers.guidance import apply_guidance
+from dinit.samplers import Sampler
+from dinit.samplers.guidance import Guidance, apply_guidance
+from dinit.samplers.points import sampling_times
 
 _META = torch.device("meta")
 _TRACED = 3  # batches that are traced; what one leaves behind is counted for each of the others
@@ -155,9 +158,11 @@ def dry_run(
     now = resident()
     trace = Trace()
     adaptive, batches = call.sampler.claims().cost_depends_on == "state", call.batches()
-    nfe, note = call.sampler.nfe(call.steps), ""
+    steps = call.steps if call.given is None else call.given.steps(call.steps)
+    nfe, note = call.sampler.nfe(steps) if steps else 0, ""
     try:
-        nfe = _run(pipe, call, codec, wanted, trace, adaptive) or nfe
+        if steps:
+            nfe = _run(pipe, call, codec, wanted, trace, adaptive) or nfe
     except (RuntimeError, NotImplementedError, TypeError) as error:
         note = f"memory was not estimated: {str(error).splitlines()[0]}"
     working = 0 if note else trace.measured(place)
@@ -167,7 +172,7 @@ def dry_run(
         images=len(call.labels),
         classes=len({label for label in call.labels if label is not None}),
         batches=len(batches),
-        steps=call.steps,
+        steps=steps,
         nfe=nfe,
         settings=caption(pipe, call),
         adaptive=adaptive,
@@ -197,9 +202,7 @@ def _run(
     """Traces what `Pipeline.run` and the writing of files do. Returns the NFE; None where they are not known."""
     network: Any = _Network(pipe.backbone, trace)
     decode = None if codec is None else _decoder(codec, trace)
-    denoiser = apply_guidance(
-        BackboneDenoiser(network, pipe.process, pipe.parameterization, pipe.t_max), call.guidance
-    )
+    predictor = BackboneDenoiser(network, pipe.process, pipe.parameterization, pipe.t_max)
     batches, keep, nfe = call.batches(), Trajectory() if wanted.animation else None, None
     last: list[Any] = []
     step: Any = None
@@ -208,12 +211,12 @@ def _run(
             before = trace.now
             like = torch.empty(len(batch.labels), network.in_channels, *2 * (network.image_size,), device=_META)
             labels = with_null(batch.labels, network.num_classes)
+            sampler, guidance, start = _given(pipe, predictor, batch, like)
             try:
-                for step in batch.sampler.iterate(
-                    denoiser,
+                for step in sampler.iterate(
+                    apply_guidance(predictor, guidance),
                     torch.empty_like(like),
-                    batch.steps,
-                    grid=batch.grid,
+                    **start,
                     labels=labels,
                     noise_source=_NoNumbers(),
                     end=batch.end,
@@ -223,8 +226,8 @@ def _run(
                     if step.index + 1 == step.total:
                         last.append(step)
                         nfe = step.nfe
-            except (RuntimeError, NotImplementedError):
-                if not adaptive:
+            except (RuntimeError, NotImplementedError) as error:
+                if not adaptive or isinstance(error, _Differentiated):
                     raise
                 last.append(like)  # the errors of a trial step, by then all of its evaluations are made
         rest = trace.take((len(batches) - len(last)) * max(trace.now - before, 0))
@@ -248,6 +251,20 @@ def _run(
     return nfe
 
 
+def _given(
+    pipe: Pipeline, denoiser: Denoiser, batch: Call, like: Tensor
+) -> tuple[Sampler, tuple[Guidance, ...], dict[str, Any]]:
+    """Sampler, guidance and start of a batch with what it was given, as `Pipeline.run` has them."""
+    start: dict[str, Any] = {"steps": batch.steps, "grid": batch.grid}
+    if batch.given is None:
+        return batch.sampler, batch.guidance, start
+    seen = batch.given.measured(pipe.codec, tuple(like.shape[1:]))
+    if batch.given.starts_from_image:
+        times = sampling_times(denoiser, batch.steps, batch.grid)[-batch.given.steps(batch.steps) :]
+        start = {"steps": None, "grid": times, "initial_state": torch.empty_like(like)}
+    return with_measurement(batch.sampler, seen), tuple(with_measurement(g, seen) for g in batch.guidance), start
+
+
 def _pictures(pipe: Pipeline, call: Call, wanted: Wanted, trace: Trace) -> None:
     """Pixels as bytes with their temporaries, pictures of Pillow, and a contact sheet with its tiles."""
     side, channels = pipe.image_size, pipe.codec.image_channels
@@ -269,6 +286,10 @@ class _NoNumbers:
         return torch.empty_like(like)
 
 
+class _Differentiated(NotImplementedError):
+    """Gradients of the network, whose memory has no record."""
+
+
 class _Network(nn.Module):
     """Stands for a backbone on the meta device: every evaluation is the record of one of its shape."""
 
@@ -287,6 +308,8 @@ class _Network(nn.Module):
         return self.trace.call("network", self.fakes, "embed", labels)
 
     def forward(self, x: Tensor, noise_label: Tensor, cond: Tensor) -> Tensor:
+        if torch.is_grad_enabled() and x.requires_grad:
+            raise _Differentiated("the call takes gradients of the network, whose memory is not traced")
         return self.trace.call("network", self.fakes, "__call__", x, noise_label, cond)
 
 

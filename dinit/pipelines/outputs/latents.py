@@ -14,13 +14,14 @@ from dinit.contents import unfit
 from dinit.files import user_path, write_atomically
 from dinit.models.codec import Codec
 from dinit.pipelines.generate import Generated, Pipeline
+from dinit.pipelines.outputs.inputs import write_inputs
 from dinit.pipelines.outputs.manifest import KEY, Manifest, describe
 
 NAME = "latents"  # of the tensor
 
 
 def save_latents(path: Path, pipe: Pipeline, generated: Generated) -> None:
-    """Writes samples before the decoder, with their manifest in the file's metadata.
+    """Writes samples before the decoder, with their manifest as its metadata, and what they were given.
 
     Args:
         path: of the file, which is replaced.
@@ -32,6 +33,8 @@ def save_latents(path: Path, pipe: Pipeline, generated: Generated) -> None:
     manifest = describe(pipe, generated).with_picture(picture)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, save({NAME: latents}, {KEY: manifest.to_json()}))
+    if generated.call.given is not None:
+        write_inputs(path, generated.call.given.tensors())
 
 
 def read_latents(path: str | Path) -> tuple[Tensor, Manifest]:
