@@ -298,7 +298,7 @@ class Pipeline(
             mask: repaint the image where it is white, as in diffusers; the rest keeps its values. A file, PIL
                 image, array or tensor of the image's size.
             measurement: of the images, y = A(x) + noise_std n in [-1, 1]: `dinit.inverse.Measurement`.
-            method: how mask or measurement is used: a posterior guidance, which becomes the outermost, or a
+            method: how mask or measurement is used: a posterior guidance, which becomes the innermost, or a
                 posterior sampler, in which `sampler` is the solver where it has one. None is 'mmps'; 'dps' for an
                 operator that is not linear, as all are on latents.
             *positional: refused; only labels go without a keyword.

@@ -17,6 +17,7 @@ from dinit.pipelines.plain import from_spec
 from dinit.registry import UnknownName, suggest
 from dinit.samplers import Sampler
 from dinit.samplers.guidance import GUIDANCES, Guidance
+from dinit.samplers.guidance.autoguidance import Autoguidance
 
 if TYPE_CHECKING:
     from dinit.pipelines.call import Call
@@ -89,6 +90,22 @@ def method_of(sampler: Sampler, guidance: tuple[Any, ...]) -> Method | None:
     """The method among the parts of a call; None where there is none."""
     parts = [one for one in (sampler, *guidance) if isinstance(one, PosteriorGuidance | PosteriorSampler)]
     return parts[-1] if parts else None
+
+
+def around(method: PosteriorGuidance, guidance: tuple[Guidance, ...]) -> tuple[Guidance, ...]:
+    """The guidances with the method in the place from which both predictions that CFG extrapolates know y.
+
+    That is the innermost: x0 is then extrapolated from p(x0 | y) towards p(x0 | y, c), and both meet y, so their
+    difference leaves a linear measurement alone. Outside CFG the method would be given the Jacobian of the guided
+    prediction, larger by the scale, where the covariance of x0 is meant. Autoguidance extrapolates from another
+    model, which has no part of y: the method goes around it.
+
+    Args:
+        method: The method.
+        guidance: The others, the last outermost.
+    """
+    inner = max((place for place, one in enumerate(guidance, 1) if isinstance(one, Autoguidance)), default=0)
+    return (*guidance[:inner], method, *guidance[inner:])
 
 
 def with_measurement(part: Part, measurement: Measurement | None) -> Part:

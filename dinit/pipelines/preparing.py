@@ -34,6 +34,7 @@ from dinit.pipelines.method import (
     DEFAULT_METHOD,
     DEFAULT_NONLINEAR,
     Method,
+    around,
     make_method,
     nonlinear_methods,
     with_solver,
@@ -198,7 +199,7 @@ class PreparingMethods:
     def _with_method(
         self, given: Given, method: Method | None, sampler: Sampler, guidance: tuple[Guidance, ...]
     ) -> tuple[Guidance, ...]:
-        """The guidance with the method outermost, where it is a guidance. ValueError for one that does not fit."""
+        """The guidance with the method in it, where it is a guidance. ValueError for one that does not fit."""
         if given.mask is None and given.measurement is None:
             return guidance
         in_pixels = isinstance(self.codec, IdentityCodec)
@@ -207,7 +208,7 @@ class PreparingMethods:
         if method is None and not using:
             method = make_method(DEFAULT_METHOD if linear else DEFAULT_NONLINEAR)
         if isinstance(method, PosteriorGuidance):
-            guidance = (*guidance, method)
+            guidance = around(method, guidance)
             using.append(method)
         for one in using:
             if one.linear_only and not linear:

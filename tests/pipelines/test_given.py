@@ -23,8 +23,9 @@ from dinit.models.base import BACKBONES
 from dinit.models.codec import IdentityCodec
 from dinit.pipelines.call import Call
 from dinit.pipelines.given import Given
+from dinit.pipelines.method import around
 from dinit.samplers import NoiseSource, Sampler
-from dinit.samplers.guidance import CFG
+from dinit.samplers.guidance import CFG, Autoguidance
 from dinit.samplers.points import sampling_times
 
 SIZE = 8
@@ -174,12 +175,12 @@ def test_a_mask_keeps_what_is_black_and_changes_what_is_white(pipe: Any, image: 
     assert bool((half == image)[..., MASK == 0].all())
 
 
-def test_the_method_is_bound_outermost_with_the_rows_of_its_batch(pipe: Any) -> None:
+def test_the_method_is_bound_innermost_with_the_rows_of_its_batch(pipe: Any) -> None:
     """The same run as by hand, and the same where the method holds the measurement."""
     known, options = seen(), {"sampler": "ddpm", "steps": 3, "seed": 2}
     done = raw(pipe, [3, 1], measurement=known, method=_Consistent(), **options)
     call = pipe.prepare([3, 1], **options)
-    guided = _Consistent(known).wrap(CFG(2.0).wrap(pipe.denoiser()))
+    guided = CFG(2.0).wrap(_Consistent(known).wrap(pipe.denoiser()))
     source = NoiseSource(call.keys)
     noise = source.normal("initial", 0, done)
     with torch.no_grad():
@@ -189,7 +190,11 @@ def test_the_method_is_bound_outermost_with_the_rows_of_its_batch(pipe: Any) -> 
     assert torch.equal(done, expected)
     assert torch.equal(done, raw(pipe, [3, 1], method=_Consistent(known), **options))
     assert not torch.allclose(done, raw(pipe, [3, 1], **options))
-    assert pipe.prepare(3, measurement=known, method="mmps:iterations=2").guidance == (CFG(2.0), MMPS(None, 2))
+    assert pipe.prepare(3, measurement=known, method="mmps:iterations=2").guidance == (MMPS(None, 2), CFG(2.0))
+    own = pipe.prepare(3, measurement=known, guidance=[2.0, "mmps:iterations=2"]).guidance
+    assert own == (CFG(2.0), MMPS(None, 2))  # an order that is given stays
+    weak = Autoguidance(1.5, pipe.denoiser())
+    assert around(MMPS(), (weak, CFG(2.0))) == (weak, MMPS(), CFG(2.0))
 
 
 def test_on_a_pixel_range_the_measurement_is_of_images_in_minus_1_to_1() -> None:
