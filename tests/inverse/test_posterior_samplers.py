@@ -13,9 +13,11 @@ from torch import Tensor
 from dinit.diffusion import PROCESSES, Denoiser
 from dinit.inverse import DAPS, DDRM, OPERATORS, POSTERIOR_SAMPLERS, TDS, Measurement, PosteriorSampler
 from dinit.inverse.samplers.replacement import overwrite
+from dinit.inverse.samplers.tds import Particles
 from dinit.models import GaussianMixture
 from dinit.samplers import DDIM, DDPM, NoiseSource
 from dinit.samplers.base import StepDenoiser, StepNoise
+from dinit.samplers.guidance import GUIDANCES
 
 SHAPE = (1, 2, 2)
 PROCESS_NAMES = ["vp", "edm", "flow"]
@@ -82,6 +84,7 @@ ACCURACY = {
     "daps:langevin_steps=12": (0.35, 0.19),
     "red-diff": (0.42, 0.9),  # one mode: it has no spread
     "tds:particles=8": (0.1, 0.31),
+    "tds:particles=8,covariance=jacobian,iterations=2": (0.1, 0.31),
     "mcmc:iterations=25": (0.28, 0.22),
 }
 
@@ -120,6 +123,42 @@ def test_particles_come_nearer_to_the_posterior_with_their_number() -> None:
     assert found[0][0] > found[2][0]
     assert found[2][0] < 0.13
     assert found[2][1] < 0.13
+
+
+@pytest.mark.parametrize("options", ["isotropic", "jacobian,iterations=1", "jacobian,iterations=2"])
+def test_all_particles_of_one_image_are_weighted_samples(options: str) -> None:
+    """Exact whatever the twist, here with y between two modes; a wrong twist or weight misses one of them."""
+    data, seen = two_modes(), measured(MIXING, 0.3, (0.0, 0.1))
+    exact = posterior(data, seen)
+    made = sampler(f"tds:particles=1500,covariance={options}", seen)
+    *_, last = made.iterate(data.denoiser(PROCESSES.create("vp")), noise(1), 100)
+    particles, weights = last.state.x.flatten(1), torch.softmax(last.state.log_weights[:, 0], 0)
+    mean = weights @ particles
+    covariance = torch.cov(particles.T, aweights=weights)
+    scale = exact.covariance.diagonal().sqrt()
+    assert torch.allclose(mean / scale, exact.mean / scale, rtol=0, atol=0.1)
+    assert float(((covariance - exact.covariance) / (scale[:, None] * scale)).abs().max()) < 0.17
+    assert bool((last.x_s == particles.reshape(-1, *SHAPE)).flatten(1).all(1).any()), "the sample is one of them"
+
+
+def test_particles_with_the_covariance_of_the_jacobian_move_as_mmps() -> None:
+    """The slope is MMPS's correction of x0, and the twist its Gaussian, but for a constant."""
+    data, seen = two_modes(), measured(MIXING, 0.2)
+    denoiser, x = data.denoiser(PROCESSES.create("vp")), noise(3)
+    t = denoiser.process.scales(0.4)
+    step = StepDenoiser(denoiser, denoiser.condition(None, 3))
+    made = TDS(seen, particles=1, covariance="jacobian", iterations=2)
+    zero = torch.zeros(1, 3, dtype=torch.float64)
+    d, twist, slope = made._twisted(step, Particles(x, zero, zero, zero[0], step.cond), t, final=False)
+    mmps = GUIDANCES.create({"name": "mmps", "measurement": seen, "iterations": 2}).wrap(denoiser)
+    assert torch.allclose(d.x0 + slope, mmps(x, t, step.cond).x0, rtol=0, atol=1e-12)
+    alone = denoiser.condition(None, 1)
+    for i in range(3):
+        jacobian = torch.autograd.functional.jacobian(lambda v: denoiser(v, t, alone).x0, x[i : i + 1])
+        covariance = float(t.sigma**2 / t.alpha) * jacobian.reshape(4, 4)
+        spread = MIXING @ covariance @ MIXING.T + 0.04 * torch.eye(2, dtype=torch.float64)
+        rest = seen.y[0] - MIXING @ d.x0[i].flatten()
+        assert float(twist[0, i]) == pytest.approx(float(-rest @ torch.linalg.solve(spread, rest) / 2), abs=1e-10)
 
 
 def test_the_evidence_of_particles_is_that_of_the_measurement() -> None:
@@ -241,6 +280,8 @@ def test_what_does_not_fit_is_refused_before_the_first_evaluation(spec: str) -> 
         ("red-diff:lr=0", "lr must be above 0, got 0"),
         ("tds:particles=0", "particles must be at least 1, got 0"),
         ("tds:threshold=2", r"threshold is a share of the particles, in \[0, 1\], got 2"),
+        ("tds:covariance=full", "covariance is one of isotropic, jacobian, got 'full'"),
+        ("tds:iterations=0", "iterations must be at least 1, got 0"),
         ("mcmc:iterations=0", "iterations must be at least 1, got 0"),
         ("mcmc:step_size=0", "step_size is a share"),
     ],

@@ -5,25 +5,31 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import reduce
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from dinit.diffusion import Condition, Denoised, Scales
-from dinit.inverse.guidance.base import predict_with_vjp
+from dinit.inverse.guidance.base import linearise, predict_with_vjp
+from dinit.inverse.guidance.solving import minimal_residual
 from dinit.inverse.measurement import Measurement
 from dinit.inverse.samplers.base import POSTERIOR_SAMPLERS, PosteriorSampler
 from dinit.inverse.samplers.likelihood import sum_squares
 from dinit.samplers.base import Claims, StepDenoiser, StepNoise
 from dinit.samplers.ode.ddim import transition_variance
 
+Covariance = Literal["isotropic", "jacobian"]
+
 
 class Particles(NamedTuple):
     """Particles of every image, in blocks: rows p B to (p + 1) B - 1 are the p-th particles of the B images.
 
+    At the end of a run they are, with their weights, all samples that it has: many of p(x0 | y) of one image at the
+    cost of one each.
+
     Attributes:
-        x: (P B, C, H, W).
+        x: (P B, C, H, W): states, and at the end of a run images.
         log_weights: (P, B), relative.
         log_twist: (P, B), log p(y | x) as approximated where the particles came from; 0 at first.
         log_evidence: (B,), the estimate so far of log p(y), of the approximate model of the last step.
@@ -44,9 +50,9 @@ class TDS(PosteriorSampler):
 
     The steps of DDPM are shifted by the gradient of log p(y | x_t), which is approximated by y given the posterior
     mean; weights correct what that approximation gets wrong, so that many particles give DDPM's own p(x0 | y),
-    whatever the approximation. One particle of each image, drawn by its weight, is the sample. The approximation
-    is N(y; A E[x0 | x_t], sigma_y^2 + r^2 A A*), with r^2 = sigma^2 / (alpha^2 + sigma^2): a wider one than the
-    paper's, in which r = 0.
+    whatever the approximation. One particle of each image, drawn by its weight, is the sample; all of them are in
+    the state of the last step. The approximation is N(y; A E[x0 | x_t], sigma_y^2 I + A C A*), wider than the
+    paper's, in which C = 0.
 
     Source: arXiv:2306.17775, Algorithm 1 and Eq. 9 to 11.
 
@@ -54,6 +60,10 @@ class TDS(PosteriorSampler):
         measurement: What the images are known by, with a linear operator; None for nothing.
         particles: Of each image, at least 1; each is an evaluation of the network and a vector-Jacobian product.
         threshold: Particles are resampled where their effective number is below this share, in [0, 1].
+        covariance: C, of x0 given x_t. 'isotropic' is sigma^2 / (alpha^2 + sigma^2) I, that of independent data of
+            variance 1. 'jacobian' is sigma^2 / alpha times the denoiser's Jacobian, as in `mmps`: on a mixture the
+            steps are then exact once the component is settled, and far fewer particles weigh the components.
+        iterations: Of the solver for 'jacobian', at least 1, each a vector-Jacobian product.
 
     Raises:
         ValueError: An option out of its range; from a run, an operator that is not linear.
@@ -61,12 +71,18 @@ class TDS(PosteriorSampler):
 
     particles: int = 8
     threshold: float = 0.5
+    covariance: Covariance = "isotropic"
+    iterations: int = 5
 
     def __post_init__(self) -> None:
         if self.particles < 1:
             raise ValueError(f"particles must be at least 1, got {self.particles}")
         if not 0 <= self.threshold <= 1:
             raise ValueError(f"threshold is a share of the particles, in [0, 1], got {self.threshold}")
+        if self.covariance not in get_args(Covariance):
+            raise ValueError(f"covariance is one of {', '.join(get_args(Covariance))}, got {self.covariance!r}")
+        if self.iterations < 1:
+            raise ValueError(f"iterations must be at least 1, got {self.iterations}")
 
     def claims(self) -> Claims:
         return Claims(nfe_per_step=self.particles, draws_per_step=2)
@@ -108,7 +124,7 @@ class TDS(PosteriorSampler):
         chosen = _systematic(now.log_weights, 1, noise(0, x_t.new_empty(len(x_t), 1))[:, 0])[0]
         rows = chosen * len(x_t) + torch.arange(len(x_t), device=x_t.device)
         evidence = now.log_evidence + torch.logsumexp(now.log_weights, 0) - math.log(self.particles)
-        return d.x0[rows], now._replace(log_evidence=evidence)
+        return d.x0[rows], now._replace(x=d.x0, log_evidence=evidence)
 
     def _begin(self, denoise: StepDenoiser, x: Tensor, t: Scales, noise: StepNoise) -> Particles:
         """Particles at the first time: the given states, and for the others of each image fresh noise."""
@@ -135,6 +151,8 @@ class TDS(PosteriorSampler):
             if measurement is not None:
                 log_twist = _log_likelihood(d.x0, measurement, 0.0 if measurement.noise_std else _variance(t))[0]
             slope = torch.zeros_like(d.x0)
+        elif self.covariance == "jacobian":
+            d, log_twist, slope = _moment_matching(denoise, now, t, measurement, self.iterations)
         else:
             d, vjp = predict_with_vjp(denoise.denoiser, now.x, t, now.cond)
             log_twist, pull = _log_likelihood(d.x0, measurement, _variance(t))
@@ -187,6 +205,27 @@ def _log_likelihood(x0: Tensor, measurement: Measurement, variance: float) -> tu
     log_p = -(rest**2 / spread + spread.log() + math.log(2 * math.pi)).sum(1) / 2
     pull = torch.nn.functional.pad(values * rest / spread, (0, x0[0].numel() - len(values)))
     return log_p, svd.to_image(pull, shape)
+
+
+def _moment_matching(
+    denoise: StepDenoiser, now: Particles, t: Scales, measurement: Measurement, iterations: int
+) -> tuple[Denoised, Tensor, Tensor]:
+    """The prediction, log N(y; A x0, S) but for a constant, and C A* S^-1 (y - A x0), (P B, ...).
+
+    S = sigma_y^2 I + A C A*, for C from the Jacobian. log det S, which costs as many products as y has numbers,
+    is left out: weights are exact with any twist.
+    """
+    operator, shape = measurement.linear("tds"), tuple(now.x.shape[1:])
+    prior = linearise(denoise.denoiser, now.x, t, now.cond)
+
+    def system(v: Tensor) -> Tensor:
+        return operator.apply(prior.covariance(operator.adjoint(v, shape))) + measurement.noise_std**2 * v
+
+    residual = measurement.residual(prior.denoised.x0)
+    solved = minimal_residual(system, residual, iterations)
+    # A network's Jacobian need not be positive: a twist above 1 would let one particle take all of the weight.
+    log_twist = -(residual * solved).flatten(1).sum(1).clamp(min=0) / 2
+    return prior.denoised, log_twist, prior.covariance(operator.adjoint(solved, shape))
 
 
 def _as_blocks(draws: Tensor) -> Tensor:
