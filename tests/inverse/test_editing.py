@@ -13,7 +13,9 @@ from dinit.diffusion import PROCESSES, Condition, Denoised, Denoiser
 from dinit.inverse import EDITING_METHODS
 from dinit.inverse.editing.inversions import pivots
 from dinit.models import MixtureDenoiser
+from dinit.samplers import LogSNR, NoiseSource
 from dinit.samplers.guidance import CFG
+from dinit.samplers.points import sampling_points
 
 GENERATOR = torch.Generator().manual_seed(0)
 MEANS = torch.randn(2, 1, 2, 2, generator=GENERATOR, dtype=torch.float64)
@@ -83,6 +85,17 @@ def test_exact_methods_make_the_image_again(name: str, bound: float, process: st
     assert float((found.x - IMAGES).abs().max()) > 0.05, "and they edit it"
 
 
+@pytest.mark.parametrize("process", ["vp", "edm", "flow"])
+@pytest.mark.parametrize("name", ["null-embedding", "condition-embedding"])
+def test_fitted_methods_with_nothing_fitted_are_the_transport_of_ddim(name: str, process: str) -> None:
+    """Where the class alone guides, as CFG does at a scale of 1."""
+    idle = {"null-embedding": {"scale": 1 + 1e-9, "lr": 1e-12}, "condition-embedding": {"keep": 0.0}}[name]
+    found = EDITING_METHODS.create(name, iterations=1, **idle).edit(
+        two_classes(process), IMAGES, SOURCE, TARGET, 60
+    )
+    assert float((found.x - (IMAGES + MEANS[1] - MEANS[0])).abs().max()) < TRANSPORT["ddim"]
+
+
 @pytest.mark.parametrize("name", ["null-embedding", "condition-embedding", "spdinv"])
 def test_fitting_lowers_the_error_of_the_reconstruction(name: str) -> None:
     """Against the same method with next to nothing fitted."""
@@ -124,6 +137,25 @@ def test_sdedit_adds_noise_of_its_strength() -> None:
     assert float((one.x - other.x).abs().max()) < 0.05
     little = EDITING_METHODS.create("sdedit", strength=0.05).edit(two_classes(process), IMAGES, SOURCE, TARGET, 20)
     assert float((little.x - IMAGES).abs().max()) < 0.05
+
+
+@pytest.mark.parametrize("process", ["vp", "edm", "flow"])
+@pytest.mark.parametrize("strength", [0.4, 0.6, 0.8, 1.0])
+def test_sdedit_has_the_law_of_its_strength(strength: float, process: str) -> None:
+    """Of a Gaussian target N(m, v) the ODE is affine: m + sqrt(v / (a^2 v + s^2)) (a (x - m) + s n)."""
+    steps, model = 150, two_classes(process)
+    grid = LogSNR()
+    points = sampling_points(model, steps, grid, "state")
+    t = points[len(points) - 1 - round(strength * (len(points) - 1))].floats
+    end = points[-1].floats
+    noise = NoiseSource.from_seed(3, 4).normal("edit", 0, IMAGES)
+    made = EDITING_METHODS.create("sdedit", strength=strength)
+    found = made.edit(model, IMAGES, SOURCE, TARGET, steps, grid=grid, seed=3)
+    for mean, x in ((MEANS[1], found.x), (MEANS[0], found.reconstruction)):
+        shrink = ((end.alpha**2 * VARIANCE + end.sigma**2) / (t.alpha**2 * VARIANCE + t.sigma**2)).sqrt()
+        law = end.alpha * mean + shrink * (t.alpha * (IMAGES - mean) + t.sigma * noise)
+        assert float((x - law).abs().max()) < 0.04  # of first order: 0.08 at half of the steps
+    assert float((found.x - IMAGES).abs().max()) > 0.1
 
 
 @pytest.mark.parametrize("name", EDITING_METHODS)

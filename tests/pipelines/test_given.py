@@ -19,11 +19,12 @@ from dinit.diffusion import Condition, Denoised, Scales
 from dinit.inverse import MMPS, Measurement
 from dinit.inverse.guidance.base import PosteriorGuidance
 from dinit.inverse.operators.base import Operator
+from dinit.models import MixtureDenoiser
 from dinit.models.base import BACKBONES
 from dinit.models.codec import IdentityCodec
 from dinit.pipelines.call import Call
 from dinit.pipelines.given import Given
-from dinit.pipelines.method import around
+from dinit.pipelines.method import around, make_method, method_names
 from dinit.samplers import NoiseSource, Sampler
 from dinit.samplers.guidance import CFG, Autoguidance
 from dinit.samplers.points import sampling_times
@@ -118,6 +119,57 @@ def test_the_last_steps_start_from_the_image_with_the_noise_of_its_key(
     done = pipe.run(call, "raw")
     assert torch.equal(done.images, expected)
     assert done.nfe == 3
+
+
+# Strengths, and what a pixel x becomes: its mean m + gain (x - m) and its variance, where data are N(m, v) and the
+# state is a x + s n. By the ODE the noise n is all that is random; by the SDE x0 is a draw of p(x0 | x_t) too.
+STEPS = {"dpmpp-2m": 60, "ddpm": 250}
+
+
+@pytest.mark.parametrize("sampler", STEPS)
+@pytest.mark.parametrize(("process", "parameterization"), [("vp", "v"), ("edm", "v"), ("flow", "velocity")])
+def test_an_image_of_any_strength_has_the_law_that_gaussian_data_give(
+    process: str, parameterization: str, sampler: str
+) -> None:
+    pipe, mean, v, count = tiny(process, parameterization), 0.3, 0.04, 96
+    exact = MixtureDenoiser(pipe.process, torch.full((1, 1, 8, 8), mean), torch.full((1, 1, 8, 8), v))
+    pipe.denoiser = lambda labels=None: exact
+    pipe.backbone.num_classes = 0
+    image = torch.linspace(-1, 1, 64).reshape(1, 1, 8, 8)
+    for strength in (0.3, 0.6, 0.8, 1.0):
+        options = {"sampler": sampler, "steps": STEPS[sampler], "guidance": None, "grid": "log-snr"}
+        call = pipe.prepare(num_images=count, image=image, strength=strength, batch_size=count, **options)
+        made = pipe.run(call, "raw").images.double()
+        t = sampling_times(exact, call.steps, call.grid)[-int(call.steps * strength)]
+        k = pipe.process.scales(t).floats
+        whole = k.alpha**2 * v + k.sigma**2
+        if sampler == "ddpm":
+            gain, variance = k.alpha**2 * v / whole, (v * k.alpha * k.sigma / whole) ** 2 + v * k.sigma**2 / whole
+        else:
+            gain, variance = k.alpha * (v / whole) ** 0.5, v * k.sigma**2 / whole
+        normed = (made - (mean + gain * (image - mean))) / variance**0.5
+        bound = 5 * (count * 64) ** -0.5
+        assert abs(float(normed.mean())) < bound, strength
+        assert abs(float((normed * (image - mean)).mean() / (image - mean).square().mean())) < 2 * bound, strength
+        assert float(normed.var()) == pytest.approx(1.0, abs=0.05 + bound), strength
+
+
+@pytest.mark.parametrize("given", ["mask", "measurement"])
+@pytest.mark.parametrize("name", method_names())
+@pytest.mark.filterwarnings("ignore")  # of methods that diverge on a network without training
+def test_pixels_that_are_known_without_noise_are_the_images_by_every_method(
+    pipe: Any, image: Tensor, name: str, given: str
+) -> None:
+    short = {"ode_steps": 2, "langevin_steps": 2, "iterations": 2, "particles": 2, "resamples": 2}
+    fields = make_method(name).__dataclass_fields__
+    method = {"name": name, **{key: value for key, value in short.items() if key in fields}}
+    known: dict[str, Any] = {"image": image, "mask": MASK}
+    if given == "measurement":
+        known = {"measurement": Measurement({"name": "mask", "hidden": MASK}, image * (1 - MASK))}
+    done = raw(pipe, [3, 1], method=method, steps=3, **known)
+    same = (done == image).all(1)
+    assert bool(same[:, MASK == 0].all())
+    assert not bool(same[:, MASK == 1].any())
 
 
 def test_a_strength_of_0_returns_the_image_to_the_bit(pipe: Any, image: Tensor) -> None:
