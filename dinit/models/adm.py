@@ -16,6 +16,7 @@ from dinit.models.layers.blocks import run_block, run_blocks
 from dinit.models.layers.embedding import TimeEmbedding
 from dinit.models.layers.feature_maps import ConvHead
 from dinit.models.layers.presets import tiny_preset
+from dinit.models.layers.skips import Skips
 
 # The published weights know no null class: guidance was by a classifier.
 IMAGENET = {
@@ -97,13 +98,13 @@ class ADMNetwork(Backbone):
     def predict(self, inputs: Tensor, noise_label: Tensor, cond: Tensor) -> Tensor:
         """inputs (B, stem_inputs * in_channels, H, W), noise_label, cond -> (B, out_channels, H, W)."""
         c = F.silu(self.time_embedding(noise_label, inputs.dtype) + cond)  # (B, D); every block starts so
-        x, left = inputs, []
+        x, skips = inputs, Skips(self)
         for entry in self.encoder:
             x = run_block(self, entry, x, c)
-            left.append(x)
+            skips.keep(x)
         x = run_blocks(self, self.middle, x, c)
         for block in self.decoder:
-            x = run_block(self, block, torch.cat([x, left.pop()], dim=1), c)
+            x = run_block(self, block, torch.cat(skips.take(x), dim=1), c)
         return self.head(x)
 
 

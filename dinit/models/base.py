@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dinit.compat import is_light
 from dinit.models.layers.checks import check_divides, check_input, check_positive
+from dinit.models.layers.skips import SkipHook
 from dinit.registry import Registry, suggest
 
 if TYPE_CHECKING or not is_light():
@@ -163,6 +164,8 @@ class Backbone(Network):
         adds_blocks: whether the caller adds the output of a block to the residual stream.
         block_hook: where it is set, hook(run, block, x, *args) is called in place of every block(x, *args), and
             run(x, *args) is the block. Token routing and probes are such hooks; who sets one removes it again.
+            Layers between the blocks that change the resolution pass through it too.
+        skip_hook: where it is set, what the skip connections of a U-shaped network carry passes through it.
 
     Raises:
         ValueError: no classes and no null label, or sizes that do not fit together.
@@ -177,6 +180,7 @@ class Backbone(Network):
     null_class: bool = True
     prefix: int = 0
     block_hook: Callable[..., Tensor] | None = None
+    skip_hook: SkipHook | None = None
     cond_dim: int
     label_embedding: Callable[[Tensor], Tensor] | None
 

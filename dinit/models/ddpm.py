@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dinit.models.base import BACKBONES, Backbone, Preset, config_from_fields
-from dinit.models.layers.blocks import run_blocks
+from dinit.models.layers.blocks import run_blocks, run_layer
 from dinit.models.layers.embedding import LabelEmbedding, TimeEmbedding
 from dinit.models.layers.feature_maps import ConvHead
 from dinit.models.layers.fir import ConvDown, ConvUp
@@ -25,6 +25,7 @@ from dinit.models.layers.score_unet import (
     fan_average,
     group_norm,
 )
+from dinit.models.layers.skips import Skips
 
 _CIFAR = {**CIFAR10, "blocks_per_level": 2}
 
@@ -102,15 +103,16 @@ class DDPM(Backbone):
         self.check_input(x, noise_label, cond)
         c = self.time_embedding(noise_label, x.dtype) + cond  # (B, D)
         x = self.stem(x.contiguous(memory_format=torch.channels_last))
-        skips = [x]
+        skips = Skips(self)
+        skips.keep(x)
         for level, blocks in enumerate(self.encoder):
             x = encode(self, blocks, x, c, skips)
             if level < len(self.downs):
-                x = self.downs[level](x)
-                skips.append(x)
+                x = run_layer(self, self.downs[level], x)
+                skips.keep(x)
         x = run_blocks(self, self.middle, x, c)
         for level, blocks in enumerate(self.decoder):
             x = decode(self, blocks, x, c, skips)
             if level < len(self.ups):
-                x = self.ups[level](x)
+                x = run_layer(self, self.ups[level], x)
         return self.head(x)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dinit.models.base import BACKBONES, Backbone, Preset, config_from_fields
-from dinit.models.layers.blocks import run_block
+from dinit.models.layers.blocks import run_block, run_layer
 from dinit.models.layers.checks import check_divides
 from dinit.models.layers.embedding import LabelEmbedding, TimeEmbedding
 from dinit.models.layers.init import xavier, zeroed
@@ -19,6 +19,7 @@ from dinit.models.layers.linear import conv1x1
 from dinit.models.layers.modulation import ChannelLayerNorm, Modulation, gated, modulate
 from dinit.models.layers.presets import imagenet_presets, tiny_preset
 from dinit.models.layers.resample import ShuffleDown, ShuffleUp
+from dinit.models.layers.skips import Skips
 
 _SIZES = {
     "S": {"hidden_size": 96, "depth": (6, 6, 5, 6, 6)},
@@ -181,26 +182,26 @@ class DiC(Backbone):
         conditions = iter([parts[level] for level in self.levels_of_stages])
 
         x = self.stem(x.contiguous(memory_format=torch.channels_last))
-        skips: list[Tensor] = []
+        skips = Skips(self)
         for blocks, down in zip(self.encoder, self.downs, strict=True):
-            x = down(self._encode(blocks, x, next(conditions), skips))
-        x = self._encode(self.bottom, x, next(conditions), [])
+            x = run_layer(self, down, self._encode(blocks, x, next(conditions), skips))
+        x = self._encode(self.bottom, x, next(conditions), None)
         for up, blocks in zip(self.ups, self.decoder, strict=True):
-            x = self._decode(blocks, up(x), next(conditions), skips)
+            x = self._decode(blocks, run_layer(self, up, x), next(conditions), skips)
         return self.head(x, parts[self.levels_of_stages[-1]])
 
-    def _encode(self, blocks: Any, x: Tensor, c: Tensor, skips: list[Tensor]) -> Tensor:
-        """Run the blocks in turn; appends the outputs that the decoder needs to skips."""
+    def _encode(self, blocks: Any, x: Tensor, c: Tensor, skips: Skips | None) -> Tensor:
+        """Run the blocks in turn; skips keeps the outputs that the decoder needs."""
         for b, block in enumerate(blocks):
             x = run_block(self, block, x, c)
-            if (len(blocks) - 1 - b) % self.skip_stride == 0:
-                skips.append(x)
+            if skips is not None and (len(blocks) - 1 - b) % self.skip_stride == 0:
+                skips.keep(x)
         return x
 
-    def _decode(self, blocks: Any, x: Tensor, c: Tensor, skips: list[Tensor]) -> Tensor:
+    def _decode(self, blocks: Any, x: Tensor, c: Tensor, skips: Skips) -> Tensor:
         """Run the blocks in turn; joins the newest of skips before every skip_stride-th."""
         for b, block in enumerate(blocks):
             if b % self.skip_stride == 0:
-                x = torch.cat([x, skips.pop()], dim=1)
+                x = torch.cat(skips.take(x), dim=1)
             x = run_block(self, block, x, c)
         return x

@@ -10,13 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dinit.models.base import BACKBONES, Backbone, Preset, config_from_fields
-from dinit.models.layers.blocks import run_blocks
+from dinit.models.layers.blocks import run_blocks, run_layer
 from dinit.models.layers.embedding import LabelEmbedding, TimeEmbedding
 from dinit.models.layers.init import xavier, zeroed
 from dinit.models.layers.linear import conv1x1, conv1x1_gelu
 from dinit.models.layers.modulation import ChannelLayerNorm, Modulation, gated, modulate
 from dinit.models.layers.presets import imagenet_presets, tiny_preset
 from dinit.models.layers.resample import ShuffleDown, ShuffleUp
+from dinit.models.layers.skips import Skips
 
 _SIZES = {
     "S": {"hidden_size": 128, "depth": (5, 4, 4, 4, 4), "mlp_ratio": 2.0},
@@ -164,11 +165,14 @@ class DiCo(Backbone):
         c1, c2, c3 = (time + part for time, part in zip(times, cond.split(self.widths, dim=-1), strict=True))
 
         x = self.stem(x.contiguous(memory_format=torch.channels_last))
-        skip_1 = x = run_blocks(self, self.encoder_1, x, c1)
-        skip_2 = x = run_blocks(self, self.encoder_2, self.down_1(x), c2)
-        x = run_blocks(self, self.bottom, self.down_2(x), c3)
-        x = self.merge_2(torch.cat([self.up_2(x), skip_2], dim=1))
+        skips = Skips(self)
+        x = run_blocks(self, self.encoder_1, x, c1)
+        skips.keep(x)
+        x = run_blocks(self, self.encoder_2, run_layer(self, self.down_1, x), c2)
+        skips.keep(x)
+        x = run_blocks(self, self.bottom, run_layer(self, self.down_2, x), c3)
+        x = self.merge_2(torch.cat(skips.take(run_layer(self, self.up_2, x)), dim=1))
         x = run_blocks(self, self.decoder_2, x, c2)
-        x = self.merge_1(torch.cat([self.up_1(x), skip_1], dim=1))
+        x = self.merge_1(torch.cat(skips.take(run_layer(self, self.up_1, x)), dim=1))
         x = run_blocks(self, self.decoder_1, x, c2)  # twice hidden_size wide, so it shares that of level 2
         return self.head(x, c2)

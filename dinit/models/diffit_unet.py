@@ -16,11 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dinit.models.base import BACKBONES, Backbone, Preset, config_from_fields
-from dinit.models.layers.blocks import run_blocks
+from dinit.models.layers.blocks import run_blocks, run_layer
 from dinit.models.layers.checks import check_divides
 from dinit.models.layers.embedding import LabelEmbedding, TimeEmbedding
 from dinit.models.layers.feature_maps import ConvHead
 from dinit.models.layers.presets import tiny_preset
+from dinit.models.layers.skips import Skips
 from dinit.models.layers.time_attention import DiffiTBlock
 
 # The data sets and image sizes of the paper, unconditional as there; the other numbers are ours.
@@ -172,14 +173,15 @@ class DiffiTUNet(Backbone):
         self.check_input(x, noise_label, cond)
         c = self.time_embedding(noise_label, x.dtype) + cond  # (B, D)
         x = self.stem(x.contiguous(memory_format=torch.channels_last))
-        skips: list[Tensor] = []
+        skips = Skips(self)
         blocks: Any
         for blocks, down in zip(self.encoder, self.downs, strict=True):
-            skips.append(run_blocks(self, blocks, x, c))
-            x = down(skips[-1])
+            x = run_blocks(self, blocks, x, c)
+            skips.keep(x)
+            x = run_layer(self, down, x)
         x = run_blocks(self, self.bottom, x, c)
         for up, blocks in zip(self.ups, self.decoder, strict=True):
-            x = run_blocks(self, blocks, up(x, skips.pop()), c)
+            x = run_blocks(self, blocks, up(*skips.take(x)), c)
         return self.head(x)
 
 

@@ -17,6 +17,7 @@ from dinit.models.layers.init import small_normal, zeroed
 from dinit.models.layers.mamba import Mamba
 from dinit.models.layers.modulation import Modulation, modulate
 from dinit.models.layers.presets import imagenet_presets, tiny_preset
+from dinit.models.layers.skips import Skips
 from dinit.models.layers.transformer import PatchEmbed, unpatchify
 
 RMS_NORM_EPS = 1e-5
@@ -162,14 +163,15 @@ class DiS(Backbone):
     def mix(self, hidden: Tensor) -> Tensor:
         """Every block in turn and the last norm. hidden (B, N, D) -> (B, N, D)."""
         residual = hidden
-        skips = []
+        skips = Skips(self)
         for block in self.encoder:
             hidden = run_block(self, block, residual)
             residual = residual + hidden
-            skips.append(hidden)
+            skips.keep(hidden)
         hidden = run_block(self, self.bottom, residual)
         for block, merge in zip(self.decoder, self.merges, strict=True):
-            residual = residual + merge(torch.cat([hidden, skips.pop()], dim=-1))
+            (residual, hidden), skip = skips.take((residual, hidden))
+            residual = residual + merge(torch.cat([hidden, skip], dim=-1))
             hidden = run_block(self, block, residual)
         return self.norm(residual + hidden)
 

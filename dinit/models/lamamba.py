@@ -10,13 +10,14 @@ from torch import Tensor, nn
 
 from dinit.models.base import BACKBONES, Backbone, Preset, config_from_fields
 from dinit.models.dit import NORM_EPS, DiTHead
-from dinit.models.layers.blocks import run_block
+from dinit.models.layers.blocks import run_block, run_layer
 from dinit.models.layers.embedding import LabelEmbedding, SinCosPositions, TimeEmbedding
 from dinit.models.layers.init import xavier
 from dinit.models.layers.local_attention import LocalAttention
 from dinit.models.layers.mamba2d import Mamba2d
 from dinit.models.layers.modulation import Modulation, modulate
 from dinit.models.layers.presets import imagenet_presets, tiny_preset
+from dinit.models.layers.skips import Skips
 from dinit.models.layers.transformer import Mlp, PatchEmbed, unpatchify
 
 # XL as published; the widths of the others are chosen for DiT's parameter counts, see the class.
@@ -198,18 +199,19 @@ class LaMamba(Backbone):
         c = self.time_embedding(noise_label, x.dtype) + cond  # (B, D)
         x = self.stem_norm(self.stem(x))
         x = x + self.positions(rows, columns).to(x)
-        downs, ups, skips = iter(self.downs), iter(self.ups), []
+        downs, ups, skips = iter(self.downs), iter(self.ups), Skips(self)
         for blocks, half in zip(self.encoder, self.halved, strict=True):
             if half:
-                x = next(downs)(x, rows, columns)
+                x = run_layer(self, next(downs), x, rows, columns)
                 rows, columns = rows // 2, columns // 2
             x = self._run(blocks, x, c, rows, columns)
-            skips.append(x)
+            skips.keep(x)
         x = self._run(self.bottom, x, c, rows, columns)
         for blocks, half in zip(self.decoder, reversed(self.halved), strict=True):
-            x = self._run(blocks, x + skips.pop(), c, rows, columns)
+            x, skip = skips.take(x)
+            x = self._run(blocks, x + skip, c, rows, columns)
             if half:
-                x = next(ups)(x, rows, columns)
+                x = run_layer(self, next(ups), x, rows, columns)
                 rows, columns = rows * 2, columns * 2
         return unpatchify(self.head(x, self.head_condition(c)), rows, columns, self.patch_size)
 

@@ -26,6 +26,7 @@ from dinit.models.layers.score_unet import (
     fan_average,
     group_norm,
 )
+from dinit.models.layers.skips import Skips
 
 _CIFAR = {**CIFAR10, "blocks_per_level": 4}
 _DEEP = {"blocks_per_level": 8}
@@ -234,20 +235,21 @@ class NCSNpp(Backbone):
             out = out / self._sigma(noise_label).to(out.dtype)[:, None, None, None]
         return out
 
-    def _encode(self, x: Tensor, c: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def _encode(self, x: Tensor, c: Tensor) -> tuple[Tensor, Skips]:
         """x (B, in_channels, H, W) in [-1, 1] -> the bottom's features and all skips, last in first out."""
         h, pyramid = self.stem(x), x
-        skips = [h]
+        skips = Skips(self)
+        skips.keep(h)
         for level, blocks in enumerate(self.encoder):
             h = encode(self, blocks, h, c, skips)
             if level < len(self.downs):
                 h = run_block(self, self.downs[level], h, c)
                 if self.pyramid:
                     h, pyramid = self.pyramid[level](h, pyramid)
-                skips.append(h)
+                skips.keep(h)
         return h, skips
 
-    def _decode(self, h: Tensor, skips: list[Tensor], c: Tensor) -> Tensor:
+    def _decode(self, h: Tensor, skips: Skips, c: Tensor) -> Tensor:
         """Way up to the output (B, out_channels, H, W): the head's, plus the enlarged sum of the coarser heads'."""
         image: Tensor | None = None
         for level, blocks in enumerate(self.decoder):

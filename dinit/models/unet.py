@@ -20,6 +20,7 @@ from dinit.models.layers.init import zeroed
 from dinit.models.layers.linear import conv1x1
 from dinit.models.layers.modulation import modulate
 from dinit.models.layers.presets import tiny_preset
+from dinit.models.layers.skips import Skips
 
 
 class ResBlock(nn.Module):
@@ -142,14 +143,15 @@ class UNet(Backbone):
         self.check_input(x, noise_label, cond)
         c = self.time_embedding(noise_label, x.dtype) + cond  # (B, D)
         x = self.stem(x.contiguous(memory_format=torch.channels_last))
-        skips = [x]
+        skips = Skips(self)
+        skips.keep(x)
         for block in self.encoder:
             x = run_block(self, block, x, c)
-            skips.append(x)
+            skips.keep(x)
         for block in self.middle:
             x = run_block(self, block, x, c)
         for block in self.decoder:
-            x = run_block(self, block, torch.cat([x, skips.pop()], dim=1), c)
+            x = run_block(self, block, torch.cat(skips.take(x), dim=1), c)
         return self.head(x)
 
 

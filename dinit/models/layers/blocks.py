@@ -32,6 +32,12 @@ def _run(model: Network, block: nn.Module, x: Tensor, *args: Any) -> Tensor:
     return block(x, *args)
 
 
+def run_layer(model: Network, layer: nn.Module, x: Tensor, *args: Any) -> Tensor:
+    """layer(x, *args) of a layer between blocks, never recomputed; it passes the `block_hook` as a block does."""
+    hook = getattr(model, "block_hook", None)
+    return layer(x, *args) if hook is None else hook(layer, layer, x, *args)
+
+
 def run_blocks(model: Network, blocks: Iterable[nn.Module], x: Tensor, c: Tensor) -> Tensor:
     """Every block in turn: x <- block(x, c)."""
     for block in blocks:

@@ -15,9 +15,10 @@ from dinit.models.layers.checks import check_divides
 from dinit.models.layers.feature_maps import SpatialAttention
 from dinit.models.layers.init import small_normal, zeroed
 from dinit.models.layers.linear import conv1x1
+from dinit.models.layers.skips import Skips
 
 if TYPE_CHECKING:
-    from dinit.models.base import Network
+    from dinit.models.base import Backbone
 
 Norm = Callable[[int], nn.GroupNorm]
 
@@ -153,18 +154,18 @@ def build_levels(
     return encoder, middle, decoder
 
 
-def encode(model: Network, blocks: Any, x: Tensor, c: Tensor, skips: list[Tensor]) -> Tensor:
-    """Run an encoder level's blocks in turn; each output is appended to skips."""
+def encode(model: Backbone, blocks: Any, x: Tensor, c: Tensor, skips: Skips) -> Tensor:
+    """Run an encoder level's blocks in turn; skips keeps each output."""
     for block in blocks:
         x = run_block(model, block, x, c)
-        skips.append(x)
+        skips.keep(x)
     return x
 
 
-def decode(model: Network, blocks: Any, x: Tensor, c: Tensor, skips: list[Tensor]) -> Tensor:
+def decode(model: Backbone, blocks: Any, x: Tensor, c: Tensor, skips: Skips) -> Tensor:
     """Run a decoder level's blocks in turn, each on the newest of skips as well."""
     for block in blocks:
-        x = run_block(model, block, torch.cat([x, skips.pop()], dim=1), c)
+        x = run_block(model, block, torch.cat(skips.take(x), dim=1), c)
     return x
 
 
