@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor
 
@@ -17,6 +19,16 @@ def upload(values: Tensor, device: torch.device, dtype: torch.dtype | None = Non
     if device.type == "cuda" and values.device.type == "cpu":
         values = values.pin_memory()  # from other memory the driver may wait for the work before
     return values.to(device=device, dtype=dtype or values.dtype, non_blocking=True)
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """A context in which operations on the device keep their dtypes; on meta, which has no autocast, nothing."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
+
+
+def autocasts(device: torch.device) -> bool:
+    """Whether autocast is on for the device; never on meta, which has none."""
+    return device.type != "meta" and torch.is_autocast_enabled(device.type)
 
 
 def choose_device(name: str) -> str:

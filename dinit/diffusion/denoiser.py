@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -124,7 +125,7 @@ class Denoiser(ABC):
 
     def given(self, labels: Tensor | Sequence[int]) -> Denoiser:
         """This denoiser with its labels filled in: `condition(None, ...)` then means these labels."""
-        return _Given(self, _class_numbers(labels))
+        return GivenLabels(self, _class_numbers(labels))
 
 
 def _class_numbers(labels: Tensor | Sequence[int]) -> Tensor:
@@ -201,8 +202,13 @@ class WrappedDenoiser(Denoiser):
         return self.inner.check_labels(labels, batch, device)
 
 
-class _Given(WrappedDenoiser):
-    """A denoiser whose default labels are fixed."""
+class GivenLabels(WrappedDenoiser):
+    """A denoiser with labels: a condition without any has these.
+
+    Args:
+        inner: The denoiser.
+        labels: (B,) int64.
+    """
 
     def __init__(self, inner: Denoiser, labels: Tensor) -> None:
         super().__init__(inner)
@@ -240,6 +246,16 @@ class BackboneDenoiser(Denoiser):
 
     def embed(self, labels: Tensor) -> Tensor:
         return self.backbone.embed(labels)
+
+    def of(self, backbone: Any) -> Self:
+        """The same denoiser of another network that takes the place of this one's.
+
+        Args:
+            backbone: With the same classes, channels and time input.
+        """
+        other = copy.copy(self)
+        other.backbone = backbone
+        return other
 
     def __call__(self, x_t: Tensor, t: Scales | Tensor | float, cond: Condition) -> Denoised:
         scales = self.scales(t)

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dinit.devices import autocasts
 from dinit.models.layers.init import zeroed
 
 
@@ -52,7 +53,7 @@ def layer_norm(x: Tensor, eps: float) -> Tensor:
 def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
     """`modulate` of the LayerNorm of x (B, N, dim), written over the norm where no gradient needs that."""
     normed = layer_norm(x, eps)
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or autocasts(x.device):
         return modulate(normed, shift, scale)
     return torch.addcmul(shift, normed, 1 + scale, out=normed)
 

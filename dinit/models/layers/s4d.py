@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dinit.devices import without_autocast
+
 # Range of the step sizes at the start: memories of about ten to about a thousand positions.
 _DT_MIN, _DT_MAX = 1e-3, 1e-1
 
@@ -49,7 +51,7 @@ class S4D(nn.Module):
         """u (B, channels, L) -> (B, channels, L), in u's dtype; computed in float32 at least."""
         length = u.shape[-1]
         dtype = torch.promote_types(u.dtype, torch.float32)
-        with torch.autocast(u.device.type, enabled=False):
+        with without_autocast(u.device):
             signal = u.to(dtype)
             spectrum = torch.fft.rfft(signal, n=2 * length)
             filtered = self._spectrum(length, dtype)

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from dinit.devices import without_autocast
 from dinit.models.layers.scan_chunked import Chunks, Grads, chunk_starts, scan_backward, scan_forward
 
 _HAS_TRITON = find_spec("triton") is not None
@@ -112,7 +113,7 @@ class _SelectiveScan(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
         # Autocast would compute the products with B and C in half precision.
-        with torch.autocast(u.device.type, enabled=False):
+        with without_autocast(u.device):
             ctx.save_for_backward(u, delta, A, B, C)
             x = Chunks.of(u, delta, A, B, C)
             return scan_forward(x, chunk_starts(x))
@@ -121,7 +122,7 @@ class _SelectiveScan(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_y: Tensor) -> Grads:  # pyright: ignore[reportIncompatibleMethodOverride]
         u, delta, A, B, C = ctx.saved_tensors
-        with torch.autocast(u.device.type, enabled=False):
+        with without_autocast(u.device):
             given = [x.split(_items_at_once(u, A.shape[-1])) for x in (grad_y, u, delta, B, C)]
             parts = [
                 scan_backward(grad, u, A, Chunks.of(u, delta, A, B, C))

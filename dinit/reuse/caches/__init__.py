@@ -1,0 +1,1 @@
+"""Caches: features of one evaluation that take the place of those of later ones."""
