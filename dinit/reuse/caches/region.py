@@ -153,7 +153,7 @@ class Reuse(Pass):
         if not region.start <= index < region.stop:
             return run(x, *args)
         if region.deep:
-            return _blank(x, self.shapes[index])
+            return blank(x, self.shapes[index])
         if index < region.stop - 1:
             return x
         return x + self.value if self.residual else self.value
@@ -162,6 +162,11 @@ class Reuse(Pass):
         return (self.value, skip) if self.region.deep and index == self.region.stop else (x, skip)
 
 
-def _blank(like: Tensor, shape: torch.Size) -> Tensor:
-    """Zeros that take no memory: they stand where nothing reads them."""
+def blank(like: Tensor, shape: torch.Size) -> Tensor:
+    """Zeros that take no memory, for places where nothing reads them.
+
+    Args:
+        like: gives dtype and device.
+        shape: of the result.
+    """
     return like.new_zeros(()).expand(shape)
