@@ -27,6 +27,7 @@ class Event:
         block: whether it is a block; the layers between, which change the resolution, are none.
         follows: whether a layer's input is the output of the layer before, as it came.
         keeps_shape: whether a layer's output has the shape of its input.
+        size: of a skip, pixels or tokens of one channel at the network's image_size; 0 of a layer.
     """
 
     kind: Kind
@@ -34,6 +35,7 @@ class Event:
     block: bool = False
     follows: bool = False
     keeps_shape: bool = False
+    size: int = 0
 
 
 @dataclass(frozen=True)
@@ -154,11 +156,11 @@ def body_of(backbone: Backbone) -> Body:
 
     class Watch:
         def keep(self, skip: Tensor) -> Tensor:
-            events.append(Event("keep"))
+            events.append(Event("keep", size=_size(skip)))
             return skip
 
         def take(self, x: Any, skip: Tensor) -> tuple[Any, Tensor]:
-            events.append(Event("take"))
+            events.append(Event("take", size=_size(skip)))
             return x, skip
 
     twin.block_hook, twin.skip_hook = layer, Watch()
@@ -170,6 +172,11 @@ def body_of(backbone: Backbone) -> Body:
     if not any(event.block for event in events):
         raise ValueError(f"{type(backbone).__name__} has no blocks that can be left out")
     return Body(type(backbone).__name__, tuple(events))
+
+
+def _size(skip: Tensor) -> int:
+    """Pixels of a feature map (B, C, H, W), tokens of (B, N, D)."""
+    return skip.shape[-2:].numel() if skip.ndim == 4 else skip.shape[1]
 
 
 def _on_meta(backbone: Backbone) -> Backbone:

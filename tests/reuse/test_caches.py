@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from reuse_networks import denoiser_of, network, noise, sampled
 from torch import Tensor, nn
 
 from dinit.diffusion import EDM, VP, BackboneDenoiser, LinearFlow
@@ -18,7 +19,6 @@ from dinit.models.layers.skips import Skips
 from dinit.reuse.body import BlockCounts, body_of
 from dinit.reuse.caches.base import CACHES
 from dinit.reuse.caches.deepcache import power_law
-from dinit.samplers import SAMPLERS
 from dinit.samplers.guidance import apply_guidance
 
 NAMES = CACHES.names()
@@ -31,30 +31,6 @@ PAIRS = [
     for cache in (HOURGLASS if body_of(BACKBONES[backbone].preset("tiny")).takes else CHAINS)
     if backbone != "dimr"  # three networks, each fed by all features of the one before
 ]
-
-
-def network(name: str) -> Backbone:
-    """A tiny network with random values everywhere."""
-    torch.manual_seed(0)
-    made = BACKBONES[name].preset("tiny").eval()
-    with torch.no_grad():
-        for parameter in made.parameters():
-            parameter.add_(0.05 * torch.randn(parameter.shape))
-    return made
-
-
-def denoiser_of(backbone: Backbone, process: Any = None) -> BackboneDenoiser:
-    return BackboneDenoiser(backbone, process or LinearFlow(), PARAMETERIZATIONS.create("velocity"))
-
-
-def sampled(denoiser: Any, x: Tensor, steps: int = 6, sampler: str = "euler") -> Tensor:
-    with torch.no_grad():
-        return SAMPLERS.create(sampler).sample(denoiser, x, steps, seed=0)
-
-
-def noise(backbone: Backbone, batch: int = 3) -> Tensor:
-    shape = (batch, backbone.in_channels, backbone.image_size, backbone.image_size)
-    return torch.randn(shape, generator=torch.Generator().manual_seed(1))
 
 
 def test_the_pairs_cover_every_cache() -> None:
