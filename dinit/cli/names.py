@@ -40,6 +40,8 @@ PLACES = {  # kind -> (module, variable)
     "operators": ("dinit.inverse.operators.base", "OPERATORS"),
     "editing-methods": ("dinit.inverse.editing.base", "EDITING_METHODS"),
     "posterior-samplers": ("dinit.inverse.samplers.base", "POSTERIOR_SAMPLERS"),
+    "caches": ("dinit.reuse.caches.base", "CACHES"),
+    "edits": ("dinit.reuse.edits.base", "EDITS"),
 }
 _TYPES = {
     **vars(typing),

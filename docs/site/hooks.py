@@ -36,6 +36,7 @@ PACKAGES = (
     "dinit.evaluation",
     "dinit.likelihood",
     "dinit.inverse",
+    "dinit.reuse",
     "dinit.checkpoints",
 )
 _CODE = re.compile(r"(^```.*?^```|`[^`\n]+`)", re.MULTILINE | re.DOTALL)
