@@ -18,6 +18,18 @@ SECONDS_A_CELL = 600
 KILOBYTES = 400  # of a notebook with its pictures: a repository keeps every version
 # Sizes in the notebooks, and those of a test: every call is made, with fewer steps and images.
 SMALLER = {
+    "restore_and_edit": {
+        "] * 6, image": "] * 2, steps=8, image",
+        '["K"] * 4': '["K"] * 2',
+        '"steps": 15': '"steps": 3',
+        '{"ddim": 40, "direct": 27, "infedit": 40, "sdedit": 80, "spdinv": 16}': (
+            '{"ddim": 3, "direct": 3, "infedit": 3, "sdedit": 4, "spdinv": 2}'
+        ),
+        "sample(256, g)": "sample(64, g)",
+        "randn(256,": "randn(64,",
+        "noise, 50)": "noise, 10)",
+        "--steps 10": "--steps 2",
+    },
     "swap_samplers": {
         "nfe=20": "nfe=8",
         "noise, 200": "noise, 20",
@@ -57,7 +69,7 @@ def smaller(path: Path) -> nbformat.NotebookNode:
 
 
 def test_there_are_notebooks() -> None:
-    assert {path.stem for path in NOTEBOOKS} >= {"swap_samplers", "train_class_conditional"}
+    assert {path.stem for path in NOTEBOOKS} >= {"restore_and_edit", "swap_samplers", "train_class_conditional"}
 
 
 @pytest.mark.slow
