@@ -25,9 +25,14 @@ from dinit.cli.options import (
     Seed,
 )
 from dinit.data.class_names import class_number
+from dinit.progress import Progress
+from dinit.targets import ANIMATIONS, check_target
 
 if TYPE_CHECKING:
-    from dinit.pipelines.editing import EditCall
+    from torch import Tensor
+
+    from dinit.inverse import EditingStep
+    from dinit.pipelines.editing import EditCall, EditedImages
     from dinit.pipelines.generate import Pipeline
 
 _WHAT = "Edit"
@@ -55,6 +60,10 @@ MethodOption = Annotated[
 ]
 StepsOption = Annotated[int, typer.Option(min=2, help="Sampling steps.")]
 Out = Annotated[Path, typer.Option(help="Sheet of the image and its edit, .png.")]
+TrajectoryOut = Annotated[
+    Path | None,
+    typer.Option("--trajectory", help="Animation of the edit over the steps, .gif or .webp. Default: none."),
+]
 
 
 def edit(
@@ -71,6 +80,7 @@ def edit(
     device: Device = "auto",
     dtype: Dtype = "float32",
     out: Out = Path("edited.png"),
+    trajectory: TrajectoryOut = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Edit an image from one class to another and keep the rest of it.
@@ -92,9 +102,9 @@ def edit(
     if known is not None:
         class_number(from_, *known)
         class_number(to, *known)
-    from dinit.targets import check_target
-
     check_target(out, overwrite, ("png",))
+    if trajectory is not None:
+        check_target(trajectory, overwrite, ANIMATIONS)
     pipe = opening.open(to_generate=True)
     given: dict[str, Any] = {
         key: value
@@ -102,17 +112,36 @@ def edit(
         if key in ("grid", "guidance", "batch_size") and value is not None
     }
     call = pipe.prepare_edit(image, source=from_, target=to, method=method, steps=steps, seed=seed, **given)
-    _make(pipe, call, out)
+    _make(pipe, call, out, trajectory)
 
 
-def _make(pipe: Pipeline, call: EditCall, out: Path) -> None:
-    """Run the call, write the sheet, and report what the method loses."""
-    from dinit.pipelines.outputs.edits import save_edit
+def _make(pipe: Pipeline, call: EditCall, out: Path, trajectory: Path | None) -> None:
+    """Run the call, write the files, and report what the method loses."""
+    from dinit.pipelines.outputs.edits import save_edit, save_edit_animation
 
     start = time.perf_counter()
-    edited = pipe.run_edit(call, "raw")
+    edited, frames = _run(pipe, call, trajectory is not None)
     seconds = time.perf_counter() - start
     save_edit(out, pipe, edited)
+    if trajectory is not None:
+        save_edit_animation(trajectory, pipe, edited, frames)
     error = float((edited.reconstructions.cpu() - call.image).square().mean().sqrt())
     console.print(f"  made again of its own class with a root mean square error of {error:.3g}", highlight=False)
-    console.print(f"{edited.nfe} NFE in {seconds:.1f} s → {out}", markup=False, highlight=False)
+    written = f"{out}" if trajectory is None else f"{out}, {trajectory}"
+    console.print(f"{edited.nfe} NFE in {seconds:.1f} s → {written}", markup=False, highlight=False)
+
+
+def _run(pipe: Pipeline, call: EditCall, animated: bool) -> tuple[EditedImages, list[Tensor]]:
+    """The edit with its progress, and the prediction of the edited images after every step where it is shown."""
+    from dinit.pipelines.callbacks import Trajectory
+
+    branches = len(call.method.branches) * -(-len(call.image) // call.batch_size)
+    trajectory = Trajectory()
+    with Progress("edit", None, "steps", speed=None, enabled=True) as progress:
+
+        def after(step: EditingStep) -> None:
+            progress.update(total=step.total * branches)
+            if animated and step.branch == "edit":
+                trajectory(step)
+
+        return pipe.run_edit(call, "raw", after), trajectory.frames

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from dinit.inverse.editing.base import EDITING_METHODS as EDITING_METHODS
     from dinit.inverse.editing.base import Edited as Edited
     from dinit.inverse.editing.base import EditingMethod as EditingMethod
+    from dinit.inverse.editing.base import EditingStep as EditingStep
     from dinit.inverse.editing.base import EditingTask as EditingTask
     from dinit.inverse.editing.embeddings import ConditionEmbedding as ConditionEmbedding
     from dinit.inverse.editing.embeddings import NullEmbedding as NullEmbedding

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dinit.inverse.editing.base import EditingStep
 from dinit.samplers import Step
 
 StepCallback = Callable[[Step], object]
@@ -23,7 +24,7 @@ class Trajectory:
     def __init__(self) -> None:
         self._parts: dict[int, list[Tensor]] = defaultdict(list)
 
-    def __call__(self, step: Step) -> None:
+    def __call__(self, step: Step | EditingStep) -> None:
         """Keep the posterior mean of `step`."""
         self._parts[step.index].append(step.x0)
 

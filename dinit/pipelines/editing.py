@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from dinit.compat import is_light
 from dinit.devices import upload
 from dinit.diffusion import Denoiser
-from dinit.inverse.editing.base import EDITING_METHODS, EditingMethod
+from dinit.inverse.editing.base import EDITING_METHODS, EditingMethod, EditingStep
 from dinit.models.codec import Codec
 from dinit.pipelines.call import DEFAULT, DEFAULT_BATCH, Default, GuidanceLike, make_grid, make_guidance
 from dinit.pipelines.labels import Label, Labels, make_keys, resolve_labels, whole_number
@@ -155,6 +155,7 @@ class EditingCalls(DiffusionPipeline):
         seed: int | Sequence[int] = 0,
         batch_size: int = DEFAULT_BATCH,
         output_type: OutputType = "pil",
+        callback_on_step_end: Callable[[EditingStep], object] | None = None,
     ) -> EditedImages:
         """The given images as images of another class, with the rest of them kept.
 
@@ -170,6 +171,7 @@ class EditingCalls(DiffusionPipeline):
             seed: of the noise of methods that draw any, one or one an image.
             batch_size: images that the network evaluates at once.
             output_type: as of `__call__`.
+            callback_on_step_end: called after every step of every batch, with its `EditingStep`.
 
         Raises:
             ValueError: anything that cannot run, before the first evaluation of the network.
@@ -185,7 +187,7 @@ class EditingCalls(DiffusionPipeline):
             seed=seed,
             batch_size=batch_size,
         )
-        return self.run_edit(call, output_type)
+        return self.run_edit(call, output_type, callback_on_step_end)
 
     def prepare_edit(
         self,
@@ -220,7 +222,12 @@ class EditingCalls(DiffusionPipeline):
         )
 
     @torch.no_grad()
-    def run_edit(self, call: EditCall, output_type: OutputType = "pil") -> EditedImages:
+    def run_edit(
+        self,
+        call: EditCall,
+        output_type: OutputType = "pil",
+        callback_on_step_end: Callable[[EditingStep], object] | None = None,
+    ) -> EditedImages:
         """Runs a call of `prepare_edit`. Arguments as `edit`."""
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"unknown output type {output_type!r}{suggest(str(output_type), list(OUTPUT_TYPES))}")
@@ -239,6 +246,7 @@ class EditingCalls(DiffusionPipeline):
                     grid=call.grid,
                     guidance=call.guidance,
                     noise_source=NoiseSource(call.keys[part]),
+                    on_step=callback_on_step_end,
                 )
                 found.append((edited.x, edited.reconstruction))
                 nfe = edited.nfe

@@ -32,7 +32,9 @@ def run(*arguments: str) -> int:
 
 def test_edit_writes_a_sheet_that_replays(tiny: str, capsys: pytest.CaptureFixture[str]) -> None:
     line = ("--from", "digit 3", "--to", "8", "--method", "sdedit:strength=0.5", "--steps", "4", "--guidance", "2")
-    assert run("edit", tiny, "whole.png", *line) == 0
+    assert run("edit", tiny, "whole.png", *line, "--trajectory", "steps.gif") == 0
+    with Image.open("steps.gif") as steps:
+        assert getattr(steps, "n_frames", 1) == 2
     assert "2 NFE in" in " ".join(capsys.readouterr().out.split())
     manifest = read_manifest(Path("edited.png"))
     assert manifest.call["edit"] == {"name": "sdedit", "strength": 0.5}
@@ -92,6 +94,7 @@ def test_every_method_is_recorded_and_made_again(tiny: str, name: str) -> None:
         (("--from", "3", "--to", "8", "--method", "sdedit:strength=2"), "strength must be in (0, 1], got 2"),
         (("--from", "3", "--to", "8", "--steps", "1"), "--steps must be at least 2, got 1"),
         (("--from", "3", "--to", "8", "--out", "sheet.jpg"), "sheet.jpg"),
+        (("--from", "3", "--to", "8", "--trajectory", "steps.mp4"), "steps.mp4 must end in .gif or .webp"),
     ],
 )
 def test_mistakes(tiny: str, capsys: pytest.CaptureFixture[str], line: tuple[str, ...], message: str) -> None:

@@ -228,6 +228,7 @@ OPTIONS: dict[str, dict[str, tuple[list[str], dict[str, Any]]]] = {
         "to": (["--to", "d9"], {"target": "d9"}),
         "method": (["--method", "sdedit:strength=0.5"], {"method": "sdedit:strength=0.5"}),
         "out": (["--out", "a.png"], {"out": Path("a.png")}),
+        "trajectory": (["--trajectory", "a.gif"], {"trajectory": Path("a.gif")}),
         "overwrite": (["--out", "there.png", "--overwrite"], {"out": Path("there.png")}),  # refused without
     },
     "generate": {

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dinit.diffusion import PROCESSES, Condition, Denoised, Denoiser
-from dinit.inverse import EDITING_METHODS
+from dinit.inverse import EDITING_METHODS, EditingStep
 from dinit.inverse.editing.inversions import pivots
 from dinit.models import MixtureDenoiser
 from dinit.samplers import LogSNR, NoiseSource
@@ -168,6 +168,23 @@ def test_an_image_does_not_depend_on_its_batch(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", EDITING_METHODS)
+def test_every_step_of_every_branch_is_reported(name: str) -> None:
+    """In order, with the prediction of its branch's images, and without a change of the result."""
+    steps: list[EditingStep] = []
+    found = edited(name, Bent(), 6, on_step=steps.append)
+    assert torch.equal(found.x, edited(name, Bent(), 6).x)
+    branches = EDITING_METHODS[name].branches
+    total = 3 if name == "sdedit" else 5
+    assert [(step.branch, step.index) for step in steps] == [(one, i) for one in branches for i in range(total)]
+    assert {step.total for step in steps} == {total}
+    assert all(step.x0.shape == IMAGES.shape and not step.x0.requires_grad for step in steps)
+    found = edited(name, two_classes("flow"), 60, on_step=steps.append)
+    last = {step.branch: step.x0 for step in steps}
+    for branch, x in (("edit", found.x), ("reconstruction", found.reconstruction)):
+        assert branch not in last or float((last[branch] - x).abs().max()) < 0.15, "the last prediction"
+
+
+@pytest.mark.parametrize("name", EDITING_METHODS)
 def test_evaluations_are_counted(name: str) -> None:
     class Counting(Bent):
         calls = 0
@@ -254,7 +271,11 @@ def test_a_pipeline_edits_pictures_by_class_name() -> None:
     given = torch.tensor(list(three.getdata()), dtype=torch.int16)
     again = torch.tensor(list(found.reconstructions[0].getdata()), dtype=torch.int16)
     assert int((again - given).abs().max()) <= 1, "direct inversion makes the image again"
-    together = pipe.edit([three, three], source=3, target=[8, 9], method="direct", steps=4)
+    reported: list[EditingStep] = []
+    together = pipe.edit(
+        [three, three], source=3, target=[8, 9], method="direct", steps=4, callback_on_step_end=reported.append
+    )
+    assert [step.branch for step in reported] == ["inversion"] * 3 + ["edit"] * 3
     assert list(together.images[1].getdata()) == list(found.images[1].getdata())
     with pytest.raises(ValueError, match="source needs one class for all images, or one for each of 1"):
         pipe.edit(three, source=[3, 4], target=8)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -37,6 +37,26 @@ class Edited:
     nfe: int
 
 
+Branch = Literal["inversion", "edit", "reconstruction"]
+
+
+@dataclass(frozen=True)
+class EditingStep:
+    """A step of an edit that was just taken.
+
+    Attributes:
+        branch: What it is a step of: the way to noise, the edited images, or the given ones made again.
+        index: Of the step in its branch, from 0.
+        total: Steps of the branch.
+        x0: (B, C, H, W), the prediction of the branch's images.
+    """
+
+    branch: Branch
+    index: int
+    total: int
+    x0: Tensor
+
+
 @dataclass
 class EditingTask:
     """An edit with all that its methods share.
@@ -50,6 +70,7 @@ class EditingTask:
         steps: Of the sampler.
         grid: Where the steps fall; None for the sampler's own.
         noise_source: Of all draws, keyed by image.
+        on_step: Called after every step; None for nothing.
         nfe: Evaluations so far.
     """
 
@@ -61,6 +82,7 @@ class EditingTask:
     steps: int
     grid: GridLike | None
     noise_source: NoiseSource
+    on_step: Callable[[EditingStep], object] | None = None
     nfe: int = 0
 
     def points(self, sampler: Sampler | str = "ddim") -> list[Scales]:
@@ -79,6 +101,11 @@ class EditingTask:
         self.nfe += 1
         return denoiser(x, t, cond)
 
+    def report(self, branch: Branch, index: int, total: int, x0: Tensor) -> None:
+        """A step that was taken, as `EditingStep` has it."""
+        if self.on_step is not None:
+            self.on_step(EditingStep(branch, index, total, x0))
+
     def noise(self, number: int) -> Tensor:
         """A draw of standard normal noise, (B, C, H, W)."""
         return self.noise_source.normal("edit", number, self.x)
@@ -86,9 +113,14 @@ class EditingTask:
 
 @dataclass(frozen=True)
 class EditingMethod(ABC):
-    """A way of editing. Subclasses are frozen dataclasses."""
+    """A way of editing. Subclasses are frozen dataclasses.
+
+    Attributes:
+        branches: What its steps are of, in their order; branches that take turns count as the edit's.
+    """
 
     registry_name: ClassVar[str]
+    branches: ClassVar[tuple[Branch, ...]] = ("inversion", "edit", "reconstruction")
 
     def edit(
         self,
@@ -102,6 +134,7 @@ class EditingMethod(ABC):
         guidance: Any = None,
         seed: int | Sequence[int] = 0,
         noise_source: NoiseSource | None = None,
+        on_step: Callable[[EditingStep], object] | None = None,
     ) -> Edited:
         """Images of the source classes as images of the target classes.
 
@@ -115,6 +148,7 @@ class EditingMethod(ABC):
             guidance: Of the edited image, as `apply_guidance` takes it. Inversions follow the conditional model.
             seed: Of the noise, one or one an image.
             noise_source: In place of the seed's.
+            on_step: Called after every step with its `EditingStep`, for a display.
 
         Raises:
             ValueError: A class that is not there, a network without classes, fewer than 2 steps, or a denoiser
@@ -134,6 +168,7 @@ class EditingMethod(ABC):
             steps,
             grid,
             noise_source or NoiseSource.from_seed(seed, len(x)),
+            on_step,
         )
         self.check(task)
         with torch.no_grad():

@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from dinit.diffusion import Condition, Denoised
-from dinit.inverse.editing.base import EDITING_METHODS, Edited, EditingMethod, EditingTask, ddim_step
+from dinit.inverse.editing.base import EDITING_METHODS, Branch, Edited, EditingMethod, EditingTask, ddim_step
 from dinit.inverse.editing.inversions import pivots
 from dinit.samplers.guidance.base import batched_call, check_null_class
 from dinit.samplers.guidance.gradient import differentiable
@@ -50,6 +51,8 @@ class NullEmbedding(EditingMethod):
         ValueError: An option out of its range; from an edit, a network without a null class.
     """
 
+    branches: ClassVar[tuple[Branch, ...]] = ("inversion", "edit")
+
     scale: float = 2.0
     iterations: int = 10
     lr: float = 0.01
@@ -85,7 +88,9 @@ class NullEmbedding(EditingMethod):
             there = target.at_step(i)
             task.nfe += 1
             pair = batched_call(task.denoiser, x, t, [there, replace(there.null(), embedding=null)])
-            x = ddim_step(self._guided(*pair), s)
+            d = self._guided(*pair)
+            x = ddim_step(d, s)
+            task.report("edit", i, len(points) - 1, d.x0)
         return Edited(x, again, task.nfe)
 
     def _guided(self, given: Denoised, null: Denoised) -> Denoised:
@@ -110,6 +115,8 @@ class ConditionEmbedding(EditingMethod):
     Raises:
         ValueError: An option out of its range.
     """
+
+    branches: ClassVar[tuple[Branch, ...]] = ("inversion", "edit")
 
     keep: float = 0.8
     iterations: int = 10
@@ -140,5 +147,7 @@ class ConditionEmbedding(EditingMethod):
             again = step(fitted)
             there = target.at_step(i)
             there = replace(there, embedding=there.embedding + self.keep * (fitted - own))
-            x = ddim_step(task.predict(task.guided, x, t, there), s)
+            d = task.predict(task.guided, x, t, there)
+            x = ddim_step(d, s)
+            task.report("edit", i, len(points) - 1, d.x0)
         return Edited(x, again, task.nfe)

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import itertools
 from abc import abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from dinit.diffusion import Scales
-from dinit.inverse.editing.base import EDITING_METHODS, Edited, EditingMethod, EditingTask, ddim_step
-from dinit.samplers.base import Sampler
+from dinit.diffusion import Condition, Denoised, Denoiser, Scales
+from dinit.inverse.editing.base import EDITING_METHODS, Branch, Edited, EditingMethod, EditingTask, ddim_step
+from dinit.samplers.base import Sampler, Step
 from dinit.samplers.guidance.gradient import differentiable
 from dinit.samplers.inversion.bdia import BDIADDIM
 from dinit.samplers.inversion.edict import EDICT
-from dinit.samplers.inversion.invert import invert, split
+from dinit.samplers.inversion.invert import ascend, split
 
 
 def pivots(task: EditingTask, points: list[Scales]) -> list[Tensor]:
@@ -25,14 +26,17 @@ def pivots(task: EditingTask, points: list[Scales]) -> list[Tensor]:
     for i in range(len(points) - 1, 0, -1):
         d = task.predict(task.denoiser, states[-1], points[i], cond.at_step(i - 1))
         states.append(ddim_step(d, points[i - 1]))
+        task.report("inversion", len(points) - 1 - i, len(points) - 1, d.x0)
     return states[::-1]
 
 
-def descend(task: EditingTask, x: Tensor, points: list[Scales], labels: Tensor) -> Tensor:
+def descend(task: EditingTask, x: Tensor, points: list[Scales], branch: Branch) -> Tensor:
     """DDIM under the guided denoiser from the state x at the first of the points to the last."""
-    cond = task.condition(labels)
+    cond = task.condition(task.target if branch == "edit" else task.source)
     for i, (t, s) in enumerate(itertools.pairwise(points)):
-        x = ddim_step(task.predict(task.guided, x, t, cond.at_step(i)), s)
+        d = task.predict(task.guided, x, t, cond.at_step(i))
+        x = ddim_step(d, s)
+        task.report(branch, i, len(points) - 1, d.x0)
     return x
 
 
@@ -48,9 +52,9 @@ class DDIMEdit(EditingMethod):
     def run(self, task: EditingTask) -> Edited:
         points = task.points()
         start = pivots(task, points)[0]
-        edited = descend(task, start, points, task.target)
+        edited = descend(task, start, points, "edit")
         nfe = task.nfe
-        return Edited(edited, descend(task, start, points, task.source), nfe)
+        return Edited(edited, descend(task, start, points, "reconstruction"), nfe)
 
 
 class _Exact(EditingMethod):
@@ -62,24 +66,35 @@ class _Exact(EditingMethod):
 
     def run(self, task: EditingTask) -> Edited:
         solver, given = self.solver(), {"grid": task.grid, "noise_source": task.noise_source}
-        start = invert(solver, task.denoiser, task.x, task.steps, labels=task.source, **given)
+        way = ascend(solver, task.denoiser, task.x, task.steps, labels=task.source, **given)
+        start = _last(task, way, "inversion")
 
-        def back(denoiser: Any, labels: Tensor) -> tuple[Tensor, int]:
+        def back(denoiser: Denoiser, labels: Tensor, branch: Branch) -> Step:
             steps = solver.iterate(
                 denoiser,
-                start.x,
+                start.x_s,
                 task.steps,
                 labels=labels,
-                initial_state=start.x,
+                initial_state=start.x_s,
                 state=start.state,
                 end="state",
                 **given,
             )
-            *_, last = steps
-            return last.x_s.to(task.x.dtype), last.nfe
+            return _last(task, steps, branch)
 
-        edited, nfe = back(task.guided, task.target)
-        return Edited(edited, back(task.denoiser, task.source)[0], start.nfe + nfe)
+        edited = back(task.guided, task.target, "edit")
+        again = back(task.denoiser, task.source, "reconstruction")
+        dtype = task.x.dtype
+        return Edited(edited.x_s.to(dtype), again.x_s.to(dtype), start.nfe + edited.nfe)
+
+
+def _last(task: EditingTask, steps: Iterator[Step], branch: Branch) -> Step:
+    """The last of a branch's steps; all of them are reported."""
+    step = None
+    for step in steps:
+        task.report(branch, step.index, step.total, step.x0)
+    assert step is not None, "a run has at least one step"
+    return step
 
 
 @EDITING_METHODS.register("edict")
@@ -140,6 +155,8 @@ class DirectInversion(EditingMethod):
         ValueError: to_target outside [0, 1].
     """
 
+    branches: ClassVar[tuple[Branch, ...]] = ("inversion", "edit")
+
     to_target: float = 1.0
 
     def __post_init__(self) -> None:
@@ -154,7 +171,9 @@ class DirectInversion(EditingMethod):
         for i, (t, s) in enumerate(itertools.pairwise(points)):
             stepped = ddim_step(task.predict(task.guided, states[i], t, source.at_step(i)), s)
             offset = states[i + 1] - stepped
-            x = ddim_step(task.predict(task.guided, x, t, target.at_step(i)), s) + self.to_target * offset
+            d = task.predict(task.guided, x, t, target.at_step(i))
+            x = ddim_step(d, s) + self.to_target * offset
+            task.report("edit", i, len(points) - 1, d.x0)
         return Edited(x, states[-1], task.nfe)
 
 
@@ -188,13 +207,16 @@ class SPDInv(EditingMethod):
         points = task.points()
         cond, x = task.condition(task.source), task.x
         for i in range(len(points) - 1, 0, -1):
-            x = self._solve(task, x, points[i], points[i - 1], cond.at_step(i - 1))
-        edited = descend(task, x, points, task.target)
+            x, d = self._solve(task, x, points[i], points[i - 1], cond.at_step(i - 1))
+            task.report("inversion", len(points) - 1 - i, len(points) - 1, d.x0)
+        edited = descend(task, x, points, "edit")
         nfe = task.nfe
-        return Edited(edited, descend(task, x, points, task.source), nfe)
+        return Edited(edited, descend(task, x, points, "reconstruction"), nfe)
 
-    def _solve(self, task: EditingTask, x_s: Tensor, s: Scales, t: Scales, cond: Any) -> Tensor:
-        """x_t at t > s, from which DDIM steps to x_s."""
+    def _solve(
+        self, task: EditingTask, x_s: Tensor, s: Scales, t: Scales, cond: Condition
+    ) -> tuple[Tensor, Denoised]:
+        """x_t at t > s, from which DDIM steps to x_s, and the prediction at s."""
         d = task.predict(task.denoiser, x_s, s, cond)
         x_t = ddim_step(d, t)
         network = "eps" if t.floats.alpha > 0 else "v"
@@ -204,4 +226,4 @@ class SPDInv(EditingMethod):
                 carry, push = split(task.predict(task.denoiser, x, differentiable(t), cond), t, s, network)
                 residual = (x - (x_s - push) / carry).square().sum() / 2
                 x_t = x_t - self.lr * torch.autograd.grad(residual, x)[0]
-        return x_t
+        return x_t, d

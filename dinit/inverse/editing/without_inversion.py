@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
-from dinit.inverse.editing.base import EDITING_METHODS, Edited, EditingMethod, EditingTask
+from dinit.inverse.editing.base import EDITING_METHODS, Branch, Edited, EditingMethod, EditingTask
 from dinit.inverse.editing.inversions import descend
 
 
@@ -20,6 +21,8 @@ class InfEdit(EditingMethod):
     Source: arXiv:2312.04965, Algorithm 2 (DDCM).
     """
 
+    branches: ClassVar[tuple[Branch, ...]] = ("edit",)
+
     def run(self, task: EditingTask) -> Edited:
         points = task.points()
         source, target = task.condition(task.source), task.condition(task.target)
@@ -29,6 +32,7 @@ class InfEdit(EditingMethod):
             of_image = task.predict(task.guided, t.floats.alpha * task.x + noise, t, source.at_step(i))
             of_edit = task.predict(task.guided, t.floats.alpha * edited + noise, t, target.at_step(i))
             edited = task.x + of_edit.x0 - of_image.x0
+            task.report("edit", i, len(points) - 1, edited)
         return Edited(edited, task.x.clone(), task.nfe)
 
 
@@ -46,6 +50,8 @@ class SDEdit(EditingMethod):
         ValueError: strength outside (0, 1].
     """
 
+    branches: ClassVar[tuple[Branch, ...]] = ("edit", "reconstruction")
+
     strength: float = 0.6
 
     def __post_init__(self) -> None:
@@ -57,6 +63,6 @@ class SDEdit(EditingMethod):
         points = points[len(points) - 1 - max(1, round(self.strength * (len(points) - 1))) :]
         t = points[0].floats
         start = t.alpha * task.x + t.sigma * task.noise(0)
-        edited = descend(task, start, points, task.target)
+        edited = descend(task, start, points, "edit")
         nfe = task.nfe
-        return Edited(edited, descend(task, start, points, task.source), nfe)
+        return Edited(edited, descend(task, start, points, "reconstruction"), nfe)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from dinit.pipelines.generate import Pipeline
 from dinit.pipelines.outputs.files import brief, png_bytes, write_file
 from dinit.pipelines.outputs.inputs import write_inputs
 from dinit.pipelines.outputs.manifest import describe
-from dinit.pipelines.outputs.sheets import Layout, draw_sheet, lay_out, to_tiles
+from dinit.pipelines.outputs.sheets import Layout, animation_bytes, draw_sheet, lay_out, to_tiles
+from dinit.targets import ANIMATIONS
 
 
 def edit_tiles(edited: EditedImages) -> tuple[Tensor, list[str]]:
@@ -35,6 +36,12 @@ def edit_tiles(edited: EditedImages) -> tuple[Tensor, list[str]]:
 
 def edit_layout(pipe: Pipeline, edited: EditedImages) -> Layout:
     """The layout of the sheet, with the call in one line as its title."""
+    _, rows = edit_tiles(edited)
+    return lay_out(rows, edited.call.image.shape[-1], edit_caption(pipe, edited))
+
+
+def edit_caption(pipe: Pipeline, edited: EditedImages) -> str:
+    """An edit in one line: classes, method, steps, NFE, guidance and dtype."""
     call = edited.call
     names = pipe.class_names
 
@@ -49,8 +56,7 @@ def edit_layout(pipe: Pipeline, edited: EditedImages) -> Layout:
         " + ".join(map(brief, call.guidance)) or "no guidance",
         str(pipe.backbone.dtype).removeprefix("torch."),
     ]
-    _, rows = edit_tiles(edited)
-    return lay_out(rows, call.image.shape[-1], ", ".join(parts))
+    return ", ".join(parts)
 
 
 def save_edit(path: Path, pipe: Pipeline, edited: EditedImages) -> None:
@@ -73,6 +79,29 @@ def save_edit(path: Path, pipe: Pipeline, edited: EditedImages) -> None:
     edited.call.to_config(tensors)
     write_file(path, png_bytes(draw_sheet(tiles, layout), describe(pipe, edited).with_picture(picture)))
     write_inputs(path, tensors)
+
+
+def save_edit_animation(path: Path, pipe: Pipeline, edited: EditedImages, frames: Sequence[Tensor]) -> None:
+    """The prediction of the edited images after every step as an animated sheet, next to the given ones.
+
+    Args:
+        path: A GIF or WebP.
+        pipe: What edited.
+        edited: Of output_type 'raw'.
+        frames: (B, C, H, W) each, before the decoder.
+
+    Raises:
+        ValueError: Another suffix.
+    """
+    kind = path.suffix.lower().removeprefix(".")
+    if kind not in ANIMATIONS:
+        raise ValueError(f"{path} must end in .gif or .webp")
+    given = edited.call.image.float().cpu()
+    names = [name for name in ("given", "edited") for _ in range(len(given))]
+    layout = lay_out(names, given.shape[-1], edit_caption(pipe, edited))
+    with torch.no_grad():
+        shown = [torch.cat([given, pipe.codec.decode(frame).float().cpu()]) for frame in frames]
+    write_file(path, animation_bytes([draw_sheet(one, layout) for one in shown], kind))
 
 
 def edit_pairs(
