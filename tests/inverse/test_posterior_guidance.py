@@ -249,10 +249,31 @@ def test_row_sums_of_tmpd_that_are_no_variances() -> None:
     x, k, changes = torch.zeros(1, *SHAPE, dtype=F64), VP().scales(0.9), []
     for y in ([[0.5, 2.0]], [[-7.0, 2.0]]):
         seen = Measurement(Matrix(matrix), torch.tensor(y, dtype=F64))
-        changes.append(predicted(guided("tmpd", seen, law.denoiser(VP())), x, k))
+        changes.append(predicted(guided("tmpd", seen, law.denoiser(VP()), line_search=False), x, k))
     assert torch.equal(*changes)
     variance = 9 - 2.97  # the row sum of the other one, at a time without information
     assert float(changes[0].flatten()[1]) == pytest.approx(3 * 2 / variance, rel=1e-2)
+
+
+@pytest.mark.parametrize(("name", "correlation"), [("pigdm", 0.95), ("tmpd", -0.95)])
+def test_a_line_search_stops_where_the_measurement_is_nearest(name: str, correlation: float) -> None:
+    """Of two pixels that go together, or against each other, whose variance the methods take for too small."""
+    cov = torch.eye(N, dtype=F64)
+    cov[:2, :2] = torch.tensor([[4.0, 4 * correlation], [4 * correlation, 4.0]])
+    law = GaussianMixture(torch.ones(1), torch.zeros(1, N), cov[None], SHAPE)
+    y = torch.tensor([[1.0, 1.0], [1.0, -1.0], [0.5, 3.0]], dtype=F64)
+    seen = Measurement(Matrix(torch.eye(2, N, dtype=F64)), y)
+    x, k, changes = torch.zeros(3, *SHAPE, dtype=F64), VP().scales(0.9), {}
+    prior = predicted(law.denoiser(VP()), x, k)
+    for search in (False, True):
+        change = predicted(guided(name, seen, law.denoiser(VP()), line_search=search), x, k) - prior
+        changes[search] = seen.a.apply(change)
+    before, far = seen.residual(prior), changes[False]
+    share = (before * far).sum(1, keepdim=True) / far.square().sum(1, keepdim=True)
+    beyond = (before - far).norm(dim=1, keepdim=True) > before.norm(dim=1, keepdim=True)
+    assert 0 < int(beyond.sum()) < 3  # some overshoot
+    assert torch.allclose(changes[True], torch.where(beyond, share.clamp(min=0), 1.0) * far, atol=1e-9)
+    assert bool(((before - changes[True]).norm(dim=1) <= before.norm(dim=1)).all())
 
 
 # --- contract ----------------------------------------------------------------------------------------------------

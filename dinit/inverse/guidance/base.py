@@ -13,7 +13,7 @@ from torch import Tensor
 from dinit.diffusion import Condition, Denoised, Denoiser, Process, Scales
 from dinit.diffusion.process import expand
 from dinit.inverse.measurement import Measurement
-from dinit.samplers.guidance.base import Guidance, Guided
+from dinit.samplers.guidance.base import Guidance, Guided, non_batch_dims
 from dinit.samplers.guidance.gradient import differentiable
 
 # Above the first noise level (a flow or a zero-terminal-SNR schedule at t = 1) nothing is left of the Jacobian, and
@@ -90,6 +90,24 @@ class Linearised:
     def shifted(self, change: Tensor) -> Denoised:
         """The prediction with `change` (B, C, H, W) added to its x0."""
         return replace(self.denoised, x0=self.denoised.x0 + change)
+
+    def towards(self, change: Tensor, residual: Tensor, seen: Tensor) -> Denoised:
+        """The prediction with `change`, or where that overshoots y, with the share of it that meets y best.
+
+        It overshoots where |y - A x0| would be larger than without it; the share is then that of an exact line
+        search. The posterior mean of a Gaussian never overshoots, so a change that is exact is left as it is. One
+        made with too small a covariance of x0 overshoots by several times, and the next steps by more.
+
+        Args:
+            change: (B, C, H, W).
+            residual: y - A x0, (B, ...).
+            seen: A applied to `change`, (B, ...).
+        """
+        axes, column = non_batch_dims(residual), (-1, *(1,) * (change.ndim - 1))
+        square, along = seen.square().sum(axes), (seen * residual).sum(axes)
+        beyond = 2 * along < square
+        share = along.clamp(min=0) / torch.where(beyond, square, torch.ones_like(square))
+        return self.shifted(torch.where(beyond, share, torch.ones_like(share)).reshape(column) * change)
 
 
 def linearise(denoiser: Denoiser, x_t: Tensor, t: Scales, cond: Condition) -> Linearised:

@@ -20,15 +20,19 @@ class TMPD(PosteriorGuidance):
 
     C is sigma^2 / alpha times the denoiser's Jacobian; the row sums take one vector-Jacobian product, and the score
     another. Exact on data N(m, v I) where A A* is diagonal. A number of y whose row sum is not positive, as no
-    variance is, has no part in the score: with such sums the published rule diverges (on the open problem's random
-    projection). Boys et al. 2024. Source: arXiv:2310.06721.
+    variance is, has no part in the score. One whose row sum is far below its variance, where covariances are
+    negative, has too large a part: the published rule then diverges. Boys et al. 2024. Source: arXiv:2310.06721.
 
     Args:
         measurement: What the images are known by; None is neutral.
+        line_search: Where the score overshoots y, so that |y - A x0| of an image would grow, x0 moves to where it
+            is least. Published: without.
 
     Raises:
         ValueError: From `wrap`, an operator that is not linear.
     """
+
+    line_search: bool = True
 
     def posterior(
         self, denoiser: Denoiser, x_t: Tensor, t: Scales, cond: Condition, measurement: Measurement
@@ -40,4 +44,7 @@ class TMPD(PosteriorGuidance):
         sums = operator.apply(prior.covariance(ones))
         total = torch.where(sums > 0, sums, torch.ones_like(sums)) + measurement.noise_std**2
         scaled = torch.where(sums > 0, residual / total, torch.zeros_like(residual))
-        return prior.shifted(prior.covariance(operator.adjoint(scaled, shape)))
+        change = prior.covariance(operator.adjoint(scaled, shape))
+        if self.line_search:
+            return prior.towards(change, residual, operator.apply(change))
+        return prior.shifted(change)
