@@ -22,6 +22,7 @@ from dinit.diffusion import PROCESSES
 from dinit.evaluation import Calibration, PosteriorScores, posterior_calibration, posterior_scores
 from dinit.inverse import OPERATORS, POSTERIOR_SAMPLERS, LinearOperator, Measurement, PosteriorGuidance
 from dinit.models import GaussianMixture
+from dinit.registry import suggest
 from dinit.samplers import SAMPLERS
 from dinit.samplers.guidance import GUIDANCES
 from dinit.specs import parse_spec
@@ -238,7 +239,7 @@ def _is_guidance(method: str) -> bool:
         return False
     if name in GUIDANCES and issubclass(GUIDANCES[name], PosteriorGuidance):
         return True
-    raise ValueError(f"{name!r} is no posterior method; choose from {', '.join(posterior_methods())}")
+    raise ValueError(f"{name!r} is no posterior method{suggest(name, posterior_methods())}")
 
 
 @cache

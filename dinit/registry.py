@@ -274,8 +274,11 @@ class Registry(Generic[T_co]):
         name = text.partition(":")[0].strip()
         try:
             found, _ = self.resolve(name)
-        except UnknownName:
-            return parse_spec(text, more)  # `create` reports the name
+        except UnknownName as unknown:
+            try:
+                return parse_spec(text, more)  # `create` reports the name
+            except ValueError:  # how its options read is not known, as those of a list without brackets
+                raise unknown from None
         entry: Any = self._entries[found]
         return parse_spec(text, more, option_kinds(entry))
 

@@ -147,7 +147,8 @@ def _bracketed(parts: Sequence[str], kinds: Mapping[str, OptionKind]) -> list[st
     joined: list[list[str]] = []
     for part in parts:
         key, _, value = (joined[-1][0] if joined else "").partition("=")
-        numbers = kinds.get(_key(key)) == "numbers" and _NUMBER.fullmatch(value.strip())
+        list_or_misspelt = kinds.get(_key(key), "numbers" if kinds else "value") == "numbers"
+        numbers = list_or_misspelt and _NUMBER.fullmatch(value.strip())
         if numbers and _NUMBER.fullmatch(part):
             joined[-1].append(part)
         else:

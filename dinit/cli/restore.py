@@ -204,8 +204,9 @@ def _check_method(method: str | None) -> None:
     try:
         check_entry("posterior-samplers" if own else "guidance", method)
     except UnknownName as error:
-        known = [*registry_of("posterior-samplers"), *registry_of("guidance")]
-        raise ValueError(f"unknown method {name!r}{suggest(name, known)}") from error
+        from dinit.pipelines.method import method_names
+
+        raise ValueError(f"unknown method {name!r}{suggest(name, method_names())}") from error
 
 
 def _check_class(name: str, text: str | None) -> None:

@@ -56,10 +56,12 @@ def read_measurement(
             f"{expected[2]} x {expected[1]}"
         )
     if kind == "auto" and not fits and (height, width) != shape[1:]:
-        sizes = f"{expected[2]} x {expected[1]} pixels, as a measurement, or " if is_picture else ""
+        smaller = is_picture and tuple(expected[1:]) != tuple(shape[1:])
+        sizes = f"{expected[2]} x {expected[1]} pixels, as a measurement, or " if smaller else ""
+        either = " or a measurement" if is_picture and not smaller else ""
         raise ValueError(
             f"{file} is of {width} x {height} pixels, and must be of {sizes}{shape[2]} x {shape[1]}, as an image "
-            "to measure; --input image scales and crops it"
+            f"to measure{either}; --input image scales and crops it"
         )
     if kind != "image" and fits:
         y = from_uint8(torch.from_numpy(read_whole(user_path(file), expected[0])))[None]

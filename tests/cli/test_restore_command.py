@@ -87,10 +87,12 @@ def test_a_mask_of_a_file_replays_where_the_file_is_another_or_gone(tiny: str, o
 
 WRONG = {
     "unknown operator 'msk'": ("whole.png", "--operator", "msk"),
-    "bx": ("whole.png", "--operator", "mask:bx=2,2,6,6"),
+    "unknown operator 'maks'; did you mean 'mask'": ("whole.png", "--operator", "maks:box=2,2,6,6"),
+    "operator 'mask' has no option 'bx'; did you mean 'box'": ("whole.png", "--operator", "mask:bx=2,2,6,6"),
+    "there is no picture other.png, the mask": ("whole.png", "--operator", "mask:image=other.png"),
     "does not fit in 8 x 8": ("whole.png", "--operator", "mask:box=2,2,9,9"),
     "--noise must be": ("whole.png", *MASK, "--noise", "-1"),
-    "unknown method 'mmsp'": ("whole.png", *MASK, "--method", "mmsp"),
+    "unknown method 'mmsp'; did you mean 'mmps'? (known: daps, ddnm,": ("whole.png", *MASK, "--method", "mmsp"),
     "iteration": ("whole.png", *MASK, "--method", "mmps:iteration=3"),
     "'cfg' does not take a measurement": ("whole.png", *MASK, "--method", "cfg:scale=3"),
     "unknown input 'picture'": ("whole.png", *MASK, "--input", "picture"),

@@ -267,7 +267,7 @@ WRONG: list[tuple[dict[str, Any], tuple[int, ...] | None, str]] = [
     ({"name": "mask", "hidden": torch.zeros(4)}, None, r"\(H, W\) or \(C, H, W\)"),
     ({"name": "mask", "hidden": torch.zeros(8, 11)}, COLOR, "give one of their height and width"),
     ({"name": "mask", "hidden": torch.zeros(2, 8, 12)}, COLOR, "give one of their height and width"),
-    ({"name": "mask", "image": "/nowhere/mask.png"}, None, "cannot be read as an image"),
+    ({"name": "mask", "image": "/nowhere/mask.png"}, None, "there is no picture /nowhere/mask.png"),
     ({"name": "mask", "box": [0, 0, 1, 1]}, (8, 12), r"images \(C, H, W\)"),
     ({"name": "downscale", "factor": 0}, None, "at least 1"),
     ({"name": "downscale", "factor": 3}, COLOR, "3 divides, got 8"),

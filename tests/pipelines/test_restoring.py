@@ -82,6 +82,7 @@ def test_pictures_of_another_size_are_refused(pipe: Any, picture: Path, tmp_path
         ("downscale:factor=2", "auto", r"9 x 9 pixels, and must be of 4 x 4 pixels, as a measurement, or 8 x 8"),
         ("downscale:factor=2", "measurement", "a measurement by this operator of 4 x 4"),
         ("random-projection:rows=5", "measurement", "is no picture"),
+        ("blur:std=1", "auto", r"9 x 9 pixels, and must be of 8 x 8, as an image to measure or a measurement"),
         ("random-projection:rows=5", "auto", "must be of 8 x 8, as an image"),
         ("downscale:factor=3", "auto", "3"),
         ("grey", "auto", "3"),

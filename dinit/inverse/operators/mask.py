@@ -151,5 +151,7 @@ def _white(path: str) -> Tensor:
     try:
         with Image.open(path) as file:
             return torch.from_numpy(np.asarray(file.convert("L")) > 127)
+    except FileNotFoundError as error:
+        raise ValueError(f"there is no picture {path}, the mask") from error
     except (OSError, UnidentifiedImageError) as error:
         raise ValueError(f"the mask {path} cannot be read as an image: {error}") from error
