@@ -11,6 +11,7 @@ from PIL import Image
 
 from dinit.cli import main
 from dinit.inverse import EDITING_METHODS
+from dinit.models.base import BACKBONES
 from dinit.pipelines.editing import EditCall
 from dinit.pipelines.generate import Pipeline
 from dinit.pipelines.outputs.manifest import read_manifest
@@ -97,7 +98,14 @@ def test_every_method_is_recorded_and_made_again(tiny: str, name: str) -> None:
         (("--from", "3", "--to", "8", "--trajectory", "steps.mp4"), "steps.mp4 must end in .gif or .webp"),
     ],
 )
-def test_mistakes(tiny: str, capsys: pytest.CaptureFixture[str], line: tuple[str, ...], message: str) -> None:
+def test_mistakes(
+    tiny: str,
+    capsys: pytest.CaptureFixture[str],
+    line: tuple[str, ...],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(BACKBONES["dit"], "forward", lambda *_: pytest.fail("the network was evaluated"))
     assert run("edit", tiny, "whole.png", *line) == 2
     assert message in " ".join(capsys.readouterr().err.replace("│", " ").split())
     assert [path.name for path in Path().iterdir()] == ["whole.png"]

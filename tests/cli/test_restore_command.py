@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from dinit.cli import main
+from dinit.models.base import BACKBONES
 from dinit.pipelines.outputs.manifest import read_manifest
 
 
@@ -91,6 +92,10 @@ WRONG = {
     "operator 'mask' has no option 'bx'; did you mean 'box'": ("whole.png", "--operator", "mask:bx=2,2,6,6"),
     "there is no picture other.png, the mask": ("whole.png", "--operator", "mask:image=other.png"),
     "does not fit in 8 x 8": ("whole.png", "--operator", "mask:box=2,2,9,9"),
+    "has the shape (8, 6), and the images (1, 8, 8)": ("whole.png", "--operator", "mask:image=narrow.png"),
+    "grey measures images of 3 channels": ("whole.png", "--operator", "grey"),
+    "narrow.png is of 6 x 8 pixels": ("narrow.png", *MASK),
+    "must be of 4 x 4 pixels": ("narrow.png", "--operator", "downscale:factor=2"),
     "--noise must be": ("whole.png", *MASK, "--noise", "-1"),
     "unknown method 'mmsp'; did you mean 'mmps'? (known: daps, ddnm,": ("whole.png", *MASK, "--method", "mmsp"),
     "iteration": ("whole.png", *MASK, "--method", "mmps:iteration=3"),
@@ -108,9 +113,15 @@ WRONG = {
 
 @pytest.mark.parametrize(("message", "line"), WRONG.items(), ids=WRONG)
 def test_mistakes_end_in_a_message_and_write_nothing(
-    tiny: str, message: str, line: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+    tiny: str,
+    message: str,
+    line: tuple[str, ...],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     Path("text.png").write_text("a text")
+    Image.new("L", (6, 8)).save("narrow.png")
+    monkeypatch.setattr(BACKBONES["dit"], "forward", lambda *_: pytest.fail("the network was evaluated"))
     assert run("restore", tiny, *line) == 2
     said = " ".join(capsys.readouterr().err.replace("│", " ").split())
     assert message in said

@@ -344,6 +344,24 @@ WRONG: dict[str, dict[str, Any]] = {
     "method must be a name": {"measurement": seen(), "method": 3},
     "both hold a measurement": {"measurement": seen(), "method": {"name": "mmps", "measurement": seen()}},
     "class 12": {"image": ZEROS, "labels": 12},
+    "3 channels": {"measurement": Measurement("grey", ZEROS)},
+    "the shape \\(1, 8, 9\\)|\\(B, 1, 8, 8\\)": {
+        "measurement": Measurement("identity", torch.zeros(1, 1, SIZE, SIZE + 1))
+    },
+}
+WRONG_EDITS: dict[str, dict[str, Any]] = {
+    "image has pictures of shape": {"image": torch.zeros(1, 1, 9, 9)},
+    "must be \\(1, 8, 8\\)": {"image": torch.zeros(1, 3, SIZE, SIZE)},
+    "class 12": {"target": 12},
+    "class -1": {"source": -1},
+    "target needs one class for all images, or one for each of 1": {"target": [3, 1]},
+    "source needs one class": {"source": None},
+    "strength must be in": {"method": "sdedit:strength=1.5"},
+    "did you mean 'infedit'": {"method": "infedti"},
+    "at least 2 steps": {"steps": 1},
+    "steps": {"steps": 0},
+    "seed": {"seed": [1, 2]},
+    "batch_size": {"batch_size": 0},
 }
 
 
@@ -354,6 +372,20 @@ def test_what_cannot_run_is_refused_before_the_network(
     monkeypatch.setattr(type(pipe.backbone), "forward", lambda *_: pytest.fail("the network was evaluated"))
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         pipe(**{"labels": [3, 1], **given})
+
+
+@pytest.mark.parametrize(("message", "given"), WRONG_EDITS.items(), ids=WRONG_EDITS)
+def test_an_edit_that_cannot_run_is_refused_before_the_network(
+    pipe: Any, message: str, given: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(pipe.backbone), "forward", lambda *_: pytest.fail("the network was evaluated"))
+    with pytest.raises(ValueError, match=message):
+        pipe.edit(**{"image": ZEROS, "source": 3, "target": 1, **given})
+
+
+def test_a_measurement_has_no_negative_noise() -> None:
+    with pytest.raises(ValueError, match="noise_std is a standard deviation, at least 0"):
+        seen(noise_std=-0.1)
 
 
 def test_on_latents_an_operator_is_not_linear(image: Tensor) -> None:
