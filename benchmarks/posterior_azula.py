@@ -16,7 +16,7 @@ from dinit.models import GaussianMixture
 INSTALLED = find_spec("azula") is not None
 
 
-def peers(case: Case, evaluations: int) -> Iterator[tuple[str, Callable[[], Tensor]]]:
+def peers(case: Case, evaluations: int, seed: int) -> Iterator[tuple[str, Callable[[], Tensor]]]:
     """(name, run) of every method; none where azula is not installed. Samples are in the order of the rows."""
     if not INSTALLED:
         return
@@ -32,7 +32,7 @@ def peers(case: Case, evaluations: int) -> Iterator[tuple[str, Callable[[], Tens
 
     def run(sampler: Callable[..., Any], *wrapped: Any, **options: Any) -> Callable[[], Tensor]:
         def go() -> Tensor:
-            torch.manual_seed(0)
+            torch.manual_seed(seed)
             made = sampler(*wrapped, **options, steps=evaluations, silent=True, dtype=torch.float64)
             return made(torch.randn(len(y), a.shape[1], dtype=torch.float64))
 
@@ -56,14 +56,14 @@ def peers(case: Case, evaluations: int) -> Iterator[tuple[str, Callable[[], Tens
     for eta in (0.0, 1.0):
         yield f"pgdm-eta{eta:g}", run(guidance.PGDMSampler, prior, y, forward, lambda v: v @ inverse.T, eta=eta)
     yield "dps-rows", run(_dps_of_rows(guidance.DPSSampler), prior, y, forward)
-    yield "tds", lambda: _tds(case, prior, evaluations)
+    yield "tds", lambda: _tds(case, prior, evaluations, seed)
 
 
-def _tds(case: Case, prior: Any, evaluations: int) -> Tensor:
+def _tds(case: Case, prior: Any, evaluations: int, seed: int) -> Tensor:
     """A population of particles for each measurement."""
     from azula import guidance
 
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     found = []
     for i, y in enumerate(case.y):
 
