@@ -244,11 +244,11 @@ def main() -> None:
         "",
         f"`python benchmarks/posterior.py --problem FILE --seeds {options.seeds}`, noise {options.noise:g}, "
         f"{options.evaluations} evaluations, {PER_MEASUREMENT} samples for each of three measurements, float64; "
-        f"{peer}, on its VP schedule; means over the seeds. sw2 is the sliced Wasserstein distance to exact samples "
+        f"{peer}, on its VP schedule; means over seeds. sw2 is the sliced Wasserstein distance to exact samples "
         "in the posterior's standard deviations; what exact samples have themselves is the mean and the deviation "
-        f"of {EXACT_DRAWS} draws of as many. `oracle` runs a sampler with the exact E[x0 | x_t, y]: what it loses is "
-        f"the solver's. `tds` alone makes each sample of 8 particles, of {options.evaluations} evaluations together; "
-        f"`all particles` is one run of {PER_MEASUREMENT} for each measurement, which are all samples, of "
+        f"of {EXACT_DRAWS} draws of as many. `oracle` runs a sampler with the exact E[x0 | x_t, y]: what it loses "
+        f"is the solver's. `tds` alone makes each sample of 8 particles, of {options.evaluations} evaluations "
+        f"together; `all particles` is one run of {PER_MEASUREMENT} a measurement, which are all samples, of "
         f"{options.evaluations} evaluations each, as those of azula's TDS. `recorded` is the best peer "
         "in the table that came with the problem.",
         "",

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dinit.diffusion import PROCESSES, Denoiser
-from dinit.inverse import DAPS, DDRM, OPERATORS, POSTERIOR_SAMPLERS, TDS, Measurement, PosteriorSampler
+from dinit.inverse import DAPS, DDRM, OPERATORS, POSTERIOR_SAMPLERS, TDS, Matrix, Measurement, PosteriorSampler
 from dinit.inverse.samplers.replacement import overwrite
 from dinit.inverse.samplers.tds import Particles
 from dinit.models import GaussianMixture
@@ -280,6 +280,8 @@ def test_what_does_not_fit_is_refused_before_the_first_evaluation(spec: str) -> 
         ("red-diff:lr=0", "lr must be above 0, got 0"),
         ("tds:particles=0", "particles must be at least 1, got 0"),
         ("tds:threshold=2", r"threshold is a share of the particles, in \[0, 1\], got 2"),
+        ("ddrm:rtol=1", r"rtol is a share of the largest singular value, in \[0, 1\), got 1"),
+        ("red-diff:rtol=-1", r"rtol is a share of the largest singular value, in \[0, 1\), got -1"),
         ("tds:covariance=full", "covariance is one of isotropic, jacobian, got 'full'"),
         ("tds:iterations=0", "iterations must be at least 1, got 0"),
         ("mcmc:iterations=0", "iterations must be at least 1, got 0"),
@@ -313,10 +315,61 @@ def test_known_coefficients_of_a_state_have_its_noise(noise_std: float) -> None:
     z = NoiseSource.from_seed(1, count).normal("step", 0, noise(count))
     alpha, sigma = k.floats.alpha, k.floats.sigma
     start = sigma * NoiseSource.from_seed(2, count).normal("step", 0, noise(count))
-    for known in (overwrite(noise(count), k, seen, z), DDRM._start(start, k, seen)):
+    for known in (overwrite(noise(count), k, seen, z), DDRM()._start(start, k, seen)):
         pixels = known[:, 0, 0]
         assert torch.allclose(pixels.mean(0), alpha * truth, rtol=0, atol=4 * sigma / math.sqrt(count))
         assert torch.allclose(pixels.std(0), torch.full((2,), sigma, dtype=torch.float64), rtol=0.05)
+
+
+def nearly_singular() -> Tensor:
+    """Two rows with singular values of 2 and 2e-3."""
+    rows, _ = torch.linalg.qr(MIXING.T)
+    turn = torch.tensor([[0.6, -0.8], [0.8, 0.6]], dtype=torch.float64)
+    return turn @ torch.diag(torch.tensor([2.0, 2e-3], dtype=torch.float64)) @ rows.T
+
+
+def test_small_singular_values_count_as_zero() -> None:
+    """Their pseudo-inverse is that of torch with the same share, and the plain one has them."""
+    matrix = nearly_singular()
+    svd = Matrix(matrix).svd(SHAPE)
+    y = torch.tensor([[0.9, -0.4]], dtype=torch.float64)
+    for rtol in (0.0, 9e-4, 1.1e-3, 0.5):
+        inverse = svd.to_image(svd.pseudo_inverse(svd.of_measurement(y), rtol), SHAPE).flatten(1)
+        assert torch.allclose(inverse, y @ torch.linalg.pinv(matrix, rtol=rtol).T, rtol=1e-9, atol=1e-9), rtol
+    assert [svd.rank(rtol) for rtol in (0.0, 9e-4, 1.1e-3, 0.5)] == [2, 2, 1, 1]
+
+
+def test_ddnm_leaves_out_small_singular_values() -> None:
+    denoiser, x = correlated().denoiser(PROCESSES.create("vp")), noise(3)
+    t, cond = denoiser.process.scales(0.5), denoiser.condition(None, 3)
+    seen = measured(nearly_singular(), 0.0)
+    free = denoiser(x, t, cond).x0
+    for options, rtol in ({}, 0.03), ({"rtol": 1e-4}, 1e-4):
+        guided = GUIDANCES.create({"name": "ddnm", "measurement": seen, **options}).wrap(denoiser)
+        change = seen.residual(free) @ torch.linalg.pinv(nearly_singular(), rtol=rtol).T
+        assert torch.allclose(guided(x, t, cond).x0 - free, change.reshape(free.shape), rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("noise_std", [0.0, 0.1])
+@pytest.mark.parametrize("name", ["ddrm", "red-diff"])
+def test_samplers_leave_out_what_small_singular_values_measure(name: str, noise_std: float) -> None:
+    """DDRM is as if it were not measured; RED-diff begins without it. With it both are far from any image."""
+    denoiser = correlated().denoiser(PROCESSES.create("vp"))
+    seen = measured(nearly_singular(), noise_std)
+    u, values, v = torch.linalg.svd(nearly_singular(), full_matrices=False)
+    first = measured(values[:1, None] * v[:1], noise_std, tuple((seen.y[0] @ u[:, :1]).tolist()))
+    ends = {
+        label: sampler(spec, one).sample(denoiser, noise(4), 12)
+        for label, spec, one in (
+            ("cut", name, seen),
+            ("whole", f"{name}:rtol=0", seen),
+            ("first alone", name, first),
+        )
+    }
+    assert float(ends["whole"].abs().max()) > (4.5 if noise_std and name == "ddrm" else 20)
+    assert float(ends["cut"].abs().max()) < 4
+    if name == "ddrm":
+        assert torch.allclose(ends["cut"], ends["first alone"], rtol=0, atol=1e-9)
 
 
 def test_langevin_steps_of_daps_sample_a_gaussian() -> None:

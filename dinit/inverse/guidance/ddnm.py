@@ -10,7 +10,7 @@ from torch import Tensor
 from dinit.diffusion import Condition, Denoised, Denoiser, Scales
 from dinit.inverse.guidance.base import PosteriorGuidance
 from dinit.inverse.measurement import Measurement
-from dinit.inverse.operators.base import SVD
+from dinit.inverse.operators.svd import SMALLEST_INVERTED, SVD
 from dinit.samplers.guidance.base import GUIDANCES
 
 
@@ -19,14 +19,23 @@ from dinit.samplers.guidance.base import GUIDANCES
 class DDNM(PosteriorGuidance):
     """x0 + A+ (y - A x0): what y determines is y's, the null space is the network's. Wang et al. 2023.
 
-    y counts as free of noise. It costs no derivative of the network. Source: arXiv:2212.00490, Section 3.1.
+    y counts as free of noise. It costs no derivative of the network. Source: arXiv:2212.00490, Section 3.1. The
+    inverse of a blur would multiply what noise y has, rounding to 8 bits too, by thousands; so A+ leaves out the
+    smallest singular values, as DDRM's published code does.
 
     Args:
         measurement: What the images are known by; None is neutral.
+        rtol: Singular values up to this share of the largest count as 0, in [0, 1); 0 for all that y determines.
 
     Raises:
-        ValueError: From `wrap`, an operator that is not linear.
+        ValueError: rtol out of its range; from `wrap`, an operator that is not linear.
     """
+
+    rtol: float = SMALLEST_INVERTED
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rtol < 1:
+            raise ValueError(f"rtol is a share of the largest singular value, in [0, 1), got {self.rtol}")
 
     def posterior(
         self, denoiser: Denoiser, x_t: Tensor, t: Scales, cond: Condition, measurement: Measurement
@@ -36,7 +45,7 @@ class DDNM(PosteriorGuidance):
         denoised = denoiser(x_t, t, cond)
         known = svd.of_measurement(measurement.residual(denoised.x0))
         known = self._corrected(known, svd, t.like(x_t), measurement.noise_std)
-        return replace(denoised, x0=denoised.x0 + svd.to_image(svd.pseudo_inverse(known), shape))
+        return replace(denoised, x0=denoised.x0 + svd.to_image(svd.pseudo_inverse(known, self.rtol), shape))
 
     def _corrected(self, known: Tensor, svd: SVD, k: Scales, noise_std: float) -> Tensor:
         """The coefficients (B, r) of the residual, as far as they are corrected."""
@@ -56,9 +65,10 @@ class DDNMPlus(DDNM):
 
     Args:
         measurement: What the images are known by; None is neutral.
+        rtol: As in `ddnm`.
 
     Raises:
-        ValueError: From `wrap`, an operator that is not linear.
+        ValueError: rtol out of its range; from `wrap`, an operator that is not linear.
     """
 
     def _corrected(self, known: Tensor, svd: SVD, k: Scales, noise_std: float) -> Tensor:

@@ -13,6 +13,9 @@ from torch.nn.functional import pad
 from dinit.devices import upload
 
 SMALLEST = 1e-10  # of the largest singular value; what is smaller counts as 0
+# The same for methods that divide a noisy y by singular values: as in the published code of DDRM for blurs, whose
+# largest is 1.
+SMALLEST_INVERTED = 0.03
 
 
 def constant(
@@ -101,9 +104,22 @@ class SVD(ABC):
         """
         return constant(self, "values", lambda: self.values, like.device, like.dtype)
 
-    def pseudo_inverse(self, coefficients: Tensor) -> Tensor:
-        """S+ c: from coefficients of measurements (B, r) to those of images (B, n), 0 in the null space."""
-        return pad(coefficients / self.values_on(coefficients), (0, self.pixels - len(self.values)))
+    def rank(self, rtol: float = 0.0) -> int:
+        """How many singular values are above this share of the largest."""
+        return int((self.values > rtol * self.values.max()).sum()) if len(self.values) else 0
+
+    def pseudo_inverse(self, coefficients: Tensor, rtol: float = 0.0) -> Tensor:
+        """S+ c: from coefficients of measurements to those of images, 0 in the null space.
+
+        Args:
+            coefficients: (B, r).
+            rtol: Singular values up to this share of the largest count as 0, as in `torch.linalg.pinv`.
+
+        Returns:
+            (B, n).
+        """
+        rank = self.rank(rtol)
+        return pad(coefficients[:, :rank] / self.values_on(coefficients)[:rank], (0, self.pixels - rank))
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,6 +11,7 @@ from torch import Tensor
 from dinit.diffusion import Scales
 from dinit.inverse.measurement import Measurement
 from dinit.inverse.operators.base import LinearOperator
+from dinit.inverse.operators.svd import SMALLEST_INVERTED
 from dinit.inverse.samplers.base import POSTERIOR_SAMPLERS, PosteriorSampler
 from dinit.inverse.samplers.likelihood import data_gradient
 from dinit.samplers.base import Claims, StepDenoiser, StepNoise
@@ -40,6 +41,8 @@ class REDDiff(PosteriorSampler):
         measurement: What the images are known by; any differentiable operator. None for nothing.
         weight: Of the denoiser's part, above 0; 0.25 in the paper.
         lr: Learning rate of Adam, above 0; 0.1 in the paper.
+        rtol: Of the start A+ y, with a linear operator: singular values up to this share of the largest count as 0,
+            in [0, 1).
 
     Raises:
         ValueError: An option out of its range.
@@ -47,6 +50,7 @@ class REDDiff(PosteriorSampler):
 
     weight: float = 0.25
     lr: float = 0.1
+    rtol: float = SMALLEST_INVERTED
 
     linear_only = False
 
@@ -54,6 +58,8 @@ class REDDiff(PosteriorSampler):
         for name in ("weight", "lr"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        if not 0 <= self.rtol < 1:
+            raise ValueError(f"rtol is a share of the largest singular value, in [0, 1), got {self.rtol}")
 
     def claims(self) -> Claims:
         return Claims(draws_per_step=1)
@@ -76,7 +82,9 @@ class REDDiff(PosteriorSampler):
         if state is None:
             start = torch.zeros_like(x)
             if measurement is not None and isinstance(measurement.a, LinearOperator):
-                start = measurement.a.pseudo_inverse(measurement.y, tuple(x.shape[1:]))
+                shape = tuple(x.shape[1:])
+                svd = measurement.a.svd(shape)
+                start = svd.to_image(svd.pseudo_inverse(svd.of_measurement(measurement.y), self.rtol), shape)
             state = _Adam(start, torch.zeros_like(x), torch.zeros_like(x), 0)
         k, z = t.floats, noise(0, x)
         d = denoise(k.alpha * state.image + k.sigma * z, t)
