@@ -123,6 +123,13 @@ class Denoiser(ABC):
         """
         return False
 
+    def check_end(self, x0: Tensor) -> None:  # noqa: B027 (most know nothing of their samples)
+        """A warning where the end of a run cannot be a sample of this denoiser's; once a run.
+
+        Args:
+            x0: (B, C, H, W), without noise.
+        """
+
     def given(self, labels: Tensor | Sequence[int]) -> Denoiser:
         """This denoiser with its labels filled in: `condition(None, ...)` then means these labels."""
         return GivenLabels(self, _class_numbers(labels))
@@ -195,6 +202,9 @@ class WrappedDenoiser(Denoiser):
 
     def known_at(self, k: Scales) -> bool:
         return self.inner.known_at(k)
+
+    def check_end(self, x0: Tensor) -> None:
+        self.inner.check_end(x0)
 
     def check_labels(
         self, labels: Tensor | Sequence[int] | None, batch: int, device: torch.device | None = None

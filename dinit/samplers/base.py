@@ -146,6 +146,13 @@ class Sampler(ABC):
             points: Scales of every time of the run, in the order of the run.
         """
 
+    def check_end(self, x0: Tensor) -> None:  # noqa: B027 (most know nothing of their samples)
+        """A warning where the end of a run cannot be a sample of what is sampled from; once a run.
+
+        Args:
+            x0: (B, C, H, W), without noise.
+        """
+
     def check_outputs(self, denoiser: Denoiser) -> None:
         """Refusal of a guidance whose outputs besides x0 the steps ignore: it would change images without an error.
 

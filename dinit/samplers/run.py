@@ -149,6 +149,9 @@ class Run:
             x_s, state = self.advance(i, denoise, x, state, StepNoise(self.noise_source, i, draws))
             nfe += denoise.calls
             assert denoise.first is not None, "a step evaluates the denoiser at least once"
+            if i + 1 == self.total and (self.total == len(self.points) or not self.points[-1].floats.sigma):
+                self.sampler.check_end(x_s)
+                self.denoiser.check_end(x_s)
             yield Step(i, self.total, self.points[i].floats.time, x, denoise.first, x_s, nfe, state)
             x = x_s
 

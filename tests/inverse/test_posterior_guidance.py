@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from dinit.diffusion import PROCESSES, Condition, Denoised, Denoiser, Scales
 from dinit.diffusion.continuous import EDM, VP, LinearFlow
-from dinit.inverse import OPERATORS, Matrix, Measurement, PosteriorGuidance
+from dinit.inverse import OPERATORS, POSTERIOR_SAMPLERS, Matrix, Measurement, PosteriorGuidance
 from dinit.inverse.operators.base import LinearOperator, Operator
 from dinit.models.gaussian_mixture import GaussianMixture
 from dinit.samplers import SAMPLERS
@@ -385,6 +386,29 @@ def test_dps_under_ancestral_steps_is_the_published_step() -> None:
     gain = k.alpha * 0.7 / (k.alpha**2 * 0.7 + k.sigma**2)
     published = gain * (r @ seen.operator.A).reshape(3, *SHAPE) / r.norm(dim=1).reshape(3, 1, 1, 1)  # type: ignore[union-attr]
     assert torch.allclose(moved - free, published, rtol=5e-3)
+
+
+@pytest.mark.parametrize("method", ["dps", "red-diff"])
+def test_a_run_that_diverges_warns_at_its_end(method: str) -> None:
+    """Once, by guidance within CFG and by a posterior sampler; a healthy one does not."""
+    law, seen = isotropic(0.7), measured(0.2)
+
+    def run(step: float) -> list[str]:
+        denoiser: Denoiser = law.denoiser(VP())
+        if method == "dps":
+            sampler, guidance = SAMPLERS.create("ddpm"), {"name": "dps", "measurement": seen, "zeta": step}
+            denoiser = apply_guidance(denoiser, [guidance, "clip-x0:low=-1e9,high=1e9"])
+        else:
+            spec = {"name": method, "measurement": seen, "lr": step}
+            sampler = POSTERIOR_SAMPLERS.create(spec)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            sampler.sample(denoiser, randn(6, 3, *SHAPE), 8)
+        return [str(one.message) for one in caught if "diverged" in str(one.message)]
+
+    (message,) = run(1e3)
+    assert message.startswith(f"method {method!r} diverged in 3 of 3 images: values up to ")
+    assert run(0.05) == []
 
 
 class Counted(Guided):

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from dinit.diffusion import Condition, Denoised, Denoiser, Process, Scales
 from dinit.diffusion.process import expand
+from dinit.inverse.divergence import warn_of_divergence
 from dinit.inverse.measurement import Measurement
-from dinit.samplers.guidance.base import Guidance, Guided, non_batch_dims
+from dinit.samplers.guidance.base import DenoiseFunction, Guidance, Guided, non_batch_dims
 from dinit.samplers.guidance.gradient import differentiable
 
 # Above the first noise level (a flow or a zero-terminal-SNR schedule at t = 1) nothing is left of the Jacobian, and
@@ -47,7 +48,7 @@ class PosteriorGuidance(Guidance):
             fitted = cond.run.states.get(key, lambda: measurement.fitted(x_t))  # once a run
             return self.posterior(denoiser, x_t, t, cond, fitted)
 
-        return Guided(denoiser, guided)
+        return _Measured(denoiser, guided, measurement, getattr(self, "registry_name", type(self).__name__))
 
     def rows(self, part: slice) -> Self:
         return self if self.measurement is None else replace(self, measurement=self.measurement.rows(part))
@@ -65,6 +66,18 @@ class PosteriorGuidance(Guidance):
             cond: The condition of the batch.
             measurement: With a row for each of the batch.
         """
+
+
+class _Measured(Guided):
+    """A denoiser of p(x0 | y)."""
+
+    def __init__(self, inner: Denoiser, function: DenoiseFunction, measurement: Measurement, who: str) -> None:
+        super().__init__(inner, function)
+        self.measurement, self.who = measurement, who
+
+    def check_end(self, x0: Tensor) -> None:
+        warn_of_divergence(self.who, self.measurement, x0)
+        super().check_end(x0)
 
 
 @dataclass(frozen=True)

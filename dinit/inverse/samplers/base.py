@@ -8,6 +8,7 @@ from typing import ClassVar, Self
 from torch import Tensor
 
 from dinit.diffusion import Denoiser, Scales
+from dinit.inverse.divergence import warn_of_divergence
 from dinit.inverse.measurement import Measurement
 from dinit.registry import Registry
 from dinit.samplers.base import Sampler, StepNoise
@@ -30,6 +31,10 @@ class PosteriorSampler(Sampler):
     def check(self, denoiser: Denoiser, points: list[Scales]) -> None:
         if self.measurement is not None and self.linear_only:
             self.measurement.linear(type(self).__name__)
+
+    def check_end(self, x0: Tensor) -> None:
+        if self.measurement is not None:
+            warn_of_divergence(getattr(self, "registry_name", type(self).__name__), self.measurement, x0)
 
     def rows(self, part: slice) -> Self:
         """The sampler of some of the images.
