@@ -22,9 +22,11 @@ from dinit.cli.console import console
 from dinit.cli.names import registry_of
 from dinit.cli.options import (
     BatchSize,
+    CacheOption,
     CallFlags,
     Device,
     Dtype,
+    EditsOption,
     EndOption,
     Grid,
     GuidanceOption,
@@ -146,6 +148,8 @@ def evaluate(
     guidance: GuidanceOption = None,
     seed: Seed = 0,
     batch_size: BatchSize = None,
+    cache: CacheOption = None,
+    edits: EditsOption = None,
     device: Device = "auto",
     dtype: Dtype = "float32",
     json: JsonOut = None,
@@ -161,7 +165,7 @@ def evaluate(
         dinit evaluate pictures.npz --data glyphs
         dinit evaluate runs/digits-dico --during-training
     """
-    flags = CallFlags(sampler, sampler_option or (), steps, grid, guidance or (), seed, batch_size, end)
+    flags = CallFlags(sampler, sampler_option, steps, grid, guidance, seed, batch_size, end, cache, edits)
     flags.check()
     _check_targets(json, html, overwrite)
     if data is not None and "/" not in data and not user_path(data).is_dir():  # which is a folder of class folders

@@ -17,9 +17,11 @@ from dinit.cli.given import ImageOption, ImageToStartFrom, MaskOption, StrengthO
 from dinit.cli.labels import ImageOptions, KnownClasses
 from dinit.cli.options import (
     BatchSize,
+    CacheOption,
     CallFlags,
     Device,
     Dtype,
+    EditsOption,
     EndOption,
     Grid,
     GuidanceOption,
@@ -109,6 +111,8 @@ def generate(
     guidance: GuidanceOption = None,
     seed: Seed = 0,
     batch_size: BatchSize = None,
+    cache: CacheOption = None,
+    edits: EditsOption = None,
     device: Device = "auto",
     dtype: Dtype = "float32",
     out: Out = None,
@@ -138,7 +142,7 @@ def generate(
     """
     opening = Opening(name, device, dtype)
     images = ImageOptions(classes, per_class, labels, num_images, labels_from, class_order)
-    flags = CallFlags(sampler, sampler_option or (), steps, grid, guidance or (), seed, batch_size, end)
+    flags = CallFlags(sampler, sampler_option, steps, grid, guidance, seed, batch_size, end, cache, edits)
     flags.check()
     opening.check()
     start = ImageToStartFrom(image, strength, mask)

@@ -93,6 +93,26 @@ GuidanceOption = Annotated[
         rich_help_panel=_CALL,
     ),
 ]
+CacheOption = Annotated[
+    str | None,
+    typer.Option(
+        "--cache",
+        metavar=_SPEC,
+        autocompletion=entries("caches"),
+        help="Cache of the network's features from step to step, such as deepcache:interval=3. Default: none.",
+        rich_help_panel=_CALL,
+    ),
+]
+EditsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--edits",
+        metavar=_SPEC,
+        autocompletion=entries("edits"),
+        help="Edit of the network's features, such as freeu:b1=1.2. Can be repeated. Default: none.",
+        rich_help_panel=_CALL,
+    ),
+]
 Seed = Annotated[
     int, typer.Option(help="Random seed. Image k depends on the seed and on k alone.", rich_help_panel=_CALL)
 ]
@@ -138,19 +158,23 @@ class CallFlags:
         seed: of all images.
         batch_size: images at once.
         end: of the trajectory.
+        cache: name with options.
+        edits: each a name with options.
     """
 
     sampler: str | None = None
-    sampler_options: Sequence[str] = ()
+    sampler_options: Sequence[str] | None = None
     steps: int | None = None
     grid: str | None = None
-    guidance: Sequence[str] = ()
+    guidance: Sequence[str] | None = None
     seed: int = 0
     batch_size: int | None = None
     end: str | None = None
+    cache: str | None = None
+    edits: Sequence[str] | None = None
 
     def options(self, default_sampler: Any = None) -> SamplingOptions:
-        """What of sampler, steps, grid, guidance, batch_size and end was given, as a pipeline's call takes it.
+        """What was given, but for the seed, as a pipeline's call takes it.
 
         Args:
             default_sampler: the pipeline's own, which sampler_options alone change.
@@ -160,7 +184,7 @@ class CallFlags:
         """
         options: SamplingOptions = {}
         if self.sampler is not None:
-            options["sampler"] = registry_of("samplers").parse(self.sampler, self.sampler_options)
+            options["sampler"] = registry_of("samplers").parse(self.sampler, self.sampler_options or ())
         elif self.sampler_options:
             own = dict(default_sampler) if isinstance(default_sampler, Mapping) else {"name": default_sampler}
             if not own.get("name"):
@@ -178,19 +202,27 @@ class CallFlags:
             options["guidance"] = [] if none else [_guidance(one) for one in self.guidance]
         if self.batch_size is not None:
             options["batch_size"] = self.batch_size
+        if self.cache is not None:
+            options["cache"] = registry_of("caches").parse(self.cache)
+        if self.edits:
+            options["edits"] = [registry_of("edits").parse(one) for one in self.edits]
         return options
 
     def check(self) -> None:
         """ValueError for text of another form and unknown names; before a pipeline is opened."""
         self.options(default_sampler={"name": "any"})
         if self.sampler is not None:
-            check_entry("samplers", self.sampler, self.sampler_options)
+            check_entry("samplers", self.sampler, self.sampler_options or ())
         check_entry("grids", self.grid)
+        check_entry("caches", self.cache)
+        for one in self.edits or ():
+            check_entry("edits", one)
         check_word("end", self.end, ENDS)
-        if "none" in self.guidance and len(self.guidance) > 1:
-            given = " ".join(f"--guidance {one}" for one in self.guidance)
+        guidance = self.guidance or ()
+        if "none" in guidance and len(guidance) > 1:
+            given = " ".join(f"--guidance {one}" for one in guidance)
             raise ValueError(f"--guidance none stands alone: it disables the pipeline's own; got {given}")
-        for one in self.guidance:
+        for one in guidance:
             if one != "none":
                 made = _guidance(one)
                 try:

@@ -15,9 +15,11 @@ from dinit.cli.given import check_picture
 from dinit.cli.names import registry_of
 from dinit.cli.options import (
     BatchSize,
+    CacheOption,
     CallFlags,
     Device,
     Dtype,
+    EditsOption,
     EndOption,
     Grid,
     GuidanceOption,
@@ -121,6 +123,8 @@ def restore(
     guidance: GuidanceOption = None,
     seed: Seed = 0,
     batch_size: BatchSize = None,
+    cache: CacheOption = None,
+    edits: EditsOption = None,
     device: Device = "auto",
     dtype: Dtype = "float32",
     out: Out = Path("restored.png"),
@@ -137,7 +141,7 @@ def restore(
         dinit restore glyphs-32 small.png --operator downscale:factor=4 --noise 0.02
     """
     opening = Opening(name, device, dtype)
-    flags = CallFlags(sampler, sampler_option or (), steps, grid, guidance or (), seed, batch_size, end)
+    flags = CallFlags(sampler, sampler_option, steps, grid, guidance, seed, batch_size, end, cache, edits)
     flags.check()
     opening.check()
     check_entry("operators", operator)

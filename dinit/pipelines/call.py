@@ -26,6 +26,8 @@ from dinit.pipelines.method import MethodLike
 from dinit.pipelines.pictures import ImageLike, PictureLike
 from dinit.pipelines.plain import from_spec, to_spec
 from dinit.registry import Registry
+from dinit.reuse.caches.base import CACHES, Cache
+from dinit.reuse.edits.base import EDITS, Edit
 from dinit.samplers import GRIDS, SAMPLERS, Sampler, TimeGrid
 from dinit.samplers.grids.times import Times
 from dinit.samplers.guidance import GUIDANCES, Guidance
@@ -58,6 +60,8 @@ DEFAULT: Final = Default.DEFAULT
 Part = TypeVar("Part")
 SamplerLike = Sampler | SchedulerMixin | str | Mapping[str, Any]
 GuidanceLike = Guidance | float | str | Mapping[str, Any]
+CacheLike = Cache | str | Mapping[str, Any]
+EditLike = Edit | str | Mapping[str, Any]
 
 
 class SamplingOptions(TypedDict, total=False):
@@ -69,6 +73,8 @@ class SamplingOptions(TypedDict, total=False):
     end: End | None
     guidance: GuidanceLike | Sequence[GuidanceLike] | Default | None
     batch_size: int | None
+    cache: CacheLike | None
+    edits: EditLike | Sequence[EditLike] | None
     guidance_scale: float | None
     num_inference_steps: int | None
     eta: float | None
@@ -104,6 +110,8 @@ class Call:
         end: Of the trajectory; see `Sampler.iterate`.
         given: An image to start from, a mask, a measurement; None for nothing. Of a measurement here, each
             posterior guidance and the posterior sampler without one of its own are given the rows of its batch.
+        cache: Of the network's features, below edits' result and all guidance; None is none.
+        edits: Of the network, applied in order.
 
     Raises:
         ValueError: No labels; another number of keys than labels; another end.
@@ -118,6 +126,8 @@ class Call:
     batch_size: int
     end: End = _USUAL_END
     given: Given | None = None
+    cache: Cache | None = None
+    edits: tuple[Edit, ...] = ()
 
     def __post_init__(self) -> None:
         check_end(self.end)
@@ -159,6 +169,8 @@ class Call:
             "batch_size": self.batch_size,
             **({} if self.end == _USUAL_END else {"end": self.end}),
             **({} if self.given is None else self.given.to_config()),
+            **({} if self.cache is None else {"cache": to_spec(self.cache)}),
+            **({} if not self.edits else {"edits": to_spec(self.edits)}),
         }
 
     @classmethod
@@ -186,10 +198,12 @@ class Call:
                 batch_size=whole_number("batch_size", config["batch_size"]),
                 end=config.get("end", _USUAL_END),
                 given=Given.from_config(config, tensors or {}),
+                cache=make_cache(config.get("cache")),
+                edits=make_edits(config.get("edits")),
             )
         except (LookupError, TypeError) as error:
             raise ValueError(f"this record of a call is damaged: {error}") from error
-        for part in (call.sampler, call.grid, *call.guidance):
+        for part in (call.sampler, call.grid, *call.guidance, call.cache, *call.edits):
             _check_fields(part)
         return call
 
@@ -308,6 +322,27 @@ def guidance_at_scale(default: tuple[Guidance, ...], scale: float) -> tuple[Guid
     if not any(isinstance(one, CFG) for one in default):
         return (CFG(float(scale)), *default)
     return tuple(dataclasses.replace(one, scale=float(scale)) if isinstance(one, CFG) else one for one in default)
+
+
+def make_cache(spec: CacheLike | None) -> Cache | None:
+    """The cache that a spec stands for: a Cache, a name with or without options, a mapping; None is none.
+
+    Raises:
+        ValueError: anything else; an option out of range.
+    """
+    return None if spec is None else _create(CACHES, Cache, spec)
+
+
+def make_edits(spec: EditLike | Sequence[EditLike] | None) -> tuple[Edit, ...]:
+    """The edits that a spec stands for: one or a sequence, each an Edit, a name or a mapping; None is none.
+
+    Raises:
+        ValueError: anything else; an option out of range.
+    """
+    if spec is None:
+        return ()
+    specs = list(spec) if isinstance(spec, Sequence) and not isinstance(spec, str) else [spec]
+    return tuple(_create(EDITS, Edit, one) for one in specs)
 
 
 def make_grid(spec: GridLike) -> TimeGrid:

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 RECIPE = "recipe.yaml"
 _IMAGES_PER_CALL = 1000  # of a pipeline: 50,000 float images at once would not fit in memory
-_RECORDED = ("sampler", "steps", "grid", "end", "guidance")  # of the call, besides the seed
+_RECORDED = ("sampler", "steps", "grid", "end", "guidance", "cache", "edits")  # of the call, besides the seed
 
 
 @dataclass(frozen=True)

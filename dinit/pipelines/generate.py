@@ -26,8 +26,10 @@ from dinit.pipelines.advice import CALL, unknown_keywords
 from dinit.pipelines.attributes import Attributes
 from dinit.pipelines.call import (
     DEFAULT,
+    CacheLike,
     CallOptions,
     Default,
+    EditLike,
     GridLike,
     GuidanceLike,
     SamplerLike,
@@ -237,6 +239,8 @@ class Pipeline(
         seed: Seeds | None = 0,
         start_index: int = 0,
         batch_size: int | None = None,
+        cache: CacheLike | None = None,
+        edits: EditLike | Sequence[EditLike] | None = None,
         output_type: OutputType = "pil",
         callback_on_step_end: Callback | None = None,
         return_dict: bool = True,
@@ -276,6 +280,10 @@ class Pipeline(
             start_index: index of the first image of one seed.
             batch_size: images that the network evaluates at once. Images do not depend on it. Without labels and
                 num_images it is the number of images as well, as in DDPMPipeline.
+            cache: of the network's features from step to step ("deepcache:interval=3"): a Cache, a name with or
+                without options, or a mapping. None is none. The images change, see `docs/faster.md`.
+            edits: of what the network's skips join ("freeu"): one Edit, name or mapping, or a sequence in the order
+                of application. None is none.
             output_type: 'pil', 'np' (B, H, W, C) or 'pt' (B, C, H, W) in [0, 1], 'raw' (decoded, around [-1, 1]),
                 'latent' (the sample before it is decoded).
             callback_on_step_end: called after every step of every batch, with its `Step`; or, where it takes four
@@ -323,6 +331,8 @@ class Pipeline(
             seed=seed,
             start_index=start_index,
             batch_size=batch_size,
+            cache=cache,
+            edits=edits,
             class_labels=class_labels,
             guidance_scale=guidance_scale,
             num_inference_steps=num_inference_steps,

@@ -23,6 +23,8 @@ from dinit.pipelines.call import (
     Call,
     CallOptions,
     guidance_at_scale,
+    make_cache,
+    make_edits,
     make_grid,
     make_guidance,
     make_sampler,
@@ -74,6 +76,8 @@ class PreparingMethods:
         def denoiser(self, labels: Labels = None) -> Denoiser: ...
 
         def _iterate(self, denoiser: Denoiser, batch: Call) -> Iterator[Step]: ...
+
+        def _reusing(self, call: Call) -> Denoiser: ...
 
     def prepare(self, labels: Labels = None, **options: Unpack[CallOptions]) -> Call:
         """The validated `Call` that `__call__` would run, with every default filled in.
@@ -132,6 +136,8 @@ class PreparingMethods:
             batch_size=DEFAULT_BATCH if batch_size is None else batch_size,
             end=end,
             given=restored,
+            cache=make_cache(given.get("cache")),
+            edits=make_edits(given.get("edits")),
         )
 
     def _end(self, sampler: Sampler, given: Any) -> End:
@@ -140,7 +146,7 @@ class PreparingMethods:
 
     def check(self, call: Call) -> None:
         """ValueError where the call cannot run on this pipeline; the network is not evaluated."""
-        self._iterate(self.denoiser(), call.rows(slice(0, 1)))  # an iterator that is not begun
+        self._iterate(self._reusing(call), call.rows(slice(0, 1)))  # an iterator that is not begun
 
     def _guidance(self, sampler: Sampler, spec: Any, scale: float | None) -> tuple[Guidance, ...]:
         default = self.guidance

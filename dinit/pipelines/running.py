@@ -69,7 +69,7 @@ class RunningMethods(DiffusionPipeline):
             raise ValueError(f"unknown output type {output_type!r}{suggest(str(output_type), list(OUTPUT_TYPES))}")
         on_step_end: StepCallback | None = step_callback(callback_on_step_end, cast("Pipeline", self))
         codec = None if output_type == "latent" else self.codec
-        denoiser = self.denoiser()
+        denoiser = self._reusing(call)
         batches = call.batches()
         steps = call.steps if call.given is None else call.given.steps(call.steps)
         if not steps:
@@ -123,7 +123,7 @@ class RunningMethods(DiffusionPipeline):
         Raises:
             ValueError: anything that cannot run, at the first step.
         """
-        denoiser = self.denoiser()
+        denoiser = self._reusing(call)
         for batch in call.batches():
             steps = self._iterate(denoiser, batch)
             while True:
@@ -132,6 +132,13 @@ class RunningMethods(DiffusionPipeline):
                 if step is None:
                     break
                 yield step
+
+    def _reusing(self, call: Call) -> Denoiser:
+        """The network's denoiser with the edits and the cache of a call, below guidance."""
+        denoiser = self.denoiser()
+        for edit in call.edits:
+            denoiser = edit.wrap(denoiser)
+        return denoiser if call.cache is None else call.cache.wrap(denoiser)
 
     def _iterate(self, denoiser: Denoiser, batch: Call) -> Iterator[Step]:
         source = NoiseSource(batch.keys)

@@ -70,6 +70,11 @@ CALL = {  # of what several commands share: the option's arguments, and what cha
     "guidance": (["--guidance", "2.5", "--guidance", "cads"], {"guidance": [2.5, {"name": "cads"}]}),
     "seed": (["--seed", "3"], {"seed": 3}),
     "batch_size": (["--batch-size", "5"], {"batch_size": 5}),
+    "cache": (["--cache", "deepcache:interval=2"], {"cache": {"name": "deepcache", "interval": 2}}),
+    "edits": (
+        ["--edits", "freeu:b1=1.3", "--edits", "skip-tuning"],
+        {"edits": [{"name": "freeu", "b1": 1.3}, {"name": "skip-tuning"}]},
+    ),
     "device": (["--device", "cpu"], {"opened": ("some", "cpu", "float32")}),
     "dtype": (["--dtype", "bfloat16"], {"opened": ("some", "auto", "bfloat16")}),
 }
@@ -221,7 +226,11 @@ OPTIONS: dict[str, dict[str, tuple[list[str], dict[str, Any]]]] = {
         "overwrite": (["--out", "there.png", "--overwrite"], {"out": Path("there.png")}),  # refused without
     },
     "edit": {
-        **{name: row for name, row in CALL.items() if name not in ("sampler", "sampler_option", "end")},
+        **{
+            name: row
+            for name, row in CALL.items()
+            if name not in ("sampler", "sampler_option", "end", "cache", "edits")
+        },
         "name": (["other"], {"opened": ("other", "auto", "float32")}),
         "image": (["other-levels.png"], {"labels": Path("other-levels.png")}),
         "from_": (["--from", "4"], {"source": "4"}),
