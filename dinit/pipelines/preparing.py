@@ -216,6 +216,9 @@ class PreparingMethods:
         if isinstance(method, PosteriorGuidance):
             guidance = around(method, guidance)
             using.append(method)
+        if len(using) > 1:
+            names = " and ".join(getattr(one, "registry_name", type(one).__name__) for one in using)
+            raise ValueError(f"{names} both use the measurement: give one, as method= or in guidance=")
         for one in using:
             if one.linear_only and not linear:
                 why = "this operator is not" if in_pixels else "no operator is linear on latents"

@@ -343,6 +343,9 @@ WRONG: dict[str, dict[str, Any]] = {
     "'cfg' does not take a measurement": {"measurement": seen(), "method": "cfg:scale=3"},
     "method must be a name": {"measurement": seen(), "method": 3},
     "both hold a measurement": {"measurement": seen(), "method": {"name": "mmps", "measurement": seen()}},
+    "dps and mmps both use": {"measurement": seen(), "method": "mmps", "guidance": "dps"},
+    "mmps and dps both use": {"measurement": seen(), "guidance": ["mmps", "dps"]},
+    "replace and mmps both use": {"measurement": seen(), "method": "replace", "guidance": "mmps"},
     "class 12": {"image": ZEROS, "labels": 12},
     "3 channels": {"measurement": Measurement("grey", ZEROS)},
     "the shape \\(1, 8, 9\\)|\\(B, 1, 8, 8\\)": {
