@@ -15,6 +15,7 @@ import os
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from restoration_runs import NOISE_STD, OPERATORS_OF, REFERENCES, STEPS, TRUTH, Entry, Task, measured, tasks
 
@@ -51,8 +52,15 @@ def load() -> Found:
 def save(found: Found, order: list[Task]) -> None:
     """Write the store, an entry a line, in the order of the table; entries of methods that are gone are dropped."""
     kept = [found[task.key] for task in order if task.key in found]
-    lines = [json.dumps({"task": asdict(task), "entry": asdict(entry)}) for task, entry in kept]
+    lines = [json.dumps({"task": asdict(task), "entry": plain(entry)}) for task, entry in kept]
     STORE.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def plain(entry: Entry) -> dict[str, Any]:
+    """The entry without what does not apply, to five digits."""
+    values = asdict(entry)
+    others = {name: value for name in ("each", "error") if (value := values.pop(name))}
+    return {key: float(f"{value:.5g}") for key, value in values.items() if not math.isnan(value)} | others
 
 
 def chosen(task: Task, options: argparse.Namespace) -> bool:
@@ -63,7 +71,7 @@ def chosen(task: Task, options: argparse.Namespace) -> bool:
 
 
 def cost(task: Task) -> int:
-    """Long ones begin first: on two cores, one that is begun last would end alone."""
+    """Short ones first: an interrupted run has most of the table."""
     slow = ("tds", "mcmc", "dps under", "pigdm under", "tmpd under", "mmps", "stsl", "repaint", "daps")
     place = next((len(slow) - i for i, name in enumerate(slow) if task.method.startswith(name)), 0)
     return place + 100 * (task.pipeline != "digits-dico") + 10 * (task.guidance == "cfg")
@@ -79,8 +87,22 @@ def row(cells: list[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
+def leaders(here: dict[tuple[str, str], Entry], problem: str) -> set[str]:
+    """The method with the best mean, and those that are less than two standard errors worse on the same images."""
+    there = {
+        method: entry
+        for (method, of), entry in here.items()
+        if of == problem and entry.each and not math.isnan(entry.mean_psnr)
+    }
+    if not there:
+        return set()
+    top = max(there, key=lambda method: there[method].mean_psnr)
+    apart = {method: entry.worse_by(there[top]) for method, entry in there.items()}
+    return {method for method, (worse, error) in apart.items() if worse <= 2 * error}
+
+
 def overview(found: Found, pipeline: str, guidance: str) -> list[str]:
-    """Methods by problems: PSNR of the mean, with the class's accuracy; the best PSNR of each column is bold."""
+    """Methods by problems: PSNR of the mean, with the class's accuracy; bold is the best PSNR of each column."""
     here = {
         (task.method, task.problem): entry
         for task, entry in found.values()
@@ -88,17 +110,7 @@ def overview(found: Found, pipeline: str, guidance: str) -> list[str]:
     }
     problems = list(OPERATORS_OF[pipeline])
     methods = list(dict.fromkeys(method for method, _ in here if method != TRUTH))
-    best = {
-        problem: max(
-            (
-                (entry.mean_psnr, method)
-                for (method, of), entry in here.items()
-                if of == problem and not math.isnan(entry.mean_psnr)
-            ),
-            default=(0.0, ""),
-        )[1]
-        for problem in problems
-    }
+    best = {problem: leaders(here, problem) for problem in problems}
     lines = [row([f"{pipeline}, guidance {guidance}", *problems]), "|" + "---|" * (len(problems) + 1)]
     for method in methods:
         cells = []
@@ -106,7 +118,7 @@ def overview(found: Found, pipeline: str, guidance: str) -> list[str]:
             entry = here.get((method, problem), Entry())
             value = entry.psnr if math.isnan(entry.mean_psnr) else entry.mean_psnr
             text = f"{number(value, '.1f')}, {number(entry.accuracy, '.2f')}" if not math.isnan(value) else ""
-            cells.append(f"**{text}**" if best[problem] == method and text else text)
+            cells.append(f"**{text}**" if method in best[problem] else text)
         lines.append(row([method, *cells]))
     return lines
 
@@ -136,7 +148,8 @@ def write(found: Found, order: list[Task]) -> None:
         MARK,
         "",
         "In decibels, and the share of samples whose class is read as given. `measurement` is y itself, enlarged "
-        "where it is smaller (bicubic); `no measurement` samples the class alone.",
+        "where it is smaller (bicubic); `no measurement` samples the class alone. Bold: the best of the column, "
+        "and what is less than two standard errors of the difference worse on the same images.",
     ]
     for pipeline in OPERATORS_OF:
         for guidance in ("none", "cfg"):
@@ -182,11 +195,12 @@ def main() -> None:
     ]
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(options.workers, context) as pool:
-        running = {pool.submit(measured, task): task for task in sorted(todo, key=cost, reverse=True)}
+        running = {pool.submit(measured, task): task for task in sorted(todo, key=cost)}
         for done, future in enumerate(as_completed(running), start=1):
             task = running[future]
             found[task.key] = (task, future.result())
             save(found, order)
+            write(found, order)
             print(f"{done} of {len(todo)}: {task.key}", flush=True)
     write(found, order)
 
