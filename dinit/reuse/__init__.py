@@ -1,4 +1,4 @@
-"""The same weights, better or cheaper: caches of features, and edits of what a network's skips join."""
+"""The same weights, better or cheaper: caches of features, edits of skips, stitched denoisers."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from dinit.reuse.edits.base import Edit as Edit
     from dinit.reuse.edits.freeu import FreeU as FreeU
     from dinit.reuse.edits.skip_tuning import SkipTuning as SkipTuning
+    from dinit.reuse.stitch import Stitched as Stitched
 else:
     from dinit._exports import attach
 

@@ -13,10 +13,10 @@ from dinit.models.base import BACKBONES, Backbone
 from dinit.samplers import SAMPLERS
 
 
-def network(name: str) -> Backbone:
+def network(name: str, **options: Any) -> Backbone:
     """The tiny preset; its zero-initialised parts would hide faults."""
     torch.manual_seed(0)
-    made = BACKBONES[name].preset("tiny").eval()
+    made = BACKBONES[name].preset("tiny", **options).eval()
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.add_(0.05 * torch.randn(parameter.shape))
