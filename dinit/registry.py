@@ -276,9 +276,10 @@ class Registry(Generic[T_co]):
             found, _ = self.resolve(name)
         except UnknownName as unknown:
             try:
-                return parse_spec(text, more)  # `create` reports the name
+                parse_spec(text)
             except ValueError:  # how its options read is not known, as those of a list without brackets
                 raise unknown from None
+            return parse_spec(text, more)  # `create` reports the name
         entry: Any = self._entries[found]
         return parse_spec(text, more, option_kinds(entry))
 

@@ -34,7 +34,10 @@ CALLED: dict[str, list[tuple[Any, dict[str, Any]]]] = {
     "generator": [(3, {}), ([3, 4], {})],  # seeds of generators
     "labels": [([3, None], {}), (["7", "2"], {})],
 }
-GIVEN = {"image", "strength", "mask", "measurement", "method"}  # tests/pipelines/test_given.py has these
+ELSEWHERE = {
+    *("image", "strength", "mask", "measurement", "method"),  # tests/pipelines/test_given.py
+    *("cache", "edits"),  # tests/pipelines/test_reusing_calls.py
+}
 
 
 def generators(seeds: Any) -> Any:
@@ -51,7 +54,7 @@ def test_every_keyword_of_a_call_decides_it_and_is_recorded(monkeypatch: pytest.
         run.update(given, sampler=self, steps=steps, noise=noise)
         raise Reached
 
-    assert CALLED.keys() == {"labels", *CallOptions.__annotations__} - GIVEN
+    assert CALLED.keys() == {"labels", *CallOptions.__annotations__} - ELSEWHERE
     for keyword, values in CALLED.items():
         for value, beside in values:
             plain = {"labels": [1, 2], "sampler": "ddim", "steps": 4, "guidance": "cfg", **beside}

@@ -20,7 +20,7 @@ from dinit.pipelines.outputs.files import save_sheet
 from dinit.pipelines.outputs.manifest import read_manifest
 from dinit.pipelines.outputs.replay import replay
 
-pytest.importorskip("gradio")
+gr = pytest.importorskip("gradio")
 module = pytest.importorskip("dinit.app.page")
 Page, Switch = module.Page, module.Switch
 
@@ -87,10 +87,13 @@ def test_controls_begin_with_the_pipelines_own_settings(page: Any) -> None:
     for name in page.pipelines.names:
         request = default_request(page.pipelines.open(name), name)
         assert page.controls.read(held(page, request)) == request
-        updates = page.on_pipeline(name)
+        updates = page.on_pipeline(name, "")
         assert updates[0] == name
         assert updates[-1] == ""
-    assert "no_such is not one of the pipelines" in page.on_pipeline("no_such")[-1]
+        again = page.on_pipeline(name, name)  # as a replay leaves them, whose settings stay
+        assert len(again) == len(updates)
+        assert all(one == gr.skip() for one in again)
+    assert "no_such is not one of the pipelines" in page.on_pipeline("no_such", "")[-1]
 
 
 def test_a_click_before_the_fields_of_a_choice_have_arrived_takes_its_defaults(page: Any) -> None:

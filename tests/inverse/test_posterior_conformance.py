@@ -99,8 +99,8 @@ def test_every_method_is_in_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_names_that_are_no_posterior_method() -> None:
-    for name in ("cfg", "mpms"):
-        with pytest.raises(ValueError, match=f"'{name}' is no posterior method; choose from .*mmps"):
+    for name, advice in (("cfg", r" \(known: .*mmps"), ("mpms", "; did you mean 'mmps'")):
+        with pytest.raises(ValueError, match=f"'{name}' is no posterior method{advice}"):
             verify_posterior([name])
     with pytest.raises(ValueError, match="unknown sampler"):
         verify_posterior(["mmps"], ["dpmm"])
