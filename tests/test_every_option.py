@@ -362,7 +362,7 @@ OTHER: dict[str, dict[str, dict[str, Any]]] = {
     "posterior guidance": {
         "ddnm": {"rtol": UNRESOLVED},
         "ddnm+": {"rtol": UNRESOLVED},
-        "diffpir": {"lam": 3.0},
+        "diffpir": {"lam": 3.0, "rtol": UNRESOLVED},
         "dps": {"zeta": 0.3, "steps": 20},
         "mmps": {"iterations": 2},
         "pigdm": {

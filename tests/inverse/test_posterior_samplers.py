@@ -350,6 +350,20 @@ def test_ddnm_leaves_out_small_singular_values() -> None:
         assert torch.allclose(guided(x, t, cond).x0 - free, change.reshape(free.shape), rtol=1e-8, atol=1e-8)
 
 
+def test_diffpir_leaves_out_small_singular_values() -> None:
+    """Of its proximal step, argmin_d |r - A d|^2 + rho |d|^2, the part that the others give."""
+    denoiser, x = correlated().denoiser(PROCESSES.create("vp")), noise(3)
+    t, cond = denoiser.process.scales(0.9), denoiser.condition(None, 3)
+    seen = measured(nearly_singular(), 1e-3)
+    free, rho = denoiser(x, t, cond).x0, 1e-6 * float(t.alpha**2 / t.sigma**2)
+    u, values, v = torch.linalg.svd(nearly_singular(), full_matrices=False)
+    for options, rank in ({}, 1), ({"rtol": 1e-4}, 2):
+        guided = GUIDANCES.create({"name": "diffpir", "measurement": seen, **options}).wrap(denoiser)
+        gains = (values / (values**2 + rho))[:rank]
+        change = seen.residual(free) @ u[:, :rank] @ torch.diag(gains) @ v[:rank]
+        assert torch.allclose(guided(x, t, cond).x0 - free, change.reshape(free.shape), rtol=1e-8, atol=1e-8)
+
+
 @pytest.mark.parametrize("noise_std", [0.0, 0.1])
 @pytest.mark.parametrize("name", ["ddrm", "red-diff"])
 def test_samplers_leave_out_what_small_singular_values_measure(name: str, noise_std: float) -> None:

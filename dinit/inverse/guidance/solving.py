@@ -11,7 +11,9 @@ from dinit.inverse.operators.base import LinearOperator, Shape
 from dinit.samplers.guidance.base import non_batch_dims
 
 
-def regularised(operator: LinearOperator, residual: Tensor, rho: Tensor | float, shape: Shape) -> Tensor:
+def regularised(
+    operator: LinearOperator, residual: Tensor, rho: Tensor | float, shape: Shape, rtol: float = 0.0
+) -> Tensor:
     """A* (A A* + rho I)^-1 r, the minimiser d of |r - A d|^2 + rho |d|^2; with rho = 0 the pseudo-inverse.
 
     Args:
@@ -19,6 +21,7 @@ def regularised(operator: LinearOperator, residual: Tensor, rho: Tensor | float,
         residual: r, (B, ...) as the operator gives it.
         rho: At least 0, infinite for d = 0: a number, or (B, 1).
         shape: Of one image, (C, H, W).
+        rtol: Singular values up to this share of the largest count as 0.
 
     Returns:
         d, (B, C, H, W).
@@ -26,7 +29,7 @@ def regularised(operator: LinearOperator, residual: Tensor, rho: Tensor | float,
     svd = operator.svd(shape)
     known = svd.of_measurement(residual)
     squares = svd.values_on(known) ** 2
-    return svd.to_image(svd.pseudo_inverse(known * (squares / (squares + rho)).to(known)), shape)
+    return svd.to_image(svd.pseudo_inverse(known * (squares / (squares + rho)).to(known), rtol), shape)
 
 
 def noise_to_signal(noise_std: float, variance: Tensor) -> Tensor | float:
