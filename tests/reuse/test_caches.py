@@ -41,18 +41,18 @@ def test_the_pairs_cover_every_cache() -> None:
 def test_neutral_is_no_cache_to_the_bit_and_another_setting_is_not(cache: str, backbone: str) -> None:
     made, option = network(backbone), NEUTRAL.get(cache, "interval=1")
     denoiser, counts = denoiser_of(made), BlockCounts()
-    x = noise(made)
-    plain = sampled(denoiser, x)
+    x = noise(made, 1)
+    plain = sampled(denoiser, x, 3)
     neutral = CACHES.create(f"{cache}:{option}")
     assert neutral.neutral
     assert neutral.wrap(denoiser) is denoiser
-    assert torch.equal(sampled(neutral.wrap(denoiser, counts), x), plain)
-    assert counts.run == counts.whole == 6 * len(body_of(made).blocks)
+    assert torch.equal(sampled(neutral.wrap(denoiser, counts), x, 3), plain)
+    assert counts.run == counts.whole == 3 * len(body_of(made).blocks)
     cached = CACHES.create(cache if cache != "first-block" else "first-block:threshold=0.9")
-    assert not torch.equal(sampled(cached.wrap(denoiser), x), plain)
+    assert not torch.equal(sampled(cached.wrap(denoiser), x, 3), plain)
     assert made.block_hook is None
     assert made.skip_hook is None
-    assert torch.equal(sampled(denoiser, x), plain)
+    assert torch.equal(sampled(denoiser, x, 3), plain)
 
 
 @pytest.mark.parametrize(("cache", "backbone"), [pair for pair in PAIRS if pair[1] in ("unet", "dit", "dis")])
