@@ -142,23 +142,34 @@ class PosteriorReport:
         return rows
 
     def table(self) -> Table:
-        """The table for a terminal, a section for every problem, operator and noise."""
+        """The table for a terminal, a section for every problem, operator and noise, which stand above its runs."""
+        from rich.box import SIMPLE_HEAD
         from rich.table import Table
 
         caption = (
             "sW2: sliced Wasserstein distance to exact samples, in standard deviations of the posterior. bias: "
             "error of the mean, whitened. variance, white var.: over the posterior's, total and whitened. "
             "weights: error of the modes' weights. data: root mean square of (A x - y) / noise. chi2, spread: of "
-            "ranks; both are 1 for exact samples. The rows `exact` have what that many exact samples score."
+            "ranks; both are 1 for exact samples. Problem, operator and noise stand above their "
+            "runs. The rows `exact` have what that many exact samples score."
         )
         heading, *rows = self.rows()
-        table = Table(title="posterior", caption=caption)
-        for column in heading:
-            table.add_column(column, justify="right" if column in dict(COLUMNS) else "left")
-        for before, row in zip([rows[0], *rows], rows, strict=False):
-            if row[:3] != before[:3]:
+        noted = any(row[-1] for row in rows)
+        columns = heading[3:] if noted else heading[3:-1]
+        table = Table(title="posterior", caption=caption, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+        for column in columns:
+            width = (
+                max((len(place) for row in rows for place in row[:2]), default=0) if column == "method" else None
+            )
+            table.add_column(column, justify="right" if column in dict(COLUMNS) else "left", min_width=width)
+        before: list[str] = []
+        for row in rows:
+            if row[:3] != before:
+                before = row[:3]
                 table.add_section()
-            table.add_row(*row)
+                table.add_row(before[0], style="bold")
+                table.add_row(before[1], before[2], style="bold")
+            table.add_row(*(_short(cell) for cell in row[3 : 3 + len(columns)]))
         return table
 
     def markdown(self) -> str:
@@ -166,6 +177,12 @@ class PosteriorReport:
         heading, *rows = ["| " + " | ".join(row) + " |" for row in self.rows()]
         rule = "|" + "---|" * (heading.count("|") - 1)
         return "\n".join([heading, rule, *rows])
+
+
+def _short(cell: str) -> str:
+    """A number in few letters: what is next to 0 as 0."""
+    small = "e-" in cell or cell.startswith("0.000")
+    return "0" if small and cell[0].isdigit() else cell
 
 
 def _pair(ranks: Calibration | None) -> tuple[float, float]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import math
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 import dinit.posterior_conformance as conformance
@@ -80,7 +82,13 @@ def test_what_diverges_or_is_refused_is_written_down(monkeypatch: pytest.MonkeyP
     assert refused.scores is None
     report = PosteriorReport((far, refused))
     assert "diverged" in report.markdown()
-    assert report.table().row_count == 2
+    table = report.table()
+    assert table.row_count == 4  # and the problem, and operator and noise
+    console = Console(width=80, file=io.StringIO())
+    console.print(PosteriorReport((run_case(GAUSSIAN),)).table())
+    written = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "…" not in written
+    assert GAUSSIAN.operator in written
     heading, rule, *rows = report.markdown().splitlines()
     assert len(rows) == 2
     assert {line.count("|") for line in (heading, rule, *rows)} == {heading.count("|")}
