@@ -98,6 +98,7 @@ COLUMNS = (
     ("weights", "weight_err"),
     ("data", "data"),
 )
+_SHORTER = {"variance": "var.", "white var.": "white", "weights": "modes"}  # headings on a terminal
 
 
 @dataclass(frozen=True)
@@ -148,8 +149,8 @@ class PosteriorReport:
 
         caption = (
             "sW2: sliced Wasserstein distance to exact samples, in standard deviations of the posterior. bias: "
-            "error of the mean, whitened. variance, white var.: over the posterior's, total and whitened. "
-            "weights: error of the modes' weights. data: root mean square of (A x - y) / noise. chi2, spread: of "
+            "error of the mean, whitened. var., white: variance over the posterior's, total and whitened. "
+            "modes: error of their weights. data: root mean square of (A x - y) / noise. chi2, spread: of "
             "ranks; both are 1 for exact samples. Problem, operator and noise stand above their "
             "runs. The rows `exact` have what that many exact samples score."
         )
@@ -161,7 +162,11 @@ class PosteriorReport:
             width = (
                 max((len(place) for row in rows for place in row[:2]), default=0) if column == "method" else None
             )
-            table.add_column(column, justify="right" if column in dict(COLUMNS) else "left", min_width=width)
+            table.add_column(
+                _SHORTER.get(column, column),
+                justify="right" if column in dict(COLUMNS) else "left",
+                min_width=width,
+            )
         before: list[str] = []
         for row in rows:
             if row[:3] != before:
