@@ -13,7 +13,7 @@ from reuse_networks import denoiser_of, network, noise, sampled
 from dinit.models.base import BACKBONES
 from dinit.reuse.body import BlockCounts, body_of
 from dinit.reuse.caches.base import CACHES
-from dinit.reuse.edits.base import EDITS, FeatureForm
+from dinit.reuse.edits.base import EDITS, FeatureForm, SkipEdit
 from dinit.reuse.edits.freeu import FreeU
 from dinit.reuse.edits.skip_tuning import SkipTuning
 from dinit.samplers.guidance import apply_guidance
@@ -110,6 +110,35 @@ def test_edits_compose_with_each_other_with_caches_and_with_guidance(backbone: s
     assert not torch.equal(sampled(cached, x), one)
     only = sampled(EDITS.create("freeu").wrap(denoiser), x)
     assert not torch.allclose(one, only, atol=1e-4)
+
+
+class _Cut(SkipEdit):
+    """No skip above 0.1: what it leaves depends on what was done before."""
+
+    neutral = False
+
+    def changed(self, x: Any, skip: Any, level: int, levels: int, form: Any) -> tuple[Any, Any]:
+        return x, skip.clamp(max=0.1)
+
+
+def test_several_edits_are_applied_in_their_order() -> None:
+    made = network("unet")
+    plain, x = denoiser_of(made), noise(made)
+    cond = plain.condition([1, 2, 3], 3)
+
+    class Both:
+        def keep(self, skip: torch.Tensor) -> torch.Tensor:
+            return skip
+
+        def take(self, x: Any, skip: torch.Tensor) -> tuple[Any, torch.Tensor]:
+            return x, (0.5 * skip).clamp(max=0.1)
+
+    half, by_hand = SkipTuning(bottom=0.5, top=0.5), copy.copy(made)
+    by_hand.skip_hook = Both()
+    with torch.no_grad():
+        expected = denoiser_of(by_hand)(x, 0.5, cond).x0
+        assert torch.allclose(_Cut().wrap(half.wrap(plain))(x, 0.5, cond).x0, expected, atol=1e-6)
+        assert not torch.allclose(half.wrap(_Cut().wrap(plain))(x, 0.5, cond).x0, expected, atol=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,10 @@ class SkipEdit(Edit):
         body.deep(0, type(self).__name__)
         sizes = [body.events[index].size for index in body.takes]
         order = sorted(set(sizes))
-        return _Edited(denoiser, self, [order.index(size) for size in sizes])
+        levels = [order.index(size) for size in sizes]
+        if isinstance(denoiser, _Edited):
+            return _Edited(denoiser.below, (*denoiser.edits, self), levels)
+        return _Edited(denoiser, (self,), levels)
 
 
 class FeatureForm:
@@ -110,22 +113,24 @@ class FeatureForm:
 class _Edited(BackboneDenoiser):
     """A network's denoiser each of whose forward passes has a hook on its skips."""
 
-    def __init__(self, denoiser: BackboneDenoiser, edit: SkipEdit, levels: list[int]) -> None:
+    def __init__(self, denoiser: BackboneDenoiser, edits: tuple[SkipEdit, ...], levels: list[int]) -> None:
         vars(self).update(vars(denoiser))
-        self._below, self._edit, self._levels = denoiser, edit, levels
+        self.below, self.edits, self._levels = denoiser, edits, levels
 
     def call_backbone(self, x: Tensor, noise_label: Tensor, cond: Condition) -> Tensor:
         network = copy.copy(self.backbone)  # for this pass alone: threads may share the denoiser
         form = FeatureForm(network.prefix, *x.shape[2:])
-        network.skip_hook = _SkipPass(self._edit, self._levels, form, network.skip_hook)
-        return self._below.of(network).call_backbone(x, noise_label, cond)
+        network.skip_hook = _SkipPass(self.edits, self._levels, form, network.skip_hook)
+        return self.below.of(network).call_backbone(x, noise_label, cond)
 
 
 class _SkipPass:
-    """The hook of one pass: what the network's own hook gives, edited."""
+    """The hook of one pass: what the network's own hook gives, edited by one after another."""
 
-    def __init__(self, edit: SkipEdit, levels: list[int], form: FeatureForm, before: SkipHook | None) -> None:
-        self.edit, self.levels, self.form, self.before = edit, levels, form, before
+    def __init__(
+        self, edits: tuple[SkipEdit, ...], levels: list[int], form: FeatureForm, before: SkipHook | None
+    ) -> None:
+        self.edits, self.levels, self.form, self.before = edits, levels, form, before
         self.taken = 0
 
     def keep(self, skip: Tensor) -> Tensor:
@@ -137,5 +142,6 @@ class _SkipPass:
         level = self.levels[self.taken]
         self.taken += 1
         hidden = x[-1] if isinstance(x, tuple) else x  # of a residual stream, the branch that is joined
-        hidden, skip = self.edit.changed(hidden, skip, level, max(self.levels) + 1, self.form)
+        for edit in self.edits:
+            hidden, skip = edit.changed(hidden, skip, level, max(self.levels) + 1, self.form)
         return ((*x[:-1], hidden) if isinstance(x, tuple) else hidden), skip
